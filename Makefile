@@ -1,0 +1,41 @@
+# Everything sets itself up: `make demo` and `make test` need Python >= 3.11, pip and make, nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# CPU wheels of torch: the default wheels for Linux bring several gigabytes of CUDA. Set TORCH_INDEX= for those.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: demo digits test test-slow lint docs clean
+
+demo: $(VENV)/.plot
+	$(BIN)/python -m scoresde demo
+
+digits: $(VENV)/.test
+	$(BIN)/python examples/digits.py
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+$(VENV)/.torch: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' constraints.txt)
+	@touch $@
+
+# One set-up per extra: the demo needs little, the tests more.
+$(VENV)/.%: $(VENV)/.torch pyproject.toml
+	$(BIN)/pip install -q -c constraints.txt -e '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) docs/_build build *.egg-info

@@ -1,0 +1,74 @@
+"""scoresde: continuous-time score models. Train, sample, and know log p(x) exactly.
+
+>>> import scoresde
+>>> sde = scoresde.build("vp", "mlp", shape=(2,))
+>>> history = scoresde.fit(sde, scoresde.toy.Moons(), steps=50, progress=False)
+>>> x = scoresde.sample(sde, solver="rk45")
+>>> scoresde.log_prob(sde, x).shape
+torch.Size([1])
+"""
+
+from . import toy
+from .backbones import BACKBONES, MLP
+from .build import build
+from .errors import CheckpointError, SolverError, TrainingError
+from .grids import SPACINGS
+
+from .io import load, save
+from .likelihood import Likelihood, bits_per_dim, likelihood, log_prob
+from .metrics import energy_distance, energy_test
+from .oracle import oracle
+from .prediction import PREDICTIONS
+from .process import EDM, PROCESSES, Cosine, Process, RectifiedFlow, SubVPSDE, VESDE, VPSDE
+from .registry import Registry
+from .sampling import Solution, sample, solve
+from .sde import ScoreSDE
+from .solvers import SOLVERS, RungeKutta, Solver, Stepper
+from .training import NOISES, WEIGHTS, History, fit, loss
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BACKBONES",
+    "EDM",
+    "MLP",
+    "NOISES",
+    "PREDICTIONS",
+    "PROCESSES",
+    "SOLVERS",
+    "SPACINGS",
+    "WEIGHTS",
+    "CheckpointError",
+    "Cosine",
+    "History",
+    "Likelihood",
+    "Process",
+    "RectifiedFlow",
+    "Registry",
+    "RungeKutta",
+    "ScoreSDE",
+    "Solution",
+    "Solver",
+    "SolverError",
+    "Stepper",
+    "SubVPSDE",
+    "TrainingError",
+    "VESDE",
+    "VPSDE",
+    "bits_per_dim",
+    "build",
+    "energy_distance",
+    "energy_test",
+    "fit",
+    "likelihood",
+    "load",
+
+    "log_prob",
+    "loss",
+    "oracle",
+    "sample",
+    "save",
+
+    "solve",
+    "toy",
+]

@@ -1,0 +1,133 @@
+"""Whatever a user has, as an endless stream of batches (x, condition) on the model's device.
+
+Tensors and arrays are moved there once and shuffled by index; datasets and loaders are iterated, again and again; objects
+with `.sample` are drawn from, many batches at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from .sde import ScoreSDE, as_floats
+
+Batch = tuple[Tensor, dict[str, Tensor]]
+
+SAMPLED = 50_000  # samples that measure mean and scale where the data are not at hand all at once
+
+
+class Source:
+    """An endless stream of training batches.
+
+    Parameters
+    ----------
+    data : Tensor, array, Dataset, DataLoader, or an object with .sample(n)
+        Samples of shape `sde.shape`, floating point. Datasets and loaders yield x, (x,), or (x, {"y": labels}).
+    sde : ScoreSDE
+        Gives shape, dtype and device.
+    batch_size : int
+    generator : torch.Generator
+        On the model's device.
+    condition : mapping of str to tensor, optional
+        One row per sample, for tensors and arrays.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For data of the wrong kind, shape or dtype, empty, or with NaN.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+    >>> x, condition = next(iter(Source(torch.rand(10, 2), sde, 4, torch.Generator())))
+    >>> x.shape, condition
+    (torch.Size([4, 2]), {})
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        sde: ScoreSDE,
+        batch_size: int,
+        generator: torch.Generator,
+        condition: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._like, self._shape, self._size, self._generator = sde.scale, sde.shape, batch_size, generator
+        self._dtype = sde.state_dtype
+        if isinstance(data, TensorDataset) and len(data.tensors) == 1:
+            data = data.tensors[0]
+        if isinstance(data, Tensor | np.ndarray | list | tuple):
+            x = self._accept(torch.as_tensor(np.asarray(data)) if isinstance(data, list | tuple) else data)
+            condition = {name: torch.as_tensor(value).to(x.device) for name, value in (condition or {}).items()}
+            for name, value in condition.items():
+                if not value.ndim or len(value) != len(x):
+                    raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {len(x)} samples")
+            self.measure, self._stream = x, self._shuffled(x, condition)
+            return
+        if condition:
+            raise TypeError("given= goes with a tensor or array; a Dataset or DataLoader yields (x, {'y': labels})")
+        if isinstance(data, DataLoader | Dataset):
+            if not isinstance(data, DataLoader):
+                whole = isinstance(data, IterableDataset)
+                order = None if whole else torch.Generator().manual_seed(generator.initial_seed() % 2**63)
+                data = DataLoader(data, batch_size, shuffle=not whole, generator=order)
+            self.measure, self._stream = self._first(self._looped(data)), self._looped(data)
+        elif callable(getattr(data, "sample", None)):
+            self.measure, self._stream = self._draw(data, SAMPLED), self._sampled(data)
+        else:
+            raise TypeError(
+                f"data is a tensor, array, Dataset, DataLoader or an object with .sample(n), got {type(data).__name__}"
+            )
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches."""
+        return self._stream
+
+    def _accept(self, x: Any) -> Tensor:
+        return as_floats(x, self._shape, "data").to(self._like.device, self._dtype)
+
+    def _shuffled(self, x: Tensor, condition: dict[str, Tensor]) -> Iterator[Batch]:
+        order = torch.empty(0, dtype=torch.int64, device=x.device)
+        while True:
+            while len(order) < self._size:
+                epochs = [torch.randperm(len(x), generator=self._generator, device=x.device)]
+                order = torch.cat([order, *epochs])
+            rows, order = order[: self._size], order[self._size :]
+            yield x[rows], {name: value[rows] for name, value in condition.items()}
+
+    def _looped(self, loader: DataLoader[Any]) -> Iterator[Batch]:
+        while True:
+            empty = True
+            for item in loader:
+                empty = False
+                x, *rest = item if isinstance(item, list | tuple) else (item,)
+                if len(rest) > 1 or (rest and not isinstance(rest[0], Mapping)):
+                    raise TypeError("batches are x, (x,) or (x, {'y': labels}): name the labels")
+                condition = {n: v.to(self._like.device) for n, v in rest[0].items()} if rest else {}
+                yield self._accept(x), condition
+            if empty:
+                raise ValueError("the data are empty: the loader yielded no batch")
+
+    def _first(self, stream: Iterator[Batch]) -> Tensor:
+        seen = [next(stream)[0]]
+        while sum(map(len, seen)) < SAMPLED and len(seen) < 200:
+            seen.append(next(stream)[0])
+        return torch.cat(seen)
+
+    def _draw(self, data: Any, n: int) -> Tensor:
+        if isinstance(data, torch.distributions.Distribution):
+            return self._accept(data.sample(torch.Size((n,))))
+        if "generator" in inspect.signature(data.sample).parameters and self._generator.device.type == "cpu":
+            return self._accept(data.sample(n, generator=self._generator))
+        return self._accept(data.sample(n))
+
+    def _sampled(self, data: Any) -> Iterator[Batch]:
+        while True:
+            yield from ((x, {}) for x in self._draw(data, self._size * 64).split(self._size))

@@ -1,0 +1,172 @@
+"""A model is a folder: weights in safetensors (raw and averaged) and a JSON file that names everything needed to rebuild it.
+
+Loading builds registered classes from plain numbers and strings and fills them with tensors: it never runs code from the
+folder. The JSON is written last and carries the SHA-256 of the weights, so a save that was cut short leaves the previous
+model in place and a damaged one is recognized.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from .backbones import BACKBONES
+from .errors import CheckpointError
+from .process import PROCESSES
+from .sde import ScoreSDE, event_shape, require_sde
+
+FORMAT = "scoresde-1"
+JSON = "model.json"
+
+
+def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
+    """Save a model as a folder.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+        Its process and network must be of registered classes, so that `load` can name them.
+    folder : path
+        Made if it is not there; a model that is there is replaced once the new one is complete.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the model can't be described by names and plain options.
+    CheckpointError
+        If the folder can't be written, or holds something else.
+
+    Examples
+    --------
+    >>> import scoresde, tempfile
+    >>> sde = scoresde.build("vp", "mlp", shape=(2,), width=16)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     scoresde.load(scoresde.save(sde, folder + "/model")).process
+    VPSDE()
+    """
+    sde = require_sde(sde, "save")
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder is a path, got {type(folder).__name__}")
+    folder = Path(folder)
+    net = {"name": BACKBONES.name_of(sde.net), "options": BACKBONES.options_of(sde.net)}
+    net["options"].pop("shape", None)
+    about: dict[str, Any] = {
+        "format": FORMAT,
+        "process": {"name": PROCESSES.name_of(sde.process), "options": PROCESSES.options_of(sde.process)},
+        "net": net,
+        "shape": list(sde.shape),
+        "predict": sde.predict,
+        "sees": sde.sees,
+        "standardized": sde.standardized,
+        "averaged": sde.ema is not None,
+        "dtype": str(sde.scale.dtype).removeprefix("torch."),
+    }
+    try:
+        json.dumps(about)
+    except TypeError as error:
+        raise TypeError(f"a model is saved as names and plain options, and one is not plain: {error}") from None
+    weights = {name: value.detach().cpu().contiguous() for name, value in sde.state_dict().items()}
+    data = safetensors.torch.save(weights)
+    digest = hashlib.sha256(data).hexdigest()
+    about["weights"] = {"file": f"weights-{digest[:12]}.safetensors", "sha256": digest}
+    try:
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / JSON).exists():
+            raise CheckpointError(f"{folder} holds something that is not a scoresde model; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        _write(folder / about["weights"]["file"], data)
+        _write(folder / JSON, (json.dumps(about, indent=2) + "\n").encode())
+        for old in folder.glob("weights-*.safetensors"):
+            if old.name != about["weights"]["file"]:
+                old.unlink()
+    except OSError as error:
+        raise CheckpointError(f"can't write a model to {folder}: {error}") from error
+    return folder
+
+
+def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> ScoreSDE:
+    """Load a model from a folder that `save` wrote, in eval mode.
+
+    Parameters
+    ----------
+    folder : path
+    device : str or torch.device
+        Where to put it.
+
+    Returns
+    -------
+    ScoreSDE
+
+    Raises
+    ------
+    CheckpointError
+        If there is no model, it is damaged, it is not one of ours, or it needs a process or backbone that is not registered.
+
+    Examples
+    --------
+    See `save`.
+    """
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder is a path, got {type(folder).__name__}")
+    folder = Path(folder)
+    try:
+        about = json.loads((folder / JSON).read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"no model at {folder}: {error.strerror} ({JSON})") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / JSON} is not JSON: {error}") from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        got = about.get("format") if isinstance(about, dict) else type(about).__name__
+        raise CheckpointError(f"{folder / JSON} is not a {FORMAT} model (format: {got!r})")
+    try:
+        file, digest = about["weights"]["file"], about["weights"]["sha256"]
+        if Path(file).name != file:
+            raise CheckpointError(f"{folder / JSON} names weights outside the folder: {file!r}")
+        data = (folder / file).read_bytes()
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise CheckpointError(f"{folder / file} is damaged: its SHA-256 is not the one in {JSON}")
+        weights = safetensors.torch.load(data)
+        shape = event_shape(about["shape"])
+        process = PROCESSES.build(about["process"]["name"], **about["process"]["options"])
+        net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
+        sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"])
+        if about["averaged"]:
+            sde.ema = copy.deepcopy(net).requires_grad_(False)
+        sde.standardized = bool(about["standardized"])
+        sde.to(device=device, dtype={"float32": torch.float32, "float64": torch.float64}.get(about["dtype"]))
+        sde.load_state_dict(weights)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{folder} names weights that can't be read: {error}") from None
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{folder / file} is not a safetensors file: {error}") from None
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / JSON} does not describe a model that can be built here: {error}") from None
+    return sde.eval()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".partial", delete=False) as file:
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        except BaseException:
+            os.unlink(file.name)
+            raise
+    os.replace(file.name, path)

@@ -1,0 +1,722 @@
+r"""Gaussian paths from data to noise, one family for VP, VE, sub-VP, EDM, cosine and rectified flow.
+
+A process is a pair of functions of time, data at t = 0 and noise at t = 1:
+
+    x_t = α(t)·x0 + σ(t)·ε,        ε ~ N(0, I).
+
+Everything else follows. As an SDE it is dx = f(t)·x dt + g(t) dw with
+
+    f = α̇/α,        g² = 2σ·(α·σ̇ − σ·α̇)/α                         (Song et al. 2021, eq. 5; Kingma et al. 2021, eq. 2),
+
+and between two times s < t
+
+    x_t | x_s ~ N(a·x_s, v·I),   a = α_t/α_s,   v = σ_t²·(1 − exp(2λ_t − 2λ_s)),   λ = log(α/σ).
+
+On the unit arc, α = r·cos φ and σ = r·sin φ, so z = x/r = cos φ·x0 + sin φ·ε has unit variance for standardized data and
+obeys dz/dφ = cos φ·ε̂ − sin φ·x̂0 whatever the process (the velocity of Salimans & Ho 2022, appendix D). A process then is only
+a stretch φ(0) … φ(1) of the arc with a clock on it. It owns its two end points: no function in this library takes an epsilon.
+"""
+
+from __future__ import annotations
+
+import abc
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .registry import Registry
+
+PROCESSES: Registry[Process] = Registry("process")
+"""All processes by name; `@PROCESSES.register("name")` adds one and enrols it in the tests."""
+
+
+def as_time(t: Tensor | float) -> Tensor:
+    """Return a time as a tensor: floats become float64, tensors stay as they are.
+
+    Parameters
+    ----------
+    t : Tensor or float
+        Times, in [0, 1].
+
+    Returns
+    -------
+    Tensor
+
+    Examples
+    --------
+    >>> as_time(0.5)
+    tensor(0.5000, dtype=torch.float64)
+    """
+    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+
+
+class Process(abc.ABC):
+    """A Gaussian path x_t = α(t)·x0 + σ(t)·ε, t from 0 (data) to 1 (noise).
+
+    Subclasses give `alpha` and `sigma`, elementwise functions of a tensor; time derivatives come from automatic
+    differentiation and the inverse φ -> t from bisection unless they are given too. σ/α must increase with t.
+    All methods take floats or tensors of any shape, in process time, and return tensors of that shape.
+
+    Examples
+    --------
+    >>> import math, torch, scoresde
+    >>> class Cosine(scoresde.Process):
+    ...     def alpha(self, t): return torch.cos(0.5 * math.pi * t)
+    ...     def sigma(self, t): return torch.sin(0.5 * math.pi * t)
+    >>> Cosine().phi(0.5) / math.pi
+    tensor(0.2500, dtype=torch.float64)
+    """
+
+    hair: float = 1e-4
+    """Where σ(0) = 0 and the prediction is singular there, solvers stop at this φ (radians) instead of 0 and take the data for
+    a sample at that level: a smoothing by 1e-4 standard deviations, O(1e-8) in log p of a smooth density."""
+
+    @abc.abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Return the signal scale α(t).
+
+        Parameters
+        ----------
+        t : Tensor
+            Times in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            α, of t's shape.
+
+        Examples
+        --------
+        >>> RectifiedFlow().alpha(torch.tensor(0.25))
+        tensor(0.7500)
+        """
+
+    @abc.abstractmethod
+    def sigma(self, t: Tensor) -> Tensor:
+        """Return the noise scale σ(t), in units of the standardized data.
+
+        Parameters
+        ----------
+        t : Tensor
+            Times in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            σ, of t's shape.
+
+        Examples
+        --------
+        >>> RectifiedFlow().sigma(torch.tensor(0.25))
+        tensor(0.2500)
+        """
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        """Return dα/dt, by automatic differentiation unless a subclass has the closed form.
+
+        Parameters
+        ----------
+        t : Tensor
+            Times in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            α̇, per unit of process time.
+
+        Examples
+        --------
+        >>> RectifiedFlow().dalpha(torch.tensor(0.25))
+        tensor(-1.)
+        """
+        return _derivative(self.alpha, t)
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        """Return dσ/dt, by automatic differentiation unless a subclass has the closed form.
+
+        Parameters
+        ----------
+        t : Tensor
+            Times in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            σ̇, per unit of process time.
+
+        Examples
+        --------
+        >>> RectifiedFlow().dsigma(torch.tensor(0.25))
+        tensor(1.)
+        """
+        return _derivative(self.sigma, t)
+
+    def phi(self, t: Tensor | float) -> Tensor:
+        """Return the angle on the unit arc, φ = atan2(σ, α), in radians: 0 is data, π/2 pure noise.
+
+        Parameters
+        ----------
+        t : Tensor or float
+            Times in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            Angles in [0, π/2].
+
+        Examples
+        --------
+        >>> RectifiedFlow().phi(1.0)
+        tensor(1.5708, dtype=torch.float64)
+        """
+        t = as_time(t)
+        return torch.atan2(self.sigma(t), self.alpha(t))
+
+    def radius(self, t: Tensor | float) -> Tensor:
+        """Return r = √(α² + σ²), the standard deviation of x_t for standardized data.
+
+        Parameters
+        ----------
+        t : Tensor or float
+            Times in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            Radii; 1 for variance-preserving processes.
+
+        Examples
+        --------
+        >>> VESDE(sigma_max=50.0).radius(1.0)
+        tensor(50.0100, dtype=torch.float64)
+        """
+        t = as_time(t)
+        return torch.hypot(self.alpha(t), self.sigma(t))
+
+    def time(self, phi: Tensor | float) -> Tensor:
+        """Return the time at which the path is at angle φ: the inverse of `phi`.
+
+        Parameters
+        ----------
+        phi : Tensor or float
+            Angles in radians, between φ(0) and φ(1).
+
+        Returns
+        -------
+        Tensor
+            Times in [0, 1]. Processes without a closed form bisect to the last bit.
+
+        Examples
+        --------
+        >>> vp = VPSDE()
+        >>> vp.time(vp.phi(0.3))
+        tensor(0.3000, dtype=torch.float64)
+        """
+        phi = as_time(phi)
+        low, high = torch.zeros_like(phi), torch.ones_like(phi)
+        for _ in range(56 if phi.dtype == torch.float64 else 28):
+            middle = 0.5 * (low + high)
+            above = self.phi(middle) > phi
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+        return torch.where(phi >= self.phi_max, torch.ones_like(phi), torch.where(phi <= self.phi_min, 0.0, high))
+
+    @functools.cached_property
+    def phi_min(self) -> float:
+        """φ(0) in radians: 0 where the path starts at the data itself, about σ_min where it does not."""
+        return float(self.phi(0.0))
+
+    @functools.cached_property
+    def phi_max(self) -> float:
+        """φ(1) in radians: π/2 where the path ends in pure noise, less where a trace of the data is left."""
+        return float(self.phi(1.0))
+
+    @functools.cached_property
+    def ends_in_noise(self) -> bool:
+        """Whether α(1) = 0, so that x_1 holds no trace of the data (and f, g², score-to-data are singular there)."""
+        return math.cos(self.phi_max) < 1e-6
+
+    def f(self, t: Tensor | float) -> Tensor:
+        """Return the drift coefficient f = α̇/α of dx = f·x dt + g dw; −∞ where α = 0.
+
+        Parameters
+        ----------
+        t : Tensor or float
+            Times in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            f, per unit of process time.
+
+        Examples
+        --------
+        >>> VPSDE(beta_min=0.1, beta_max=20.0).f(1.0)
+        tensor(-10., dtype=torch.float64)
+        """
+        t = as_time(t)
+        return self.dalpha(t) / self.alpha(t)
+
+    def g2(self, t: Tensor | float) -> Tensor:
+        """Return the squared diffusion coefficient g² = 2σ·(α·σ̇ − σ·α̇)/α; ∞ where α = 0.
+
+        Parameters
+        ----------
+        t : Tensor or float
+            Times in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            g², variance per unit of process time.
+
+        Examples
+        --------
+        >>> VPSDE(beta_min=0.1, beta_max=20.0).g2(1.0)
+        tensor(20., dtype=torch.float64)
+        """
+        t = as_time(t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        return 2 * sigma * (alpha * self.dsigma(t) - sigma * self.dalpha(t)) / alpha
+
+    def reverse_g2(self, t: Tensor | float) -> Tensor:
+        """Return the squared noise of the reverse SDE that stochastic solvers integrate.
+
+        Any amount of noise g̃² keeps the marginals, in dx = [α̇·x̂0 + σ̇·ε̂ + ½g̃²·ε̂/σ] dt + g̃ dw̄ (Karras et al. 2022,
+        eq. 6). It is g² here, except for processes that end in pure noise, whose g² is infinite at t = 1: theirs is
+        damped to g²·cos²φ = 2ασ·(α·σ̇ − σ·α̇)/r², which is finite everywhere.
+
+        Parameters
+        ----------
+        t : Tensor or float
+            Times in [0, 1].
+
+        Returns
+        -------
+        Tensor
+            g̃², variance per unit of process time.
+
+        Examples
+        --------
+        >>> RectifiedFlow().reverse_g2(torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0., 1., 0.])
+        """
+        t = as_time(t)
+        if not self.ends_in_noise:
+            return self.g2(t)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        turn = alpha * self.dsigma(t) - sigma * self.dalpha(t)
+        return 2 * alpha * sigma * turn / (alpha * alpha + sigma * sigma)
+
+    def marginal(self, x0: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation of x_t given x0: (α(t)·x0, σ(t)).
+
+        Parameters
+        ----------
+        x0 : Tensor, shape (B, *shape)
+            Data, standardized.
+        t : Tensor of shape (B,) or (), or float
+            Times in [0, 1].
+
+        Returns
+        -------
+        mean : Tensor, shape (B, *shape)
+        std : Tensor, broadcastable to the mean
+
+        Examples
+        --------
+        >>> mean, std = RectifiedFlow().marginal(torch.ones(1, 2), 0.25)
+        >>> mean, std
+        (tensor([[0.7500, 0.7500]]), tensor(0.2500))
+        """
+        t = as_time(t)
+        t = t.reshape(t.shape + (1,) * (x0.ndim - 1)) if t.ndim else t
+        return self.alpha(t).to(x0.dtype) * x0, self.sigma(t).to(x0.dtype)
+
+    def transition(self, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return (a, v) of the kernel x_t | x_s ~ N(a·x_s, v·I) for s ≤ t.
+
+        Parameters
+        ----------
+        s, t : Tensor or float
+            Times in [0, 1], s ≤ t.
+
+        Returns
+        -------
+        a : Tensor
+            α_t/α_s.
+        v : Tensor
+            σ_t²·(1 − exp(2λ_t − 2λ_s)): 0 for s = t, σ_t² for s = 0 where σ(0) = 0.
+
+        Examples
+        --------
+        >>> a, v = VESDE(sigma_min=0.01, sigma_max=50.0).transition(0.0, 1.0)
+        >>> float(a), round(float(v), 4)
+        (1.0, 2499.9999)
+        """
+        s, t = as_time(s), as_time(t)
+        alpha_s, alpha_t, sigma_s, sigma_t = self.alpha(s), self.alpha(t), self.sigma(s), self.sigma(t)
+        ratio = (alpha_t * sigma_s) / (alpha_s * sigma_t)  # exp(λ_t − λ_s), in [0, 1]; 0/0 only where s = t = 0
+        near = torch.nan_to_num(1 - ratio, nan=0.0)
+        return alpha_t / alpha_s, sigma_t**2 * near * (1 + ratio.nan_to_num(nan=1.0))
+
+    def prior(self, shape: tuple[int, ...]) -> torch.distributions.Distribution:
+        """Return the law that stands in for p(x_1): N(0, (α² + σ²)·I), whose first two moments are right.
+
+        Parameters
+        ----------
+        shape : tuple of int
+            Shape of one sample.
+
+        Returns
+        -------
+        torch.distributions.Distribution
+            For standardized data, float64.
+
+        Examples
+        --------
+        >>> VESDE(sigma_max=50.0).prior((2,)).stddev
+        tensor([50.0100, 50.0100], dtype=torch.float64)
+        """
+        zero = torch.zeros(shape, dtype=torch.float64)
+        return torch.distributions.Independent(torch.distributions.Normal(zero, self.radius(1.0)), len(shape))
+
+
+def _derivative(function: object, t: Tensor) -> Tensor:
+    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]  # type: ignore[no-any-return, arg-type]
+
+
+@dataclass(frozen=True)
+class _Variance(Process):
+    """The clock that VP and sub-VP share: β(t) = β_min + t·(β_max − β_min), log α = −½∫β."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.beta_min <= self.beta_max, self, "0 < beta_min <= beta_max")
+
+    def beta(self, t: Tensor | float) -> Tensor:
+        """Return β(t), the variance added per unit of process time.
+
+        Parameters
+        ----------
+        t : Tensor or float
+            Times in [0, 1].
+
+        Returns
+        -------
+        Tensor
+
+        Examples
+        --------
+        >>> VPSDE(0.1, 20.0).beta(0.0)
+        tensor(0.1000, dtype=torch.float64)
+        """
+        return self.beta_min + as_time(t) * (self.beta_max - self.beta_min)
+
+    def log_alpha(self, t: Tensor | float) -> Tensor:
+        """Return log α(t) = −¼t²·(β_max − β_min) − ½t·β_min.
+
+        Parameters
+        ----------
+        t : Tensor or float
+            Times in [0, 1].
+
+        Returns
+        -------
+        Tensor
+
+        Examples
+        --------
+        >>> VPSDE(0.1, 20.0).log_alpha(1.0)
+        tensor(-5.0250, dtype=torch.float64)
+        """
+        t = as_time(t)
+        return -t * (0.25 * t * (self.beta_max - self.beta_min) + 0.5 * self.beta_min)
+
+    def _time_of(self, minus_log_alpha: Tensor) -> Tensor:
+        a, b = 0.25 * (self.beta_max - self.beta_min), 0.5 * self.beta_min
+        return 2 * minus_log_alpha / (b + torch.sqrt(b * b + 4 * a * minus_log_alpha))
+
+    def alpha(self, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.exp(self.log_alpha(t))
+
+    def dalpha(self, t: Tensor) -> Tensor:  # noqa: D102
+        return -0.5 * self.beta(t) * self.alpha(t)
+
+    def f(self, t: Tensor | float) -> Tensor:  # noqa: D102
+        return -0.5 * self.beta(t)
+
+
+@PROCESSES.register("vp")
+@dataclass(frozen=True)
+class VPSDE(_Variance):
+    """The variance-preserving SDE: α² + σ² = 1, f = −β/2, g² = β (Song et al. 2021, eq. 11 and 33; Ho et al. 2020).
+
+    Parameters
+    ----------
+    beta_min, beta_max : float
+        β at t = 0 and t = 1, per unit of process time; β is linear between them.
+
+    Raises
+    ------
+    ValueError
+        Unless 0 < beta_min ≤ beta_max.
+
+    Examples
+    --------
+    >>> vp = VPSDE(beta_min=0.1, beta_max=20.0)
+    >>> float(vp.alpha(torch.tensor(1.0))) < 0.01, vp.phi_min
+    (True, 0.0)
+    """
+
+    def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.sqrt(-torch.expm1(2 * self.log_alpha(t)))
+
+    def dsigma(self, t: Tensor) -> Tensor:  # noqa: D102
+        return 0.5 * self.beta(t) * self.alpha(t) ** 2 / self.sigma(t)
+
+    def g2(self, t: Tensor | float) -> Tensor:  # noqa: D102
+        return self.beta(t)
+
+    def time(self, phi: Tensor | float) -> Tensor:  # noqa: D102
+        return self._time_of(0.5 * torch.log1p(torch.tan(as_time(phi)) ** 2))
+
+    def ddpm_times(self, steps: int = 1000) -> Tensor:
+        """Return the times at which this process has the noise levels of discrete DDPM with linear β.
+
+        DDPM has β_i from β_min/T to β_max/T and ᾱ_i = Π(1 − β_j); since α(t)² takes every value, it is a grid on this
+        process: t_i with α(t_i)² = ᾱ_i (Ho et al. 2020; Song et al. 2021, appendix B). With the defaults and T = 1000,
+        β_i runs from 1e-4 to 0.02; the last level lies a little beyond t = 1.
+
+        Parameters
+        ----------
+        steps : int
+            T, the number of levels.
+
+        Returns
+        -------
+        Tensor, shape (T + 1,), float64
+            t_0 = 0 < t_1 < … < t_T ≈ 1.003.
+
+        Raises
+        ------
+        ValueError
+            If β_T ≥ 1, which happens for T ≤ β_max.
+
+        Examples
+        --------
+        >>> t = VPSDE().ddpm_times(1000)
+        >>> abar = VPSDE().alpha(t) ** 2
+        >>> 1 - abar[1], 1 - abar[-1] / abar[-2]
+        (tensor(1.0000e-04, dtype=torch.float64), tensor(0.0200, dtype=torch.float64))
+        """
+        if steps <= self.beta_max:
+            raise ValueError(f"the DDPM grid needs more than beta_max = {self.beta_max:g} steps, got {steps}")
+        beta = torch.linspace(self.beta_min / steps, self.beta_max / steps, steps, dtype=torch.float64)
+        minus_log_alpha = -0.5 * torch.log1p(-beta).cumsum(0)
+        return torch.cat([torch.zeros(1, dtype=torch.float64), self._time_of(minus_log_alpha)])
+
+
+@PROCESSES.register("subvp")
+@dataclass(frozen=True)
+class SubVPSDE(_Variance):
+    """The sub-VP SDE: α as in VP, σ = 1 − α², g² = β·(1 − α⁴) (Song et al. 2021, eq. 13 and 29).
+
+    Parameters
+    ----------
+    beta_min, beta_max : float
+        β at t = 0 and t = 1, per unit of process time; β is linear between them.
+
+    Raises
+    ------
+    ValueError
+        Unless 0 < beta_min ≤ beta_max.
+
+    Examples
+    --------
+    >>> float(SubVPSDE().sigma(torch.tensor(0.0)))
+    0.0
+    """
+
+    def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
+        return -torch.expm1(2 * self.log_alpha(t))
+
+    def dsigma(self, t: Tensor) -> Tensor:  # noqa: D102
+        return self.beta(t) * self.alpha(t) ** 2
+
+    def g2(self, t: Tensor | float) -> Tensor:  # noqa: D102
+        return self.beta(t) * -torch.expm1(4 * self.log_alpha(t))
+
+    def time(self, phi: Tensor | float) -> Tensor:  # noqa: D102
+        return self._time_of(torch.asinh(0.5 * torch.tan(as_time(phi))))
+
+
+class _Exploding(Process):
+    """What VE and EDM share: α = 1."""
+
+    def alpha(self, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.ones_like(t)
+
+    def dalpha(self, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.zeros_like(t)
+
+
+@PROCESSES.register("ve")
+@dataclass(frozen=True)
+class VESDE(_Exploding):
+    """The variance-exploding SDE: α = 1, σ = σ_min·(σ_max/σ_min)^t (Song et al. 2021, eq. 9 and 30).
+
+    It starts at σ(0) = σ_min, not 0: what it models is the data smoothed by σ_min standard deviations.
+
+    Parameters
+    ----------
+    sigma_min, sigma_max : float
+        σ at t = 0 and t = 1, in units of the standardized data.
+
+    Raises
+    ------
+    ValueError
+        Unless 0 < sigma_min < sigma_max.
+
+    Examples
+    --------
+    >>> VESDE(sigma_min=0.01, sigma_max=50.0).sigma(torch.tensor([0.0, 1.0]))
+    tensor([1.0000e-02, 5.0000e+01])
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.sigma_min < self.sigma_max, self, "0 < sigma_min < sigma_max")
+
+    @property
+    def _rate(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
+        return self.sigma_min * torch.exp(self._rate * t)
+
+    def dsigma(self, t: Tensor) -> Tensor:  # noqa: D102
+        return self._rate * self.sigma(t)
+
+    def time(self, phi: Tensor | float) -> Tensor:  # noqa: D102
+        return torch.log(torch.tan(as_time(phi)) / self.sigma_min) / self._rate
+
+
+@PROCESSES.register("edm")
+@dataclass(frozen=True)
+class EDM(_Exploding):
+    """EDM's noise levels: α = 1, σ = (σ_min^{1/ρ} + t·(σ_max^{1/ρ} − σ_min^{1/ρ}))^ρ (Karras et al. 2022, eq. 5).
+
+    It starts at σ(0) = σ_min, not 0: what it models is the data smoothed by σ_min standard deviations.
+
+    Parameters
+    ----------
+    sigma_min, sigma_max : float
+        σ at t = 0 and t = 1, in units of the standardized data.
+    rho : float
+        Bends the clock: a grid uniform in t spends more levels near the data for larger ρ.
+
+    Raises
+    ------
+    ValueError
+        Unless 0 < sigma_min < sigma_max and rho > 0.
+
+    Examples
+    --------
+    >>> EDM().sigma(torch.tensor([0.0, 1.0]))
+    tensor([2.0000e-03, 8.0000e+01])
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.sigma_min < self.sigma_max, self, "0 < sigma_min < sigma_max")
+        _require(self.rho > 0, self, "rho > 0")
+
+    @property
+    def _roots(self) -> tuple[float, float]:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return low, high - low
+
+    def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
+        low, span = self._roots
+        return (low + t * span) ** self.rho
+
+    def dsigma(self, t: Tensor) -> Tensor:  # noqa: D102
+        low, span = self._roots
+        return self.rho * span * (low + t * span) ** (self.rho - 1)
+
+    def time(self, phi: Tensor | float) -> Tensor:  # noqa: D102
+        low, span = self._roots
+        return (torch.tan(as_time(phi)) ** (1 / self.rho) - low) / span
+
+
+@PROCESSES.register("cosine")
+@dataclass(frozen=True)
+class Cosine(Process):
+    """The cosine path α = cos(πt/2), σ = sin(πt/2): the arc at constant speed (Nichol & Dhariwal 2021 without offset).
+
+    Examples
+    --------
+    >>> Cosine().ends_in_noise
+    True
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.sin(0.5 * math.pi * (1 - t))  # cos(π/2) would not round to 0
+
+    def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.sin(0.5 * math.pi * t)
+
+    def dalpha(self, t: Tensor) -> Tensor:  # noqa: D102
+        return -0.5 * math.pi * self.sigma(t)
+
+    def dsigma(self, t: Tensor) -> Tensor:  # noqa: D102
+        return 0.5 * math.pi * self.alpha(t)
+
+    def time(self, phi: Tensor | float) -> Tensor:  # noqa: D102
+        return as_time(phi) / (0.5 * math.pi)
+
+
+@PROCESSES.register("rectified")
+@dataclass(frozen=True)
+class RectifiedFlow(Process):
+    """The straight path α = 1 − t, σ = t of rectified flow and flow matching (Liu et al. 2023; Lipman et al. 2023).
+
+    Both papers put noise at t = 0; here data are at t = 0, as for every other process.
+
+    Examples
+    --------
+    >>> mean, std = RectifiedFlow().marginal(torch.ones(1), 0.5)
+    >>> mean, std
+    (tensor([0.5000]), tensor(0.5000))
+    """
+
+    def alpha(self, t: Tensor) -> Tensor:  # noqa: D102
+        return 1 - t
+
+    def sigma(self, t: Tensor) -> Tensor:  # noqa: D102
+        return t.clone()
+
+    def dalpha(self, t: Tensor) -> Tensor:  # noqa: D102
+        return -torch.ones_like(t)
+
+    def dsigma(self, t: Tensor) -> Tensor:  # noqa: D102
+        return torch.ones_like(t)
+
+    def time(self, phi: Tensor | float) -> Tensor:  # noqa: D102
+        phi = as_time(phi)
+        return torch.sin(phi) / (torch.sin(phi) + torch.cos(phi))
+
+
+def _require(holds: bool, process: Process, what: str) -> None:
+    if not holds:
+        raise ValueError(f"{process!r}: wanted {what}")

@@ -1,0 +1,104 @@
+"""Noise that belongs to samples, not to calls: sample i sees the same numbers whatever batch it is computed in.
+
+Samples are numbered, and 64 in a row form a block with a generator of its own, seeded by (seed, stream, block). So the rows
+of a draw do not depend on how many there are, on `batch_size`, or on how they are spread over devices.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 64
+AHEAD = 4096  # numbers drawn ahead per sample, so that a cheap network does not wait for its noise
+
+PRIOR, PATH, PROBE = range(3)  # streams: starting points, noise along the path, trace probes
+
+
+def draw_seed(generator: torch.Generator | None) -> int:
+    """Draw one seed from the generator, or from torch's global one if there is none.
+
+    Parameters
+    ----------
+    generator : torch.Generator or None
+        Advanced by one draw.
+
+    Returns
+    -------
+    int
+        In [0, 2⁶³ − 1).
+
+    Examples
+    --------
+    >>> g = torch.Generator().manual_seed(0)
+    >>> draw_seed(g) == draw_seed(g)
+    False
+    """
+    device = generator.device if generator is not None else "cpu"
+    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+
+
+def _mix(*words: int) -> int:
+    """Hash integers to a 63-bit seed (SplitMix64, Steele et al. 2014)."""
+    state = 0
+    for word in words:
+        state = (state + word + 0x9E3779B97F4A7C15) & (2**64 - 1)
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+        state ^= state >> 31
+    return state >> 1
+
+
+class Noise:
+    """A stream of standard normal draws for samples `start` to `stop`: each call returns the next (stop − start, n) of them.
+
+    Parameters
+    ----------
+    seed : int
+        The call's seed; see `draw_seed`.
+    stream : int
+        PRIOR, PATH or PROBE.
+    start, stop : int
+        The samples of this batch, numbered over the whole call.
+    n : int
+        Numbers per sample.
+    like : Tensor
+        Gives dtype and device.
+
+    Examples
+    --------
+    >>> like = torch.empty(0)
+    >>> whole = Noise(7, PATH, 0, 200, 3, like)
+    >>> part = Noise(7, PATH, 100, 150, 3, like)
+    >>> all(torch.equal(whole()[100:150], part()) for _ in range(5))
+    True
+    """
+
+    def __init__(self, seed: int, stream: int, start: int, stop: int, n: int, like: Tensor) -> None:
+        self._first, self._last = start // BLOCK, -(-stop // BLOCK)
+        self._rows = slice(start - self._first * BLOCK, stop - self._first * BLOCK)
+        self._generators = [
+            torch.Generator(like.device).manual_seed(_mix(seed, stream, block)) for block in range(self._first, self._last)
+        ]
+        # Path noise is asked for step after step: draw several steps at once. How many may depend on n alone.
+        self._ahead = max(1, min(32, AHEAD // max(n, 1))) if stream == PATH else 1
+        self._n, self._like, self._used = n, like, self._ahead
+        self._buffer = like.new_empty(0)
+
+    def __call__(self) -> Tensor:
+        """Return the next draw, shape (stop − start, n)."""
+        if self._used == self._ahead:
+            if not self._buffer.numel():
+                blocks = self._last - self._first
+                self._buffer = self._like.new_empty((self._ahead, blocks * BLOCK, self._n))
+            for i, generator in enumerate(self._generators):
+                block = torch.randn(
+                    (self._ahead, BLOCK, self._n),
+                    generator=generator,
+                    dtype=self._like.dtype,
+                    device=self._like.device,
+                )
+                self._buffer[:, i * BLOCK : (i + 1) * BLOCK] = block
+            self._used = 0
+        self._used += 1
+        return self._buffer[self._used - 1, self._rows]

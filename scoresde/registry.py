@@ -1,0 +1,279 @@
+"""One table of named things, used three times: for processes, backbones and solvers.
+
+A class that is registered under a name can be built from that name, remembers the options it was built with
+(so that a saved model can say how to rebuild it), and is enrolled in every test that loops over the registry.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+C = TypeVar("C", bound=type)
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """Say which names there are, the nearest first: the end of every "unknown name" message.
+
+    Parameters
+    ----------
+    name : str
+        What was asked for.
+    choices : iterable of str
+        What there is.
+
+    Returns
+    -------
+    str
+        A sentence.
+
+    Examples
+    --------
+    >>> nearest("rk54", ["euler", "rk45"])
+    "Did you mean 'rk45'? There are: euler, rk45."
+    """
+    choices = sorted(choices)
+    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{hint}There are: {', '.join(choices)}."
+
+
+class Registry(Generic[T]):
+    """A mapping from names to the classes (or factories) that build things of one kind.
+
+    Parameters
+    ----------
+    kind : str
+        What is registered here, for messages: "process", "backbone", "solver".
+
+    Examples
+    --------
+    >>> ANIMALS = Registry[object]("animal")
+    >>> @ANIMALS.register("cat")
+    ... class Cat:
+    ...     def __init__(self, legs=4): self.legs = legs
+    >>> ANIMALS.build("cat", legs=3).legs
+    3
+    >>> ANIMALS.name_of(Cat()), ANIMALS.options_of(Cat(legs=5))
+    ('cat', {'legs': 5})
+    >>> ANIMALS.build("cta")
+    Traceback (most recent call last):
+    ValueError: unknown animal 'cta'. Did you mean 'cat'? There are: cat.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._makers: dict[str, Callable[..., T]] = {}
+
+    def register(self, name: str) -> Callable[[C], C]:
+        """Register the decorated class under a name.
+
+        Parameters
+        ----------
+        name : str
+            The name; a name that is taken raises.
+
+        Returns
+        -------
+        callable
+            A decorator that returns the class itself, whose instances now remember their options.
+
+        Raises
+        ------
+        ValueError
+            If the name is taken by another class.
+
+        Examples
+        --------
+        >>> import math, torch, scoresde
+        >>> @scoresde.PROCESSES.register("doctest_cosine")
+        ... class Cosine(scoresde.Process):
+        ...     def alpha(self, t): return torch.cos(0.5 * math.pi * t)
+        ...     def sigma(self, t): return torch.sin(0.5 * math.pi * t)
+        >>> "doctest_cosine" in scoresde.PROCESSES
+        True
+        >>> scoresde.PROCESSES.remove("doctest_cosine")
+        """
+
+        def decorate(cls: C) -> C:
+            taken = self._makers.get(name)
+            if taken is not None and getattr(taken, "__qualname__", None) != cls.__qualname__:
+                raise ValueError(f"the {self.kind} name {name!r} is taken by {taken!r}; choose another")
+            _remember_options(cls)
+            self._makers[name] = cls
+            return cls
+
+        return decorate
+
+    def add(self, name: str, maker: Callable[..., T]) -> None:
+        """Register a factory (a function returning an object) under a name.
+
+        Parameters
+        ----------
+        name : str
+            The name.
+        maker : callable
+            Called with the options given by the user.
+
+        Examples
+        --------
+        >>> NUMBERS = Registry[int]("number")
+        >>> NUMBERS.add("seven", lambda: 7)
+        >>> NUMBERS.build("seven")
+        7
+        """
+        self._makers[name] = maker
+
+    def remove(self, name: str) -> None:
+        """Forget a name.
+
+        Parameters
+        ----------
+        name : str
+            A registered name.
+
+        Examples
+        --------
+        >>> NUMBERS = Registry[int]("number")
+        >>> NUMBERS.add("seven", lambda: 7); NUMBERS.remove("seven"); list(NUMBERS)
+        []
+        """
+        del self._makers[name]
+
+    def build(self, name: str, *args: Any, **options: Any) -> T:
+        """Build what is registered under `name`.
+
+        Parameters
+        ----------
+        name : str
+            A registered name.
+        *args, **options
+            Passed on; an option the maker does not have raises, with the nearest one offered.
+
+        Returns
+        -------
+        object
+            What the registered class or factory returns.
+
+        Raises
+        ------
+        ValueError
+            If the name or an option is unknown.
+        TypeError
+            If `name` is not a string.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> scoresde.PROCESSES.build("vp", beta_max=10.0)
+        VPSDE(beta_min=0.1, beta_max=10.0)
+        """
+        if not isinstance(name, str):
+            raise TypeError(f"a {self.kind} name is a string, got {type(name).__name__}")
+        if name not in self._makers:
+            raise ValueError(f"unknown {self.kind} {name!r}. {nearest(name, self._makers)}")
+        maker = self._makers[name]
+        parameters = inspect.signature(maker).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            for option in options:
+                if option not in parameters:
+                    known = list(parameters)[len(args) :]
+                    raise ValueError(f"{self.kind} {name!r} has no option {option!r}. {nearest(option, known)}")
+        return maker(*args, **options)
+
+    def name_of(self, thing: object) -> str:
+        """Return the name under which the class of `thing` is registered.
+
+        Parameters
+        ----------
+        thing : object
+            An instance of a registered class.
+
+        Returns
+        -------
+        str
+            Its name.
+
+        Raises
+        ------
+        ValueError
+            If its class is not registered.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> scoresde.PROCESSES.name_of(scoresde.VPSDE())
+        'vp'
+        """
+        for name, maker in self._makers.items():
+            if maker is type(thing):
+                return name
+        raise ValueError(
+            f"{type(thing).__name__} is not a registered {self.kind}: decorate the class with "
+            f"@scoresde.{self.kind.upper()}{'E' if self.kind.endswith('s') else ''}S.register('name')"
+        )
+
+    def options_of(self, thing: object) -> dict[str, Any]:
+        """Return the options that an instance of a registered class was built with.
+
+        Parameters
+        ----------
+        thing : object
+            An instance of a registered class.
+
+        Returns
+        -------
+        dict
+            By name; defaults that were not given are left out.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> scoresde.PROCESSES.options_of(scoresde.VPSDE(beta_max=10.0))
+        {'beta_max': 10.0}
+        """
+        return dict(getattr(thing, "_options", {}))
+
+    def __contains__(self, name: object) -> bool:
+        """Whether the name is registered."""
+        return name in self._makers
+
+    def __iter__(self) -> Iterator[str]:
+        """Names in the order of registration."""
+        return iter(self._makers)
+
+    def __getitem__(self, name: str) -> Callable[..., T]:
+        """The class or factory behind a name."""
+        if name not in self._makers:
+            raise ValueError(f"unknown {self.kind} {name!r}. {nearest(name, self._makers)}")
+        return self._makers[name]
+
+
+def _remember_options(cls: type) -> None:
+    """Wrap `cls.__init__` so that an instance keeps the arguments it was built with, by name, in `_options`."""
+    init = cls.__dict__.get("__init__")
+    if init is None:  # inherits a constructor: give it one of its own, so that a subclass is remembered as itself
+        inherited = cls.__init__  # type: ignore[misc]
+
+        def init(self: Any, *args: Any, **kwargs: Any) -> None:
+            inherited(self, *args, **kwargs)
+
+        functools.update_wrapper(init, inherited)
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def remembering(self: Any, *args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(self, *args, **kwargs)  # first, so that wrong arguments read as Python's own error
+        init(self, *args, **kwargs)
+        if type(self) is cls:
+            given = dict(list(bound.arguments.items())[1:])
+            for name, parameter in signature.parameters.items():
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    given |= given.pop(name, {})
+            object.__setattr__(self, "_options", given)
+
+    cls.__init__ = remembering  # type: ignore[misc]

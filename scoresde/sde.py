@@ -1,0 +1,710 @@
+"""The trained object: a process, a network, what the network predicts, the shape of a sample and the scale of the data.
+
+Outside, everything is in the units of the data: x_t = mean + scale·x̃_t, where x̃_t is the process's state for standardized
+data. Inside, everything happens on the unit arc of `scoresde.process`: z = x̃/r, and `output` is the only place where the
+network is called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .prediction import Coefficients, check, coefficients, singular
+from .process import Process, as_time
+from .registry import nearest
+
+LABEL_FLOOR = 2e-3
+SEES = ("arc", "raw")
+
+
+def noise_label(phi: Tensor | float) -> Tensor | float:
+    """Return the noise label that a network sees: about log tan φ = log(σ/α), finite at both ends.
+
+    u = ½·log((sin²φ + δ²)/(cos²φ + δ²)) with δ = 2e-3, so that u ∈ [−6.2, 6.2].
+
+    Parameters
+    ----------
+    phi : Tensor or float
+        Angles in radians.
+
+    Returns
+    -------
+    Tensor or float
+        Labels, of φ's shape.
+
+    Examples
+    --------
+    >>> noise_label(torch.tensor([0.0, math.pi / 4, math.pi / 2]))
+    tensor([-6.2146,  0.0000,  6.2146])
+    """
+    floor = LABEL_FLOOR**2
+    if isinstance(phi, float):
+        return 0.5 * math.log((math.sin(phi) ** 2 + floor) / (math.cos(phi) ** 2 + floor))
+    return 0.5 * torch.log((torch.sin(phi) ** 2 + floor) / (torch.cos(phi) ** 2 + floor))
+
+
+class ScoreSDE(nn.Module):
+    """A score model in continuous time: what `fit` trains, `sample` draws from and `log_prob` evaluates.
+
+    Parameters
+    ----------
+    process : Process
+        The Gaussian path.
+    net : nn.Module
+        Called as net(x, t, **condition) with x of shape (B, *shape) and t of shape (B,), returns x's shape.
+    shape : tuple of int
+        Shape of one sample, without the batch.
+    predict : str
+        What the network outputs: "edm", "x0", "eps", "v" or "score" (`scoresde.PREDICTIONS`).
+    sees : str
+        "arc": the network is handed the unit-variance state z and `noise_label(φ)`. "raw": it is handed the process's own
+        x_t and t, for exact denoisers and for networks trained elsewhere.
+
+    Attributes
+    ----------
+    mean, scale : Tensor
+        The standardization, per first axis of a sample (feature or channel); 0 and 1 until `fit` measures them.
+    ema : nn.Module or None
+        The averaged network; used in eval mode when there is one, `net` otherwise.
+    condition : dict
+        What `given` was told.
+
+    Raises
+    ------
+    ValueError
+        For an unknown prediction, or one that is singular at the noise end of the process.
+    TypeError
+        For a process or network of the wrong type.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> class Net(nn.Module):
+    ...     def forward(self, x, t): return torch.zeros_like(x)
+    >>> sde = ScoreSDE(scoresde.VPSDE(), Net(), shape=(2,), predict="x0")
+    >>> sde.score(torch.ones(1, 2), 1.0)
+    tensor([[-1.0000, -1.0000]])
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(
+        self, process: Process, net: nn.Module, *, shape: tuple[int, ...], predict: str = "edm", sees: str = "arc"
+    ) -> None:
+        super().__init__()
+        if not isinstance(process, Process):
+            raise TypeError(
+                f"process is a scoresde.Process such as VPSDE(), got {process!r}; scoresde.build takes names"
+            )
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net is an nn.Module, got {type(net).__name__}; scoresde.build takes names")
+        if sees not in SEES:
+            raise ValueError(f"unknown sees={sees!r}. {nearest(sees, SEES)}")
+        check(predict, process)
+        self.process = process
+        self.net = net
+        self.ema: nn.Module | None = None
+        self.shape = event_shape(shape)
+        self.predict = predict
+        self.sees = sees
+        self.condition: dict[str, Tensor] = {}
+        statistic = self.shape[:1] + (1,) * (len(self.shape) - 1)
+        self.register_buffer("mean", torch.zeros(statistic))
+        self.register_buffer("scale", torch.ones(statistic))
+        self.standardized = False
+
+    # ------------------------------------------------------------------ the network, on the arc
+
+    def output(self, z: Tensor, phi: Tensor | float, rows: Tensor | None = None) -> Tensor:
+        """Call the network: the only place that does.
+
+        Parameters
+        ----------
+        z : Tensor, shape (B, n)
+            States on the unit arc, flattened.
+        phi : float, or Tensor of shape (B,), float64
+            Angle in radians, for all or one a state.
+        rows : Tensor of int, shape (B,), optional
+            Which rows of a per-sample condition these states are.
+
+        Returns
+        -------
+        Tensor, shape (B, n)
+            What the network said, in z's dtype.
+
+        Raises
+        ------
+        ValueError
+            If the network returns another shape than it was given.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> sde.output(torch.ones(3, 2), 0.5)
+        tensor([[0., 0.],
+                [0., 0.],
+                [0., 0.]], grad_fn=...)
+        """
+        net = self.net if self.training or self.ema is None else self.ema
+        like = next(net.parameters(), z)
+        x = z
+        if self.sees == "raw":
+            label: Tensor | float = self.process.time(phi)
+            radius = self.process.radius(label)
+            x = z * (radius.unsqueeze(1).to(z.dtype) if radius.ndim else float(radius))
+        else:
+            label = noise_label(phi)
+        if not isinstance(label, Tensor) or not label.ndim:
+            label = z.new_full((len(z),), float(label), dtype=like.dtype)
+        label = label.to(like.dtype)
+        condition = {
+            name: value if rows is None or len(value) == 1 else value[rows] for name, value in self.condition.items()
+        }
+        condition = {
+            name: value.to(z.device).expand(len(z), *value.shape[1:]) for name, value in condition.items()
+        }
+        x = x.reshape(len(z), *self.shape).to(like.dtype)
+        out = net(x, label, **condition)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(f"the network was given {tuple(x.shape)} and returned {got}; it must keep the shape")
+        return out.reshape(z.shape).to(z.dtype)
+
+    def arc_velocity(self, z: Tensor, phi: Tensor | float, rows: Tensor | None = None) -> Tensor:
+        """Return dz/dφ = cos φ·ε̂ − sin φ·x̂0, the right-hand side of the one ODE.
+
+        Parameters
+        ----------
+        z : Tensor, shape (B, n)
+            States on the unit arc, flattened.
+        phi : float, or Tensor of shape (B,), float64
+            Angle in radians, for all or one a state.
+        rows : Tensor of int, shape (B,), optional
+            Which rows of a per-sample condition these states are.
+
+        Returns
+        -------
+        Tensor, shape (B, n)
+            Per radian.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1.0)
+        >>> scoresde.oracle(gaussian, scoresde.VPSDE()).arc_velocity(torch.ones(1, 2), 0.5).abs() < 1e-6
+        tensor([[True, True]])
+        """
+        out = self.output(z, phi, rows)
+        if self.predict == "edm":
+            return -out
+        c = self.coefficients(as_time(phi)).to(z)
+        return (out - (c.a * c.cos + c.b * c.sin) * z) / c.det
+
+    def coefficients(self, phi: Tensor) -> Coefficients:
+        """Return the 2×2 system of this model's prediction at angle(s) φ.
+
+        Parameters
+        ----------
+        phi : Tensor, shape () or (B,), float64
+            Angles in radians.
+
+        Returns
+        -------
+        Coefficients
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> scoresde.build("vp", "mlp", shape=(2,)).coefficients(torch.tensor(0.0)).det
+        -1.0
+        """
+        return coefficients(self.predict, self.process, phi)
+
+    @property
+    def phi_min(self) -> float:
+        """Where solves end and likelihoods begin, in radians: φ(0), or the process's `hair` if the prediction is singular there."""
+        start = self.process.phi_min
+        return self.process.hair if singular(self.predict, self.process, start) else start
+
+    # ------------------------------------------------------------------ the user's view, in the units of the data
+
+    def denoise(self, x: Tensor, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Return the model's E[x0 | x_t] and E[ε | x_t].
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+            States x_t in the units of the data.
+        t : Tensor of shape (B,) or (), or float
+            Process time in [0, 1].
+
+        Returns
+        -------
+        x0 : Tensor, shape (B, *shape)
+            In the units of the data.
+        eps : Tensor, shape (B, *shape)
+            In standard deviations.
+
+        Raises
+        ------
+        ValueError
+            For a wrong shape or a time outside [0, 1].
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1.0)
+        >>> sde = scoresde.oracle(gaussian, scoresde.RectifiedFlow())
+        >>> sde.denoise(torch.ones(1, 2), 0.5)
+        (tensor([[1., 1.]]), tensor([[1., 1.]]))
+        """
+        z, phi, _ = self._on_arc(x, t)
+        x0, eps = self._solve(z, phi)
+        return self.to_data(x0), eps.reshape(x.shape)
+
+    def score(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Return the model's score ∇log p_t(x) = −ε̂/(σ·scale), per unit of the data.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+            States x_t in the units of the data.
+        t : Tensor of shape (B,) or (), or float
+            Process time in [0, 1]; at t = 0 of a process with σ(0) = 0 the score is taken at its `hair`.
+
+        Returns
+        -------
+        Tensor, shape (B, *shape)
+
+        Raises
+        ------
+        ValueError
+            For a wrong shape or a time outside [0, 1].
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 2.0)
+        >>> scoresde.oracle(gaussian, scoresde.VESDE()).score(torch.ones(1, 2), 0.0)
+        tensor([[-0.2500, -0.2500]])
+        """
+        z, phi, t = self._on_arc(x, t, floor=self.process.hair)
+        _, eps = self._solve(z, phi)
+        sigma = self._per_sample(self.process.radius(t) * torch.sin(phi), x).to(z)
+        return -eps.reshape(x.shape) / (sigma * self.scale)
+
+    def velocity(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Return dx/dt of the probability-flow ODE, α̇·x̂0 + σ̇·ε̂ (Song et al. 2021, eq. 13; Lipman et al. 2023).
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+            States x_t in the units of the data.
+        t : Tensor of shape (B,) or (), or float
+            Process time in [0, 1]; increasing time goes from data to noise.
+
+        Returns
+        -------
+        Tensor, shape (B, *shape)
+            Units of the data per unit of process time.
+
+        Raises
+        ------
+        ValueError
+            For a wrong shape or a time outside [0, 1].
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1.0)
+        >>> scoresde.oracle(gaussian, scoresde.VPSDE()).velocity(torch.ones(1, 2), 0.5).abs() < 1e-6
+        tensor([[True, True]])
+        """
+        return self._rate(x, t, noise=0.0)
+
+    def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Return the drift of the reverse-time SDE, f·x − g²·score (Song et al. 2021, eq. 6).
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+            States x_t in the units of the data.
+        t : Tensor of shape (B,) or (), or float
+            Process time in [0, 1].
+
+        Returns
+        -------
+        Tensor, shape (B, *shape)
+            Units of the data per unit of process time; −∞ or ∞ where g² is infinite.
+
+        Raises
+        ------
+        ValueError
+            For a wrong shape or a time outside [0, 1].
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1.0)
+        >>> scoresde.oracle(gaussian, scoresde.VPSDE()).drift(torch.ones(1, 2), 1.0)
+        tensor([[10., 10.]])
+        """
+        return self._rate(x, t, noise=0.5)
+
+    def _rate(self, x: Tensor, t: Tensor | float, noise: float) -> Tensor:
+        z, phi, t = self._on_arc(x, t, floor=self.process.hair)
+        x0, eps = self._solve(z, phi)
+        dalpha, dsigma = self.process.dalpha(t), self.process.dsigma(t)
+        if noise:
+            dsigma = dsigma + noise * self.process.g2(t) / self.process.sigma(t)
+        a, b = (self._per_sample(c, x).to(z) for c in (dalpha, dsigma))
+        return self.scale * (a * x0.reshape(x.shape) + b * eps.reshape(x.shape))
+
+    def given(self, **condition: Tensor | float | int) -> ScoreSDE:
+        """Return this model conditioned: the same network and verbs, with `condition` handed to the network by name.
+
+        Parameters
+        ----------
+        **condition : Tensor or number
+            One value for all samples, or a tensor with one row per sample.
+
+        Returns
+        -------
+        ScoreSDE
+            Shares the network; the original stays as it is.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,), classes=3)
+        >>> scoresde.sample(sde.given(y=2), 4).shape
+        torch.Size([4, 2])
+        """
+        given = copy.copy(self)
+        values = {name: torch.as_tensor(value) for name, value in condition.items()}
+        given.condition = {**self.condition, **{n: v[None] if v.ndim == 0 else v for n, v in values.items()}}
+        return given
+
+    def rows(self, start: int, stop: int, total: int) -> ScoreSDE:
+        """Return this model for samples start … stop of `total`: per-sample conditions are cut to those.
+
+        Parameters
+        ----------
+        start, stop, total : int
+            The samples, numbered over the call.
+
+        Returns
+        -------
+        ScoreSDE
+
+        Raises
+        ------
+        ValueError
+            If a condition has neither one row nor `total` rows.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,), classes=3).given(y=torch.tensor([0, 1, 2]))
+        >>> sde.rows(1, 3, 3).condition
+        {'y': tensor([1, 2])}
+        """
+        for name, value in self.condition.items():
+            if len(value) not in (1, total):
+                raise ValueError(f"condition {name!r} has {len(value)} rows for {total} samples; wanted 1 or {total}")
+        return self.given(**{n: v if len(v) == 1 else v[start:stop] for n, v in self.condition.items()})
+
+    # ------------------------------------------------------------------ units
+
+    def standardize(self, data: Tensor) -> ScoreSDE:
+        """Measure mean and scale of the data, per first axis of a sample, and keep them in the model.
+
+        Parameters
+        ----------
+        data : Tensor, shape (N, *shape)
+            In the units of the data.
+
+        Returns
+        -------
+        ScoreSDE
+            This model.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> sde.standardize(torch.tensor([[0.0, 10.0], [2.0, 30.0]])).scale
+        tensor([ 1., 10.])
+        """
+        axes = tuple(i for i in range(data.ndim) if i != 1 or not self.shape)
+        data = data.double()
+        mean, std = data.mean(axes), data.std(axes, correction=0)
+        # A constant feature has no scale of its own: give it that of the others.
+        std = torch.where(std > 1e-6 * std.max(), std, std.square().mean().sqrt().clamp_min(1e-12))
+        self.mean.copy_(mean.reshape(self.mean.shape))
+        self.scale.copy_(std.reshape(self.scale.shape))
+        self.standardized = True
+        return self
+
+    def to_data(self, z: Tensor) -> Tensor:
+        """Return standardized, flattened states (B, n) as data (B, *shape): mean + scale·z.
+
+        Parameters
+        ----------
+        z : Tensor, shape (B, n)
+
+        Returns
+        -------
+        Tensor, shape (B, *shape)
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> scoresde.build("vp", "mlp", shape=(1, 2, 2)).to_data(torch.ones(3, 4)).shape
+        torch.Size([3, 1, 2, 2])
+        """
+        return self.mean.to(z.dtype) + self.scale.to(z.dtype) * z.reshape(len(z), *self.shape)
+
+    def from_data(self, x: Tensor) -> Tensor:
+        """Return data (B, *shape) as standardized, flattened states (B, n): (x − mean)/scale.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+
+        Returns
+        -------
+        Tensor, shape (B, n)
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> scoresde.build("vp", "mlp", shape=(1, 2, 2)).from_data(torch.ones(3, 1, 2, 2)).shape
+        torch.Size([3, 4])
+        """
+        return ((x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)).reshape(len(x), self.dim)
+
+    @property
+    def dim(self) -> int:
+        """Number of elements of one sample."""
+        return math.prod(self.shape)
+
+    @property
+    def log_scale(self) -> float:
+        """log|det| of the map from standardized states to data, in nats."""
+        return float(self.scale.double().log().expand(self.shape).sum())
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The dtype of states: the model's own, but at least float32."""
+        return torch.promote_types(self.scale.dtype, torch.float32)
+
+    def accept(self, x: Tensor, what: str = "x") -> Tensor:
+        """Check a batch that a user hands in, and return it on the model's device, in the dtype that states have.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+            In the units of the data.
+        what : str
+            The argument's name, for messages.
+
+        Returns
+        -------
+        Tensor, shape (B, *shape)
+
+        Raises
+        ------
+        TypeError
+            If x is not a tensor of floating-point numbers.
+        ValueError
+            For a wrong shape or numbers that are not finite.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> scoresde.build("vp", "mlp", shape=(2,)).accept(torch.zeros(5, 3))
+        Traceback (most recent call last):
+        ValueError: x has shape (5, 3), wanted (batch, 2)
+        """
+        x = as_floats(x, self.shape, what)
+        return x.to(self.scale.device, torch.promote_types(x.dtype, self.state_dtype))
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows beside the modules."""
+        return f"process={self.process!r}, shape={self.shape}, predict={self.predict!r}, sees={self.sees!r}"
+
+    def _solve(self, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
+        return self.coefficients(phi).to(z).solve(z, self.output(z, phi if phi.ndim else float(phi)))
+
+    def _on_arc(self, x: Tensor, t: Tensor | float, floor: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.accept(x)
+        t = as_time(t).to(x.device, torch.float64) if isinstance(t, Tensor) and t.ndim else as_time(float(t))
+        if t.ndim and t.shape != (len(x),):
+            raise ValueError(f"t has shape {tuple(t.shape)}, wanted () or ({len(x)},)")
+        if t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
+            raise ValueError(f"process time runs from 0 (data) to 1 (noise), got {t.min():g} to {t.max():g}")
+        phi = self.process.phi(t)
+        lowest = self.phi_min if floor is None else max(floor, self.process.phi_min)
+        if self.process.phi_min < lowest:
+            phi = phi.clamp_min(lowest)
+            t = torch.maximum(t, self.process.time(torch.tensor(lowest, dtype=torch.float64)))
+        return self.from_data(x) / self._per_sample(self.process.radius(t), x).to(x.dtype).reshape(-1, 1), phi, t
+
+    @staticmethod
+    def _per_sample(c: Tensor, x: Tensor) -> Tensor:
+        return c.reshape(-1, *(1,) * (x.ndim - 1)) if c.ndim else c
+
+
+def event_shape(shape: object) -> tuple[int, ...]:
+    """Return the shape of one sample as a tuple of positive integers, or raise.
+
+    Parameters
+    ----------
+    shape : tuple of int, or int
+        What the user gave.
+
+    Returns
+    -------
+    tuple of int
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else.
+
+    Examples
+    --------
+    >>> event_shape(2), event_shape([3, 8, 8])
+    ((2,), (3, 8, 8))
+    """
+    shape = (shape,) if isinstance(shape, int) else shape
+    if not isinstance(shape, tuple | list) or not all(isinstance(n, int) for n in shape):
+        raise TypeError(f"shape is a tuple of integers such as (2,) or (3, 32, 32), got {shape!r}")
+    if not all(n > 0 for n in shape):
+        raise ValueError(f"shape is the shape of one sample, all sizes at least 1, got {tuple(shape)}")
+    return tuple(shape)
+
+
+def as_floats(x: object, shape: tuple[int, ...], what: str) -> Tensor:
+    """Return x as it is if it is a floating-point tensor (B, *shape), B ≥ 1, of finite numbers; raise otherwise.
+
+    Parameters
+    ----------
+    x : object
+        What the user gave.
+    shape : tuple of int
+        Shape of one sample.
+    what : str
+        Its name, for messages.
+
+    Returns
+    -------
+    Tensor
+
+    Raises
+    ------
+    TypeError
+        If x is not a floating-point tensor or array.
+    ValueError
+        For a wrong shape, no samples, or numbers that are not finite.
+
+    Examples
+    --------
+    >>> as_floats(torch.tensor([[1, 2]]), (2,), "x")
+    Traceback (most recent call last):
+    TypeError: x has dtype torch.int64, wanted floating point; convert it, e.g. x.float() (dequantize counts or pixels first)
+    """
+    if not isinstance(x, Tensor):
+        try:
+            x = torch.as_tensor(x)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{what} is a tensor or array, got {type(x).__name__}") from None
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{what} has dtype {x.dtype}, wanted floating point; convert it, e.g. {what}.float() "
+            "(dequantize counts or pixels first)"
+        )
+    if tuple(x.shape[1:]) != shape or not x.ndim:
+        wanted = ", ".join(["batch", *map(str, shape)])
+        raise ValueError(f"{what} has shape {tuple(x.shape)}, wanted ({wanted})")
+    if not len(x):
+        raise ValueError(f"{what} has no samples: shape {tuple(x.shape)}")
+    if not bool(x.isfinite().all()):
+        bad = (~x.isfinite().reshape(len(x), -1).all(1)).nonzero()[:, 0]
+        raise ValueError(f"{what} has NaN or infinite values in {len(bad)} of {len(x)} rows, first in row {int(bad[0])}")
+    return x
+
+
+@contextlib.contextmanager
+def evaluating(sde: ScoreSDE) -> Iterator[None]:
+    """Put a model into eval mode, and every part of it back into the mode it was in.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+    >>> with evaluating(sde): print(sde.training)
+    False
+    >>> sde.training
+    True
+    """
+    training = [module for module in sde.modules() if module.training]
+    sde.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def require_sde(sde: Any, verb: str) -> ScoreSDE:
+    """Return sde if it is a ScoreSDE; otherwise say what to build.
+
+    Parameters
+    ----------
+    sde : object
+        What the user gave.
+    verb : str
+        The function that was called, for the message.
+
+    Returns
+    -------
+    ScoreSDE
+
+    Raises
+    ------
+    TypeError
+        With the line to write.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> scoresde.sample(scoresde.VPSDE())
+    Traceback (most recent call last):
+    TypeError: sample needs a ScoreSDE and got the process VPSDE(...), which has no network yet; ...
+    """
+    if isinstance(sde, ScoreSDE):
+        return sde
+    if isinstance(sde, Process) or (isinstance(sde, type) and issubclass(sde, Process)):
+        raise TypeError(
+            f"{verb} needs a ScoreSDE and got the process {sde!r}, which has no network yet; "
+            "write scoresde.build('vp', 'mlp', shape=(2,)) or ScoreSDE(process, net, shape=(2,)), then fit it"
+        )
+    raise TypeError(
+        f"{verb} needs a ScoreSDE, got {type(sde).__name__}; "
+        "scoresde.build('vp', 'mlp', shape=(2,)) makes one and scoresde.load(folder) reads one"
+    )

@@ -1,0 +1,37 @@
+"""Toy densities that know the truth: samples, exact log p(x) and exact entropy, so that a model can be graded in nats.
+
+>>> moons = DENSITIES["moons"]()
+>>> moons.log_prob(moons.sample(5)).shape
+torch.Size([5])
+"""
+
+from .curves import Moons, NoisyCurve, Rings, SwissRoll, TwoSpirals
+from .density import Density
+from .mixture import EightGaussians, GaussianMixture, Grid25
+from .shapes import Checkerboard, Pinwheel
+
+DENSITIES: dict[str, type[Density]] = {
+    "eight_gaussians": EightGaussians,
+    "grid25": Grid25,
+    "checkerboard": Checkerboard,
+    "moons": Moons,
+    "rings": Rings,
+    "pinwheel": Pinwheel,
+    "swiss_roll": SwissRoll,
+    "two_spirals": TwoSpirals,
+}
+
+__all__ = [
+    "DENSITIES",
+    "Checkerboard",
+    "Density",
+    "EightGaussians",
+    "GaussianMixture",
+    "Grid25",
+    "Moons",
+    "NoisyCurve",
+    "Pinwheel",
+    "Rings",
+    "SwissRoll",
+    "TwoSpirals",
+]
