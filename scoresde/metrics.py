@@ -4,8 +4,8 @@ The energy distance between the laws of X and Y, X′ and Y′ being independent
 
     E² = 2·E|X − Y| − E|X − X′| − E|Y − Y′| ≥ 0,        zero if and only if the laws agree,
 
-in the units of the data (Székely and Rizzo 2013, Energy statistics: a class of statistics based on distances). It needs no
-kernel, no bandwidth and no network.
+in the units of the data (Székely and Rizzo 2013, Energy statistics: a class of statistics based on
+distances). It needs no kernel, no bandwidth and no network.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _LIMIT = 8192  # pooled points in a permutation test
 def _points(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is a {type(value).__name__}; wanted a tensor (n, *shape): try torch.as_tensor({name})")
+            raise TypeError(f"{name} is a {type(value).__name__}; wanted a tensor, try torch.as_tensor({name})")
         if value.ndim < 1 or value.shape[0] < 2:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; wanted at least two points, (n, *shape)")
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; wanted (n, *shape) with n ≥ 2")
         if value.is_complex() or not value.isfinite().all():
-            raise ValueError(f"{name} is complex or holds NaN or infinity; wanted finite real samples: find what made them")
+            raise ValueError(f"{name} is complex or holds NaN or infinity; wanted finite samples: find the culprit")
     if x.shape[1:] != y.shape[1:]:
-        raise ValueError(f"points of shape {tuple(x.shape[1:])} and {tuple(y.shape[1:])}; wanted the same shape in both")
+        raise ValueError(f"x of shape {tuple(x.shape)}, y {tuple(y.shape)}; wanted the same shape but for the first")
     return x.reshape(len(x), -1).double(), y.reshape(len(y), -1).to(x.device, torch.float64)
 
 
@@ -45,8 +45,8 @@ def _total(x: Tensor, y: Tensor) -> Tensor:
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     """The squared energy distance E² = 2·E|X − Y| − E|X − X′| − E|Y − Y′| between two sets of samples.
 
-    It is the U-statistic: pairs of a point with itself are left out, which makes it unbiased, so it scatters about 0, and may be
-    negative, when the laws agree. It carries no gradient.
+    It is the U-statistic: pairs of a point with itself are left out, which makes it unbiased, so it scatters
+    about 0, and may be negative, when the laws agree. It carries no gradient.
 
     Args:
         x: (n, *shape), n ≥ 2.
@@ -73,9 +73,9 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 def energy_test(x: Tensor, y: Tensor, permutations: int = 999, generator: torch.Generator | None = None) -> float:
     """The p-value of the permutation test that x and y come from one law, by their energy distance.
 
-    Points are pooled and dealt out anew; p = (1 + #{E²_permuted ≥ E²})/(1 + permutations). If the laws agree then
-    P(p ≤ a) ≤ a for every a, at every sample size: rejecting at p ≤ 0.01 is a false alarm once in a hundred tests. A
-    large p is no proof of equality, the test being only as sharp as n and m make it.
+    Points are pooled and dealt out anew; p = (1 + #{E²_permuted ≥ E²})/(1 + permutations). If the laws agree,
+    P(p ≤ a) ≤ a for every a and every sample size: rejecting at p ≤ 0.01 is a false alarm once in a hundred
+    tests. A large p is no proof of equality, the test being only as sharp as n and m make it.
 
     Args:
         x: (n, *shape), n ≥ 2.
@@ -90,7 +90,8 @@ def energy_test(x: Tensor, y: Tensor, permutations: int = 999, generator: torch.
         TypeError: not tensors.
         ValueError: too many points, permutations < 1, or samples that `energy_distance` refuses.
 
-    Source: Székely and Rizzo 2004, Testing for equal distributions; Phipson and Smyth 2010 for the 1 in p.
+    Source: Székely and Rizzo 2004, Testing for equal distributions in high dimension; Phipson and Smyth 2010
+    for the 1 in p.
 
     >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
     >>> energy_test(x, x + 1.0, permutations=99, generator=torch.Generator().manual_seed(1))
@@ -99,7 +100,8 @@ def energy_test(x: Tensor, y: Tensor, permutations: int = 999, generator: torch.
     x, y = _points(x, y)
     n, N = len(x), len(x) + len(y)
     if N > _LIMIT:
-        raise ValueError(f"{N} points in all, the test takes {_LIMIT}: subsample, x[torch.randperm(len(x))[:{_LIMIT // 2}]]")
+        hint = f"subsample, x[torch.randperm(len(x))[:{_LIMIT // 2}]]"
+        raise ValueError(f"{N} points in all; the test takes at most {_LIMIT}: {hint}")
     if permutations < 1:
         raise ValueError(f"permutations = {permutations}; wanted at least 1, such as 999")
     device = x.device if generator is None else generator.device

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -438,6 +439,16 @@ class ScoreSDE(nn.Module):
         ScoreSDE
             This model.
 
+        Raises
+        ------
+        ValueError
+            If no feature varies.
+
+        Warns
+        -----
+        UserWarning
+            If some do not: they are given the scale of the others.
+
         Examples
         --------
         >>> import scoresde
@@ -448,8 +459,15 @@ class ScoreSDE(nn.Module):
         axes = tuple(i for i in range(data.ndim) if i != 1 or not self.shape)
         data = data.double()
         mean, std = data.mean(axes), data.std(axes, correction=0)
-        # A constant feature has no scale of its own: give it that of the others.
-        std = torch.where(std > 1e-6 * std.max(), std, std.square().mean().sqrt().clamp_min(1e-12))
+        spread = std > 1e-6 * mean.abs() + 1e-30
+        if not bool(spread.any()):
+            raise ValueError(f"the data do not vary: {len(data)} equal samples have no density to learn")
+        if not bool(spread.all()):  # a constant feature has no scale of its own: give it that of the others
+            constant = (~spread).nonzero()[:, 0].tolist()
+            warnings.warn(
+                f"features {constant} are constant: their density is a spike; drop them or add noise", stacklevel=3
+            )
+            std = torch.where(spread, std, std[spread].square().mean().sqrt())
         self.mean.copy_(mean.reshape(self.mean.shape))
         self.scale.copy_(std.reshape(self.scale.shape))
         self.standardized = True

@@ -1,4 +1,4 @@
-"""Toy densities that know the truth: samples, exact log p(x) and exact entropy, so that a model can be graded in nats.
+"""Toy densities that know the truth: samples, exact log p(x) and exact entropy, to grade a model in nats.
 
 >>> moons = DENSITIES["moons"]()
 >>> moons.log_prob(moons.sample(5)).shape

@@ -2,9 +2,9 @@
 
     p(x) = 1/A Σ_a ∫₀¹ q·τ^(q−1) N(x; c_a(τ), noise²·I) dτ,        A arcs of equal mass, τ = U^(1/q)
 
-The integrand is as smooth as a Gaussian, so a quadrature with a few nodes per `noise` along the arc is exact to rounding. Its
-nodes and weights *are* a Gaussian mixture, which therefore has the density, the score and the posterior means of the continuous
-curve; only sampling uses the curve itself.
+The integrand is as smooth as a Gaussian, so a quadrature with a few nodes per `noise` along the arc is exact
+to rounding. Its nodes and weights *are* a Gaussian mixture, which therefore has the density, the score and
+the posterior means of the continuous curve; only sampling uses the curve itself.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from .mixture import GaussianMixture
 class NoisyCurve(GaussianMixture):
     """A curve in the plane blurred by a Gaussian; a new one supplies `curve` and says how many arcs it has.
 
-    Class attributes: `arcs`, the number A of arcs; `closed`, whether each ends where it began; `power`, the q in τ = U^(1/q);
-    `resolution`, nodes per noise along the arc, with which log p is right to 1e-9 nats in the box of `bounds` and to 1e-7 in twice the box.
+    Class attributes: `arcs`, the number A of arcs; `closed`, whether each ends where it began; `power`, the q
+    in τ = U^(1/q); `resolution`, nodes per noise along the arc. With it log p is right to 1e-9 nats in the
+    box of `bounds` and to 1e-7 in twice that box.
 
     Args:
         noise: standard deviation of the blur, > 0, in the units of x.
@@ -40,7 +41,7 @@ class NoisyCurve(GaussianMixture):
 
     def __init__(self, noise: float) -> None:
         if not 0 < noise < math.inf:
-            raise ValueError(f"{type(self).__name__} got noise = {noise}; it wants a positive number, such as 0.1")
+            raise ValueError(f"{type(self).__name__} got noise = {noise}; wanted a positive number, such as 0.1")
         self.noise = noise
         nodes = [self._nodes(arc) for arc in range(self.arcs)]
         super().__init__(torch.cat([c for c, _ in nodes]), noise, torch.cat([w for _, w in nodes]))
@@ -58,7 +59,7 @@ class NoisyCurve(GaussianMixture):
         """
 
     def _nodes(self, index: int) -> tuple[Tensor, Tensor]:
-        """Nodes (K, 2) and weights (K,) of one arc: equidistant if closed, else Gauss–Legendre, spaced at most noise/resolution."""
+        """Nodes (K, 2) and weights (K,) of one arc: equidistant if closed, Gauss–Legendre if not."""
         tau = torch.linspace(0, 1, 2049, dtype=torch.float64)
         arc = torch.full_like(tau, index, dtype=torch.long)
         speed = self.curve(tau, arc).diff(dim=0).norm(dim=1) * 2048
@@ -71,11 +72,10 @@ class NoisyCurve(GaussianMixture):
         else:
             z, v = np.polynomial.legendre.leggauss(K)
             tau, w = torch.from_numpy((z + 1) / 2), torch.from_numpy(v / 2)
-        return self.curve(tau, torch.full_like(tau, index, dtype=torch.long)), w * self.power * tau ** (self.power - 1)
+        arc = torch.full_like(tau, index, dtype=torch.long)
+        return self.curve(tau, arc), w * self.power * tau ** (self.power - 1)
 
-    def _sample(
-        self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
+    def _sample(self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype) -> Tensor:
         arc = torch.randint(self.arcs, (n,), generator=generator, device=device)
         tau = torch.rand(n, generator=generator, device=device, dtype=torch.float64) ** (1 / self.power)
         eps = torch.randn(n, 2, generator=generator, device=device, dtype=torch.float64)
@@ -107,6 +107,7 @@ class Moons(NoisyCurve):
         super().__init__(noise)
 
     def curve(self, tau: Tensor, arc: Tensor) -> Tensor:
+        """Upper moon for arc 0, lower moon for arc 1."""
         upper = _polar(torch.full_like(tau, 2.0), math.pi * tau) - tau.new_tensor([1.0, 0.2])
         return torch.where(arc.unsqueeze(1) == 0, upper, tau.new_tensor([0.0, 0.6]) - upper)
 
@@ -133,6 +134,7 @@ class Rings(NoisyCurve):
         super().__init__(noise)
 
     def curve(self, tau: Tensor, arc: Tensor) -> Tensor:
+        """The rings from the outermost in."""
         return _polar(0.75 * (4 - arc), 2 * math.pi * tau)
 
 
@@ -155,6 +157,7 @@ class SwissRoll(NoisyCurve):
         super().__init__(noise)
 
     def curve(self, tau: Tensor, arc: Tensor) -> Tensor:
+        """The roll from the inside out."""
         t = 1.5 * math.pi * (1 + 2 * tau)
         return _polar(t / 5, t)
 
@@ -162,8 +165,9 @@ class SwissRoll(NoisyCurve):
 class TwoSpirals(NoisyCurve):
     """Two spiral arms ±(−t·cos t, t·sin t)/3 that meet at the origin, with t = 3π·√U.
 
-    FFJORD adds N(0, 0.1²) and, to each arm, a jitter U(0, 1/6) on either axis, which has no compact mixture; here one Gaussian of
-    the same total variance (0.01 + 1/432 = 0.111²) stands for both. The entropy is 2.6453 against 2.6455, and 2.5406 at noise 0.1.
+    FFJORD adds N(0, 0.1²) and, to each arm, a jitter U(0, 1/6) on either axis, which has no compact mixture;
+    here one Gaussian of the same variance (0.01 + 1/432 = 0.111²) stands for both and the arms stay centred.
+    The entropy is 2.6453 against FFJORD's 2.6455; without any jitter, at noise 0.1, it would be 2.5406.
 
     Args:
         noise: standard deviation in the units of x.
@@ -184,5 +188,6 @@ class TwoSpirals(NoisyCurve):
         super().__init__(noise)
 
     def curve(self, tau: Tensor, arc: Tensor) -> Tensor:
+        """FFJORD's first arm for arc 0, its opposite for arc 1, from the origin out."""
         t = 3 * math.pi * tau
         return _polar((2 * arc - 1) * t / 3, -t)

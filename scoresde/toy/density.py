@@ -1,4 +1,4 @@
-"""What every toy density can do: draw x ~ p, evaluate log p(x), and state its entropy H = −E[log p(x)], all in nats."""
+"""What every toy density can do: draw x ~ p, evaluate log p(x), state its entropy H = −E[log p(x)]."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from torch import Tensor
 
 
 class Density(ABC):
-    """A probability density with a known truth; a new one supplies `_sample`, `_log_prob`, `_entropy` and `bounds`.
+    """A density with a known truth; a new one supplies `_sample`, `_log_prob`, `_entropy` and `bounds`.
 
-    The three hooks work in float64. `_rows` is how many points `_log_prob` is given at a time, which bounds its memory.
+    The hooks work in float64; `_rows` is how many points `_log_prob` is given at a time, which bounds its
+    memory.
     """
 
     shape: tuple[int, ...] = (2,)
@@ -45,7 +46,7 @@ class Density(ABC):
             raise ValueError(f"sample got n = {n}; it wants at least 1, for example sample(1000)")
         dtype = dtype or torch.get_default_dtype()
         if not dtype.is_floating_point:
-            raise TypeError(f"sample got dtype = {dtype}; it wants a real floating type, for example torch.float32")
+            raise TypeError(f"sample got dtype = {dtype}; it wants a floating type, such as torch.float32")
         return self._sample(n, generator, torch.device("cpu") if generator is None else generator.device, dtype)
 
     @final
@@ -71,7 +72,7 @@ class Density(ABC):
 
     @final
     def entropy(self) -> float:
-        """The entropy H = −E[log p(x)] in nats, in closed form or by quadrature to 1e-6 or better; computed once.
+        """The entropy H = −E[log p(x)], in closed form or by quadrature to 1e-6 nats; computed once.
 
         Returns:
             H in nats, the mean negative log-likelihood that no model can beat.
@@ -110,11 +111,12 @@ class Density(ABC):
     def _check(self, x: Tensor) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point():
             what = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise TypeError(f"{type(self).__name__} got {what}; it wants a floating tensor: torch.as_tensor(x).float()")
+            raise TypeError(f"{type(self).__name__} got {what}; it wants a floating tensor, torch.as_tensor(x).float()")
         if x.ndim == 0 or tuple(x.shape[1:]) != self.shape:
             hint = "add a batch axis with x[None]" if tuple(x.shape) == self.shape else "reshape x"
             wanted = f"(n, {', '.join(map(str, self.shape))})"
-            raise ValueError(f"{type(self).__name__} got x of shape {tuple(x.shape)}; it wants {wanted}: {hint}")
+            raise ValueError(f"{type(self).__name__} got shape {tuple(x.shape)}; it wants {wanted}: {hint}")
 
     def __repr__(self) -> str:
+        """Name and event shape."""
         return f"{type(self).__name__}(shape={self.shape})"

@@ -1,7 +1,7 @@
 """Gaussian mixtures, on which everything a diffusion model approximates is known exactly.
 
-With weights w_k, means m_k and diagonal covariances s_k², the noised point x = α·x0 + σ·ε is again a mixture, of means α·m_k
-and variances v_k = α²·s_k² + σ². Its responsibilities r_k(x) ∝ w_k N(x; α·m_k, v_k) give
+With weights w_k, means m_k and diagonal covariances s_k², the noised point x = α·x0 + σ·ε is again a mixture,
+of means α·m_k and variances v_k = α²·s_k² + σ². Its responsibilities r_k(x) ∝ w_k N(x; α·m_k, v_k) give
 
     x̂0 = E[x0 | x] = Σ r_k [m_k + α·s_k² (x − α·m_k)/v_k],    ε̂ = E[ε | x] = σ Σ r_k (x − α·m_k)/v_k,
     ∇log p(x) = −Σ r_k (x − α·m_k)/v_k,
@@ -36,8 +36,8 @@ class GaussianMixture(Density):
     Raises:
         ValueError: shapes that do not fit, or a std or a weight that is not positive and finite.
 
-    Many isotropic components (K·D > 128) are evaluated by matrix products, |x|² − 2x·m + |m|² about the mean, wherever that
-    costs no more than 1e-12 nats; above K·D = 65536 always, with an error of some 1e-16·|m|²/s².
+    Many isotropic components (K·D > 128) are evaluated by matrix products, |x|² − 2x·m + |m|² about the mean,
+    where that costs no more than 1e-12 nats; above K·D = 65536 always, with an error of some 1e-16·|m|²/s².
 
     >>> p = GaussianMixture([[-2.0], [2.0]], stds=0.5)
     >>> x0, eps = p.denoise(torch.tensor([[1.0]]), alpha=0.0, sigma=1.0)
@@ -48,7 +48,7 @@ class GaussianMixture(Density):
     def __init__(self, means: Any, stds: Any, weights: Any = None) -> None:
         m = torch.as_tensor(means, dtype=torch.float64, device="cpu").detach()
         if m.ndim < 2 or m.numel() == 0 or not m.isfinite().all():
-            raise ValueError(f"means of shape {tuple(m.shape)}; wanted finite (K, *shape), such as (8, 2): try means[None]")
+            raise ValueError(f"means of shape {tuple(m.shape)}; wanted finite (K, *shape): try means[None]")
         K, self.shape = m.shape[0], tuple(m.shape[1:])
         s = torch.as_tensor(stds, dtype=torch.float64, device="cpu").detach()
         if tuple(s.shape) not in {(), (K,), tuple(m.shape)}:
@@ -59,7 +59,7 @@ class GaussianMixture(Density):
             raise ValueError(f"weights of shape {tuple(w.shape)} for {K} means; wanted ({K},)")
         for name, value in (("stds", s), ("weights", w)):
             if not (value.isfinite() & (value > 0)).all():
-                raise ValueError(f"{name} down to {value.min():g}; wanted positive finite numbers: drop empty components")
+                raise ValueError(f"{name} from {value.min():g}; wanted positive finite numbers: drop empty components")
         self._m, self._w = m.reshape(K, -1).contiguous(), w / w.sum()
         s = s.reshape(-1, 1) if s.ndim < 2 else s.reshape(K, -1)
         s = s[:, :1] if (s == s[:, :1]).all() else s  # isotropic: one std per component
@@ -69,10 +69,14 @@ class GaussianMixture(Density):
         self._expand = self._s.shape[1] == 1 and size > _SMALL and (float(reach) < _REACH or size > _LARGE)
         self._rows = max(1, 2**19 // size)
         self._casts: dict[tuple[torch.dtype, torch.device], tuple[Tensor, Tensor, Tensor]] = {}
-        for dtype in (torch.float32, torch.float64):
-            self._parameters(m.new_empty(0, dtype=dtype))  # now, and not as a wrapped tensor inside some torch.func.jvp
+        for dtype in (
+            torch.float32,
+            torch.float64,
+        ):  # now, lest torch.func.jvp leave its wrappers in the cache
+            self._parameters(m.new_empty(0, dtype=dtype))
 
     def __getstate__(self) -> dict[str, Any]:
+        """All but the casts, which are rebuilt where they are wanted."""
         return {**self.__dict__, "_casts": {}}
 
     def mean(self) -> Tensor:
@@ -115,10 +119,11 @@ class GaussianMixture(Density):
         tensor([2.], dtype=torch.float64)
         """
         stds = (alpha**2 * self._s.square() + sigma**2).sqrt().expand_as(self._m)
-        return GaussianMixture((alpha * self._m).reshape(-1, *self.shape), stds.reshape(-1, *self.shape), self._w)
+        means = alpha * self._m
+        return GaussianMixture(means.reshape(-1, *self.shape), stds.reshape(-1, *self.shape), self._w)
 
     def denoise(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-        """The posterior means x̂0 = E[x0 | x] and ε̂ = E[ε | x] of x = α·x0 + σ·ε: what a perfect network would answer.
+        """The posterior means x̂0 = E[x0 | x] and ε̂ = E[ε | x] of x = α·x0 + σ·ε: a perfect network's answer.
 
         Exact at σ = 0 and at α = 0, in the dtype of x, differentiable, and at home in torch.func.
 
@@ -187,7 +192,7 @@ class GaussianMixture(Density):
         """m (K, D), s² (D or 1, 1, K or 1) and log w (K,), as x wants them."""
         key = (x.dtype, x.device)
         if key not in self._casts:
-            with torch.inference_mode(False):  # a tensor made in inference mode could never be differentiated through
+            with torch.inference_mode(False):  # inference tensors could not be differentiated through later
                 own = (self._m, self._s.square().T.unsqueeze(1).contiguous(), self._w.log())
                 m, s2, logw = (value.to(x.device, x.dtype) for value in own)
                 self._casts[key] = m, s2, logw
@@ -196,13 +201,15 @@ class GaussianMixture(Density):
     def _level(self, value: float | Tensor, x: Tensor, name: str) -> Tensor:
         level = torch.as_tensor(value, dtype=x.dtype, device=x.device).reshape(-1, 1)
         if level.shape[0] not in {1, x.shape[0]}:
-            raise ValueError(f"{name} holds {level.shape[0]} values for {x.shape[0]} points; wanted a number or one per point")
+            got = f"{name} holds {level.shape[0]} values for {x.shape[0]} points"
+            raise ValueError(f"{got}; wanted a number or one per point: try {name}.expand(len(x))")
         return level
 
-    def _components(
-        self, x: Tensor, alpha: Tensor, sigma: Tensor
-    ) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
-        """log w_k N(x; α·m_k, v_k) of shape (B, K), v (D or 1, B or 1, K or 1), and c ↦ Σ_k c_k (x − α·m_k) for c shaped as v·r."""
+    def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor], Tensor]]:
+        """log w_k N(x; α·m_k, v_k), the v_k, and the function c ↦ Σ_k c_k (x − α·m_k).
+
+        Shapes: (B, K), (D or 1, B or 1, K or 1), and (D or 1, B, K) ↦ (B, D).
+        """
         m, s2, logw = self._parameters(x)
         v = alpha.square() * s2 + sigma.square()
         if self._expand:
@@ -221,25 +228,23 @@ class GaussianMixture(Density):
     def _log_prob(self, x: Tensor) -> Tensor:
         return self._components(x.flatten(1), x.new_ones(1, 1), x.new_zeros(1, 1))[0].logsumexp(-1)
 
-    def _sample(
-        self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
-    ) -> Tensor:
+    def _sample(self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype) -> Tensor:
         w, m, s = (value.to(device) for value in (self._w, self._m, self._s.expand_as(self._m)))
         k = torch.multinomial(w, n, replacement=True, generator=generator)
         eps = torch.randn(n, m.shape[1], generator=generator, device=device, dtype=torch.float64)
         return (m[k] + s[k] * eps).reshape(n, *self.shape).to(dtype)
 
     def _entropy(self) -> float:
-        """Closed for K = 1; up to three coordinates the trapezoid rule on a box of ± 9 stds, refined until it stands still.
+        """Closed for K = 1; else the trapezoid rule on a box of ± 9 stds, refined until it stands still.
 
-        Diagonal Gaussians factor, so the density on the whole grid is a product of one small matrix per coordinate.
+        Diagonal Gaussians factor, so the density on the grid is a product of one small matrix per coordinate.
         """
         K, D = self._m.shape
         if K == 1:
             return 0.5 * float(torch.log(2 * math.pi * math.e * self._s.expand_as(self._m).square()).sum())
         advice = "estimate it with -p.log_prob(p.sample(100_000, dtype=torch.float64)).mean()"
         if D > 3:
-            raise ValueError(f"the entropy of {K} components over {D} coordinates has no closed form; {advice}")
+            raise ValueError(f"the entropy of {K} components in {D} dimensions has no closed form; {advice}")
         low, high = self._box(9.0)
         finest, last = self._s.amin(0).expand(D), math.inf
         for halvings in range(1, 8):
@@ -272,7 +277,7 @@ def _grid_entropy(m: Tensor, s: Tensor, w: Tensor, low: Tensor, high: Tensor, st
 
 
 class EightGaussians(GaussianMixture):
-    """Eight equal Gaussians on a circle, the mode-coverage test; by default the one of FFJORD: radius 4, std 0.5, all over √2.
+    """Eight equal Gaussians on a circle; by default those of FFJORD, radius 4 and std 0.5, all over √2.
 
     Args:
         radius: of the circle.
@@ -298,7 +303,7 @@ class Grid25(GaussianMixture):
 
     Source: Dumoulin et al. 2017, Adversarially Learned Inference, figure 5.
 
-    >>> round(Grid25().entropy(), 4)                            # log 25 + log(2πe·0.01), the modes being 20 stds apart
+    >>> round(Grid25().entropy(), 4)                            # log 25 + log(2πe·0.01): modes 20 stds apart
     1.4516
     """
 

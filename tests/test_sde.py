@@ -1,0 +1,143 @@
+"""Predictions, and the user's view of a model, against closed forms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import at, generator
+from torch import Tensor, nn
+
+import scoresde
+from scoresde import PREDICTIONS, Process, ScoreSDE, toy
+from scoresde.prediction import coefficients, singular
+from scoresde.sde import noise_label
+
+SHAPES = [(), (3,), (2, 3), (1, 4, 4), (2, 2, 2, 2)]
+
+
+class Answer(nn.Module):
+    """A network that outputs a·x0 + b·ε for fixed (x0, ε), whatever it is shown."""
+
+    def __init__(self, process: Process, predict: str, x0: Tensor, eps: Tensor) -> None:
+        super().__init__()
+        self.process, self.predict, self.x0, self.eps = process, predict, x0, eps
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        c = coefficients(self.predict, self.process, self.process.phi(t))
+        shape = (-1,) + (1,) * (x.ndim - 1)
+        return c.a.reshape(shape) * self.x0 + c.b.reshape(shape) * self.eps
+
+
+@pytest.mark.parametrize("predict", list(PREDICTIONS))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_prediction_gives_back_x0_and_eps(process: Process, predict: str, shape: tuple[int, ...]) -> None:
+    if singular(predict, process, process.phi_max):
+        with pytest.raises(ValueError, match="works|work there"):
+            ScoreSDE(process, nn.Identity(), shape=shape, predict=predict)
+        return
+    x0, eps = torch.randn(2, 5, *shape, generator=generator(1), dtype=torch.float64)
+    t = torch.tensor([0.02, 0.3, 0.5, 0.9, 1.0], dtype=torch.float64)
+    column = t.reshape(-1, *(1,) * len(shape))
+    x = process.alpha(column) * x0 + process.sigma(column) * eps
+    sde = ScoreSDE(process, Answer(process, predict, x0, eps), shape=shape, predict=predict, sees="raw").double()
+    got_x0, got_eps = sde.denoise(x, t)
+    # What the solve divides by: the smaller of α/r and σ/r loses that many digits of x0 or eps.
+    torch.testing.assert_close(got_x0, x0, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(got_eps, eps, rtol=1e-8, atol=1e-8)
+    velocity = process.dalpha(column) * x0 + process.dsigma(column) * eps
+    torch.testing.assert_close(sde.velocity(x, t), velocity, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(sde.score(x, t), -eps / process.sigma(column), rtol=1e-8, atol=1e-8)
+    z = (x / torch.hypot(process.alpha(column), process.sigma(column))).reshape(5, -1)
+    phi = process.phi(t)
+    wanted = torch.cos(column := phi[:, None]) * eps.reshape(5, -1) - torch.sin(column) * x0.reshape(5, -1)
+    torch.testing.assert_close(sde.arc_velocity(z, phi), wanted, rtol=1e-8, atol=1e-8)
+
+
+def test_only_the_pairs_that_must_be_are_refused() -> None:
+    refused = {
+        (name, predict)
+        for name in ("vp", "ve", "subvp", "edm", "cosine", "rectified")
+        for predict in PREDICTIONS
+        if singular(predict, p := scoresde.PROCESSES.build(name), p.phi_max)
+    }
+    assert refused == {(p, predict) for p in ("cosine", "rectified") for predict in ("eps", "score")}
+
+
+def test_score_velocity_and_drift_of_a_gaussian_in_the_units_of_the_data(process: Process) -> None:
+    """For N(m, s²) the score at time t is −(x − α·m)/(α²s² + σ²); a standardized model must say the same in data units."""
+    m, s = torch.tensor([3.0, -40.0], dtype=torch.float64), torch.tensor([0.5, 20.0], dtype=torch.float64)
+    sde = scoresde.oracle(toy.GaussianMixture(torch.zeros(1, 2), 1.0), process).double()
+    sde.standardize(torch.stack([m - s, m + s]))  # the model now knows N(m, s²)
+    x, t = m + s * torch.randn(6, 2, generator=generator(), dtype=torch.float64), 0.37
+    alpha, sigma = at(process, t)
+    v = alpha**2 + sigma**2
+    torch.testing.assert_close(sde.score(x, t), -(x - m) / (s**2 * v), rtol=1e-10, atol=1e-12)
+    x0, eps = sde.denoise(x, t)
+    torch.testing.assert_close(x0, m + alpha * (x - m) / v, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(eps, sigma * (x - m) / s / v, rtol=1e-10, atol=1e-10)
+    f, g2 = float(process.f(t)), float(process.g2(t))
+    torch.testing.assert_close(sde.velocity(x, t), f * (x - m) - 0.5 * g2 * s**2 * sde.score(x, t), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(sde.drift(x, t), f * (x - m) - g2 * s**2 * sde.score(x, t), rtol=1e-9, atol=1e-9)
+
+
+def test_label_is_the_log_ratio_and_finite_at_both_ends() -> None:
+    phi = torch.linspace(0.05, 1.52, 50, dtype=torch.float64)
+    torch.testing.assert_close(noise_label(phi), torch.log(torch.tan(phi)), rtol=0, atol=2e-3)
+    ends = noise_label(torch.tensor([0.0, torch.pi / 2], dtype=torch.float64))
+    assert bool(ends.isfinite().all())
+    assert abs(noise_label(0.3) - float(noise_label(torch.tensor(0.3, dtype=torch.float64)))) < 1e-15
+
+
+def test_standardization_is_per_feature_or_channel_and_units_do_not_matter() -> None:
+    table = torch.randn(500, 3, generator=generator()) * torch.tensor([1e-3, 1.0, 1e4]) + torch.tensor([0.0, 5.0, -1e5])
+    sde = scoresde.build("vp", "mlp", shape=(3,)).standardize(table)
+    z = sde.from_data(table)
+    torch.testing.assert_close(z.mean(0), torch.zeros(3), rtol=0, atol=1e-3)
+    torch.testing.assert_close(z.std(0, correction=0), torch.ones(3), rtol=1e-4, atol=0)
+    torch.testing.assert_close(sde.to_data(z), table, rtol=1e-5, atol=1e-3)
+    images = torch.rand(50, 3, 4, 5, generator=generator()) * 255
+    sde = scoresde.build("vp", "mlp", shape=(3, 4, 5)).standardize(images)
+    assert sde.scale.shape == (3, 1, 1)
+    torch.testing.assert_close(sde.mean.flatten(), images.mean((0, 2, 3)), rtol=1e-5, atol=0)
+    assert abs(sde.log_scale - 20 * float(sde.scale.double().log().sum())) < 1e-6
+
+
+def test_given_conditions_a_view_and_leaves_the_original() -> None:
+    sde = scoresde.build("vp", "mlp", shape=(2,), classes=3)
+    nn.init.normal_(sde.net.label.weight)
+    nn.init.normal_(sde.net.out.weight)
+    labelled = sde.given(y=torch.tensor([0, 1, 2]))
+    assert sde.condition == {}
+    assert labelled.net is sde.net
+    x = torch.ones(3, 2)
+    rows = labelled.score(x, 0.5)
+    for k in range(3):
+        torch.testing.assert_close(sde.given(y=k).score(x[:1], 0.5), rows[k : k + 1], rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(rows[0], rows[1])
+    assert not torch.allclose(sde.score(x, 0.5)[0], rows[0])  # without a label: the null row
+
+
+def test_conditions_follow_their_samples_through_batches_and_finished_rows() -> None:
+    """Rows of an adaptive solve finish at different times; each must keep its own label, in any batch."""
+    sde = scoresde.build("vp", "mlp", shape=(2,), classes=4).double()
+    for p in sde.net.parameters():
+        nn.init.normal_(p, std=0.08, generator=generator(3))
+    y = torch.arange(4).repeat(25)
+    whole = scoresde.sample(sde.given(y=y), 100, generator=generator(1))
+    parts = scoresde.sample(sde.given(y=y), 100, generator=generator(1), batch_size=7)
+    torch.testing.assert_close(whole, parts, rtol=0, atol=1e-9)
+    for k in range(4):
+        alone = scoresde.sample(sde.given(y=k), 100, generator=generator(1))
+        torch.testing.assert_close(whole[k::4], alone[k::4], rtol=0, atol=1e-9)
+    logp = scoresde.log_prob(sde.given(y=y), whole)
+    torch.testing.assert_close(logp[2::4], scoresde.log_prob(sde.given(y=2), whole[2::4]), rtol=0, atol=1e-6)
+
+
+def test_bf16_network_works_with_float32_state() -> None:
+    sde = scoresde.build("vp", "mlp", shape=(2,))
+    nn.init.normal_(sde.net.out.weight, std=0.02)
+    sde.net.to(torch.bfloat16)
+    for solver in ("rk45", "em", "pc"):
+        x = scoresde.sample(sde, 8, solver=solver, generator=generator(), **({"rtol": 1e-2, "atol": 1e-2} if solver == "rk45" else {}))
+        assert x.dtype == torch.float32
+        assert bool(x.isfinite().all())

@@ -1,0 +1,410 @@
+"""Solvers against recursions written out by hand, against diffusers, and against their own stated order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import scipy.integrate
+import torch
+from conftest import MIXTURES, PROCESSES, at, generator
+from torch import Tensor, nn
+
+import scoresde
+from scoresde import SOLVERS, Process, ScoreSDE, toy
+from scoresde.sampling import levels, plan, problem
+
+STEPS = 8
+MEAN, STD = 0.7, 1.3
+
+
+def solve_with(sde: ScoreSDE, solver: str, z: Tensor, noise: Callable[[], Tensor], **how: object) -> Tensor:
+    """Run a solver from given arc states with given noise, and return x at t = 0 (the model is not standardized)."""
+    options = {k: v for k, v in how.items() if k not in ("steps", "spacing")}
+    made = plan(sde, solver, how.get("steps"), how.get("spacing"), options)
+    nodes = levels(sde, made.times)
+    end, _ = made.solver.run(problem(sde, nodes, made.adaptive, noise), z)
+    return end * nodes[-1].radius
+
+
+class Gaussian:
+    """N(MEAN, STD²) under a process: x̂0 and ε̂ at (x, t) in closed form, with plain floats and arrays."""
+
+    def __init__(self, process: Process, times: np.ndarray) -> None:
+        self.t, self.process = times, process
+        self.alpha, self.sigma = np.array([at(process, t) for t in times]).T
+        self.phi = np.arctan2(self.sigma, self.alpha)
+
+    def denoise(self, x: np.ndarray, alpha: float, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+        v = alpha**2 * STD**2 + sigma**2
+        return MEAN + alpha * STD**2 * (x - alpha * MEAN) / v, sigma * (x - alpha * MEAN) / v
+
+    def arc(self, z: np.ndarray, phi: float) -> np.ndarray:
+        x0, eps = self.denoise(z, math.cos(phi), math.sin(phi))
+        return math.cos(phi) * eps - math.sin(phi) * x0
+
+
+def runge_kutta(a: list[list[float]], b: list[float], c: list[float]) -> Callable[..., np.ndarray]:
+    def recursion(g: Gaussian, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        z = x / math.hypot(g.alpha[0], g.sigma[0])
+        for here, there in zip(g.phi, g.phi[1:], strict=False):
+            h, ks = there - here, []
+            for row, node in zip(a, c, strict=True):
+                ks.append(g.arc(z + h * sum((w * k for w, k in zip(row, ks, strict=False)), 0.0), here + node * h))
+            z = z + h * sum(w * k for w, k in zip(b, ks, strict=True))
+        return z * math.hypot(g.alpha[-1], g.sigma[-1])
+
+    return recursion
+
+
+def ddim(g: Gaussian, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Song et al. 2021a, eq. 12 with σ = 0."""
+    for i in range(STEPS):
+        x0, eps = g.denoise(x, g.alpha[i], g.sigma[i])
+        x = g.alpha[i + 1] * x0 + g.sigma[i + 1] * eps
+    return x
+
+
+def posterior(g: Gaussian, x: np.ndarray, i: int, n: np.ndarray) -> np.ndarray:
+    """q(x_s | x_t, x̂0), Ho et al. 2020, eq. 6–7, for a general Gaussian path."""
+    x0, _ = g.denoise(x, g.alpha[i], g.sigma[i])
+    if i + 1 == STEPS:
+        return g.alpha[-1] * x0
+    a = g.alpha[i] / g.alpha[i + 1]
+    v = g.sigma[i] ** 2 - a**2 * g.sigma[i + 1] ** 2
+    mean = a * g.sigma[i + 1] ** 2 / g.sigma[i] ** 2 * x + g.alpha[i + 1] * v / g.sigma[i] ** 2 * x0
+    return mean + g.sigma[i + 1] * math.sqrt(v) / g.sigma[i] * n
+
+
+def ancestral(g: Gaussian, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    for i in range(STEPS):
+        x = posterior(g, x, i, noise[min(i, STEPS - 2)])
+    return x
+
+
+def em(g: Gaussian, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """x' = x − Δt·(f·x − g²·s) + g·√Δt·n (Song et al. 2021, eq. 6); with damped noise where g is infinite."""
+    for i in range(STEPS - 1):
+        t, dt = torch.tensor(g.t[i]), g.t[i] - g.t[i + 1]
+        x0, eps = g.denoise(x, g.alpha[i], g.sigma[i])
+        if g.process.ends_in_noise:
+            noise2 = float(g.process.reverse_g2(t))
+            drift = float(g.process.dalpha(t)) * x0 + float(g.process.dsigma(t)) * eps + 0.5 * noise2 * eps / g.sigma[i]
+        else:
+            noise2 = float(g.process.g2(t))
+            drift = float(g.process.f(t)) * x + noise2 * eps / g.sigma[i]
+        x = x - dt * drift + math.sqrt(noise2 * dt) * noise[i]
+    return g.alpha[-1] * g.denoise(x, g.alpha[STEPS - 1], g.sigma[STEPS - 1])[0]
+
+
+def corrected(g: Gaussian, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Song et al. 2021, Algorithms 4 and 5 with each sample's own norms, ‖n‖/‖σs‖ held at 1.5 or below."""
+    draws = iter(noise)
+    for i in range(STEPS - 1):
+        x = posterior(g, x, i, next(draws))
+        n, (_, eps) = next(draws), g.denoise(x, g.alpha[i + 1], g.sigma[i + 1])
+        score = -eps / g.sigma[i + 1]
+        norms = np.linalg.norm(n, axis=1, keepdims=True) / np.linalg.norm(score, axis=1, keepdims=True)
+        norms = np.minimum(norms, 1.5 * g.sigma[i + 1])
+        size = 2 * (g.alpha[i] / g.alpha[i + 1] * 0.16 * norms) ** 2
+        x = x + size * score + np.sqrt(2 * size) * n
+    return posterior(g, x, STEPS - 1, x)
+
+
+_DOPRI = scipy.integrate.RK45
+RECURSIONS: dict[str, Callable[..., np.ndarray]] = {
+    "euler": runge_kutta([[]], [1.0], [0.0]),
+    "heun": runge_kutta([[], [1.0]], [0.5, 0.5], [0.0, 1.0]),
+    "rk4": runge_kutta([[], [0.5], [0.0, 0.5], [0.0, 0.0, 1.0]], [1 / 6, 1 / 3, 1 / 3, 1 / 6], [0.0, 0.5, 0.5, 1.0]),
+    "rk45": runge_kutta(_DOPRI.A.tolist(), _DOPRI.B.tolist(), _DOPRI.C.tolist()),
+    "ddim": ddim,
+    "ancestral": ancestral,
+    "em": em,
+}
+
+
+def test_every_solver_of_ours_has_a_recursion() -> None:
+    assert set(RECURSIONS) | {"pc"} == {name for name in SOLVERS if not name.startswith(("test", "doctest"))}
+
+
+@pytest.mark.parametrize("solver", list(RECURSIONS))
+@pytest.mark.parametrize("name", PROCESSES)
+def test_gaussian_map_is_the_closed_form_recursion(name: str, solver: str) -> None:
+    """On a Gaussian a sampler is an affine map of (x_T, noise): read it with unit vectors, all rows at once."""
+    process = scoresde.PROCESSES.build(name)
+    sde = scoresde.oracle(toy.GaussianMixture(torch.full((1, 1), MEAN, dtype=torch.float64), STD), process).double()
+    rows = 2 + STEPS  # the offset, x_T, and the noise of each step
+    z = torch.zeros(rows, 1, dtype=torch.float64)
+    z[1] = 1
+    noise = torch.zeros(STEPS, rows, 1, dtype=torch.float64)
+    noise[torch.arange(STEPS), 2 + torch.arange(STEPS)] = 1
+    draws = iter(noise)
+    got = solve_with(sde, solver, z, lambda: next(draws), steps=STEPS).numpy()
+    times = plan(sde, solver, STEPS, None, {}).times.numpy()
+    g = Gaussian(process, times)
+    wanted = RECURSIONS[solver](g, z.numpy() * math.hypot(g.alpha[0], g.sigma[0]), noise.numpy())
+    np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_predictor_corrector_is_algorithms_4_and_5(name: str) -> None:
+    process = scoresde.PROCESSES.build(name)
+    sde = scoresde.oracle(toy.GaussianMixture(torch.full((1, 3), MEAN, dtype=torch.float64), STD), process).double()
+    z, *noise = torch.randn(2 * STEPS + 1, 20, 3, generator=generator(), dtype=torch.float64)
+    draws = iter(noise)
+    got = solve_with(sde, "pc", z, lambda: next(draws), steps=STEPS).numpy()
+    g = Gaussian(process, plan(sde, "pc", STEPS, None, {}).times.numpy())
+    wanted = corrected(g, z.numpy() * math.hypot(g.alpha[0], g.sigma[0]), np.stack([n.numpy() for n in noise]))
+    np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+class Wiggle(nn.Module):
+    """A network that is no denoiser of anything: any ε will do where two codes are compared."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return 0.9 * torch.sin(x + t.reshape(-1, *(1,) * (x.ndim - 1))) + 0.1 * x.flip(-1)
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ancestral"])
+@pytest.mark.parametrize("steps", [1000, 50])
+def test_ddpm_and_ddim_equal_diffusers_step_for_step(
+    solver: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    kind = {"ddim": diffusers.DDIMScheduler, "ancestral": diffusers.DDPMScheduler}[solver]
+    theirs = kind(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False, timestep_spacing="trailing")
+    theirs.alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)  # theirs: float32
+    theirs.final_alpha_cumprod = theirs.one = torch.ones((), dtype=torch.float64)
+    theirs.set_timesteps(steps)
+    shape = (3, 4, 4)
+    sde = ScoreSDE(scoresde.VPSDE(), Wiggle(), shape=shape, predict="eps", sees="raw").double()
+    made = plan(sde, solver, steps, "ddpm", {})
+    nodes = levels(sde, made.times)
+    draws = torch.randn(steps, 2, 48, generator=generator(), dtype=torch.float64)
+    at_step = [0]
+    task = problem(sde, nodes, False, lambda: draws[at_step[0]])
+    monkeypatch.setattr(
+        "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, **k: draws[at_step[0]].reshape(2, *shape)
+    )
+    z = torch.randn(2, 48, generator=generator(1), dtype=torch.float64)
+    worst = 0.0
+    for i, timestep in enumerate(theirs.timesteps):
+        at_step[0] = i
+        x = z.reshape(2, *shape)
+        eps = Wiggle()(x, torch.full((2,), nodes[i].t, dtype=torch.float64))
+        wanted = theirs.step(eps, timestep, x).prev_sample
+        z = made.solver.step(task, z, i)
+        worst = max(worst, float((z.reshape(2, *shape) - wanted).abs().max()))
+    assert worst < 1e-5
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if not SOLVERS.build(name).stochastic])
+@pytest.mark.parametrize("name", ["rectified", "ve"])
+def test_deterministic_solvers_have_their_order(solver: str, name: str) -> None:
+    """Slope of the end point's RMS error over up to six halvings, above float64's floor: within 0.15 of the stated order.
+
+    Low orders on modes that overlap, high ones on modes that do not: so that the leading term is alone in between.
+    """
+    means = torch.tensor([[0.0, 0.0], [1.5, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    order = SOLVERS.build(solver).order
+    target = MIXTURES["16-D"] if order > 2 else toy.GaussianMixture(means, [0.6, 0.8, 1.0])
+    sde = scoresde.oracle(target, scoresde.PROCESSES.build(name)).double()
+    z = torch.randn(64, sde.dim, generator=generator(5), dtype=torch.float64)
+    exact = solve_with(sde, "rk45", z, None, steps=1500)
+    counts = [20 * 2**k for k in range(7)]
+    ends = [solve_with(sde, solver, z, None, steps=n, spacing="arc") for n in counts]
+    errors = [float((end - exact).square().mean().sqrt()) for end in ends]
+    slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False) if b > 3e-13]
+    assert len(slopes) >= 4
+    assert abs(slopes[-1] - order) < 0.15, (slopes, errors)
+
+
+def trees(order: int) -> list[tuple]:
+    """All rooted trees with that many nodes, as sorted tuples of their branches."""
+    if order == 1:
+        return [()]
+    found = set()
+    for smaller in range(1, order):
+        for branch in trees(smaller):
+            for rest in trees(order - smaller):
+                found.add(tuple(sorted((*rest, branch))))
+    return sorted(found)
+
+
+def size(tree: tuple) -> int:
+    return 1 + sum(map(size, tree))
+
+
+def density(tree: tuple) -> int:
+    return size(tree) * math.prod(map(density, tree))
+
+
+@pytest.mark.parametrize("name", list(scoresde.solvers.TABLEAUS))
+def test_tableaus_satisfy_every_order_condition(name: str) -> None:
+    """Σ b_i·Φ_i(tree) = 1/γ(tree) for all rooted trees up to the order (Butcher 1963); b̂ to one order less; to 1e-14."""
+    tableau = scoresde.solvers.TABLEAUS[name]
+    n = len(tableau.b)
+    a = np.array([list(row) + [0.0] * (n - len(row)) for row in tableau.a])
+
+    def stage(tree: tuple) -> np.ndarray:
+        return np.prod([a @ stage(branch) for branch in tree], axis=0) if tree else np.ones(n)
+
+    for weights, order in ((tableau.b, tableau.order), (tableau.b_hat, tableau.order - 1)):
+        for tree in [t for k in range(1, order + 1) for t in trees(k)] if weights else []:
+            assert abs(np.dot(weights, stage(tree)) - 1 / density(tree)) < 1e-14, tree
+    assert len([t for k in range(1, 6) for t in trees(k)]) == 17
+
+
+def test_tolerance_rules_the_error_and_each_sample_has_its_own_steps() -> None:
+    sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE()).double()
+    fine = scoresde.solve(sde, 200, rtol=1e-12, atol=1e-12, generator=generator())
+    before = 0.0
+    for tolerance in (1e-3, 1e-5, 1e-7, 1e-9):
+        coarse = scoresde.solve(sde, 200, rtol=tolerance, atol=tolerance, generator=generator())
+        error = float((coarse.x[-1] - fine.x[-1]).square().mean().sqrt())
+        assert error < 100 * tolerance
+        assert float(coarse.nfe.double().mean()) > before
+        before = float(coarse.nfe.double().mean())
+        assert len(coarse.nfe.unique()) > 2
+        assert bool((coarse.nfe == 2 + 6 * (coarse.accepted + coarse.rejected)).all())
+
+
+def test_finished_samples_cost_nothing() -> None:
+    """Count the rows the network really sees: they are the sum of what each sample reports."""
+    seen = []
+
+    class Counting(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.net = net
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            seen.append(len(x))
+            return self.net(x, t)
+
+    sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE())
+    sde.net = Counting(sde.net)
+    solution = scoresde.solve(sde, 100, generator=generator())
+    assert sum(seen) == int(solution.nfe.sum())
+    assert min(seen) < 100
+    seen.clear()
+    for solver in SOLVERS:
+        solution = scoresde.solve(sde, 10, solver=solver, steps=10, generator=generator())
+        assert sum(seen) == int(solution.nfe.sum()), solver
+        seen.clear()
+
+
+class Elementwise(nn.Module):
+    """Acts on each number alone, so that only the solver could mix samples."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.tanh(3 * x) * 0.8 - 0.3 * x * t.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+@pytest.mark.parametrize("steps", [None, 20])
+def test_batch_mates_do_not_matter_at_all(solver: str, steps: int | None) -> None:
+    """Replace 63 of 64 samples: the 64th is the same to the last bit."""
+    sde = ScoreSDE(scoresde.VPSDE(), Elementwise(), shape=(3,), predict="edm")
+    z = torch.randn(64, 3, generator=generator())
+    noise = torch.randn(600, 64, 3, generator=generator(1))
+    results = []
+    for others in (z, 1e-3 * torch.randn(64, 3, generator=generator(2)), 5 * torch.randn(64, 3, generator=generator(3))):
+        for keep in (0, 17, 63):
+            batch = others.clone()
+            batch[keep] = z[17]
+            mates = noise.flip(1) if others is not z else noise.clone()
+            mates[:, keep] = noise[:, 17]
+            draws = iter(mates)
+            results.append(solve_with(sde, solver, batch, lambda draws=draws: next(draws), steps=steps)[keep])
+    for result in results[1:]:
+        assert torch.equal(result, results[0])
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+def test_samples_do_not_depend_on_batch_size_or_number(solver: str) -> None:
+    torch.manual_seed(0)
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=32)
+    nn.init.normal_(sde.net.out.weight, std=0.1)
+    steps = None if solver == "rk45" else 20
+    whole = scoresde.sample(sde, 1000, solver=solver, steps=steps, generator=generator(3))
+    for batch_size in (64, 100, 333):
+        again = scoresde.sample(sde, 1000, solver=solver, steps=steps, generator=generator(3), batch_size=batch_size)
+        torch.testing.assert_close(again, whole, rtol=0, atol=1e-5)
+    few = scoresde.sample(sde, 3, solver=solver, steps=steps, generator=generator(3), batch_size=1)
+    torch.testing.assert_close(few, whole[:3], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["rk45", "em"])
+def test_global_random_state_is_left_alone(solver: str) -> None:
+    sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE())
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    before, before_np = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first = scoresde.sample(sde, 5, solver=solver, generator=(g := generator()))
+    second = scoresde.sample(sde, 5, solver=solver, generator=g)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], before_np)  # noqa: NPY002
+    assert not torch.equal(first, second)  # a generator goes on
+    assert torch.equal(first, scoresde.sample(sde, 5, solver=solver, generator=generator()))
+    torch.manual_seed(7)
+    unseeded = scoresde.sample(sde, 5, solver=solver)
+    torch.manual_seed(7)
+    assert torch.equal(unseeded, scoresde.sample(sde, 5, solver=solver))
+
+
+def test_trajectory_passes_through_the_wanted_times() -> None:
+    sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE()).double()
+    times = [1.0, 0.7, 0.31, 0.05, 0.0]
+    path = scoresde.solve(sde, 20, times=times, rtol=1e-10, atol=1e-10, generator=generator())
+    assert path.x.shape == (5, 20, 2)
+    torch.testing.assert_close(path.t, torch.tensor(times, dtype=torch.float64))
+    fixed = scoresde.solve(sde, 20, solver="rk4", steps=2000, times=times, generator=generator())
+    torch.testing.assert_close(fixed.x, path.x, rtol=0, atol=1e-5)
+    # dx/dt along the path is the velocity
+    near = scoresde.solve(sde, 20, times=[1.0, 0.5001, 0.5, 0.4999, 0.0], rtol=1e-10, atol=1e-10, generator=generator()).x
+    torch.testing.assert_close((near[1] - near[3]) / 2e-4, sde.velocity(near[2], 0.5), rtol=1e-4, atol=1e-4)
+
+
+def test_no_graph_is_kept_and_modes_are_restored() -> None:
+    sde = scoresde.build("vp", "mlp", shape=(2,))
+    sde.train()
+    assert not scoresde.sample(sde, 3, solver="em", steps=5).requires_grad
+    assert not scoresde.log_prob(sde, torch.zeros(1, 2)).requires_grad
+    assert sde.training
+    assert sde.net.training
+
+
+class Broken(nn.Module):
+    """NaN from a time on, for samples that start to the right."""
+
+    def __init__(self, below: float) -> None:
+        super().__init__()
+        self.below = below
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        bad = (t < self.below) & (x[:, 0] > 0)
+        return torch.where(bad[:, None], float("nan"), -0.1 * x)
+
+
+@pytest.mark.parametrize("solver", list(SOLVERS))
+@pytest.mark.parametrize("steps", [None, 10])
+def test_nan_is_an_error_that_says_where(solver: str, steps: int | None) -> None:
+    sde = ScoreSDE(scoresde.VPSDE(), Broken(0.5), shape=(2,), sees="raw")
+    with pytest.raises(scoresde.SolverError, match=r"\d+ of 50 samples.*(t = |φ = ).*; ") as caught:
+        scoresde.sample(sde, 50, solver=solver, steps=steps, generator=generator())
+    assert caught.value.failed is not None
+    assert 0 < int(caught.value.failed.sum()) < 50
+    assert bool(caught.value.x[~caught.value.failed].isfinite().all())
+
+
+def test_nothing_hangs() -> None:
+    class Rough(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return torch.sign(torch.sin(1e4 * x)) * 1e3
+
+    sde = ScoreSDE(scoresde.VPSDE(), Rough(), shape=(2,))
+    with pytest.raises(scoresde.SolverError, match="max_steps"):
+        scoresde.sample(sde, 10, max_steps=50, generator=generator())
