@@ -13,13 +13,12 @@ from .backbones import BACKBONES, MLP
 from .build import build
 from .errors import CheckpointError, SolverError, TrainingError
 from .grids import SPACINGS
-
 from .io import load, save
 from .likelihood import Likelihood, bits_per_dim, likelihood, log_prob
 from .metrics import energy_distance, energy_test
 from .oracle import oracle
 from .prediction import PREDICTIONS
-from .process import EDM, PROCESSES, Cosine, Process, RectifiedFlow, SubVPSDE, VESDE, VPSDE
+from .process import EDM, PROCESSES, VESDE, VPSDE, Cosine, Process, RectifiedFlow, SubVPSDE
 from .registry import Registry
 from .sampling import Solution, sample, solve
 from .sde import ScoreSDE
@@ -37,6 +36,8 @@ __all__ = [
     "PROCESSES",
     "SOLVERS",
     "SPACINGS",
+    "VESDE",
+    "VPSDE",
     "WEIGHTS",
     "CheckpointError",
     "Cosine",
@@ -53,8 +54,6 @@ __all__ = [
     "Stepper",
     "SubVPSDE",
     "TrainingError",
-    "VESDE",
-    "VPSDE",
     "bits_per_dim",
     "build",
     "energy_distance",
@@ -62,13 +61,11 @@ __all__ = [
     "fit",
     "likelihood",
     "load",
-
     "log_prob",
     "loss",
     "oracle",
     "sample",
     "save",
-
     "solve",
     "toy",
 ]

@@ -15,7 +15,7 @@ from . import toy
 from .backbones import BACKBONES
 from .build import build
 from .errors import SolverError, TrainingError
-from .io import load, save
+from .io import load, ready, save
 from .likelihood import likelihood
 from .process import PROCESSES
 from .sampling import solve
@@ -50,6 +50,8 @@ def read(path: str | Path) -> Tensor:
             [3., 4.]])
     """
     path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
     if path.suffix == ".npy":
         array = np.load(path, allow_pickle=False)
     elif path.suffix == ".csv":
@@ -93,6 +95,14 @@ def write(path: str | Path, values: Tensor) -> None:
         np.savetxt(path, values.cpu().reshape(len(values), -1).numpy(), delimiter=",")
     else:
         raise ValueError(f"{path}: values are written as .npy or .csv")
+
+
+def _writable(path: str, *suffixes: str) -> None:
+    """Find out before the work whether its result can be written."""
+    if Path(path).suffix not in suffixes:
+        raise ValueError(f"{path}: written are {', '.join(suffixes)} files")
+    if not Path(path).absolute().parent.is_dir():
+        raise ValueError(f"{path}: there is no such folder")
 
 
 def _is_number(text: str) -> bool:
@@ -166,11 +176,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _demo(args: argparse.Namespace) -> None:
     from .demo import demo  # matplotlib only when it is needed
 
+    _writable(args.out, ".png", ".pdf", ".svg")
     demo(args.density, args.process, args.solver, steps=args.steps, out=args.out, seed=args.seed)
 
 
 def _fit(args: argparse.Namespace) -> None:
     data = read(args.data)
+    ready(args.out)
     torch.manual_seed(args.seed)
     sde = build(args.process, args.net, shape=tuple(data.shape[1:]))
     history = fit(sde, data, steps=args.steps, batch_size=args.batch_size)
@@ -178,8 +190,7 @@ def _fit(args: argparse.Namespace) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    if Path(args.out).suffix not in (".npy", ".csv"):
-        raise ValueError(f"{args.out}: values are written as .npy or .csv")
+    _writable(args.out, ".npy", ".csv")
     generator = torch.Generator().manual_seed(args.seed)
     solution = solve(load(args.model), args.n, solver=args.solver, steps=args.steps, generator=generator)
     write(args.out, solution.x[-1])
@@ -187,6 +198,8 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _log_prob(args: argparse.Namespace) -> None:
+    if args.out:
+        _writable(args.out, ".npy", ".csv")
     result = likelihood(load(args.model), read(args.data), solver=args.solver)
     if args.out:
         write(args.out, result.log_prob)

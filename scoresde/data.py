@@ -63,8 +63,10 @@ class Source:
         self._dtype = sde.state_dtype
         if isinstance(data, TensorDataset) and len(data.tensors) == 1:
             data = data.tensors[0]
-        if isinstance(data, Tensor | np.ndarray | list | tuple):
-            x = self._accept(torch.as_tensor(np.asarray(data)) if isinstance(data, list | tuple) else data)
+        if isinstance(data, tuple):
+            raise TypeError("data is a tuple; give the samples as data and name the rest: fit(sde, x, given={'y': y})")
+        if isinstance(data, Tensor | np.ndarray | list):
+            x = self._accept(torch.as_tensor(np.asarray(data)) if isinstance(data, list) else data)
             condition = {name: torch.as_tensor(value).to(x.device) for name, value in (condition or {}).items()}
             for name, value in condition.items():
                 if not value.ndim or len(value) != len(x):
@@ -130,4 +132,4 @@ class Source:
 
     def _sampled(self, data: Any) -> Iterator[Batch]:
         while True:
-            yield from ((x, {}) for x in self._draw(data, self._size * 64).split(self._size))
+            yield from ((x, {}) for x in torch.split(self._draw(data, self._size * 64), self._size))

@@ -13,7 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .process import Process, VPSDE
+from .checks import whole
+from .process import VPSDE, Process
 from .registry import nearest
 
 LAMBDA = (-5.0, 6.0)
@@ -35,7 +36,9 @@ def _warped(process: Process, steps: int, warp: Callable[[Tensor], Tensor], unwa
     if steps <= extra:
         return _time(process, steps)
     ends = warp(torch.tan(torch.tensor([high, low], dtype=torch.float64)))
-    inner = process.time(torch.atan(unwarp(torch.linspace(float(ends[0]), float(ends[1]), steps + 1 - extra, dtype=torch.float64))))
+    inner = process.time(
+        torch.atan(unwarp(torch.linspace(float(ends[0]), float(ends[1]), steps + 1 - extra, dtype=torch.float64)))
+    )
     one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
     return torch.cat([one] * process.ends_in_noise + [inner] + [zero] * (process.phi_min == 0))
 
@@ -82,7 +85,7 @@ def grid(process: Process, steps: int, spacing: str) -> Tensor:
     Returns
     -------
     Tensor, shape (steps + 1,), float64
-        From 1 down to 0.
+        From 1 down to 0; "ddpm" starts at its own last level, t = 1.003 (see `VPSDE.ddpm_times`).
 
     Raises
     ------
@@ -95,10 +98,7 @@ def grid(process: Process, steps: int, spacing: str) -> Tensor:
     >>> grid(VPSDE(), 4, "time")
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
     """
-    if isinstance(steps, bool) or not isinstance(steps, int):
-        raise TypeError(f"steps is an integer, got {steps!r}")
-    if steps < 1:
-        raise ValueError(f"steps is at least 1, got {steps}")
+    whole("steps", steps)
     if spacing not in SPACINGS:
         raise ValueError(f"unknown spacing {spacing!r}. {nearest(spacing, SPACINGS)}")
     times = SPACINGS[spacing](process, steps)

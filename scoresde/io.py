@@ -56,14 +56,17 @@ def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
     >>> sde = scoresde.build("vp", "mlp", shape=(2,), width=16)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     scoresde.load(scoresde.save(sde, folder + "/model")).process
-    VPSDE()
+    VPSDE(beta_min=0.1, beta_max=20.0)
     """
     sde = require_sde(sde, "save")
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(f"folder is a path, got {type(folder).__name__}")
+    if sde.condition:
+        raise ValueError(f"conditions {sorted(sde.condition)} are not saved: save the model that given(...) was called on")
     folder = Path(folder)
-    net = {"name": BACKBONES.name_of(sde.net), "options": BACKBONES.options_of(sde.net)}
-    net["options"].pop("shape", None)
+    options = BACKBONES.options_of(sde.net)
+    options.pop("shape", None)
+    net = {"name": BACKBONES.name_of(sde.net), "options": options}
     about: dict[str, Any] = {
         "format": FORMAT,
         "process": {"name": PROCESSES.name_of(sde.process), "options": PROCESSES.options_of(sde.process)},
@@ -83,10 +86,8 @@ def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
     data = safetensors.torch.save(weights)
     digest = hashlib.sha256(data).hexdigest()
     about["weights"] = {"file": f"weights-{digest[:12]}.safetensors", "sha256": digest}
+    ready(folder)
     try:
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / JSON).exists():
-            raise CheckpointError(f"{folder} holds something that is not a scoresde model; choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
         _write(folder / about["weights"]["file"], data)
         _write(folder / JSON, (json.dumps(about, indent=2) + "\n").encode())
         for old in folder.glob("weights-*.safetensors"):
@@ -94,6 +95,41 @@ def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
                 old.unlink()
     except OSError as error:
         raise CheckpointError(f"can't write a model to {folder}: {error}") from error
+    return folder
+
+
+def ready(folder: str | os.PathLike[str]) -> Path:
+    """Make a folder that a model can be saved to, or say why not: to be asked before hours of training.
+
+    Parameters
+    ----------
+    folder : path
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    CheckpointError
+        If it can't be made or written to, or holds something that is not a model.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     ready(folder + "/a/b").exists()
+    True
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()) and not (folder / JSON).exists():
+            raise CheckpointError(f"{folder} holds something that is not a scoresde model; choose another folder")
+    except OSError as error:
+        raise CheckpointError(f"can't write a model to {folder}: {error}") from error
+    if not os.access(folder, os.W_OK):
+        raise CheckpointError(f"can't write a model to {folder}: it is read-only")
     return folder
 
 

@@ -11,6 +11,7 @@ div v = (tr ∂out/∂z − D·(a·cos φ + b·sin φ))/det.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from .registry import nearest
 from .sampling import check_generator, chunks, levels, plan, run
 from .sde import ScoreSDE, evaluating, require_sde
 from .solvers import Problem, Solver
-from .solvers.base import rms
-from .trace import TRACES, exact_trace, hutchinson_trace, probed
+from .solvers.base import Velocity
+from .trace import TRACES
 
 
 class HasLogProb(Protocol):
@@ -149,8 +150,8 @@ def likelihood(
             part = sde.rows(start, stop, len(x))
             z = part.from_data(x[start:stop]) / first.radius
             probe = Noise(seed, PROBE, start, stop, sde.dim, z)() if trace == "hutchinson" else None
-            task = Problem(nodes, _with_density(part, probe), _none, _none, how.adaptive, _norm)
-            end, counts = run(part, how.solver, task, torch.cat([z, z.new_zeros(len(z), 1)], 1), lambda task=task: task)
+            task = Problem(nodes, _with_density(part, TRACES[trace], probe), _none, _none, how.adaptive, _norm)
+            end, counts = run(part, how.solver, task, torch.cat([z, z.new_zeros(len(z), 1)], 1), functools.partial(_same, task))
             z, gained = end[:, :-1], end[:, -1]
             latent = part.to_data(z * last.radius)
             if prior is None:
@@ -256,30 +257,29 @@ def bits_per_dim(log_prob: Tensor, dim: int, levels: int | None = None) -> Tenso
     return -log_prob / (dim * math.log(2)) + (math.log2(levels) if levels else 0.0)
 
 
-def _with_density(
-    sde: ScoreSDE, probe: Tensor | None
-) -> Callable[[Tensor, float | Tensor, Tensor | None], Tensor]:
+def _with_density(sde: ScoreSDE, trace: Callable[..., tuple[Tensor, Tensor]], probe: Tensor | None) -> Velocity:
     """Return the right-hand side of (z, log-density gained): (v, div v), one more column than z."""
 
     def velocity(state: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
+        held = () if probe is None else (probe if rows is None else probe[rows],)
         z = state[:, :-1]
-        if probe is None:
-            find = exact_trace
-        else:
-            find = probed(hutchinson_trace, probe if rows is None else probe[rows])
-        out, trace = find(lambda z: sde.output(z, phi, rows), z)
+        out, tr = trace(lambda z: sde.output(z, phi, rows), z, *held)
         if sde.predict == "edm":
-            return torch.cat([-out, -trace.unsqueeze(1)], 1)
+            return torch.cat([-out, -tr.unsqueeze(1)], 1)
         c = sde.coefficients(as_time(phi)).to(z)
         k = c.a * c.cos + c.b * c.sin
-        return torch.cat([(out - k * z) / c.det, (trace.unsqueeze(1) - k * sde.dim) / c.det], 1)
+        return torch.cat([(out - k * z) / c.det, (tr.unsqueeze(1) - k * sde.dim) / c.det], 1)
 
     return velocity
 
 
 def _norm(error: Tensor) -> Tensor:
-    """The worse of the state's error and the log-density's."""
-    return torch.maximum(rms(error[:, :-1]), error[:, -1].abs())
+    """The worse of the log-density's error and the state's, whose length counts: log p is a sum over dimensions."""
+    return torch.maximum(error[:, :-1].norm(dim=1), error[:, -1].abs())
+
+
+def _same(task: Problem) -> Problem:
+    return task
 
 
 def _none(*_: Any) -> Any:

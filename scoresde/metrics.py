@@ -43,24 +43,36 @@ def _total(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    """The squared energy distance E² = 2·E|X − Y| − E|X − X′| − E|Y − Y′| between two sets of samples.
+    """Return the squared energy distance E² = 2·E|X − Y| − E|X − X′| − E|Y − Y′| between two sets of samples.
 
     It is the U-statistic: pairs of a point with itself are left out, which makes it unbiased, so it scatters
     about 0, and may be negative, when the laws agree. It carries no gradient.
 
-    Args:
-        x: (n, *shape), n ≥ 2.
-        y: (m, *shape), m ≥ 2, in the same units.
+    Parameters
+    ----------
+    x : Tensor, shape (n, *shape)
+        n ≥ 2.
+    y : Tensor, shape (m, *shape)
+        m ≥ 2, in the same units.
 
-    Returns:
-        E², a scalar in float64, in the units of the data. It costs n·m + n² + m² distances and 4 MB.
+    Returns
+    -------
+    Tensor, shape (), float64
+        E², in the units of the data. It costs n·m + n² + m² distances and 4 MB.
 
-    Raises:
-        TypeError: not tensors.
-        ValueError: fewer than two points, shapes that differ, or samples that are not finite.
+    Raises
+    ------
+    TypeError
+        If x or y is not a tensor.
+    ValueError
+        For fewer than two points, shapes that differ, or samples that are not finite.
 
-    Source: Székely and Rizzo 2013 for E²; Hoeffding 1948 for U-statistics.
+    References
+    ----------
+    Székely and Rizzo 2013 for E²; Hoeffding 1948 for U-statistics.
 
+    Examples
+    --------
     >>> energy_distance(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 3.0]))     # 2·1.5 − 1 − 3
     tensor(-1., dtype=torch.float64)
     """
@@ -71,28 +83,41 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def energy_test(x: Tensor, y: Tensor, permutations: int = 999, generator: torch.Generator | None = None) -> float:
-    """The p-value of the permutation test that x and y come from one law, by their energy distance.
+    """Return the p-value of the permutation test that x and y come from one law, by their energy distance.
 
     Points are pooled and dealt out anew; p = (1 + #{E²_permuted ≥ E²})/(1 + permutations). If the laws agree,
     P(p ≤ a) ≤ a for every a and every sample size: rejecting at p ≤ 0.01 is a false alarm once in a hundred
     tests. A large p is no proof of equality, the test being only as sharp as n and m make it.
 
-    Args:
-        x: (n, *shape), n ≥ 2.
-        y: (m, *shape), m ≥ 2, n + m ≤ 8192.
-        permutations: how many; p is never below 1/(1 + permutations).
-        generator: the only source of randomness when given.
+    Parameters
+    ----------
+    x : Tensor, shape (n, *shape)
+        n ≥ 2.
+    y : Tensor, shape (m, *shape)
+        m ≥ 2, in the same units; n + m ≤ 8192.
+    permutations : int
+        How many; p is never below 1/(1 + permutations).
+    generator : torch.Generator, optional
+        The only source of randomness when given.
 
-    Returns:
-        p in (0, 1]. Time (n + m)²·permutations multiplications.
+    Returns
+    -------
+    float
+        p in (0, 1]. It costs (n + m)²·permutations multiplications.
 
-    Raises:
-        TypeError: not tensors.
-        ValueError: too many points, permutations < 1, or samples that `energy_distance` refuses.
+    Raises
+    ------
+    TypeError
+        If x or y is not a tensor.
+    ValueError
+        For too many points, permutations < 1, or samples that `energy_distance` refuses.
 
-    Source: Székely and Rizzo 2004, Testing for equal distributions in high dimension; Phipson and Smyth 2010
-    for the 1 in p.
+    References
+    ----------
+    Székely and Rizzo 2004, Testing for equal distributions in high dimension; Phipson and Smyth 2010 for the 1 in p.
 
+    Examples
+    --------
     >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
     >>> energy_test(x, x + 1.0, permutations=99, generator=torch.Generator().manual_seed(1))
     0.01

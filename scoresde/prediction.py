@@ -75,9 +75,11 @@ class Coefficients(NamedTuple):
         >>> import math, torch
         >>> from scoresde.process import VPSDE
         >>> x0, eps = torch.ones(1, 2), torch.full((1, 2), 3.0)
-        >>> c = coefficients("edm", VPSDE(), torch.tensor(0.5))
-        >>> c.solve(c.cos * x0 + c.sin * eps, c.a * x0 + c.b * eps)
-        (tensor([[1., 1.]]), tensor([[3., 3.]]))
+        >>> c = coefficients("x0", VPSDE(), torch.tensor(0.5))
+        >>> torch.stack(c.solve(c.cos * x0 + c.sin * eps, c.a * x0 + c.b * eps)).round(decimals=4)
+        tensor([[[1., 1.]],
+        <BLANKLINE>
+                [[3., 3.]]])
         """
         return (self.b * z - self.sin * out) / self.det, (self.cos * out - self.a * z) / self.det
 
@@ -156,8 +158,8 @@ def singular(predict: str, process: Process, phi: float) -> bool:
     [False, True, False]
     """
     c = coefficients(predict, process, torch.tensor(phi, dtype=torch.float64))
-    size = abs(c.a) + abs(c.b)
-    return not bool(abs(c.det) > 1e-6 * size) or size == float("inf")
+    size = abs(float(c.a)) + abs(float(c.b))
+    return not abs(float(c.det)) > 1e-6 * size or size == float("inf")
 
 
 def check(predict: str, process: Process) -> None:

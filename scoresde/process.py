@@ -441,13 +441,13 @@ class _Variance(Process):
         a, b = 0.25 * (self.beta_max - self.beta_min), 0.5 * self.beta_min
         return 2 * minus_log_alpha / (b + torch.sqrt(b * b + 4 * a * minus_log_alpha))
 
-    def alpha(self, t: Tensor) -> Tensor:  # noqa: D102
+    def alpha(self, t: Tensor) -> Tensor:
         return torch.exp(self.log_alpha(t))
 
-    def dalpha(self, t: Tensor) -> Tensor:  # noqa: D102
+    def dalpha(self, t: Tensor) -> Tensor:
         return -0.5 * self.beta(t) * self.alpha(t)
 
-    def f(self, t: Tensor | float) -> Tensor:  # noqa: D102
+    def f(self, t: Tensor | float) -> Tensor:
         return -0.5 * self.beta(t)
 
 
@@ -524,7 +524,7 @@ class VPSDE(_Variance):
 @PROCESSES.register("subvp")
 @dataclass(frozen=True)
 class SubVPSDE(_Variance):
-    """The sub-VP SDE: α as in VP, σ = 1 − α², g² = β·(1 − α⁴) (Song et al. 2021, eq. 13 and 29).
+    """The sub-VP SDE: α as in VP, σ = 1 − α², g² = β·(1 − α⁴) (Song et al. 2021, eq. 12 and 29).
 
     Parameters
     ----------
@@ -558,10 +558,10 @@ class SubVPSDE(_Variance):
 class _Exploding(Process):
     """What VE and EDM share: α = 1."""
 
-    def alpha(self, t: Tensor) -> Tensor:  # noqa: D102
+    def alpha(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
-    def dalpha(self, t: Tensor) -> Tensor:  # noqa: D102
+    def dalpha(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
 

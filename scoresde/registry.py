@@ -238,6 +238,10 @@ class Registry(Generic[T]):
         """
         return dict(getattr(thing, "_options", {}))
 
+    def __repr__(self) -> str:
+        """Kind and names."""
+        return f"<{self.kind} registry: {', '.join(self._makers)}>"
+
     def __contains__(self, name: object) -> bool:
         """Whether the name is registered."""
         return name in self._makers

@@ -6,8 +6,8 @@ speaks to the user in the units of the data.
 
 from __future__ import annotations
 
+import functools
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import whole
 from .errors import SolverError
 from .grids import grid
 from .random import BLOCK, PATH, PRIOR, Noise, draw_seed
@@ -116,10 +117,10 @@ def plan(
     >>> import scoresde
     >>> sde = scoresde.build("vp", "mlp", shape=(2,))
     >>> plan(sde, "heun", 2, None, {}).times
-    tensor([1.0000, 0.2665, 0.0000], dtype=torch.float64)
-    >>> plan(sde, "rk54", None, None, {})
+    tensor([1.0000, 0.2577, 0.0000], dtype=torch.float64)
+    >>> plan(sde, "rk_45", None, None, {})
     Traceback (most recent call last):
-    ValueError: unknown solver 'rk54'. Did you mean 'rk45'? There are: ...
+    ValueError: unknown solver 'rk_45'. Did you mean 'rk45'? There are: ...
     """
     if isinstance(solver, str):
         solver = SOLVERS.build(solver, **options)
@@ -127,6 +128,9 @@ def plan(
         raise TypeError(f"solver is a name or a Solver object, got {type(solver).__name__}")
     elif options:
         raise TypeError(f"options {sorted(options)} go with a solver's name; give them to the {type(solver).__name__} itself")
+    useless = [name for name in solver.tolerances if name in options] if steps is not None else []
+    if useless:
+        raise ValueError(f"{useless[0]}= has no effect together with steps=, which fixes the grid; give one or the other")
     steps = solver.steps if steps is None else steps
     adaptive = steps is None
     if adaptive and spacing is not None:
@@ -136,8 +140,10 @@ def plan(
         nodes = wanted
     else:
         nodes = grid(sde.process, steps, spacing or solver.spacing)
+        if times is not None and spacing == "ddpm":
+            raise ValueError("times= can't join spacing='ddpm', whose levels are discrete; leave one out")
         if times is not None:  # the wanted times join the grid
-            nodes = torch.cat([nodes, wanted]).unique().flip(0)
+            nodes = torch.unique(torch.cat([nodes, wanted])).flip(0)
     keep = tuple(int((nodes - t).abs().argmin()) for t in wanted)
     if forward:
         last = len(nodes) - 1
@@ -173,13 +179,13 @@ def levels(sde: ScoreSDE, times: Tensor) -> tuple[Level, ...]:
     >>> [level.sigma for level in levels(sde, torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))]
     [1.0, 0.5, 0.0]
     """
-    p = sde.process
-    low = sde.phi_min
-    if low > p.phi_min:  # the prediction is singular at σ = 0: solves end, and likelihoods begin, a hair above
-        times = torch.maximum(times, p.time(torch.tensor(low, dtype=torch.float64)))
-    alpha, sigma, radius = p.alpha(times), p.sigma(times), p.radius(times)
-    columns = (times, p.phi(times), alpha / radius, sigma / radius, alpha, sigma, radius)
-    columns += (p.dalpha(times), p.dsigma(times), p.reverse_g2(times))
+    p, low = sde.process, sde.phi_min
+    at = times
+    if low > p.phi_min:  # the prediction is singular at σ = 0: the arc state a hair above stands for that at the end
+        at = torch.maximum(times, p.time(torch.tensor(low, dtype=torch.float64)))
+    alpha, sigma, radius = p.alpha(at), p.sigma(at), p.radius(at)
+    columns = [times, p.phi(at), alpha / radius, sigma / radius, alpha, sigma, p.radius(times)]
+    columns += [p.dalpha(at), p.dsigma(at), p.reverse_g2(at)]
     return tuple(Level(*row) for row in zip(*(c.tolist() for c in columns), strict=True))
 
 
@@ -338,12 +344,10 @@ def chunks(sde: ScoreSDE, n: int, batch_size: int | None, cost: int = 1) -> list
     >>> chunks(scoresde.build("vp", "mlp", shape=(2,)), 10, 4)
     [(0, 4), (4, 8), (8, 10)]
     """
-    for name, value in (("n", n), ("batch_size", 1 if batch_size is None else batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} is a positive integer, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} is at least 1, got {value}")
-    if batch_size is None:
+    whole("n", n)
+    if batch_size is not None:
+        whole("batch_size", batch_size)
+    else:
         batch_size = max(1, min(ROWS // cost, NUMBERS // (cost * sde.dim)))
         batch_size = max(BLOCK * (batch_size // BLOCK), min(batch_size, BLOCK))
     return [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
@@ -453,7 +457,7 @@ def solve(
             z = Noise(seed, PRIOR, start, stop, sde.dim, like)()
             seen = {0: z}
             posed = task()
-            posed.observe = lambda i, z, seen=seen: seen.update({i: z.clone()}) if i in how.keep[:-1] else None
+            posed.observe = functools.partial(_keep, seen, how.keep[:-1])
             end, counts = run(sde, how.solver, posed, z, task)
             seen[len(nodes) - 1] = end
             states.append(torch.stack([sde.to_data(nodes[k].radius * seen[k]) for k in how.keep]))
@@ -461,6 +465,11 @@ def solve(
     nfe, accepted, rejected = (torch.cat(column).cpu() for column in zip(*costs, strict=True))
     kept = how.times[list(how.keep)]
     return Solution(kept, torch.cat(states, 1) if len(states) > 1 else states[0], nfe, accepted, rejected)
+
+
+def _keep(seen: dict[int, Tensor], wanted: tuple[int, ...], i: int, z: Tensor) -> None:
+    if i in wanted:
+        seen[i] = z.clone()
 
 
 def _no_noise() -> Tensor:

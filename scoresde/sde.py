@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import math
 import warnings
 from collections.abc import Iterator
@@ -96,15 +97,15 @@ class ScoreSDE(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    ema: nn.Module | None
 
     def __init__(
         self, process: Process, net: nn.Module, *, shape: tuple[int, ...], predict: str = "edm", sees: str = "arc"
     ) -> None:
         super().__init__()
         if not isinstance(process, Process):
-            raise TypeError(
-                f"process is a scoresde.Process such as VPSDE(), got {process!r}; scoresde.build takes names"
-            )
+            hint = f"write {process.__name__}()" if isinstance(process, type) else "scoresde.build takes names"
+            raise TypeError(f"process is a scoresde.Process such as VPSDE(), got {process!r}; {hint}")
         if not isinstance(net, nn.Module):
             raise TypeError(f"net is an nn.Module, got {type(net).__name__}; scoresde.build takes names")
         if sees not in SEES:
@@ -112,7 +113,7 @@ class ScoreSDE(nn.Module):
         check(predict, process)
         self.process = process
         self.net = net
-        self.ema: nn.Module | None = None
+        self.register_module("ema", None)
         self.shape = event_shape(shape)
         self.predict = predict
         self.sees = sees
@@ -155,7 +156,7 @@ class ScoreSDE(nn.Module):
                 [0., 0.],
                 [0., 0.]], grad_fn=...)
         """
-        net = self.net if self.training or self.ema is None else self.ema
+        net = self.net if self.net.training or self.ema is None else self.ema
         like = next(net.parameters(), z)
         x = z
         if self.sees == "raw":
@@ -167,12 +168,8 @@ class ScoreSDE(nn.Module):
         if not isinstance(label, Tensor) or not label.ndim:
             label = z.new_full((len(z),), float(label), dtype=like.dtype)
         label = label.to(like.dtype)
-        condition = {
-            name: value if rows is None or len(value) == 1 else value[rows] for name, value in self.condition.items()
-        }
-        condition = {
-            name: value.to(z.device).expand(len(z), *value.shape[1:]) for name, value in condition.items()
-        }
+        condition = {name: value if rows is None or len(value) == 1 else value[rows] for name, value in self.condition.items()}
+        condition = {name: value.to(z.device).expand(len(z), *value.shape[1:]) for name, value in condition.items()}
         x = x.reshape(len(z), *self.shape).to(like.dtype)
         out = net(x, label, **condition)
         if not isinstance(out, Tensor) or out.shape != x.shape:
@@ -232,7 +229,7 @@ class ScoreSDE(nn.Module):
 
     @property
     def phi_min(self) -> float:
-        """Where solves end and likelihoods begin, in radians: φ(0), or the process's `hair` if the prediction is singular there."""
+        """Where solves end and likelihoods begin, in radians: φ(0), or `hair` where the prediction is singular there."""
         start = self.process.phi_min
         return self.process.hair if singular(self.predict, self.process, start) else start
 
@@ -265,7 +262,8 @@ class ScoreSDE(nn.Module):
         >>> import scoresde
         >>> gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1.0)
         >>> sde = scoresde.oracle(gaussian, scoresde.RectifiedFlow())
-        >>> sde.denoise(torch.ones(1, 2), 0.5)
+        >>> x0, eps = sde.denoise(torch.ones(1, 2), 0.5)
+        >>> x0.round(decimals=4), eps.round(decimals=4)
         (tensor([[1., 1.]]), tensor([[1., 1.]]))
         """
         z, phi, _ = self._on_arc(x, t)
@@ -383,6 +381,11 @@ class ScoreSDE(nn.Module):
         ScoreSDE
             Shares the network; the original stays as it is.
 
+        Raises
+        ------
+        ValueError
+            If the network takes no such condition.
+
         Examples
         --------
         >>> import scoresde
@@ -390,6 +393,11 @@ class ScoreSDE(nn.Module):
         >>> scoresde.sample(sde.given(y=2), 4).shape
         torch.Size([4, 2])
         """
+        takes = inspect.signature(self.net.forward).parameters
+        if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            for name in condition:
+                if name not in takes:
+                    raise ValueError(f"the network takes no condition {name!r}. {nearest(name, list(takes)[2:])}")
         given = copy.copy(self)
         values = {name: torch.as_tensor(value) for name, value in condition.items()}
         given.condition = {**self.condition, **{n: v[None] if v.ndim == 0 else v for n, v in values.items()}}
@@ -464,9 +472,7 @@ class ScoreSDE(nn.Module):
             raise ValueError(f"the data do not vary: {len(data)} equal samples have no density to learn")
         if not bool(spread.all()):  # a constant feature has no scale of its own: give it that of the others
             constant = (~spread).nonzero()[:, 0].tolist()
-            warnings.warn(
-                f"features {constant} are constant: their density is a spike; drop them or add noise", stacklevel=3
-            )
+            warnings.warn(f"features {constant} are constant: their density is a spike; drop them or add noise", stacklevel=3)
             std = torch.where(spread, std, std[spread].square().mean().sqrt())
         self.mean.copy_(mean.reshape(self.mean.shape))
         self.scale.copy_(std.reshape(self.scale.shape))

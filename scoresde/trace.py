@@ -6,7 +6,6 @@ serves both.
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable
 
@@ -96,24 +95,5 @@ TRACES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "exact": exact_trace,
     "hutchinson": hutchinson_trace,
 }
-"""Ways to find the trace, by name: `exact` costs about n backward passes, `hutchinson` one, with a random error."""
-
-
-def probed(trace: Callable[..., tuple[Tensor, Tensor]], probe: Tensor) -> Callable[[Map, Tensor], tuple[Tensor, Tensor]]:
-    """Hold a probe through a solve.
-
-    Parameters
-    ----------
-    trace : callable (f, z, probe)
-    probe : Tensor, shape (B, n)
-
-    Returns
-    -------
-    callable (f, z)
-
-    Examples
-    --------
-    >>> probed(hutchinson_trace, torch.ones(1, 2))(lambda z: 3 * z, torch.zeros(1, 2))[1]
-    tensor([6.])
-    """
-    return functools.partial(trace, probe=probe)
+"""Ways to find the trace, by name: `exact` costs about n backward passes, `hutchinson` one, with a random error.
+`hutchinson` takes a probe as a third argument."""

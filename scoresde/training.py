@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import tqdm
 
+from .checks import number, whole
 from .data import Source
 from .errors import TrainingError
 from .process import Process
@@ -131,7 +132,9 @@ def loss(
     sde = require_sde(sde, "loss")
     check_generator(generator)
     _check_names(weight, noise)
-    return _loss(sde.given(**condition) if condition else sde, sde.accept(x0, "x0"), weight, noise, generator)
+    x0 = sde.accept(x0, "x0")
+    given = sde.given(**condition) if condition else sde
+    return _loss(given.rows(0, len(x0), len(x0)), x0, weight, noise, generator)
 
 
 def _check_names(weight: str, noise: str) -> None:
@@ -255,13 +258,12 @@ def fit(
     sde = require_sde(sde, "fit")
     check_generator(generator)
     _check_names(weight, noise)
-    for name, value in (("steps", steps), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} is a positive integer, got {value!r}")
-        if value < 1:
-            raise ValueError(f"{name} is at least 1, got {value}")
-    if not 0 < lr < math.inf or not 0 <= ema < 1:
-        raise ValueError(f"lr is positive and ema in [0, 1), got {lr=}, {ema=}")
+    whole("steps", steps)
+    whole("batch_size", batch_size)
+    number("lr", lr, 0, math.inf, hint="try 2e-3")
+    number("ema", ema, 0, 1 - 1e-12, closed=True, hint="try 0.999, or 0 for none")
+    if sde.condition:
+        raise ValueError("fit trains the whole model, not one conditioned by given(...): pass labels as fit(..., given={'y': y})")
     parameters = [p for p in sde.net.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("this model's network has no parameters to train (an oracle?)")

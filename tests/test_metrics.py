@@ -40,10 +40,7 @@ def test_is_unbiased_for_two_gaussians() -> None:
     truth = 2 * mean_abs(0.5, 5) - mean_abs(0, 2) - mean_abs(0, 8)
     g = seeded()
     draws = torch.stack(
-        [
-            energy_distance(torch.randn(20, 1, generator=g), 0.5 + 2 * torch.randn(30, 1, generator=g))
-            for _ in range(2000)
-        ]
+        [energy_distance(torch.randn(20, 1, generator=g), 0.5 + 2 * torch.randn(30, 1, generator=g)) for _ in range(2000)]
     )
     assert draws.mean().item() == pytest.approx(truth, abs=4 * draws.std().item() / math.sqrt(2000))
 

@@ -6,11 +6,13 @@ the noise label tells it how sharp they are; the output starts at zero.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
 from torch import Tensor, nn
 
+from ..checks import number, whole
 from .base import BACKBONES
 
 
@@ -46,6 +48,8 @@ class MLP(nn.Module):
     """
 
     frequencies: Tensor
+    rates: Tensor
+    out: nn.Linear
 
     def __init__(
         self,
@@ -57,16 +61,19 @@ class MLP(nn.Module):
         classes: int = 0,
     ) -> None:
         super().__init__()
-        if width < 1 or depth < 1 or fourier < 0 or bandwidth <= 0 or classes < 0:
-            raise ValueError(
-                "width and depth are at least 1, bandwidth positive, fourier and classes at least 0, got "
-                f"{width=}, {depth=}, {fourier=}, {bandwidth=}, {classes=}"
-            )
+        for name, value, least in (
+            ("width", width, 1),
+            ("depth", depth, 1),
+            ("fourier", fourier, 0),
+            ("classes", classes, 0),
+        ):
+            whole(name, value, least)
+        number("bandwidth", bandwidth, 0, math.inf, hint="try 0.5")
         n, labels = math.prod(shape), 16
         self.register_buffer("frequencies", torch.randn(n, fourier) * (2 * math.pi * bandwidth * math.sqrt(2 / n)))
         self.register_buffer("rates", torch.exp(torch.linspace(math.log(0.2), math.log(4.0), labels)))
         sizes = [n + 2 * fourier + 2 * labels] + [width] * depth
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.out = nn.Linear(width, n)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -108,8 +115,15 @@ class MLP(nn.Module):
         if y is not None and not self.classes:
             raise ValueError("this MLP takes no label y; build it with classes=n")
         if self.classes:
-            y = torch.full((len(x),), self.classes, device=x.device) if y is None else y
-            h = h + self.label(y)
+            h = h + self.label(torch.full((len(x),), self.classes, device=x.device) if y is None else self._check(y, x))
         for layer in self.hidden[1:]:
             h = layer(nn.functional.silu(h))
-        return self.out(nn.functional.silu(h)).reshape(x.shape)
+        out: Tensor = self.out(nn.functional.silu(h))
+        return out.reshape(x.shape)
+
+    def _check(self, y: Tensor, x: Tensor) -> Tensor:
+        if y.is_floating_point() or y.shape != (len(x),):
+            raise ValueError(f"labels y are integers of shape ({len(x)},), got {y.dtype} of shape {tuple(y.shape)}")
+        if y.device.type == "cpu" and not bool(((y >= 0) & (y < self.classes)).all()):
+            raise ValueError(f"labels y run from 0 to {self.classes - 1}, got {int(y.min())} to {int(y.max())}")
+        return y

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from ..registry import Registry
@@ -55,6 +54,7 @@ def rms(error: Tensor) -> Tensor:
 
     Examples
     --------
+    >>> import torch
     >>> rms(torch.tensor([[3.0, 3.0], [0.0, 2.0]]))
     tensor([3.0000, 1.4142])
     """
@@ -137,13 +137,16 @@ class Solver(abc.ABC):
         Fixed number of steps when the user gives none; None means adaptive.
     spacing : str
         The grid when the user names none.
+    tolerances : tuple of str
+        Options that rule an adaptive solve and mean nothing on a fixed grid.
     """
 
-    order: ClassVar[float] | float = 1
-    stochastic: ClassVar[bool] | bool = False
+    order: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = False
     ode: ClassVar[bool] = False
-    steps: ClassVar[int | None] | int | None = 100
-    spacing: ClassVar[str] | str = "time"
+    steps: ClassVar[int | None] = 100
+    spacing: ClassVar[str] = "time"
+    tolerances: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
@@ -174,7 +177,7 @@ class Stepper(Solver):
     --------
     A solver of one's own, DDIM in three lines:
 
-    >>> import scoresde
+    >>> import scoresde, torch
     >>> @scoresde.SOLVERS.register("doctest_ddim")
     ... class Mine(scoresde.Stepper):
     ...     def step(self, problem, z, i):
@@ -189,7 +192,7 @@ class Stepper(Solver):
     >>> scoresde.SOLVERS.remove("doctest_ddim")
     """
 
-    evaluations: ClassVar[int] | int = 1
+    evaluations: ClassVar[int] = 1
     """Network evaluations a step."""
 
     @abc.abstractmethod

@@ -14,6 +14,18 @@ class Density(ABC):
 
     The hooks work in float64; `_rows` is how many points `_log_prob` is given at a time, which bounds its
     memory.
+
+    Examples
+    --------
+    >>> import math
+    >>> class UnitSquare(Density):
+    ...     def bounds(self): return torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    ...     def _sample(self, n, generator, device, dtype):
+    ...         return torch.rand(n, 2, generator=generator, device=device, dtype=dtype)
+    ...     def _log_prob(self, x): return torch.where(((x >= 0) & (x < 1)).all(1), 0.0, -math.inf)
+    ...     def _entropy(self): return 0.0
+    >>> UnitSquare().log_prob(torch.tensor([[0.5, 0.5], [0.5, 1.5]]))
+    tensor([0., -inf])
     """
 
     shape: tuple[int, ...] = (2,)
@@ -24,18 +36,29 @@ class Density(ABC):
     def sample(self, n: int, generator: torch.Generator | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Draw n independent points x ~ p.
 
-        Args:
-            n: how many points, at least 1.
-            generator: the only source of randomness when given; the points lie on its device.
-            dtype: of the points; None means torch's default.
+        Parameters
+        ----------
+        n : int
+            How many points, at least 1.
+        generator : torch.Generator, optional
+            The only source of randomness when given; the points lie on its device.
+        dtype : torch.dtype, optional
+            Of the points; None means torch's default.
 
-        Returns:
-            (n, *shape), in the units of the data.
+        Returns
+        -------
+        Tensor, shape (n, *shape)
+            In the units of the data.
 
-        Raises:
-            ValueError: n < 1.
-            TypeError: n is not an integer or dtype is not a floating-point type.
+        Raises
+        ------
+        ValueError
+            For n < 1.
+        TypeError
+            If n is not an integer or dtype is not a floating-point type.
 
+        Examples
+        --------
         >>> from scoresde.toy import Checkerboard
         >>> Checkerboard().sample(3, torch.Generator().manual_seed(0)).shape
         torch.Size([3, 2])
@@ -51,18 +74,27 @@ class Density(ABC):
 
     @final
     def log_prob(self, x: Tensor) -> Tensor:
-        """The log-density log p(x), evaluated in float64 whatever the dtype of x; −inf outside the support.
+        """Return log p(x), evaluated in float64 whatever the dtype of x; −inf outside the support.
 
-        Args:
-            x: (n, *shape), floating point, on any device that has float64.
+        Parameters
+        ----------
+        x : Tensor, shape (n, *shape)
+            Floating point, on any device that has float64.
 
-        Returns:
-            (n,) in nats, in the dtype and on the device of x; NaN where x is NaN.
+        Returns
+        -------
+        Tensor, shape (n,)
+            In nats, in the dtype and on the device of x; NaN where x is NaN.
 
-        Raises:
-            TypeError: x is not a floating-point tensor.
-            ValueError: x is not of shape (n, *shape).
+        Raises
+        ------
+        TypeError
+            If x is not a floating-point tensor.
+        ValueError
+            If x is not of shape (n, *shape).
 
+        Examples
+        --------
         >>> from scoresde.toy import Checkerboard
         >>> Checkerboard().log_prob(torch.tensor([[1.0, 1.0], [1.0, -1.0]]))
         tensor([-3.4657,    -inf])
@@ -72,16 +104,22 @@ class Density(ABC):
 
     @final
     def entropy(self) -> float:
-        """The entropy H = −E[log p(x)], in closed form or by quadrature to 1e-6 nats; computed once.
+        """Return the entropy H = −E[log p(x)], in closed form or by quadrature to 1e-6 nats; computed once.
 
-        Returns:
+        Returns
+        -------
+        float
             H in nats, the mean negative log-likelihood that no model can beat.
 
-        Raises:
-            ValueError: neither a closed form nor an affordable quadrature exists; estimate it from samples.
+        Raises
+        ------
+        ValueError
+            Where neither a closed form nor an affordable quadrature exists; estimate it from samples.
 
+        Examples
+        --------
         >>> from scoresde.toy import Checkerboard
-        >>> round(Checkerboard().entropy(), 4)                  # log 32
+        >>> round(Checkerboard().entropy(), 4)  # log 32
         3.4657
         """
         if self._nats is None:
@@ -91,16 +129,23 @@ class Density(ABC):
 
     @abstractmethod
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """A box that holds nearly all of the mass, for plots and grids.
+        """Return a box that holds nearly all of the mass, for plots and grids.
 
-        Returns:
-            (low, high), each of the event shape, float64, in the units of the data.
+        Returns
+        -------
+        low, high : Tensor of the event shape, float64
+            In the units of the data.
+
+        Examples
+        --------
+        >>> from scoresde.toy import EightGaussians
+        >>> low, high = EightGaussians(radius=4.0, std=0.5).bounds()
+        >>> low, high
+        (tensor([-6., -6.], dtype=torch.float64), tensor([6., 6.], dtype=torch.float64))
         """
 
     @abstractmethod
-    def _sample(
-        self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
-    ) -> Tensor: ...
+    def _sample(self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype) -> Tensor: ...
 
     @abstractmethod
     def _log_prob(self, x: Tensor) -> Tensor: ...

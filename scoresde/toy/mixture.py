@@ -28,17 +28,25 @@ _CELLS = 2**27  # grid points allowed in an entropy
 class GaussianMixture(Density):
     """The mixture p(x) = Σ_k w_k N(x; m_k, diag s_k²) over events of any shape.
 
-    Args:
-        means: (K, *shape), in the units of the data.
-        stds: standard deviations > 0: a number, (K,), or (K, *shape).
-        weights: (K,), positive, normalized here; None means equal.
-
-    Raises:
-        ValueError: shapes that do not fit, or a std or a weight that is not positive and finite.
-
     Many isotropic components (K·D > 128) are evaluated by matrix products, |x|² − 2x·m + |m|² about the mean,
     where that costs no more than 1e-12 nats; above K·D = 65536 always, with an error of some 1e-16·|m|²/s².
 
+    Parameters
+    ----------
+    means : array-like, shape (K, *shape)
+        In the units of the data.
+    stds : array-like, shape (), (K,) or (K, *shape)
+        Standard deviations, > 0.
+    weights : array-like, shape (K,), optional
+        Positive, normalized here; None means equal.
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not fit, or a std or a weight that is not positive and finite.
+
+    Examples
+    --------
     >>> p = GaussianMixture([[-2.0], [2.0]], stds=0.5)
     >>> x0, eps = p.denoise(torch.tensor([[1.0]]), alpha=0.0, sigma=1.0)
     >>> x0.item(), eps.item()
@@ -80,22 +88,30 @@ class GaussianMixture(Density):
         return {**self.__dict__, "_casts": {}}
 
     def mean(self) -> Tensor:
-        """The mean Σ w_k m_k.
+        """Return the mean Σ w_k m_k.
 
-        Returns:
-            (*shape), float64, in the units of the data.
+        Returns
+        -------
+        Tensor, shape (*shape), float64
+            In the units of the data.
 
+        Examples
+        --------
         >>> GaussianMixture([[0.0], [4.0]], 1.0, weights=[3, 1]).mean()
         tensor([1.], dtype=torch.float64)
         """
         return (self._w @ self._m).reshape(self.shape)
 
     def std(self) -> Tensor:
-        """The standard deviation of every coordinate, √Σ w_k (s_k² + (m_k − mean)²).
+        """Return the standard deviation of every coordinate, √Σ w_k (s_k² + (m_k − mean)²).
 
-        Returns:
-            (*shape), float64, in the units of the data.
+        Returns
+        -------
+        Tensor, shape (*shape), float64
+            In the units of the data.
 
+        Examples
+        --------
         >>> GaussianMixture([[-3.0], [3.0]], 4.0).std()
         tensor([5.], dtype=torch.float64)
         """
@@ -103,18 +119,27 @@ class GaussianMixture(Density):
         return (self._w @ spread).sqrt().reshape(self.shape)
 
     def perturb(self, alpha: float, sigma: float) -> GaussianMixture:
-        """The law of α·x0 + σ·ε with x0 from this mixture and ε ~ N(0, I): what a diffusion turns it into.
+        """Return the law of α·x0 + σ·ε with x0 from this mixture and ε ~ N(0, I): what a diffusion turns it into.
 
-        Args:
-            alpha: factor of the data.
-            sigma: standard deviation of the noise, ≥ 0, in the units of the data.
+        Parameters
+        ----------
+        alpha : float
+            Factor of the data.
+        sigma : float
+            Standard deviation of the noise, ≥ 0, in the units of the data.
 
-        Returns:
-            A mixture of means α·m_k and variances α²·s_k² + σ².
+        Returns
+        -------
+        GaussianMixture
+            Of means α·m_k and variances α²·s_k² + σ².
 
-        Raises:
-            ValueError: alpha = sigma = 0, which leaves a point and no density.
+        Raises
+        ------
+        ValueError
+            For alpha = sigma = 0, which leaves a point and no density.
 
+        Examples
+        --------
         >>> GaussianMixture([[1.0]], 3.0).perturb(0.0, 2.0).std()
         tensor([2.], dtype=torch.float64)
         """
@@ -123,24 +148,37 @@ class GaussianMixture(Density):
         return GaussianMixture(means.reshape(-1, *self.shape), stds.reshape(-1, *self.shape), self._w)
 
     def denoise(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-        """The posterior means x̂0 = E[x0 | x] and ε̂ = E[ε | x] of x = α·x0 + σ·ε: a perfect network's answer.
+        """Return the posterior means x̂0 = E[x0 | x] and ε̂ = E[ε | x] of x = α·x0 + σ·ε: a perfect network's answer.
 
         Exact at σ = 0 and at α = 0, in the dtype of x, differentiable, and at home in torch.func.
 
-        Args:
-            x: (B, *shape), floating point.
-            alpha: factor of the data, a number or (B,).
-            sigma: standard deviation of the noise, a number or (B,); not zero where alpha is.
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+            Floating point.
+        alpha : float or Tensor, shape (B,)
+            Factor of the data.
+        sigma : float or Tensor, shape (B,)
+            Standard deviation of the noise, in the units of the data; not zero where alpha is.
 
-        Returns:
-            (x̂0, ε̂), each (B, *shape), x̂0 in the units of the data.
+        Returns
+        -------
+        x0 : Tensor, shape (B, *shape)
+            In the units of the data.
+        eps : Tensor, shape (B, *shape)
+            In standard deviations.
 
-        Raises:
-            TypeError: x is not a floating-point tensor.
-            ValueError: a shape that does not fit.
+        Raises
+        ------
+        TypeError
+            If x is not a floating-point tensor.
+        ValueError
+            For a shape that does not fit.
 
+        Examples
+        --------
         >>> x0, eps = GaussianMixture([[0.0]], 1.0).denoise(torch.tensor([[2.0]]), alpha=0.6, sigma=0.8)
-        >>> x0, eps                                             # 0.6 · 2 and 0.8 · 2
+        >>> x0, eps  # 0.6 · 2 and 0.8 · 2
         (tensor([[1.2000]]), tensor([[1.6000]]))
         """
         self._check(x)
@@ -154,18 +192,27 @@ class GaussianMixture(Density):
         return (r @ m + a * drawn).reshape(x.shape), (s * pull).reshape(x.shape)
 
     def score(self, x: Tensor) -> Tensor:
-        """The score ∇log p(x) = Σ r_k (m_k − x)/s_k², in the dtype of x.
+        """Return the score ∇log p(x) = Σ r_k (m_k − x)/s_k², in the dtype of x.
 
-        Args:
-            x: (B, *shape), floating point.
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+            Floating point.
 
-        Returns:
-            (B, *shape), in 1/(units of the data).
+        Returns
+        -------
+        Tensor, shape (B, *shape)
+            In 1/(units of the data).
 
-        Raises:
-            TypeError: x is not a floating-point tensor.
-            ValueError: x is not of shape (B, *shape).
+        Raises
+        ------
+        TypeError
+            If x is not a floating-point tensor.
+        ValueError
+            If x is not of shape (B, *shape).
 
+        Examples
+        --------
         >>> GaussianMixture([[1.0]], 0.5).score(torch.tensor([[2.0]]))
         tensor([[-4.]])
         """
@@ -174,11 +221,15 @@ class GaussianMixture(Density):
         return -moment(joint.softmax(-1) / v).reshape(x.shape)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """The box of every component's mean ± 4 stds.
+        """Return the box of every component's mean ± 4 stds.
 
-        Returns:
-            (low, high), each (*shape), float64, in the units of the data.
+        Returns
+        -------
+        low, high : Tensor, shape (*shape), float64
+            In the units of the data.
 
+        Examples
+        --------
         >>> GaussianMixture([[0.0]], 1.0).bounds()
         (tensor([-4.], dtype=torch.float64), tensor([4.], dtype=torch.float64))
         """
@@ -213,8 +264,8 @@ class GaussianMixture(Density):
         m, s2, logw = self._parameters(x)
         v = alpha.square() * s2 + sigma.square()
         if self._expand:
-            centre = m.mean(0)
-            y, u = x - alpha * centre, m - centre
+            center = m.mean(0)
+            y, u = x - alpha * center, m - center
             square = y.square().sum(1, True) - 2 * alpha * (y @ u.T) + alpha.square() * u.square().sum(1)
             square = square / v[0]
             moment = lambda c: y * c[0].sum(-1, True) - alpha * (c[0] @ u)  # noqa: E731
@@ -279,12 +330,19 @@ def _grid_entropy(m: Tensor, s: Tensor, w: Tensor, low: Tensor, high: Tensor, st
 class EightGaussians(GaussianMixture):
     """Eight equal Gaussians on a circle; by default those of FFJORD, radius 4 and std 0.5, all over √2.
 
-    Args:
-        radius: of the circle.
-        std: of each Gaussian, in the same units.
+    Parameters
+    ----------
+    radius : float
+        Of the circle, in the units of x.
+    std : float
+        Of each Gaussian, in the same units.
 
-    Source: Grathwohl et al. 2019, FFJORD, `toy_data.py`.
+    References
+    ----------
+    Grathwohl et al. 2019, FFJORD, `toy_data.py`.
 
+    Examples
+    --------
     >>> round(EightGaussians().entropy(), 4)
     2.8316
     """
@@ -297,13 +355,20 @@ class EightGaussians(GaussianMixture):
 class Grid25(GaussianMixture):
     """Twenty-five equal Gaussians on a 5×5 grid about the origin.
 
-    Args:
-        spacing: between neighbouring means.
-        std: of each Gaussian, in the same units.
+    Parameters
+    ----------
+    spacing : float
+        Between neighboring means, in the units of x.
+    std : float
+        Of each Gaussian, in the same units.
 
-    Source: Dumoulin et al. 2017, Adversarially Learned Inference, figure 5.
+    References
+    ----------
+    Dumoulin et al. 2017, Adversarially Learned Inference, figure 5.
 
-    >>> round(Grid25().entropy(), 4)                            # log 25 + log(2πe·0.01): modes 20 stds apart
+    Examples
+    --------
+    >>> round(Grid25().entropy(), 4)  # log 25 + log(2πe·0.01): modes 20 stds apart
     1.4516
     """
 

@@ -30,18 +30,29 @@ _TURNS = 1000.0  # radians at which arms stop winding: beyond the mass, and it b
 class Checkerboard(Density):
     """The uniform density on the eight dark cells, of side 2, of a 4×4 board over [−4, 4]².
 
-    Source: Grathwohl et al. 2019, FFJORD, `toy_data.py`.
+    References
+    ----------
+    Grathwohl et al. 2019, FFJORD, `toy_data.py`.
 
+    Examples
+    --------
     >>> p = Checkerboard()
     >>> bool((p.log_prob(p.sample(100)) == -p.entropy()).all())
     True
     """
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """The board.
+        """Return the corners of the board.
 
-        Returns:
-            (low, high), each (2,), float64.
+        Returns
+        -------
+        low, high : Tensor, shape (2,), float64
+
+        Examples
+        --------
+        >>> low, high = Checkerboard().bounds()
+        >>> low, high
+        (tensor([-4., -4.], dtype=torch.float64), tensor([4., 4.], dtype=torch.float64))
         """
         return torch.full((2,), -4.0, dtype=torch.float64), torch.full((2,), 4.0, dtype=torch.float64)
 
@@ -68,18 +79,29 @@ class Pinwheel(Density):
     is infinite on a line. The entropy is refused where folds hold too much mass for a quadrature. `log_prob`
     finds roots, and carries no gradient.
 
-    Args:
-        radial_std: of the features along an arm, > 0.
-        tangential_std: of the features across an arm, > 0.
-        arms: how many, ≥ 1.
-        rate: of the twist, ≥ 0, in radians.
+    Parameters
+    ----------
+    radial_std : float
+        Of the features along an arm, > 0.
+    tangential_std : float
+        Of the features across an arm, > 0.
+    arms : int
+        How many, ≥ 1.
+    rate : float
+        Of the twist, ≥ 0, in radians.
 
-    Raises:
-        ValueError: an argument out of its range.
+    Raises
+    ------
+    ValueError
+        For an argument out of its range.
 
-    Source: Johnson et al. 2016, Composing graphical models with neural networks, figure 1; scaled as in
-    Grathwohl et al. 2019, FFJORD, `toy_data.py`.
+    References
+    ----------
+    Johnson et al. 2016, Composing graphical models with neural networks, figure 1; scaled as in Grathwohl et al. 2019,
+    FFJORD, `toy_data.py`.
 
+    Examples
+    --------
     >>> round(Pinwheel().entropy(), 4)
     2.3178
     """
@@ -98,10 +120,17 @@ class Pinwheel(Density):
         self.radial_std, self.tangential_std, self.arms, self.rate = radial_std, tangential_std, arms, rate
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        """The square around every feature within 4 stds.
+        """Return the square around every feature within 4 stds.
 
-        Returns:
-            (low, high), each (2,), float64.
+        Returns
+        -------
+        low, high : Tensor, shape (2,), float64
+
+        Examples
+        --------
+        >>> low, high = Pinwheel(radial_std=0.25, tangential_std=1e-9).bounds()
+        >>> low, high  # ± 2·(1 + 4·0.25)
+        (tensor([-4., -4.], dtype=torch.float64), tensor([4., 4.], dtype=torch.float64))
         """
         half = 2 * math.hypot(1 + 4 * self.radial_std, 4 * self.tangential_std)
         return torch.full((2,), -half, dtype=torch.float64), torch.full((2,), half, dtype=torch.float64)

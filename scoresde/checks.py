@@ -1,0 +1,89 @@
+"""Checks of plain arguments: what came, what was wanted, what to try."""
+
+from __future__ import annotations
+
+import math
+
+
+def whole(name: str, value: object, least: int = 1) -> int:
+    """Return value if it is an integer of at least `least`; raise otherwise.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name.
+    value : object
+        What the user gave.
+    least : int
+        The smallest that makes sense.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    TypeError
+        For anything but an integer.
+    ValueError
+        If it is too small.
+
+    Examples
+    --------
+    >>> whole("steps", 2.5)
+    Traceback (most recent call last):
+    TypeError: steps is an integer, got 2.5
+    >>> whole("steps", 0)
+    Traceback (most recent call last):
+    ValueError: steps is at least 1, got 0
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} is at least {least}, got {value}")
+    return value
+
+
+def number(name: str, value: object, low: float, high: float, *, closed: bool = False, hint: str = "") -> float:
+    """Return value if it is a number between low and high (exclusive unless closed); raise otherwise.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name.
+    value : object
+        What the user gave.
+    low, high : float
+        Bounds.
+    closed : bool
+        Whether the bounds themselves are allowed.
+    hint : str
+        What to try.
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    TypeError
+        For anything but a number.
+    ValueError
+        If it is out of bounds.
+
+    Examples
+    --------
+    >>> number("rtol", -1.0, 0, math.inf, hint="try 1e-5")
+    Traceback (most recent call last):
+    ValueError: rtol is greater than 0, got -1.0; try 1e-5
+    >>> number("eta", 2, 0, 1, closed=True)
+    Traceback (most recent call last):
+    ValueError: eta is between 0 and 1, got 2
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is a number, got {value!r}")
+    if not (low <= value <= high if closed else low < value < high):
+        least = f"at least {low:g}" if closed else f"greater than {low:g}"
+        bounds = f"between {low:g} and {high:g}" if high < math.inf else f"{least} and finite" if value == high else least
+        raise ValueError(f"{name} is {bounds}, got {value}" + (f"; {hint}" if hint else ""))
+    return float(value)

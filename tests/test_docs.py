@@ -1,0 +1,65 @@
+"""Every python block of the README and the documentation runs, page by page, each page in one namespace."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import scoresde
+from scoresde import cli
+
+ROOT = Path(__file__).parent.parent
+PAGES = {page.relative_to(ROOT).as_posix(): page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
+FENCE = re.compile(r"^(?P<fence>`{3,}|:{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=fence)[ \t]*$", re.M | re.S)
+NOT_RUN = ("text", "console")
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str, int]]:
+    """Yield language, code and the number of lines before the code, for each fenced block."""
+    text = page.read_text(encoding="utf-8")
+    for match in FENCE.finditer(text):
+        yield match["language"].strip(), match["code"], text.count("\n", 0, match.start("code"))
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a page add names to the tables, for itself alone."""
+    for registry in (scoresde.PROCESSES, scoresde.BACKBONES, scoresde.SOLVERS):
+        monkeypatch.setattr(registry, "_makers", dict(registry._makers))
+    dictionaries = (scoresde.PREDICTIONS, scoresde.WEIGHTS, scoresde.NOISES, scoresde.SPACINGS)
+    before = [dict(table) for table in dictionaries]
+    yield
+    for table, entries in zip(dictionaries, before, strict=True):
+        table.clear()
+        table.update(entries)
+
+
+@pytest.mark.usefixtures("tables")
+@pytest.mark.parametrize("page", [name for name, page in PAGES.items() if any(b[0] == "python" for b in blocks(page))])
+def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "__docs__"}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for language, code, above in blocks(PAGES[page]):
+            if language == "python":  # padded, so that a traceback shows the line of the page
+                exec(compile("\n" * above + code, str(PAGES[page]), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_fences_are_of_a_known_kind(page: str) -> None:
+    for language, _, above in blocks(PAGES[page]):
+        known = language == "python" or language in NOT_RUN or language.startswith("{")
+        assert known, f"{page}:{above}: a block of kind {language!r}; python blocks run, {NOT_RUN} do not"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_scoresde_commands_parse(page: str) -> None:
+    """The commands in console blocks are not run, but their verbs and options must exist."""
+    for language, code, _ in blocks(PAGES[page]):
+        for line in code.splitlines() if language == "console" else ():
+            if line.startswith("$ scoresde "):
+                cli._parser().parse_args(shlex.split(line, comments=True)[2:])
