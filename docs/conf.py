@@ -40,9 +40,7 @@ def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[st
             out += ["::", ""]
         formula = what == "module" and (indented or (formula and not bare))
         code = re.split(r"(`[^`]*`)", line)
-        out.append(
-            line if example or formula else "".join(c if c[:1] == "`" else _INLINE.sub(r"\\\g<0>", c) for c in code)
-        )
+        out.append(line if example or formula else "".join(c if c[:1] == "`" else _INLINE.sub(r"\\\g<0>", c) for c in code))
     lines[:] = out
 
 

@@ -22,7 +22,7 @@ from .process import EDM, PROCESSES, VESDE, VPSDE, Cosine, Process, RectifiedFlo
 from .registry import Registry
 from .sampling import Solution, sample, solve
 from .sde import ScoreSDE
-from .solvers import SOLVERS, RungeKutta, Solver, Stepper
+from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
 from .training import NOISES, WEIGHTS, History, fit, loss
 
 __version__ = "0.1.0"
@@ -39,6 +39,7 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "WEIGHTS",
+    "AdaptiveRungeKutta",
     "CheckpointError",
     "Cosine",
     "History",

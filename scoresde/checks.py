@@ -82,8 +82,8 @@ def number(name: str, value: object, low: float, high: float, *, closed: bool = 
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name} is a number, got {value!r}")
-    if not (low <= value <= high if closed else low < value < high):
+    if not (low <= value <= high if closed else low < value < high) or not math.isfinite(value):
         least = f"at least {low:g}" if closed else f"greater than {low:g}"
-        bounds = f"between {low:g} and {high:g}" if high < math.inf else f"{least} and finite" if value == high else least
+        bounds = f"between {low:g} and {high:g}" if high < math.inf else least + " and finite" * (value == math.inf)
         raise ValueError(f"{name} is {bounds}, got {value}" + (f"; {hint}" if hint else ""))
     return float(value)

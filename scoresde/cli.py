@@ -14,6 +14,7 @@ from torch import Tensor
 from . import toy
 from .backbones import BACKBONES
 from .build import build
+from .checks import whole
 from .errors import SolverError, TrainingError
 from .io import load, ready, save
 from .likelihood import likelihood
@@ -53,7 +54,10 @@ def read(path: str | Path) -> Tensor:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     if path.suffix == ".npy":
-        array = np.load(path, allow_pickle=False)
+        try:
+            array = np.lib.format.read_array(path.open("rb"), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is not a sound .npy file of numbers: {error}") from None
     elif path.suffix == ".csv":
         lines = [line for line in path.read_text().splitlines() if line.strip()]
         start = 0 if lines and _is_number(lines[0].split(",")[0]) else 1
@@ -169,7 +173,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         _VERBS[args.verb](args)
     except (ValueError, TypeError, OSError, ImportError, SolverError, TrainingError) as error:
-        print(f"scoresde {args.verb}: {error}", file=sys.stderr)
+        print(f"scoresde {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
@@ -182,9 +186,12 @@ def _demo(args: argparse.Namespace) -> None:
 
 def _fit(args: argparse.Namespace) -> None:
     data = read(args.data)
-    ready(args.out)
     torch.manual_seed(args.seed)
     sde = build(args.process, args.net, shape=tuple(data.shape[1:]))
+    sde.accept(data, "data")
+    whole("steps", args.steps)
+    whole("batch-size", args.batch_size)
+    ready(args.out)  # last, so that a mistake leaves no folder, and before the training
     history = fit(sde, data, steps=args.steps, batch_size=args.batch_size)
     print(f"{save(sde, args.out)}: {len(data):,} samples of shape {tuple(data.shape[1:])}, {history!r}")
 

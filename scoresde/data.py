@@ -6,6 +6,7 @@ with `.sample` are drawn from, many batches at a time.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from .random import draw_seed
 from .sde import ScoreSDE, as_floats
 
 Batch = tuple[Tensor, dict[str, Tensor]]
@@ -66,8 +68,11 @@ class Source:
         if isinstance(data, tuple):
             raise TypeError("data is a tuple; give the samples as data and name the rest: fit(sde, x, given={'y': y})")
         if isinstance(data, Tensor | np.ndarray | list):
-            x = self._accept(torch.as_tensor(np.asarray(data)) if isinstance(data, list) else data)
+            x = self._accept(data if isinstance(data, Tensor) else np.ascontiguousarray(data))
+            if not isinstance(condition, Mapping | None):
+                raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(condition).__name__}")
             condition = {name: torch.as_tensor(value).to(x.device) for name, value in (condition or {}).items()}
+            sde.given(**condition)
             for name, value in condition.items():
                 if not value.ndim or len(value) != len(x):
                     raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {len(x)} samples")
@@ -80,7 +85,7 @@ class Source:
                 whole = isinstance(data, IterableDataset)
                 order = None if whole else torch.Generator().manual_seed(generator.initial_seed() % 2**63)
                 data = DataLoader(data, batch_size, shuffle=not whole, generator=order)
-            self.measure, self._stream = self._first(self._looped(data)), self._looped(data)
+            self.measure, self._stream = self._first(self._epoch(data)), self._looped(data)
         elif callable(getattr(data, "sample", None)):
             self.measure, self._stream = self._draw(data, SAMPLED), self._sampled(data)
         else:
@@ -106,26 +111,46 @@ class Source:
 
     def _looped(self, loader: DataLoader[Any]) -> Iterator[Batch]:
         while True:
-            empty = True
-            for item in loader:
-                empty = False
-                x, *rest = item if isinstance(item, list | tuple) else (item,)
-                if len(rest) > 1 or (rest and not isinstance(rest[0], Mapping)):
-                    raise TypeError("batches are x, (x,) or (x, {'y': labels}): name the labels")
-                condition = {n: v.to(self._like.device) for n, v in rest[0].items()} if rest else {}
-                yield self._accept(x), condition
-            if empty:
-                raise ValueError("the data are empty: the loader yielded no batch")
+            yield from self._epoch(loader)
 
-    def _first(self, stream: Iterator[Batch]) -> Tensor:
-        seen = [next(stream)[0]]
-        while sum(map(len, seen)) < SAMPLED and len(seen) < 200:
-            seen.append(next(stream)[0])
+    def _epoch(self, loader: DataLoader[Any]) -> Iterator[Batch]:
+        with self._isolated():
+            items = iter(loader)
+        empty = True
+        while True:
+            with self._isolated():
+                item = next(items, None)
+            if item is None:
+                break
+            empty = False
+            x, *rest = item if isinstance(item, list | tuple) else (item,)
+            if len(rest) > 1 or (rest and not isinstance(rest[0], Mapping)):
+                raise TypeError("batches are x, (x,) or (x, {'y': labels}): name the labels")
+            condition = {n: v.to(self._like.device) for n, v in rest[0].items()} if rest else {}
+            yield self._accept(x), condition
+        if empty:
+            raise ValueError("the data are empty: the loader yielded no batch")
+
+    @contextlib.contextmanager
+    def _isolated(self) -> Iterator[None]:
+        """Let what knows only torch's global generator draw from ours."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(draw_seed(self._generator))
+            yield
+
+    def _first(self, epoch: Iterator[Batch]) -> Tensor:
+        """The first pass over the data, or as much of it as measures mean and scale."""
+        seen = []
+        for x, _ in epoch:
+            seen.append(x)
+            if sum(map(len, seen)) >= SAMPLED:
+                break
         return torch.cat(seen)
 
     def _draw(self, data: Any, n: int) -> Tensor:
         if isinstance(data, torch.distributions.Distribution):
-            return self._accept(data.sample(torch.Size((n,))))
+            with self._isolated():
+                return self._accept(data.sample(torch.Size((n,))))
         if "generator" in inspect.signature(data.sample).parameters and self._generator.device.type == "cpu":
             return self._accept(data.sample(n, generator=self._generator))
         return self._accept(data.sample(n))

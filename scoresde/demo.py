@@ -13,7 +13,7 @@ from .build import build
 from .likelihood import likelihood, log_prob
 from .plotting import density_figure
 from .registry import nearest
-from .sampling import solve
+from .sampling import plan, solve
 from .training import fit
 
 LATTICE, PATHS = 96, 250
@@ -70,6 +70,7 @@ def demo(
     if density not in toy.DENSITIES:
         raise ValueError(f"unknown density {density!r}. {nearest(density, toy.DENSITIES)}")
     truth = toy.DENSITIES[density]()
+    plan(build(process, "mlp", shape=(2,), width=1), solver, None, None, {})  # a typo must not cost the training
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -7,11 +7,13 @@ model in place and a damaged one is recognized.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -177,22 +179,61 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
         weights = safetensors.torch.load(data)
         shape = event_shape(about["shape"])
         process = PROCESSES.build(about["process"]["name"], **about["process"]["options"])
-        net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
-        sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"])
-        if about["averaged"]:
-            sde.ema = copy.deepcopy(net).requires_grad_(False)
-        sde.standardized = bool(about["standardized"])
-        sde.to(device=device, dtype={"float32": torch.float32, "float64": torch.float64}.get(about["dtype"]))
-        sde.load_state_dict(weights)
+        with _no_more_than(len(weights)):
+            try:  # on paper first, so that shapes are compared before they are allocated
+                with torch.device("meta"):
+                    net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
+            except NotImplementedError:  # a constructor that looks at its numbers
+                net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
+        statistic = shape[:1] + (1,) * (len(shape) - 1)
+        wanted = {"mean": statistic, "scale": statistic}
+        if about["dtype"] != (got := str(weights["mean"].dtype).removeprefix("torch.")):
+            raise ValueError(f"dtype is {about['dtype']!r} here and {got} in the weights")
+        for part in ("net", "ema") if about["averaged"] else ("net",):
+            wanted |= {f"{part}.{name}": tuple(value.shape) for name, value in net.state_dict().items()}
+        if wanted != {name: tuple(value.shape) for name, value in weights.items()}:
+            found = {name: tuple(value.shape) for name, value in weights.items()}
+            wrong = sorted({name for name, _ in wanted.items() ^ found.items()})
+            raise ValueError(f"{len(wrong)} weights are missing, unknown or of another shape, first {wrong[0]!r}")
+        sde = _assemble(about, process, shape)
+        sde.load_state_dict(weights, assign=True)
+        for p in sde.net.parameters():
+            p.requires_grad_()
+        sde.to(device)
     except CheckpointError:
         raise
     except OSError as error:
         raise CheckpointError(f"{folder} names weights that can't be read: {error}") from None
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{folder / file} is not a safetensors file: {error}") from None
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, MemoryError) as error:
         raise CheckpointError(f"{folder / JSON} does not describe a model that can be built here: {error}") from None
     return sde.eval()
+
+
+def _assemble(about: dict[str, Any], process: Any, shape: tuple[int, ...]) -> ScoreSDE:
+    net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
+    sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"])
+    if about["averaged"]:
+        sde.ema = copy.deepcopy(net).requires_grad_(False)
+    sde.standardized = bool(about["standardized"])
+    return sde
+
+
+@contextlib.contextmanager
+def _no_more_than(most: int) -> Iterator[None]:
+    left = [most]
+
+    def count(*_: Any) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise ValueError(f"the network has more weights than the {most} in the file")
+
+    handle = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -202,7 +243,7 @@ def _write(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+            os.replace(file.name, path)
         except BaseException:
             os.unlink(file.name)
             raise
-    os.replace(file.name, path)

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .checks import number
 from .registry import Registry
 
 PROCESSES: Registry[Process] = Registry("process")
@@ -396,7 +397,8 @@ class _Variance(Process):
     beta_max: float = 20.0
 
     def __post_init__(self) -> None:
-        _require(0 < self.beta_min <= self.beta_max, self, "0 < beta_min <= beta_max")
+        number("beta_min of " + type(self).__name__, self.beta_min, 0, math.inf, hint="try 0.1")
+        number("beta_max of " + type(self).__name__, self.beta_max, self.beta_min, math.inf, closed=True, hint="try 20.0")
 
     def beta(self, t: Tensor | float) -> Tensor:
         """Return β(t), the variance added per unit of process time.
@@ -592,7 +594,8 @@ class VESDE(_Exploding):
     sigma_max: float = 50.0
 
     def __post_init__(self) -> None:
-        _require(0 < self.sigma_min < self.sigma_max, self, "0 < sigma_min < sigma_max")
+        number("sigma_min of " + type(self).__name__, self.sigma_min, 0, math.inf, hint="try 0.01")
+        number("sigma_max of " + type(self).__name__, self.sigma_max, self.sigma_min, math.inf, hint="try 50.0")
 
     @property
     def _rate(self) -> float:
@@ -625,7 +628,7 @@ class EDM(_Exploding):
     Raises
     ------
     ValueError
-        Unless 0 < sigma_min < sigma_max and rho > 0.
+        Unless 0 < sigma_min < sigma_max and 0.1 < rho < 100.
 
     Examples
     --------
@@ -638,8 +641,9 @@ class EDM(_Exploding):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        _require(0 < self.sigma_min < self.sigma_max, self, "0 < sigma_min < sigma_max")
-        _require(self.rho > 0, self, "rho > 0")
+        number("sigma_min of " + type(self).__name__, self.sigma_min, 0, math.inf, hint="try 0.002")
+        number("sigma_max of " + type(self).__name__, self.sigma_max, self.sigma_min, math.inf, hint="try 80.0")
+        number("rho of " + type(self).__name__, self.rho, 0.1, 100, hint="try 7.0")
 
     @property
     def _roots(self) -> tuple[float, float]:
@@ -715,8 +719,3 @@ class RectifiedFlow(Process):
     def time(self, phi: Tensor | float) -> Tensor:  # noqa: D102
         phi = as_time(phi)
         return torch.sin(phi) / (torch.sin(phi) + torch.cos(phi))
-
-
-def _require(holds: bool, process: Process, what: str) -> None:
-    if not holds:
-        raise ValueError(f"{process!r}: wanted {what}")

@@ -154,7 +154,10 @@ def plan(
 def _times(times: Sequence[float] | Tensor | None) -> Tensor:
     if times is None:
         return torch.tensor([1.0, 0.0], dtype=torch.float64)
-    wanted = torch.as_tensor(times, dtype=torch.float64)
+    try:
+        wanted = torch.as_tensor(times, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"times is a sequence of numbers, got {times!r}") from None
     if wanted.ndim != 1 or len(wanted) < 2 or not bool((wanted[1:] < wanted[:-1]).all()) or wanted[0] != 1 or wanted[-1] != 0:
         raise ValueError(f"times decrease from 1 (noise) to 0 (data), at least those two; got {times!r}")
     return wanted

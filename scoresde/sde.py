@@ -611,8 +611,8 @@ def event_shape(shape: object) -> tuple[int, ...]:
     >>> event_shape(2), event_shape([3, 8, 8])
     ((2,), (3, 8, 8))
     """
-    shape = (shape,) if isinstance(shape, int) else shape
-    if not isinstance(shape, tuple | list) or not all(isinstance(n, int) for n in shape):
+    shape = (shape,) if type(shape) is int else shape
+    if not isinstance(shape, tuple | list) or not all(type(n) is int for n in shape):
         raise TypeError(f"shape is a tuple of integers such as (2,) or (3, 32, 32), got {shape!r}")
     if not all(n > 0 for n in shape):
         raise ValueError(f"shape is the shape of one sample, all sizes at least 1, got {tuple(shape)}")

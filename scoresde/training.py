@@ -278,6 +278,8 @@ def fit(
     optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), fused=_can_fuse(parameters))
     warm = max(1, min(200, steps // 10))
     note = max(1, min(100, steps // 10))
+    averaged: list[Tensor] = list(average.module.parameters())
+    sound: list[Tensor] = [p.clone() for p in averaged]  # the average when the loss was last seen to be finite
     history, total, began = History(), torch.zeros((), device=device), time.perf_counter()
     sde.train()
     bar = tqdm(total=steps, desc="fit", disable=None if progress else True, mininterval=0.5)
@@ -296,7 +298,9 @@ def fit(
             if step % note == 0 or step == steps:
                 mean = float(total) / (step - (history.step[-1] if history.step else 0))
                 if not math.isfinite(mean):
+                    torch._foreach_copy_(averaged, sound)
                     raise TrainingError(f"the loss is {mean} after step {step}; lower lr (now {lr:g}) or look at the data")
+                torch._foreach_copy_(sound, averaged)
                 history.step.append(step)
                 history.loss.append(mean)
                 total.zero_()
@@ -304,7 +308,8 @@ def fit(
                 bar.update(step - bar.n)
     finally:
         bar.close()
-        sde.ema = average.module
+        if average.n_averaged:  # else what there was before is better
+            sde.ema = average.module
         sde.eval()
         history.seconds = time.perf_counter() - began
     return history

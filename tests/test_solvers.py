@@ -395,3 +395,52 @@ def test_nothing_hangs() -> None:
     sde = ScoreSDE(scoresde.VPSDE(), Rough(), shape=(2,))
     with pytest.raises(scoresde.SolverError, match="max_steps"):
         scoresde.sample(sde, 10, max_steps=50, generator=generator())
+
+
+def test_end_points_equal_torchdiffeq_and_scipy() -> None:
+    """The same flow in the process's own x and t, by two other libraries: dopri8 and LSODA at 1e-10."""
+    import torchdiffeq
+
+    sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.RectifiedFlow()).double()
+    ours = scoresde.solve(sde, 6, rtol=1e-11, atol=1e-11, generator=generator())
+    times = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    theirs = torchdiffeq.odeint(
+        lambda t, x: sde.velocity(x, t.clamp(1e-12, 1)), ours.x[0], times, rtol=1e-10, atol=1e-10, method="dopri8"
+    )
+    torch.testing.assert_close(ours.x[-1], theirs[-1], rtol=0, atol=1e-6)
+    for start, end in zip(ours.x[0], ours.x[-1], strict=True):
+        flow = scipy.integrate.solve_ivp(
+            lambda t, x: sde.velocity(torch.as_tensor(x)[None], float(min(max(t, 1e-12), 1.0)))[0].numpy(),
+            (1.0, 0.0),
+            start.numpy(),
+            method="LSODA",
+            rtol=1e-10,
+            atol=1e-10,
+        )
+        np.testing.assert_allclose(flow.y[:, -1], end.numpy(), atol=1e-6)
+
+
+def test_em_has_the_moments_of_torchsde() -> None:
+    """Mean and variance of the reverse VP-SDE on a Gaussian, ours and torchsde's Euler on the same grid, 5 standard errors."""
+    import torchsde
+
+    process, n, steps = scoresde.VPSDE(), 4000, 50
+    sde = scoresde.oracle(toy.GaussianMixture(torch.full((1, 1), MEAN, dtype=torch.float64), STD), process)
+
+    class Reverse(nn.Module):
+        noise_type, sde_type = "diagonal", "ito"
+
+        def f(self, s: Tensor, x: Tensor) -> Tensor:
+            return -sde.drift(x, 1 - float(s))
+
+        def g(self, s: Tensor, x: Tensor) -> Tensor:
+            return process.g2(1 - float(s)).sqrt().to(x).expand_as(x)
+
+    torch.manual_seed(0)
+    x = torch.randn(n, 1, generator=generator())
+    theirs = torchsde.sdeint(Reverse(), x, torch.tensor([0.0, 1 - 1 / steps]), method="euler", dt=1 / steps)[-1]
+    times = [1.0, 1 / steps, 0.0]
+    ours = scoresde.solve(sde, n, solver="em", steps=steps, times=times, generator=generator(1)).x[1]
+    error = float(ours.std()) / n**0.5
+    assert abs(float(ours.mean() - theirs.mean())) < 5 * 2**0.5 * error
+    assert abs(float(ours.std() - theirs.std())) < 5 * error

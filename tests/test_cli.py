@@ -1,0 +1,277 @@
+"""The `scoresde` command, in this process: what it writes is what the API says, and a mistake costs one line."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import generator
+
+import scoresde
+from scoresde.cli import main, read
+
+
+@pytest.fixture(scope="module")
+def table() -> np.ndarray:
+    return (np.array([10.0, -3.0]) + np.array([2.0, 0.1]) * np.random.default_rng(0).normal(size=(200, 2))).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, table: np.ndarray) -> Path:
+    """A model that the command trained from an .npy file."""
+    folder = tmp_path_factory.mktemp("cli")
+    np.save(folder / "data.npy", table)
+    main(["fit", str(folder / "data.npy"), "--out", str(folder / "model"), "--steps", "30", "--batch-size", "64", "--seed", "3"])
+    return folder / "model"
+
+
+def as_api(table: np.ndarray) -> scoresde.ScoreSDE:
+    torch.manual_seed(3)
+    sde = scoresde.build("vp", "mlp", shape=(2,))
+    scoresde.fit(sde, torch.from_numpy(table), steps=30, batch_size=64, progress=False)
+    return sde
+
+
+def test_fit_is_the_fit_of_the_api_with_that_seed(model: Path, table: np.ndarray) -> None:
+    ours, theirs = as_api(table).state_dict(), scoresde.load(model).state_dict()
+    assert ours.keys() == theirs.keys()
+    for key in ours:
+        assert torch.equal(ours[key], theirs[key]), key
+
+
+@pytest.mark.parametrize("header", ["", "height,weight\n", "# height, weight\n"])
+def test_fit_reads_csv_with_and_without_a_header(header: str, table: np.ndarray, model: Path, tmp_path: Path) -> None:
+    rows = "\n".join(",".join(repr(float(v)) for v in row) for row in table)
+    (tmp_path / "data.csv").write_text(header + rows + "\n\n")
+    assert torch.equal(read(tmp_path / "data.csv"), torch.from_numpy(table))
+    out = tmp_path / "model"
+    main(["fit", str(tmp_path / "data.csv"), "--out", str(out), "--steps", "30", "--batch-size", "64", "--seed", "3"])
+    assert torch.equal(scoresde.load(out).net.out.weight, scoresde.load(model).net.out.weight)
+
+
+def test_fit_takes_images_and_other_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "images.npy", np.random.default_rng(0).normal(size=(20, 1, 4, 4)))
+    main(["fit", str(tmp_path / "images.npy"), "--out", str(tmp_path / "m"), "--steps", "3", "--process", "rectified"])
+    said = capsys.readouterr().out
+    assert "20 samples of shape (1, 4, 4)" in said
+    sde = scoresde.load(tmp_path / "m")
+    assert (sde.shape, sde.process) == ((1, 4, 4), scoresde.RectifiedFlow())
+
+
+@pytest.mark.parametrize("suffix", ["npy", "csv"])
+@pytest.mark.parametrize("how", [["--solver", "em", "--steps", "10"], []])
+def test_sample_writes_the_samples_of_the_api(
+    suffix: str, how: list[str], model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / f"x.{suffix}"
+    main(["sample", str(model), "-n", "7", "--seed", "5", "--out", str(out), *how])
+    options = {"solver": "em", "steps": 10} if how else {}
+    wanted = scoresde.sample(scoresde.load(model), 7, generator=generator(5), **options)
+    assert torch.equal(read(out), wanted)
+    assert "7 samples" in capsys.readouterr().out
+    if suffix == "npy":
+        assert np.load(out).dtype == np.float32
+
+
+@pytest.mark.parametrize("suffix", ["npy", "csv", None])
+def test_log_prob_says_what_the_api_says(
+    suffix: str | None, table: np.ndarray, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "data.npy", table[:9])
+    out = tmp_path / f"logp.{suffix}"
+    main(["log-prob", str(model), str(tmp_path / "data.npy"), *(["--out", str(out)] if suffix else [])])
+    wanted = scoresde.log_prob(scoresde.load(model), torch.from_numpy(table[:9])).numpy()
+    said = re.search(r"mean log p\(x\): (\S+) ± (\S+) nats over 9 samples", capsys.readouterr().out)
+    assert said is not None
+    assert float(said[1]) == pytest.approx(wanted.mean(), abs=1e-4)
+    assert float(said[2]) == pytest.approx(wanted.std(ddof=1) / 3, abs=1e-4)
+    if suffix:
+        got = np.load(out) if suffix == "npy" else np.loadtxt(out, delimiter=",")
+        np.testing.assert_array_equal(np.asarray(got, dtype=np.float32), wanted)
+    assert out.exists() == (suffix is not None)
+
+
+def test_one_sample_has_a_log_prob_too(table: np.ndarray, model: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "one.npy", table[:1])
+    main(["log-prob", str(model), str(tmp_path / "one.npy")])
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, table: np.ndarray) -> Path:
+    """Files of every wrong kind."""
+    folder = tmp_path_factory.mktemp("files")
+    np.save(folder / "good.npy", table)
+    np.save(folder / "integers.npy", (10 * table).astype(np.int64))
+    np.save(folder / "nan.npy", np.where(np.arange(400).reshape(200, 2) == 7, np.nan, table))
+    np.save(folder / "flat.npy", table[:, 0])
+    np.save(folder / "wide.npy", np.concatenate([table, table], 1))
+    np.save(folder / "none.npy", table[:0])
+    np.save(folder / "words.npy", np.array([["a", "b"]]))
+    np.save(folder / "complex.npy", table + 1j)
+    np.save(folder / "objects.npy", np.array([[{}, 1]], dtype=object), allow_pickle=True)
+    np.savez(folder / "archive.npz", table)
+    (folder / "archive.npz").rename(folder / "archive.npy")
+    (folder / "empty.npy").write_bytes(b"")
+    (folder / "cut.npy").write_bytes((folder / "good.npy").read_bytes()[:200])
+    (folder / "text.npy").write_text("1,2\n3,4\n")
+    (folder / "empty.csv").write_text("")
+    (folder / "header.csv").write_text("x,y\n")
+    (folder / "words.csv").write_text("x,y\n1,2\n3,four\n")
+    (folder / "ragged.csv").write_text("1,2\n3\n")
+    (folder / "binary.csv").write_bytes(b"\xff\xfe\x00\x01")
+    (folder / "table.txt").write_text("1 2\n3 4\n")
+    (folder / "torch.pt").write_bytes(b"PK")
+    (folder / "occupied").mkdir()
+    (folder / "occupied" / "thesis.txt").write_text("years of work")
+    (folder / "broken").mkdir()
+    (folder / "broken" / "model.json").write_text('{"format": "scoresde-1"')
+    return folder
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "no such data": (["fit", "{files}/god.npy", "--out", "{out}"], r"no file.*god\.npy"),
+    "data that is a folder": (["fit", "{files}", "--out", "{out}"], "files"),
+    "data of another kind": (["fit", "{files}/table.txt", "--out", "{out}"], r"\.npy or \.csv"),
+    "a pickle": (["fit", "{files}/torch.pt", "--out", "{out}"], r"\.npy or \.csv"),
+    "integer data": (["fit", "{files}/integers.npy", "--out", "{out}"], "int64.*float"),
+    "NaN data": (["fit", "{files}/nan.npy", "--out", "{out}"], "NaN.*row 3"),
+    "one column of numbers": (["fit", "{files}/flat.npy", "--out", "{out}"], r"\(200,\).*one sample per row"),
+    "no rows": (["fit", "{files}/none.npy", "--out", "{out}"], "no samples|no rows"),
+    "words": (["fit", "{files}/words.npy", "--out", "{out}"], "words|str"),
+    "complex numbers": (["fit", "{files}/complex.npy", "--out", "{out}"], "complex"),
+    "pickled objects": (["fit", "{files}/objects.npy", "--out", "{out}"], "pickle|Object"),
+    "an archive": (["fit", "{files}/archive.npy", "--out", "{out}"], r"archive\.npy"),
+    "an empty .npy": (["fit", "{files}/empty.npy", "--out", "{out}"], r"empty\.npy|No data"),
+    "a cut .npy": (["fit", "{files}/cut.npy", "--out", "{out}"], "."),
+    "text called .npy": (["fit", "{files}/text.npy", "--out", "{out}"], "."),
+    "an empty .csv": (["fit", "{files}/empty.csv", "--out", "{out}"], "no rows"),
+    "a header without rows": (["fit", "{files}/header.csv", "--out", "{out}"], "no rows"),
+    "a word in a .csv": (["fit", "{files}/words.csv", "--out", "{out}"], "four"),
+    "a ragged .csv": (["fit", "{files}/ragged.csv", "--out", "{out}"], "columns"),
+    "a binary .csv": (["fit", "{files}/binary.csv", "--out", "{out}"], "."),
+    "unknown process": (["fit", "{files}/good.npy", "--out", "{out}", "--process", "rectifed"], "Did you mean 'rectified'"),
+    "unknown network": (["fit", "{files}/good.npy", "--out", "{out}", "--net", "mpl"], "Did you mean 'mlp'"),
+    "no steps": (["fit", "{files}/good.npy", "--out", "{out}", "--steps", "0"], "steps is at least 1, got 0"),
+    "no batch": (["fit", "{files}/good.npy", "--out", "{out}", "--batch-size", "-3"], "batch.size.*-3"),
+    "an occupied folder": (["fit", "{files}/good.npy", "--out", "{files}/occupied"], "another folder"),
+    "a folder under a file": (["fit", "{files}/good.npy", "--out", "{files}/good.npy/model"], "good.npy"),
+    "no such model": (["sample", "{files}/modle", "--out", "{out}.npy"], "no model.*modle"),
+    "a broken model": (["sample", "{files}/broken", "--out", "{out}.npy"], "model.json is not JSON"),
+    "a folder without a model": (["sample", "{files}/occupied", "--out", "{out}.npy"], "no model"),
+    "an output of another kind": (["sample", "{model}", "--out", "{out}.txt"], r"\.npy.*\.csv"),
+    "an output without a folder": (["sample", "{model}", "--out", "{files}/nowhere/x.npy"], "folder|directory"),
+    "no samples": (["sample", "{model}", "-n", "0", "--out", "{out}.npy"], "n is at least 1, got 0"),
+    "unknown solver": (["sample", "{model}", "--solver", "rk54", "--out", "{out}.npy"], "unknown solver 'rk54'"),
+    "no solver steps": (["sample", "{model}", "--solver", "em", "--steps", "0", "--out", "{out}.npy"], "steps.*0"),
+    "data of another shape": (["log-prob", "{model}", "{files}/wide.npy"], r"\(200, 4\).*\(batch, 2\)"),
+    "no such data to score": (["log-prob", "{model}", "{files}/god.npy"], "god.npy"),
+    "integers to score": (["log-prob", "{model}", "{files}/integers.npy"], "int64"),
+    "a stochastic solver": (["log-prob", "{model}", "{files}/good.npy", "--solver", "em"], "em.*try 'rk45'"),
+    "a score of another kind": (["log-prob", "{model}", "{files}/good.npy", "--out", "{out}.json"], r"\.npy.*\.csv"),
+    "unknown density": (["demo", "--density", "moon", "--out", "{out}.png"], "Did you mean 'moons'"),
+    "unknown process of the demo": (
+        ["demo", "--steps", "1000", "--process", "vpe", "--out", "{out}.png"],
+        "unknown process 'vpe'",
+    ),
+    "unknown solver of the demo": (["demo", "--steps", "1000", "--solver", "rk5", "--out", "{out}.png"], "unknown solver 'rk5'"),
+    "a figure of another kind": (["demo", "--out", "{out}.xyz"], r"\.png"),
+    "no steps of the demo": (["demo", "--steps", "0", "--out", "{out}.png"], "steps is at least 1"),
+}
+
+
+@pytest.mark.parametrize("mistake", list(MISTAKES))
+def test_a_mistake_ends_with_status_2_and_one_line_at_once(
+    mistake: str, files: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Within a second, and with nothing written, not even an empty folder."""
+    arguments, said = MISTAKES[mistake]
+    places: dict[str, Any] = {"files": files, "model": model, "out": tmp_path / "out"}
+    before = sorted(files.rglob("*"))
+    began = time.perf_counter()
+    with pytest.raises(SystemExit) as caught:
+        main([argument.format(**places) for argument in arguments])
+    assert time.perf_counter() - began < 1
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert re.search(said, error), error
+    assert len(error.strip().splitlines()) == 1, error
+    assert error.startswith(f"scoresde {arguments[0]}: ")
+    assert list(tmp_path.iterdir()) == []
+    assert sorted(files.rglob("*")) == before
+
+
+def test_a_model_that_does_not_fit_its_json_is_one_line_too(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch lists what does not fit on many lines."""
+    folder = scoresde.save(scoresde.load(model), tmp_path / "model")
+    (folder / "model.json").write_text((folder / "model.json").read_text().replace('"shape": [\n    2\n  ]', '"shape": [3]'))
+    with pytest.raises(SystemExit) as caught:
+        main(["sample", str(folder), "--out", str(tmp_path / "x.npy")])
+    error = capsys.readouterr().err
+    assert (caught.value.code, len(error.strip().splitlines())) == (2, 1), error
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["smaple"], ["sample"], ["fit", "x.npy"], ["sample", "m", "-n", "ten", "--out", "x.npy"]]
+)
+def test_what_argparse_refuses_ends_with_status_2_and_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("usage: scoresde")
+    assert "error: " in error
+
+
+def test_help_works_from_the_shell() -> None:
+    done = subprocess.run([sys.executable, "-m", "scoresde", "--help"], capture_output=True, text=True, timeout=60, check=True)
+    for verb in ("demo", "fit", "sample", "log-prob"):
+        assert verb in done.stdout
+    assert done.stderr == ""
+
+
+def test_demo_draws_four_panels_and_prints_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With fewer points than the real one; each quarter of the figure holds a picture, not a blank."""
+    pytest.importorskip("matplotlib")
+    from matplotlib.image import imread
+
+    module = importlib.import_module("scoresde.demo")
+    numbers: dict[str, float] = {}
+    original = module.demo
+
+    def smaller(*args: Any, **kwargs: Any) -> dict[str, float]:
+        numbers.update(functools.partial(original, points=500)(*args, **kwargs))
+        return numbers
+
+    monkeypatch.setattr(module, "demo", smaller)
+    monkeypatch.setattr(module, "LATTICE", 32)
+    out = tmp_path / "demo.png"
+    main(["demo", "--steps", "30", "--density", "moons", "--process", "rectified", "--solver", "heun", "--out", str(out)])
+    picture = imread(out)[..., :3]
+    assert picture.shape[1] > 1000
+    for panel in np.array_split(picture, 4, axis=1):
+        height, width = panel.shape[:2]
+        middle = panel[int(0.35 * height) : int(0.75 * height), int(0.3 * width) : int(0.7 * width)]  # no frame, no title
+        assert middle.std() > 0.02
+        assert len(np.unique(middle.reshape(-1, 3), axis=0)) > 3
+    said = capsys.readouterr().out
+    assert re.search(r"moons · RectifiedFlow\(\) · heun", said)
+    for label in ("model NLL", "true entropy", "gap", "fit", "sample", "log_prob", "figure"):
+        assert re.search(rf"^  {label}", said, re.MULTILINE), label
+    assert f"{scoresde.toy.Moons().entropy():.4f} nats" in said
+    assert f"{numbers['gap']:.4f} nats" in said
+    assert numbers["gap"] == pytest.approx(numbers["nll"] - scoresde.toy.Moons().entropy())
+    assert numbers["gap"] > -4 * numbers["gap_error"]
+    assert numbers["nfe_sample"] == 200
