@@ -17,8 +17,9 @@ from .io import load, save
 from .likelihood import Likelihood, bits_per_dim, likelihood, log_prob
 from .metrics import energy_distance, energy_test
 from .oracle import oracle
+from .paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .prediction import PREDICTIONS
-from .process import EDM, PROCESSES, VESDE, VPSDE, Cosine, Process, RectifiedFlow, SubVPSDE
+from .process import PROCESSES, Process
 from .registry import Registry
 from .sampling import Solution, sample, solve
 from .sde import ScoreSDE

@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from .backbones import BACKBONES
+from .inputs import event_shape
 from .process import PROCESSES, Process
-from .sde import ScoreSDE, event_shape
+from .sde import ScoreSDE
 
 
 def build(

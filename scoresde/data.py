@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from .inputs import as_floats
 from .random import draw_seed
-from .sde import ScoreSDE, as_floats
+from .sde import ScoreSDE
 
 Batch = tuple[Tensor, dict[str, Tensor]]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .checks import whole
-from .process import VPSDE, Process
+from .process import Process
 from .registry import nearest
 
 LAMBDA = (-5.0, 6.0)
@@ -52,11 +52,12 @@ def _karras(process: Process, steps: int, rho: float = 7.0) -> Tensor:
 
 
 def _ddpm(process: Process, steps: int) -> Tensor:
-    if not isinstance(process, VPSDE):
+    levels = getattr(process, "ddpm_times", None)
+    if levels is None:
         raise ValueError(f"spacing='ddpm' is the discrete grid of a VPSDE, got {process!r}; try 'time'")
-    times = process.ddpm_times(1000)
     if 1000 % steps:
         raise ValueError(f"spacing='ddpm' takes a number of steps that divides 1000, got {steps}")
+    times: Tensor = levels(1000)
     return times[:: 1000 // steps].flip(0)
 
 
@@ -94,7 +95,7 @@ def grid(process: Process, steps: int, spacing: str) -> Tensor:
 
     Examples
     --------
-    >>> from scoresde.process import VPSDE
+    >>> from scoresde import VPSDE
     >>> grid(VPSDE(), 4, "time")
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
     """

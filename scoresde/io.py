@@ -23,8 +23,9 @@ import torch
 
 from .backbones import BACKBONES
 from .errors import CheckpointError
+from .inputs import event_shape
 from .process import PROCESSES
-from .sde import ScoreSDE, event_shape, require_sde
+from .sde import ScoreSDE, require_sde
 
 FORMAT = "scoresde-1"
 JSON = "model.json"

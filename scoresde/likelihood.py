@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .plan import check_generator, chunks, levels, plan, run
 from .process import as_time
 from .random import PROBE, Noise, draw_seed
 from .registry import nearest
-from .sampling import check_generator, chunks, levels, plan, run
 from .sde import ScoreSDE, evaluating, require_sde
 from .solvers import Problem, Solver
 from .solvers.base import Velocity

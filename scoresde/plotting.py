@@ -118,12 +118,12 @@ def density_figure(
     true = truth.log_prob(fine).exp().reshape(max(points, 256), -1).double()
     box = [float(low[0]), float(high[0]), float(low[1]), float(high[1])]
     top = float(true.flatten().quantile(0.995) if true.numel() < 10**7 else true.max())
-    figure, axes = plt.subplots(1, 4, figsize=(16, 4.6), constrained_layout=True)
+    figure, axes = plt.subplots(1, 4, figsize=(16, 4.5), constrained_layout=True)
     for axis, density, title in ((axes[0], true, "true density"), (axes[2], model, "model density, exp(log_prob)")):
-        axis.imshow(density.numpy(), extent=box, origin="lower", cmap="magma", vmin=0, vmax=1.15 * top, aspect="equal")
+        axis.imshow(density.numpy(), extent=box, origin="lower", cmap="magma", vmin=0, vmax=1.4 * top, aspect="equal")
         axis.set_title(title)
     axes[1].set_facecolor("black")
-    axes[1].scatter(*samples.T.numpy(), s=0.6, c="#fdc38d", linewidths=0, alpha=0.7)
+    axes[1].scatter(*samples.T.numpy(), s=1.2, c="#fdc38d", linewidths=0, alpha=0.8)
     axes[1].set_title(f"{len(samples):,} samples")
     axes[3].plot(*paths.permute(2, 0, 1).numpy(), color=GREY, lw=0.5, alpha=0.6)
     axes[3].scatter(*paths[0].T.numpy(), s=5, c=BLUE, linewidths=0, label="noise, t = 1", zorder=3)

@@ -73,7 +73,7 @@ class Coefficients(NamedTuple):
         Examples
         --------
         >>> import math, torch
-        >>> from scoresde.process import VPSDE
+        >>> from scoresde import VPSDE
         >>> x0, eps = torch.ones(1, 2), torch.full((1, 2), 3.0)
         >>> c = coefficients("x0", VPSDE(), torch.tensor(0.5))
         >>> torch.stack(c.solve(c.cos * x0 + c.sin * eps, c.a * x0 + c.b * eps)).round(decimals=4)
@@ -98,7 +98,7 @@ class Coefficients(NamedTuple):
         Examples
         --------
         >>> import torch
-        >>> from scoresde.process import VPSDE
+        >>> from scoresde import VPSDE
         >>> coefficients("edm", VPSDE(), torch.zeros(3)).to(torch.zeros(1)).cos.dtype
         torch.float32
         """
@@ -125,7 +125,7 @@ def coefficients(predict: str, process: Process, phi: Tensor) -> Coefficients:
     Examples
     --------
     >>> import torch
-    >>> from scoresde.process import RectifiedFlow
+    >>> from scoresde import RectifiedFlow
     >>> coefficients("v", RectifiedFlow(), torch.tensor(0.0, dtype=torch.float64))
     Coefficients(cos=1.0, sin=0.0, a=-1.0, b=1.0, det=1.0)
     """
@@ -153,7 +153,7 @@ def singular(predict: str, process: Process, phi: float) -> bool:
 
     Examples
     --------
-    >>> from scoresde.process import RectifiedFlow
+    >>> from scoresde import RectifiedFlow
     >>> [singular(p, RectifiedFlow(), RectifiedFlow().phi_max) for p in ("edm", "eps", "v")]
     [False, True, False]
     """
@@ -178,7 +178,7 @@ def check(predict: str, process: Process) -> None:
 
     Examples
     --------
-    >>> from scoresde.process import RectifiedFlow
+    >>> from scoresde import RectifiedFlow
     >>> check("eps", RectifiedFlow())
     Traceback (most recent call last):
     ValueError: predict='eps' says nothing about the data at t = 1 of RectifiedFlow(), where α = 0; ... edm, x0, v

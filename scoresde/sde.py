@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .inputs import as_floats, event_shape
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
 from .registry import nearest
@@ -587,86 +588,6 @@ class ScoreSDE(nn.Module):
     @staticmethod
     def _per_sample(c: Tensor, x: Tensor) -> Tensor:
         return c.reshape(-1, *(1,) * (x.ndim - 1)) if c.ndim else c
-
-
-def event_shape(shape: object) -> tuple[int, ...]:
-    """Return the shape of one sample as a tuple of positive integers, or raise.
-
-    Parameters
-    ----------
-    shape : tuple of int, or int
-        What the user gave.
-
-    Returns
-    -------
-    tuple of int
-
-    Raises
-    ------
-    TypeError, ValueError
-        For anything else.
-
-    Examples
-    --------
-    >>> event_shape(2), event_shape([3, 8, 8])
-    ((2,), (3, 8, 8))
-    """
-    shape = (shape,) if type(shape) is int else shape
-    if not isinstance(shape, tuple | list) or not all(type(n) is int for n in shape):
-        raise TypeError(f"shape is a tuple of integers such as (2,) or (3, 32, 32), got {shape!r}")
-    if not all(n > 0 for n in shape):
-        raise ValueError(f"shape is the shape of one sample, all sizes at least 1, got {tuple(shape)}")
-    return tuple(shape)
-
-
-def as_floats(x: object, shape: tuple[int, ...], what: str) -> Tensor:
-    """Return x as it is if it is a floating-point tensor (B, *shape), B ≥ 1, of finite numbers; raise otherwise.
-
-    Parameters
-    ----------
-    x : object
-        What the user gave.
-    shape : tuple of int
-        Shape of one sample.
-    what : str
-        Its name, for messages.
-
-    Returns
-    -------
-    Tensor
-
-    Raises
-    ------
-    TypeError
-        If x is not a floating-point tensor or array.
-    ValueError
-        For a wrong shape, no samples, or numbers that are not finite.
-
-    Examples
-    --------
-    >>> as_floats(torch.tensor([[1, 2]]), (2,), "x")
-    Traceback (most recent call last):
-    TypeError: x has dtype torch.int64, wanted floating point; convert it, e.g. x.float() (dequantize counts or pixels first)
-    """
-    if not isinstance(x, Tensor):
-        try:
-            x = torch.as_tensor(x)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"{what} is a tensor or array, got {type(x).__name__}") from None
-    if not x.is_floating_point():
-        raise TypeError(
-            f"{what} has dtype {x.dtype}, wanted floating point; convert it, e.g. {what}.float() "
-            "(dequantize counts or pixels first)"
-        )
-    if tuple(x.shape[1:]) != shape or not x.ndim:
-        wanted = ", ".join(["batch", *map(str, shape)])
-        raise ValueError(f"{what} has shape {tuple(x.shape)}, wanted ({wanted})")
-    if not len(x):
-        raise ValueError(f"{what} has no samples: shape {tuple(x.shape)}")
-    if not bool(x.isfinite().all()):
-        bad = (~x.isfinite().reshape(len(x), -1).all(1)).nonzero()[:, 0]
-        raise ValueError(f"{what} has NaN or infinite values in {len(bad)} of {len(x)} rows, first in row {int(bad[0])}")
-    return x
 
 
 @contextlib.contextmanager

@@ -25,10 +25,10 @@ from tqdm.auto import tqdm
 from .checks import number, whole
 from .data import Source
 from .errors import TrainingError
+from .plan import check_generator
 from .process import Process
 from .random import draw_seed
 from .registry import nearest
-from .sampling import check_generator
 from .sde import ScoreSDE, require_sde
 
 Weight = Callable[[Process, Tensor], Tensor]

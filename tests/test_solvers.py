@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import scipy.integrate
 import torch
-from conftest import MIXTURES, PROCESSES, at, generator
 from torch import Tensor, nn
 
 import scoresde
+from conftest import MIXTURES, PROCESSES, at, generator
 from scoresde import SOLVERS, Process, ScoreSDE, toy
-from scoresde.sampling import levels, plan, problem
+from scoresde.plan import levels, plan, problem
 
 STEPS = 8
 MEAN, STD = 0.7, 1.3

@@ -22,7 +22,23 @@ SOLVERS: Registry[Solver] = Registry("solver")
 
 @dataclass(frozen=True)
 class Level:
-    """One node of a grid, in plain floats: time t, angle φ, cos φ and sin φ, and the process's numbers at t."""
+    """One node of a grid, in plain floats: time t, angle φ, cos φ and sin φ, and the process's numbers at t.
+
+    Attributes
+    ----------
+    t, phi, cos, sin : float
+        Process time, and the angle on the arc with its cosine and sine.
+    alpha, sigma, radius, dalpha, dsigma : float
+        α, σ, √(α² + σ²), and time derivatives.
+    noise2 : float
+        g̃²(t), the squared noise of the reverse SDE (`Process.reverse_g2`).
+
+    Examples
+    --------
+    >>> sde = scoresde.build("rectified", "mlp", shape=(2,))
+    >>> scoresde.plan.levels(sde, torch.tensor([0.5], dtype=torch.float64))[0].alpha
+    0.5
+    """
 
     t: float
     phi: float
@@ -34,7 +50,6 @@ class Level:
     dalpha: float
     dsigma: float
     noise2: float
-    """g̃²(t), the squared noise of the reverse SDE."""
 
 
 Velocity = Callable[[Tensor, "float | Tensor", "Tensor | None"], Tensor]
@@ -81,6 +96,10 @@ class Problem:
         Of errors already divided by the tolerance.
     observe : callable (i, z)
         To be told every level reached after the first.
+
+    Examples
+    --------
+    See `Stepper` for a solver that works on one.
     """
 
     levels: tuple[Level, ...]
@@ -110,7 +129,12 @@ class Counts:
     failed : Tensor of bool (B,), or None
         Samples that did not reach the end.
     reason : str
-        Why, for the message.
+        Why, for the message: "nan", "stuck" or "steps".
+
+    Examples
+    --------
+    >>> Counts(nfe=10, accepted=10).rejected
+    0
     """
 
     nfe: int | Tensor
@@ -139,6 +163,11 @@ class Solver(abc.ABC):
         The grid when the user names none.
     tolerances : tuple of str
         Options that rule an adaptive solve and mean nothing on a fixed grid.
+
+    Examples
+    --------
+    >>> [name for name in scoresde.SOLVERS if scoresde.SOLVERS.build(name).ode]
+    ['euler', 'heun', 'rk4', 'rk45']
     """
 
     order: ClassVar[int] = 1

@@ -1,0 +1,347 @@
+"""From what a user wrote to a problem that a solver can work on, and from its failures to errors a user can read.
+
+Names and numbers are resolved and checked, and the process is evaluated at the nodes; sampling and likelihood share it all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .checks import whole
+from .errors import SolverError
+from .grids import grid
+from .random import BLOCK
+from .sde import ScoreSDE
+from .solvers import SOLVERS, Counts, Level, Problem, Solver
+
+ROWS = 8192  # states evaluated at once when the user does not say: large enough to be fast, small enough for a cache
+NUMBERS = 2**22  # … and at most this many numbers
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to solve: the solver, and the times it visits. Made once at the door from what the user wrote.
+
+    Attributes
+    ----------
+    solver : Solver
+    times : Tensor, shape (N + 1,), float64
+        Nodes of a fixed grid, or stations of an adaptive solve, in the order of the solve.
+    adaptive : bool
+    keep : tuple of int
+        Which of them the user wants to see.
+    """
+
+    solver: Solver
+    times: Tensor
+    adaptive: bool
+    keep: tuple[int, ...] = field(default=())
+
+
+def plan(
+    sde: ScoreSDE,
+    solver: str | Solver,
+    steps: int | None,
+    spacing: str | None,
+    options: dict[str, Any],
+    *,
+    times: Sequence[float] | Tensor | None = None,
+    forward: bool = False,
+) -> Plan:
+    """Resolve names and check arguments: everything a user can get wrong about how to solve is found here.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    solver : str or Solver
+        A registered name, or an object.
+    steps, spacing
+        The fixed grid, or None for the solver's own choice.
+    options : dict
+        Options of the named solver.
+    times : sequence of float, optional
+        Process times at which the state is wanted, decreasing from 1 to 0 (increasing if forward).
+    forward : bool
+        From data to noise.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    TypeError, ValueError
+        With what came, what was wanted and what to try.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+    >>> plan(sde, "heun", 2, None, {}).times
+    tensor([1.0000, 0.2577, 0.0000], dtype=torch.float64)
+    >>> plan(sde, "rk_45", None, None, {})
+    Traceback (most recent call last):
+    ValueError: unknown solver 'rk_45'. Did you mean 'rk45'? There are: ...
+    """
+    if isinstance(solver, str):
+        solver = SOLVERS.build(solver, **options)
+    elif not isinstance(solver, Solver):
+        raise TypeError(f"solver is a name or a Solver object, got {type(solver).__name__}")
+    elif options:
+        raise TypeError(f"options {sorted(options)} go with a solver's name; give them to the {type(solver).__name__} itself")
+    useless = [name for name in solver.tolerances if name in options] if steps is not None else []
+    if useless:
+        raise ValueError(f"{useless[0]}= has no effect together with steps=, which fixes the grid; give one or the other")
+    steps = solver.steps if steps is None else steps
+    adaptive = steps is None
+    if adaptive and spacing is not None:
+        raise ValueError(f"spacing={spacing!r} places a fixed number of steps: give steps= too")
+    wanted = _times(times)
+    if adaptive or steps is None:
+        nodes = wanted
+    else:
+        nodes = grid(sde.process, steps, spacing or solver.spacing)
+        if times is not None and spacing == "ddpm":
+            raise ValueError("times= can't join spacing='ddpm', whose levels are discrete; leave one out")
+        if times is not None:  # the wanted times join the grid
+            nodes = torch.unique(torch.cat([nodes, wanted])).flip(0)
+    keep = tuple(int((nodes - t).abs().argmin()) for t in wanted)
+    if forward:
+        last = len(nodes) - 1
+        return Plan(solver, nodes.flip(0), adaptive, tuple(last - k for k in reversed(keep)))
+    return Plan(solver, nodes, adaptive, keep)
+
+
+def _times(times: Sequence[float] | Tensor | None) -> Tensor:
+    if times is None:
+        return torch.tensor([1.0, 0.0], dtype=torch.float64)
+    try:
+        wanted = torch.as_tensor(times, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"times is a sequence of numbers, got {times!r}") from None
+    if wanted.ndim != 1 or len(wanted) < 2 or not bool((wanted[1:] < wanted[:-1]).all()) or wanted[0] != 1 or wanted[-1] != 0:
+        raise ValueError(f"times decrease from 1 (noise) to 0 (data), at least those two; got {times!r}")
+    return wanted
+
+
+def levels(sde: ScoreSDE, times: Tensor) -> tuple[Level, ...]:
+    """Evaluate the process at the nodes of a grid, once, in float64 on the CPU.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    times : Tensor, shape (N + 1,), float64
+
+    Returns
+    -------
+    tuple of Level
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> sde = scoresde.build("rectified", "mlp", shape=(2,))
+    >>> [level.sigma for level in levels(sde, torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))]
+    [1.0, 0.5, 0.0]
+    """
+    p, low = sde.process, sde.phi_min
+    at = times
+    if low > p.phi_min:  # the prediction is singular at σ = 0: the arc state a hair above stands for that at the end
+        at = torch.maximum(times, p.time(torch.tensor(low, dtype=torch.float64)))
+    alpha, sigma, radius = p.alpha(at), p.sigma(at), p.radius(at)
+    columns = [times, p.phi(at), alpha / radius, sigma / radius, alpha, sigma, p.radius(times)]
+    columns += [p.dalpha(at), p.dsigma(at), p.reverse_g2(at)]
+    return tuple(Level(*row) for row in zip(*(c.tolist() for c in columns), strict=True))
+
+
+def problem(sde: ScoreSDE, nodes: tuple[Level, ...], adaptive: bool, noise: Callable[[], Tensor]) -> Problem:
+    """State the sampling problem for a solver: velocity and denoised values on the arc.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    nodes : tuple of Level
+    adaptive : bool
+    noise : callable () -> Tensor (B, n)
+
+    Returns
+    -------
+    Problem
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1.0)
+    >>> sde = scoresde.oracle(gaussian, scoresde.VPSDE())
+    >>> nodes = levels(sde, torch.tensor([1.0, 0.0], dtype=torch.float64))
+    >>> x0, eps = problem(sde, nodes, False, lambda: torch.zeros(1, 2)).denoise(torch.ones(1, 2), 0)
+    >>> torch.allclose(nodes[0].cos * x0 + nodes[0].sin * eps, torch.ones(1, 2))
+    True
+    """
+    solves = [sde.coefficients(torch.tensor(level.phi, dtype=torch.float64)) for level in nodes] if not adaptive else []
+
+    def denoise(z: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        return solves[i].solve(z, sde.output(z, nodes[i].phi))
+
+    return Problem(nodes, sde.arc_velocity, denoise, noise, adaptive)
+
+
+def checked(problem: Problem, to_data: Callable[[Tensor], Tensor]) -> Problem:
+    """Return the same problem, raising `SolverError` at the first network output that is not finite.
+
+    Finite outputs are not checked step by step, which would stall a GPU; a solve that ends in NaN is run again with this.
+
+    Parameters
+    ----------
+    problem : Problem
+    to_data : callable
+        From states to data, for the exception.
+
+    Returns
+    -------
+    Problem
+
+    Examples
+    --------
+    See `SolverError`.
+    """
+
+    def inspect_(out: Tensor, z: Tensor, where: str) -> None:
+        bad = ~(out.isfinite().all(1) & z.isfinite().all(1))
+        if bool(bad.any()):
+            raise SolverError(
+                f"the network's output is not finite for {int(bad.sum())} of {len(bad)} samples {where}; "
+                "check the weights and the data's scale, or take more steps=",
+                bad,
+                to_data(z),
+            )
+
+    def velocity(z: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
+        v = problem.velocity(z, phi, rows)
+        inspect_(v, z, f"at φ = {float(phi if isinstance(phi, float) else phi.mean()):.3g} (0 data, π/2 noise)")
+        return v
+
+    def denoise(z: Tensor, i: int) -> tuple[Tensor, Tensor]:
+        x0, eps = problem.denoise(z, i)
+        inspect_(x0 + eps, z, f"at t = {problem.levels[i].t:.4g}")
+        return x0, eps
+
+    return Problem(problem.levels, velocity, denoise, problem.noise, problem.adaptive, problem.norm, problem.observe)
+
+
+def run(sde: ScoreSDE, solver: Solver, task: Problem, z: Tensor, again: Callable[[], Problem]) -> tuple[Tensor, Counts]:
+    """Run a solver and turn every numerical failure into a `SolverError`.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    solver : Solver
+    task : Problem
+    z : Tensor, shape (B, n)
+        States at the first level.
+    again : callable () -> Problem
+        The same problem with the same noise, to find out where a fixed grid went wrong.
+
+    Returns
+    -------
+    z : Tensor, shape (B, n)
+    counts : Counts
+
+    Raises
+    ------
+    SolverError
+        How many samples, where on the path, which knob.
+
+    Examples
+    --------
+    See `sample`.
+    """
+
+    def home(z: Tensor) -> Tensor:
+        return sde.to_data(z[:, : sde.dim] * task.levels[-1].radius)
+
+    end, counts = solver.run(task, z)
+    if counts.failed is not None and bool(counts.failed.any()):
+        lost = int(counts.failed.sum())
+        why, knob = {
+            "nan": ("the network's output is not finite", "check the weights and the data's scale"),
+            "stuck": ("the step size fell below 1e-12", "raise rtol= and atol=: this field is rougher than they ask"),
+            "steps": ("the steps ran out", "raise max_steps=, or rtol= and atol="),
+        }[counts.reason]
+        raise SolverError(
+            f"{lost} of {len(z)} samples did not get from t = {task.levels[0].t:g} to t = {task.levels[-1].t:g}: {why}; {knob}. "
+            "The exception holds the others in .x, and which failed in .failed",
+            counts.failed,
+            home(end),
+        )
+    bad = ~end.isfinite().all(1)
+    if bool(bad.any()):
+        solver.run(checked(again(), home), z)
+        raise SolverError(f"{int(bad.sum())} of {len(z)} samples are not finite; take more steps=", bad, home(end))
+    return end, counts
+
+
+def chunks(sde: ScoreSDE, n: int, batch_size: int | None, cost: int = 1) -> Iterator[tuple[int, int]]:
+    """Cut n samples into batches.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    n : int
+        Number of samples.
+    batch_size : int or None
+        At most so many at once; None chooses by the size of a sample.
+    cost : int
+        Copies of a sample that are evaluated at once.
+
+    Returns
+    -------
+    iterator of (start, stop)
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless n and batch_size are positive integers.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> list(chunks(scoresde.build("vp", "mlp", shape=(2,)), 10, 4))
+    [(0, 4), (4, 8), (8, 10)]
+    """
+    whole("n", n)
+    if batch_size is not None:
+        whole("batch_size", batch_size)
+    else:
+        batch_size = max(1, min(ROWS // cost, NUMBERS // (cost * sde.dim)))
+        batch_size = max(BLOCK * (batch_size // BLOCK), min(batch_size, BLOCK))
+    size = batch_size
+    return ((start, min(start + size, n)) for start in range(0, n, size))
+
+
+def check_generator(generator: object) -> None:
+    """Raise TypeError unless generator is a torch.Generator or None.
+
+    Parameters
+    ----------
+    generator : object
+
+    Raises
+    ------
+    TypeError
+
+    Examples
+    --------
+    >>> check_generator(0)
+    Traceback (most recent call last):
+    TypeError: generator is a torch.Generator, got int; write torch.Generator().manual_seed(0)
+    """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        hint = generator if isinstance(generator, int) else 0
+        raise TypeError(
+            f"generator is a torch.Generator, got {type(generator).__name__}; write torch.Generator().manual_seed({hint})"
+        )

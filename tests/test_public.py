@@ -1,0 +1,82 @@
+"""The shape of the package: imports run downward, and everything public says what it is and shows itself at work."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import scoresde
+
+ROOMS = [
+    "errors checks registry random inputs process",
+    "paths prediction grids solvers backbones toy",
+    "sde trace",
+    "plan sampling likelihood training data io oracle metrics plotting",
+    "build cli demo __init__ __main__",
+]
+FLOOR = {name: floor for floor, room in enumerate(ROOMS) for name in room.split()}
+ROOT = Path(scoresde.__file__).parent
+
+
+def imports(path: Path) -> set[str]:
+    """The rooms of ours that a module imports."""
+    here = path.relative_to(ROOT).with_suffix("").parts
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = here[: len(here) - node.level]
+            target = (*base, *(node.module or "").split(".")) if node.module else base
+            found |= {target[0]} if target else {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_downward_and_solvers_know_neither_model_nor_process(path: Path) -> None:
+    room = path.relative_to(ROOT).with_suffix("").parts[0]
+    for other in imports(path) - {room}:
+        assert FLOOR[other] <= FLOOR[room], f"{room} imports {other}"
+    if room == "solvers":
+        assert imports(path) <= {"solvers", "registry", "checks"}
+
+
+def public() -> list[tuple[str, object]]:
+    things: list[tuple[str, object]] = []
+    modules: list[ModuleType] = [scoresde, scoresde.toy, scoresde.solvers, scoresde.backbones]
+    for module in modules:
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if inspect.isfunction(thing):
+                things.append((name, thing))
+            elif inspect.isclass(thing) and thing.__module__.startswith("scoresde"):
+                things.append((name, thing))
+                things += [
+                    (f"{name}.{key}", value)
+                    for key, value in vars(thing).items()
+                    if inspect.isfunction(value) and not key.startswith("_")
+                ]
+    return things
+
+
+OVERRIDES = {"alpha", "sigma", "dalpha", "dsigma", "time", "f", "g2", "reverse_g2", "run", "step", "nfe", "extra_repr"}
+OVERRIDES |= {"curve", "observe"}
+
+
+@pytest.mark.parametrize(("name", "thing"), public(), ids=[name for name, _ in public()])
+def test_everything_public_is_documented_and_shown(name: str, thing: object) -> None:
+    method = name.rpartition(".")[2]
+    if method in OVERRIDES and "." in name and name.split(".")[0] not in ("Process", "Solver", "Stepper"):
+        return  # documented where it is defined first
+    text = inspect.getdoc(thing) or ""
+    assert len(text.splitlines()[0]) > 12 if text else False, f"{name} has no docstring"
+    assert ">>>" in text or "See `" in text, f"{name} has no example"
+    if inspect.isfunction(thing):
+        takes = [p for p in inspect.signature(thing).parameters if p != "self"]
+        assert "Parameters" in text or not takes, f"{name} does not say what it takes"
+        for p in takes:
+            assert p in text, f"{name} does not say what {p} is"
+        gives = inspect.signature(thing).return_annotation
+        assert "Returns" in text or gives in (None, "None", "Iterator[None]"), f"{name} does not say what it returns"
