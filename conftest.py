@@ -11,6 +11,6 @@ import torch
 import scoresde
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def _names(doctest_namespace: dict[str, Any]) -> None:
     doctest_namespace.update(scoresde=scoresde, torch=torch, math=math)

@@ -33,12 +33,12 @@ class Dequantized:
         return (images + torch.rand(images.shape, generator=generator)) / LEVELS
 
 
-def main(steps: int = 2000, out: str = "digits.png", seed: int = 0) -> float:
+def main(steps: int = 2000, out: str = "digits.png", seed: int = 0, held_out: int = 297) -> float:
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     images = torch.as_tensor(sklearn.datasets.load_digits().images, dtype=torch.float32).unsqueeze(1)
     images = images[torch.randperm(len(images), generator=generator)]
-    train, test = images[:1500], images[1500:]
+    train, test = images[:1500], images[1500 : 1500 + held_out]
 
     sde = scoresde.build("vp", "mlp", shape=(1, 8, 8), width=512, depth=3, fourier=0)
     history = scoresde.fit(sde, Dequantized(train), steps=steps, lr=1e-3, generator=generator)
@@ -63,4 +63,5 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--out", default="digits.png")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--held-out", type=int, default=297, help="images whose bits/dim are evaluated (at most 297)")
     main(**vars(parser.parse_args()))

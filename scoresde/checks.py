@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 
 
 def whole(name: str, value: object, least: int = 1) -> int:
@@ -37,11 +38,11 @@ def whole(name: str, value: object, least: int = 1) -> int:
     Traceback (most recent call last):
     ValueError: steps is at least 1, got 0
     """
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} is an integer, got {value!r}")
     if value < least:
         raise ValueError(f"{name} is at least {least}, got {value}")
-    return value
+    return int(value)
 
 
 def number(name: str, value: object, low: float, high: float, *, closed: bool = False, hint: str = "") -> float:
@@ -80,10 +81,11 @@ def number(name: str, value: object, low: float, high: float, *, closed: bool = 
     Traceback (most recent call last):
     ValueError: eta is between 0 and 1, got 2
     """
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} is a number, got {value!r}")
-    if not (low <= value <= high if closed else low < value < high) or not math.isfinite(value):
+    real = float(value)
+    if not (low <= real <= high if closed else low < real < high) or not math.isfinite(real):
         least = f"at least {low:g}" if closed else f"greater than {low:g}"
-        bounds = f"between {low:g} and {high:g}" if high < math.inf else least + " and finite" * (value == math.inf)
+        bounds = f"between {low:g} and {high:g}" if high < math.inf else least + " and finite" * (real == math.inf)
         raise ValueError(f"{name} is {bounds}, got {value}" + (f"; {hint}" if hint else ""))
-    return float(value)
+    return real

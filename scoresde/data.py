@@ -99,13 +99,15 @@ class Source:
         return self._stream
 
     def _accept(self, x: Any) -> Tensor:
-        return as_floats(x, self._shape, "data").to(self._like.device, self._dtype)
+        sound: Tensor = as_floats(x, self._shape, "data")  # float64 data are standardized in float64, whatever the model's own
+        return sound.to(self._like.device, torch.promote_types(sound.dtype, self._dtype))
 
     def _shuffled(self, x: Tensor, condition: dict[str, Tensor]) -> Iterator[Batch]:
         order = torch.empty(0, dtype=torch.int64, device=x.device)
         while True:
             while len(order) < self._size:
-                epochs = [torch.randperm(len(x), generator=self._generator, device=x.device)]
+                count = -(-self._size // len(x))
+                epochs = [torch.randperm(len(x), generator=self._generator, device=x.device) for _ in range(count)]
                 order = torch.cat([order, *epochs])
             rows, order = order[: self._size], order[self._size :]
             yield x[rows], {name: value[rows] for name, value in condition.items()}
@@ -130,7 +132,7 @@ class Source:
             condition = {n: v.to(self._like.device) for n, v in rest[0].items()} if rest else {}
             yield self._accept(x), condition
         if empty:
-            raise ValueError("the data are empty: the loader yielded no batch")
+            raise ValueError("the data are empty, or can be iterated only once: a pass over them yielded no batch")
 
     @contextlib.contextmanager
     def _isolated(self) -> Iterator[None]:

@@ -18,7 +18,8 @@ class SolverError(RuntimeError):
     failed : Tensor of bool, shape (B,), or None
         Which samples of the failing batch are affected.
     x : Tensor, shape (B, *shape), or None
-        The state of the batch when it failed, in the units of the data; rows that are not `failed` are finished.
+        The states where the solve stopped, in the units of the data. After an adaptive solve those that are not `failed` are
+        finished samples; a fixed grid stops for all where the first goes wrong.
 
     Examples
     --------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
@@ -28,12 +30,13 @@ def event_shape(shape: object) -> tuple[int, ...]:
     >>> event_shape(2), event_shape([3, 8, 8])
     ((2,), (3, 8, 8))
     """
-    shape = (shape,) if type(shape) is int else shape
-    if not isinstance(shape, tuple | list) or not all(type(n) is int for n in shape):
+    shape = (shape,) if isinstance(shape, numbers.Integral) else shape
+    sizes = shape if isinstance(shape, tuple | list) else (None,)
+    if not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in sizes):
         raise TypeError(f"shape is a tuple of integers such as (2,) or (3, 32, 32), got {shape!r}")
-    if not all(n > 0 for n in shape):
-        raise ValueError(f"shape is the shape of one sample, all sizes at least 1, got {tuple(shape)}")
-    return tuple(shape)
+    if not all(n > 0 for n in sizes):
+        raise ValueError(f"shape is the shape of one sample, all sizes at least 1, got {tuple(sizes)}")
+    return tuple(int(n) for n in sizes)
 
 
 def as_floats(x: object, shape: tuple[int, ...], what: str) -> Tensor:

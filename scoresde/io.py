@@ -7,13 +7,13 @@ model in place and a damaged one is recognized.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
+import inspect
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
         raise ValueError(f"conditions {sorted(sde.condition)} are not saved: save the model that given(...) was called on")
     folder = Path(folder)
     options = BACKBONES.options_of(sde.net)
-    options.pop("shape", None)
+    options.pop(next(iter(inspect.signature(type(sde.net)).parameters), ""), None)  # the shape, whatever they call it
     net = {"name": BACKBONES.name_of(sde.net), "options": options}
     about: dict[str, Any] = {
         "format": FORMAT,
@@ -77,15 +77,17 @@ def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
         "shape": list(sde.shape),
         "predict": sde.predict,
         "sees": sde.sees,
-        "standardized": sde.standardized,
         "averaged": sde.ema is not None,
-        "dtype": str(sde.scale.dtype).removeprefix("torch."),
     }
     try:
         json.dumps(about)
     except TypeError as error:
         raise TypeError(f"a model is saved as names and plain options, and one is not plain: {error}") from None
-    weights = {name: value.detach().cpu().contiguous() for name, value in sde.state_dict().items()}
+    weights = {name: value.detach().cpu().clone().contiguous() for name, value in sde.state_dict().items()}
+    try:
+        _compare(_on_paper(about, len(weights)), weights)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise TypeError(f"this model can't be rebuilt from its names and options, so it is not saved: {error}") from error
     data = safetensors.torch.save(weights)
     digest = hashlib.sha256(data).hexdigest()
     about["weights"] = {"file": f"weights-{digest[:12]}.safetensors", "sha256": digest}
@@ -160,6 +162,10 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     """
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(f"folder is a path, got {type(folder).__name__}")
+    try:
+        device = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"there is no device {device!r} here: {error}") from None
     folder = Path(folder)
     try:
         about = json.loads((folder / JSON).read_bytes())
@@ -178,28 +184,11 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
         if hashlib.sha256(data).hexdigest() != digest:
             raise CheckpointError(f"{folder / file} is damaged: its SHA-256 is not the one in {JSON}")
         weights = safetensors.torch.load(data)
-        shape = event_shape(about["shape"])
-        process = PROCESSES.build(about["process"]["name"], **about["process"]["options"])
-        with _no_more_than(len(weights)):
-            try:  # on paper first, so that shapes are compared before they are allocated
-                with torch.device("meta"):
-                    net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
-            except NotImplementedError:  # a constructor that looks at its numbers
-                net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
-        statistic = shape[:1] + (1,) * (len(shape) - 1)
-        wanted = {"mean": statistic, "scale": statistic}
-        if about["dtype"] != (got := str(weights["mean"].dtype).removeprefix("torch.")):
-            raise ValueError(f"dtype is {about['dtype']!r} here and {got} in the weights")
-        for part in ("net", "ema") if about["averaged"] else ("net",):
-            wanted |= {f"{part}.{name}": tuple(value.shape) for name, value in net.state_dict().items()}
-        if wanted != {name: tuple(value.shape) for name, value in weights.items()}:
-            found = {name: tuple(value.shape) for name, value in weights.items()}
-            wrong = sorted({name for name, _ in wanted.items() ^ found.items()})
-            raise ValueError(f"{len(wrong)} weights are missing, unknown or of another shape, first {wrong[0]!r}")
-        sde = _assemble(about, process, shape)
-        sde.load_state_dict(weights, assign=True)
-        for p in sde.net.parameters():
-            p.requires_grad_()
+        _compare(_on_paper(about, len(weights)), weights)
+        sde = _build(about)
+        for name, value in itertools.chain(sde.named_parameters(), sde.named_buffers()):
+            value.data = value.data.to(weights[name].dtype)
+        sde.load_state_dict(weights)
         sde.to(device)
     except CheckpointError:
         raise
@@ -212,29 +201,47 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     return sde.eval()
 
 
-def _assemble(about: dict[str, Any], process: Any, shape: tuple[int, ...]) -> ScoreSDE:
+def _build(about: dict[str, Any]) -> ScoreSDE:
+    """Build what the JSON describes, with weights yet to come."""
+    shape = event_shape(about["shape"])
+    process = PROCESSES.build(about["process"]["name"], **about["process"]["options"])
     net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
     sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"])
     if about["averaged"]:
         sde.ema = copy.deepcopy(net).requires_grad_(False)
-    sde.standardized = bool(about["standardized"])
     return sde
 
 
-@contextlib.contextmanager
-def _no_more_than(most: int) -> Iterator[None]:
-    left = [most]
+def _on_paper(about: dict[str, Any], count: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights that the JSON asks for, before any are allocated: it may ask for anything."""
+    shape, name, options = event_shape(about["shape"]), about["net"]["name"], about["net"]["options"]
+    left = [4 * count + 100]  # constructors may assign a parameter more than once
 
-    def count(*_: Any) -> None:
+    def stop(*_: Any) -> None:
         left[0] -= 1
         if left[0] < 0:
-            raise ValueError(f"the network has more weights than the {most} in the file")
+            raise ValueError(f"the network has many more weights than the {count} in the file")
 
-    handle = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    handle = torch.nn.modules.module.register_module_parameter_registration_hook(stop)
     try:
-        yield
+        with torch.device("meta"):
+            net = BACKBONES.build(name, shape, **options)
+    except RuntimeError:  # a constructor that looks at its numbers can't be built on paper
+        net = BACKBONES.build(name, shape, **options)
     finally:
         handle.remove()
+    statistic = shape[:1] + (1,) * (len(shape) - 1)
+    wanted: dict[str, tuple[int, ...]] = {"mean": statistic, "scale": statistic, "measured": ()}
+    for part in ("net", "ema") if about["averaged"] else ("net",):
+        wanted |= {f"{part}.{key}": tuple(value.shape) for key, value in net.state_dict().items()}
+    return wanted
+
+
+def _compare(wanted: dict[str, tuple[int, ...]], weights: dict[str, torch.Tensor]) -> None:
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    wrong = sorted({name for name, _ in wanted.items() ^ found.items()})
+    if wrong:
+        raise ValueError(f"{len(wrong)} weights are missing, unknown or of another shape, first {wrong[0]!r}")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -63,6 +63,7 @@ class Likelihood:
     nfe: Tensor
 
 
+@torch.inference_mode(False)  # inside which no trace could be taken
 @torch.no_grad()
 def likelihood(
     sde: ScoreSDE,
@@ -262,8 +263,17 @@ def _with_density(sde: ScoreSDE, trace: Callable[..., tuple[Tensor, Tensor]], pr
 
     def velocity(state: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
         held = () if probe is None else (probe if rows is None else probe[rows],)
-        z = state[:, :-1]
-        out, tr = trace(lambda z: sde.output(z, phi, rows), z, *held)
+        b, z = len(state), state[:, :-1]
+
+        def output(z: Tensor) -> Tensor:
+            copies = len(z) // b  # an exact trace may ask for several copies of the batch at once
+            if copies == 1:
+                return sde.output(z, phi, rows)
+            at = phi.repeat(copies) if isinstance(phi, Tensor) else phi
+            which = (torch.arange(b, device=z.device) if rows is None else rows).repeat(copies)
+            return sde.output(z, at, which)
+
+        out, tr = trace(output, z, *held)
         if sde.predict == "edm":
             return torch.cat([-out, -tr.unsqueeze(1)], 1)
         c = sde.coefficients(as_time(phi)).to(z)

@@ -109,8 +109,9 @@ def plan(
         if times is not None and spacing == "ddpm":
             raise ValueError("times= can't join spacing='ddpm', whose levels are discrete; leave one out")
         if times is not None:  # the wanted times join the grid
-            nodes = torch.unique(torch.cat([nodes, wanted])).flip(0)
-    keep = tuple(int((nodes - t).abs().argmin()) for t in wanted)
+            new = wanted[(wanted[:, None] - nodes).abs().min(1).values > 1e-12]
+            nodes = torch.cat([nodes, new]).sort(descending=True).values
+    keep = (0, *(int((nodes - t).abs().argmin()) for t in wanted[1:-1]), len(nodes) - 1)
     if forward:
         last = len(nodes) - 1
         return Plan(solver, nodes.flip(0), adaptive, tuple(last - k for k in reversed(keep)))

@@ -237,6 +237,40 @@ class Process(abc.ABC):
         """Whether α(1) = 0, so that x_1 holds no trace of the data (and f, g², score-to-data are singular there)."""
         return math.cos(self.phi_max) < 1e-6
 
+    def check(self) -> None:
+        """Raise unless this is a path from data to noise: α(0) = 1, σ/α increasing with t, all finite.
+
+        Raises
+        ------
+        TypeError
+            If α or σ is not a tensor of t's shape.
+        ValueError
+            For what is no such path.
+
+        Examples
+        --------
+        >>> class Reversed(Process):
+        ...     def alpha(self, t): return t
+        ...     def sigma(self, t): return 1 - t
+        >>> Reversed().check()
+        Traceback (most recent call last):
+        ValueError: σ/α of Reversed must increase from t = 0 (data) to t = 1 (noise); is its time reversed? Replace t by 1 - t
+        """
+        name, t = type(self).__name__, torch.linspace(0, 1, 129, dtype=torch.float64)
+        alpha, sigma = self.alpha(t), self.sigma(t)
+        for what, value in (("alpha", alpha), ("sigma", sigma)):
+            if not isinstance(value, Tensor) or value.shape != t.shape:
+                raise TypeError(f"{name}.{what}(t) is a tensor of t's shape, such as torch.ones_like(t); got {value!r}")
+        if not bool((alpha.isfinite() & sigma.isfinite() & (alpha > -1e-12) & (sigma >= 0)).all()):
+            raise ValueError(f"α and σ of {name} must be finite and not negative for t in [0, 1]")
+        phi = torch.atan2(sigma, alpha)
+        if not bool((phi[1:] > phi[:-1]).all()):
+            raise ValueError(
+                f"σ/α of {name} must increase from t = 0 (data) to t = 1 (noise); is its time reversed? Replace t by 1 - t"
+            )
+        if abs(float(alpha[0]) - 1) > 1e-3:
+            raise ValueError(f"α(0) = {float(alpha[0]):g} for {name}: x at t = 0 would not be the data; divide α and σ by it")
+
     def f(self, t: Tensor | float) -> Tensor:
         """Return the drift coefficient f = α̇/α of dx = f·x dt + g dw; −∞ where α = 0.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 64
+BLOCK = 64  # fewer where a sample is very large, so that drawing one does not draw gigabytes
 AHEAD = 4096  # numbers drawn ahead per sample, so that a cheap network does not wait for its noise
 
 PRIOR, PATH, PROBE = range(3)  # streams: starting points, noise along the path, trace probes
@@ -75,8 +75,9 @@ class Noise:
     """
 
     def __init__(self, seed: int, stream: int, start: int, stop: int, n: int, like: Tensor) -> None:
-        self._first, self._last = start // BLOCK, -(-stop // BLOCK)
-        self._rows = slice(start - self._first * BLOCK, stop - self._first * BLOCK)
+        self._block = size = max(1, min(BLOCK, 2**18 // max(n, 1)))
+        self._first, self._last = start // size, -(-stop // size)
+        self._rows = slice(start - self._first * size, stop - self._first * size)
         self._generators = [
             torch.Generator(like.device).manual_seed(_mix(seed, stream, block)) for block in range(self._first, self._last)
         ]
@@ -90,15 +91,15 @@ class Noise:
         if self._used == self._ahead:
             if not self._buffer.numel():
                 blocks = self._last - self._first
-                self._buffer = self._like.new_empty((self._ahead, blocks * BLOCK, self._n))
+                self._buffer = self._like.new_empty((self._ahead, blocks * self._block, self._n))
             for i, generator in enumerate(self._generators):
                 block = torch.randn(
-                    (self._ahead, BLOCK, self._n),
+                    (self._ahead, self._block, self._n),
                     generator=generator,
                     dtype=self._like.dtype,
                     device=self._like.device,
                 )
-                self._buffer[:, i * BLOCK : (i + 1) * BLOCK] = block
+                self._buffer[:, i * self._block : (i + 1) * self._block] = block
             self._used = 0
         self._used += 1
         return self._buffer[self._used - 1, self._rows]

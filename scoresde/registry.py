@@ -99,9 +99,12 @@ class Registry(Generic[T]):
         >>> scoresde.PROCESSES.remove("doctest_cosine")
         """
 
+        if not isinstance(name, str):
+            raise TypeError(f"write @{self.kind.upper()}{'E' if self.kind.endswith('s') else ''}S.register('name')")
+
         def decorate(cls: C) -> C:
             taken = self._makers.get(name)
-            if taken is not None and getattr(taken, "__qualname__", None) != cls.__qualname__:
+            if taken is not None and _place(taken) != _place(cls):
                 raise ValueError(f"the {self.kind} name {name!r} is taken by {taken!r}; choose another")
             _remember_options(cls)
             self._makers[name] = cls
@@ -126,6 +129,8 @@ class Registry(Generic[T]):
         >>> NUMBERS.build("seven")
         7
         """
+        if name in self._makers and _place(self._makers[name]) != _place(maker):
+            raise ValueError(f"the {self.kind} name {name!r} is taken by {self._makers[name]!r}; choose another")
         self._makers[name] = maker
 
     def remove(self, name: str) -> None:
@@ -257,24 +262,26 @@ class Registry(Generic[T]):
         return self._makers[name]
 
 
+def _place(maker: object) -> tuple[object, object]:
+    """Where something was defined: the same class, defined again in a notebook or on reload, may take its name again."""
+    return getattr(maker, "__module__", None), getattr(maker, "__qualname__", maker)
+
+
 def _remember_options(cls: type) -> None:
     """Wrap `cls.__init__` so that an instance keeps the arguments it was built with, by name, in `_options`."""
-    init = cls.__dict__.get("__init__")
-    if init is None:  # inherits a constructor: give it one of its own, so that a subclass is remembered as itself
-        inherited = cls.__init__  # type: ignore[misc]
-
-        def init(self: Any, *args: Any, **kwargs: Any) -> None:
-            inherited(self, *args, **kwargs)
-
-        functools.update_wrapper(init, inherited)
-    signature = inspect.signature(init)
+    init = cls.__init__  # type: ignore[misc]
+    plain = init is object.__init__
+    signature = inspect.Signature() if plain else inspect.signature(init)
+    if any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+        raise TypeError(f"{cls.__name__} takes *args, which can't be saved by name; give its options names")
 
     @functools.wraps(init)
     def remembering(self: Any, *args: Any, **kwargs: Any) -> None:
-        bound = signature.bind(self, *args, **kwargs)  # first, so that wrong arguments read as Python's own error
+        # Bound first, so that wrong arguments read as Python's own error.
+        bound = signature.bind(*args, **kwargs) if plain else signature.bind(self, *args, **kwargs)
         init(self, *args, **kwargs)
         if type(self) is cls:
-            given = dict(list(bound.arguments.items())[1:])
+            given = dict(list(bound.arguments.items())[not plain :])
             for name, parameter in signature.parameters.items():
                 if parameter.kind is parameter.VAR_KEYWORD:
                     given |= given.pop(name, {})

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import inspect
 import math
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -74,6 +75,8 @@ class ScoreSDE(nn.Module):
     ----------
     mean, scale : Tensor
         The standardization, per first axis of a sample (feature or channel); 0 and 1 until `fit` measures them.
+    measured : Tensor of bool, shape ()
+        Whether it has.
     ema : nn.Module or None
         The averaged network; used in eval mode when there is one, `net` otherwise.
     condition : dict
@@ -98,6 +101,7 @@ class ScoreSDE(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    measured: Tensor
     ema: nn.Module | None
 
     def __init__(
@@ -111,6 +115,7 @@ class ScoreSDE(nn.Module):
             raise TypeError(f"net is an nn.Module, got {type(net).__name__}; scoresde.build takes names")
         if sees not in SEES:
             raise ValueError(f"unknown sees={sees!r}. {nearest(sees, SEES)}")
+        process.check()
         check(predict, process)
         self.process = process
         self.net = net
@@ -122,7 +127,7 @@ class ScoreSDE(nn.Module):
         statistic = self.shape[:1] + (1,) * (len(self.shape) - 1)
         self.register_buffer("mean", torch.zeros(statistic))
         self.register_buffer("scale", torch.ones(statistic))
-        self.standardized = False
+        self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
 
     # ------------------------------------------------------------------ the network, on the arc
 
@@ -170,7 +175,7 @@ class ScoreSDE(nn.Module):
             label = z.new_full((len(z),), float(label), dtype=like.dtype)
         label = label.to(like.dtype)
         condition = {name: value if rows is None or len(value) == 1 else value[rows] for name, value in self.condition.items()}
-        condition = {name: value.to(z.device).expand(len(z), *value.shape[1:]) for name, value in condition.items()}
+        condition = {name: value.expand(len(z), *value.shape[1:]) for name, value in condition.items()}
         x = x.reshape(len(z), *self.shape).to(like.dtype)
         out = net(x, label, **condition)
         if not isinstance(out, Tensor) or out.shape != x.shape:
@@ -399,10 +404,32 @@ class ScoreSDE(nn.Module):
             for name in condition:
                 if name not in takes:
                     raise ValueError(f"the network takes no condition {name!r}. {nearest(name, list(takes)[2:])}")
-        given = copy.copy(self)
         values = {name: torch.as_tensor(value) for name, value in condition.items()}
-        given.condition = {**self.condition, **{n: v[None] if v.ndim == 0 else v for n, v in values.items()}}
-        return given
+        values = {name: value[None] if value.ndim == 0 else value for name, value in values.items()}
+        check = getattr(self.net, "check_condition", None)  # once here, rather than at every evaluation
+        if check is not None and values:
+            check(**values)
+        return self.holding({**self.condition, **values})
+
+    def holding(self, condition: dict[str, Tensor]) -> ScoreSDE:
+        """Return this model with conditions that were checked before: what `given` does after it has looked.
+
+        Parameters
+        ----------
+        condition : dict of str to Tensor
+
+        Returns
+        -------
+        ScoreSDE
+
+        Examples
+        --------
+        >>> scoresde.build("vp", "mlp", shape=(2,), classes=3).holding({"y": torch.tensor([1])}).condition
+        {'y': tensor([1])}
+        """
+        held = copy.copy(self)
+        held.condition = condition
+        return held
 
     def rows(self, start: int, stop: int, total: int) -> ScoreSDE:
         """Return this model for samples start … stop of `total`: per-sample conditions are cut to those.
@@ -431,7 +458,10 @@ class ScoreSDE(nn.Module):
         for name, value in self.condition.items():
             if len(value) not in (1, total):
                 raise ValueError(f"condition {name!r} has {len(value)} rows for {total} samples; wanted 1 or {total}")
-        return self.given(**{n: v if len(v) == 1 else v[start:stop] for n, v in self.condition.items()})
+        if not self.condition:
+            return self
+        device = self.scale.device
+        return self.holding({n: (v if len(v) == 1 else v[start:stop]).to(device) for n, v in self.condition.items()})
 
     # ------------------------------------------------------------------ units
 
@@ -466,18 +496,25 @@ class ScoreSDE(nn.Module):
         tensor([ 1., 10.])
         """
         axes = tuple(i for i in range(data.ndim) if i != 1 or not self.shape)
+        resolution = torch.finfo(data.dtype).eps
         data = data.double()
         mean, std = data.mean(axes), data.std(axes, correction=0)
-        spread = std > 1e-6 * mean.abs() + 1e-30
+        spread = std > 4 * resolution * mean.abs() + 1e-30
         if not bool(spread.any()):
-            raise ValueError(f"the data do not vary: {len(data)} equal samples have no density to learn")
+            raise ValueError(f"the data do not vary: {len(data)} equal samples (to rounding) have no density to learn")
+        if self.state_dtype == torch.float32 and bool((spread & (std < 1e-4 * mean.abs())).any()):
+            warnings.warn(
+                "the data lie so far from 0 for their spread that float32 samples are rounded coarsely: subtract a constant, "
+                "or make the model .double()",
+                stacklevel=3,
+            )
         if not bool(spread.all()):  # a constant feature has no scale of its own: give it that of the others
             constant = (~spread).nonzero()[:, 0].tolist()
             warnings.warn(f"features {constant} are constant: their density is a spike; drop them or add noise", stacklevel=3)
             std = torch.where(spread, std, std[spread].square().mean().sqrt())
         self.mean.copy_(mean.reshape(self.mean.shape))
         self.scale.copy_(std.reshape(self.scale.shape))
-        self.standardized = True
+        self.measured.fill_(True)
         return self
 
     def to_data(self, z: Tensor) -> Tensor:
@@ -564,15 +601,22 @@ class ScoreSDE(nn.Module):
         x = as_floats(x, self.shape, what)
         return x.to(self.scale.device, torch.promote_types(x.dtype, self.state_dtype))
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if self.ema is None and any(name.startswith(prefix + "ema.") for name in state_dict):
+            self.ema = copy.deepcopy(self.net).requires_grad_(False)  # an averaged network is on its way
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
     def extra_repr(self) -> str:
         """Return what `repr` shows beside the modules."""
         return f"process={self.process!r}, shape={self.shape}, predict={self.predict!r}, sees={self.sees!r}"
 
     def _solve(self, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-        return self.coefficients(phi).to(z).solve(z, self.output(z, phi if phi.ndim else float(phi)))
+        out = self.rows(0, len(z), len(z)).output(z, phi if phi.ndim else float(phi))
+        return self.coefficients(phi).to(z).solve(z, out)
 
     def _on_arc(self, x: Tensor, t: Tensor | float, floor: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
         x = self.accept(x)
+        t = t if isinstance(t, float | int) else torch.as_tensor(t)
         t = as_time(t).to(x.device, torch.float64) if isinstance(t, Tensor) and t.ndim else as_time(float(t))
         if t.ndim and t.shape != (len(x),):
             raise ValueError(f"t has shape {tuple(t.shape)}, wanted () or ({len(x)},)")
@@ -588,6 +632,9 @@ class ScoreSDE(nn.Module):
     @staticmethod
     def _per_sample(c: Tensor, x: Tensor) -> Tensor:
         return c.reshape(-1, *(1,) * (x.ndim - 1)) if c.ndim else c
+
+
+_MODES = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -607,13 +654,20 @@ def evaluating(sde: ScoreSDE) -> Iterator[None]:
     >>> sde.training
     True
     """
-    training = [module for module in sde.modules() if module.training]
-    sde.eval()
+    with _MODES:  # several threads may sample one model: the first to come changes modes, the last to leave restores them
+        users, training = sde.net.__dict__.get("_evaluating", (0, [m for m in sde.modules() if m.training]))
+        sde.net.__dict__["_evaluating"] = users + 1, training
+        sde.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with _MODES:
+            users, training = sde.net.__dict__.pop("_evaluating")
+            if users > 1:
+                sde.net.__dict__["_evaluating"] = users - 1, training
+            else:
+                for module in training:
+                    module.training = True
 
 
 def require_sde(sde: Any, verb: str) -> ScoreSDE:

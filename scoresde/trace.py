@@ -41,8 +41,8 @@ def exact_trace(f: Map, z: Tensor) -> tuple[Tensor, Tensor]:
     z = z.detach().requires_grad_()
     with torch.enable_grad():
         out = f(z)
-    if not out.requires_grad:  # constant in z
-        return out, z.new_zeros(b)
+    if not out.requires_grad:
+        return _constant(f, z, out)
     basis = torch.eye(n, dtype=z.dtype, device=z.device)
     try:
         with warnings.catch_warnings():
@@ -50,6 +50,8 @@ def exact_trace(f: Map, z: Tensor) -> tuple[Tensor, Tensor]:
             (jacobian,) = torch.autograd.grad(
                 out, z, basis.unsqueeze(1).expand(n, b, n), is_grads_batched=True, allow_unused=True
             )
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError:
         copies = z.detach().repeat(n, 1).requires_grad_()
         with torch.enable_grad():
@@ -86,9 +88,16 @@ def hutchinson_trace(f: Map, z: Tensor, probe: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         out = f(z)
     if not out.requires_grad:
-        return out, z.new_zeros(len(z))
+        return _constant(f, z, out)
     (pulled,) = torch.autograd.grad(out, z, probe, allow_unused=True)
     return out.detach(), z.new_zeros(len(z)) if pulled is None else (pulled * probe).sum(1)
+
+
+def _constant(f: Map, z: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """The trace of an output without gradient: 0 if it is constant indeed."""
+    if not torch.equal(f(z.detach() + 0.01), out):
+        raise TypeError("the network's output carries no gradient (no_grad or detach inside it?): its trace can't be found")
+    return out, z.new_zeros(len(z))
 
 
 TRACES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {

@@ -145,7 +145,7 @@ def _check_names(weight: str, noise: str) -> None:
 
 def _loss(sde: ScoreSDE, x0: Tensor, weight: str, noise: str, generator: torch.Generator | None) -> Tensor:
     b, device = len(x0), x0.device
-    z0 = sde.from_data(x0)
+    z0 = sde.from_data(x0).to(sde.state_dtype)
     eps = torch.randn(z0.shape, generator=generator, device=device, dtype=z0.dtype)
     jitter = torch.rand(b, generator=generator, device=device, dtype=torch.float64)
     strata = torch.randperm(b, generator=generator, device=device)
@@ -188,6 +188,8 @@ class History:
         return f"History(steps={self.step[-1] if self.step else 0}, loss={last}, seconds={self.seconds:.1f})"
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     sde: ScoreSDE,
     data: Any,
@@ -270,11 +272,14 @@ def fit(
     device = sde.scale.device
     random = torch.Generator(device).manual_seed(draw_seed(generator))
     source = Source(data, sde, batch_size, random, given)
-    if not sde.standardized:
+    if not bool(sde.measured):
         sde.standardize(source.measure)
 
-    average = AveragedModel(sde.net, multi_avg_fn=_Average(ema), use_buffers=False)
+    average = AveragedModel(sde.net, multi_avg_fn=_Average(ema, started=sde.ema is not None), use_buffers=False)
     average.requires_grad_(False)
+    if sde.ema is not None:  # a second fit goes on with the average as well
+        average.module.load_state_dict(sde.ema.state_dict())
+        average.n_averaged.fill_(1)
     optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), fused=_can_fuse(parameters))
     warm = max(1, min(200, steps // 10))
     note = max(1, min(100, steps // 10))
@@ -285,7 +290,7 @@ def fit(
     bar = tqdm(total=steps, desc="fit", disable=None if progress else True, mininterval=0.5)
     try:
         for step, (x, condition) in zip(range(1, steps + 1), source, strict=False):
-            part = sde.given(**condition) if condition else sde
+            part = sde.holding(condition) if condition else sde
             for group in optimizer.param_groups:
                 group["lr"] = lr * min(step / warm, 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)))
             value = _loss(part, x, weight, noise, random)
@@ -297,9 +302,10 @@ def fit(
             total += value.detach()
             if step % note == 0 or step == steps:
                 mean = float(total) / (step - (history.step[-1] if history.step else 0))
-                if not math.isfinite(mean):
+                if not (math.isfinite(mean) and all(bool(p.isfinite().all()) for p in averaged)):
                     torch._foreach_copy_(averaged, sound)
-                    raise TrainingError(f"the loss is {mean} after step {step}; lower lr (now {lr:g}) or look at the data")
+                    sde.net.load_state_dict(average.module.state_dict())
+                    raise TrainingError(f"the loss is {mean} after step {step}, or a weight not finite; lower lr (now {lr:g})")
                 torch._foreach_copy_(sound, averaged)
                 history.step.append(step)
                 history.loss.append(mean)
@@ -318,8 +324,8 @@ def fit(
 class _Average:
     """Exponential average of all tensors at once, whose decay grows as (1 + k)/(10 + k) up to `decay`."""
 
-    def __init__(self, decay: float) -> None:
-        self.decay, self.count = decay, 0
+    def __init__(self, decay: float, started: bool) -> None:
+        self.decay, self.count = decay, 10**9 if started else 0
 
     @torch.no_grad()
     def __call__(self, averaged: Any, current: Any, _count: Any) -> None:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import generator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import scoresde
+from conftest import generator
 from scoresde import CheckpointError, ScoreSDE, toy
 
 CALLS: list[int] = []
@@ -272,7 +272,7 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     "a label of another shape": (
         lambda: scoresde.sample(classy().given(y=torch.zeros(4, 1, dtype=torch.int64)), 4),
         ValueError,
-        r"\(4,\).*\(4, 1\)",
+        r"\(n,\).*\(4, 1\)",
     ),
     "labels for a network without": (
         lambda: fit(points(), scoresde.build("vp", "mlp", shape=(2,)), given={"y": torch.zeros(20, dtype=torch.int64)}),
@@ -503,7 +503,7 @@ def test_a_refused_fit_leaves_the_model_untouched() -> None:
         after = model.state_dict()
         assert after.keys() == before.keys()  # an average would have been added
         assert all(torch.equal(value, before[name]) for name, value in after.items())
-        assert not model.standardized
+        assert not model.measured
         assert model.training
 
 

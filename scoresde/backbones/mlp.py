@@ -97,11 +97,6 @@ class MLP(nn.Module):
         -------
         Tensor, shape (B, *shape)
 
-        Raises
-        ------
-        ValueError
-            For a label that was not expected or is out of range.
-
         Examples
         --------
         >>> net = MLP((2,), classes=3)
@@ -112,18 +107,34 @@ class MLP(nn.Module):
         phase, turn = flat @ self.frequencies, t.unsqueeze(1) * self.rates
         h = torch.cat([flat, phase.sin(), phase.cos(), turn.sin(), turn.cos()], 1)
         h = self.hidden[0](h)
-        if y is not None and not self.classes:
-            raise ValueError("this MLP takes no label y; build it with classes=n")
         if self.classes:
-            h = h + self.label(torch.full((len(x),), self.classes, device=x.device) if y is None else self._check(y, x))
+            h = h + self.label(torch.full((len(x),), self.classes, device=x.device) if y is None else y)
         for layer in self.hidden[1:]:
             h = layer(nn.functional.silu(h))
         out: Tensor = self.out(nn.functional.silu(h))
         return out.reshape(x.shape)
 
-    def _check(self, y: Tensor, x: Tensor) -> Tensor:
-        if y.is_floating_point() or y.shape != (len(x),):
-            raise ValueError(f"labels y are integers of shape ({len(x)},), got {y.dtype} of shape {tuple(y.shape)}")
-        if y.device.type == "cpu" and not bool(((y >= 0) & (y < self.classes)).all()):
+    def check_condition(self, y: Tensor) -> None:
+        """Raise unless labels are what this network takes; called once before a solve or a loss, not at every evaluation.
+
+        Parameters
+        ----------
+        y : Tensor of int, shape (n,)
+
+        Raises
+        ------
+        ValueError
+            For labels that are not integers of shape (n,), or out of range.
+
+        Examples
+        --------
+        >>> MLP((2,), classes=3).check_condition(y=torch.tensor([3]))
+        Traceback (most recent call last):
+        ValueError: labels y run from 0 to 2, got 3 to 3
+        """
+        if not self.classes:
+            raise ValueError("this MLP takes no label y; build it with classes=n")
+        if y.is_floating_point() or y.ndim != 1:
+            raise ValueError(f"labels y are integers of shape (n,), got {y.dtype} of shape {tuple(y.shape)}")
+        if not bool(((y >= 0) & (y < self.classes)).all()):
             raise ValueError(f"labels y run from 0 to {self.classes - 1}, got {int(y.min())} to {int(y.max())}")
-        return y

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks import number, whole
+from ..errors import SolverError
 from .base import SOLVERS, Problem, Stepper
 
 
@@ -68,7 +69,7 @@ class DDIM(Stepper):
         if self.stochastic and i + 1 == problem.last:
             return there.cos * x0
         ratio = (there.sin * here.cos) / (there.cos * here.sin)  # e^{λ − λ'}
-        fresh = self.eta**2 * (1 - ratio) * (1 + ratio)
+        fresh = max(0.0, self.eta**2 * (1 - ratio) * (1 + ratio))
         z = there.cos * x0 + (there.sin * math.sqrt(1 - fresh)) * eps
         return z if fresh == 0 else z.add_(problem.noise(), alpha=there.sin * math.sqrt(fresh))
 
@@ -115,6 +116,8 @@ class EulerMaruyama(Stepper):
             return there.cos * x0
         dt, r = here.t - there.t, there.radius
         slope = here.dsigma + 0.5 * here.noise2 / here.sigma
+        if not math.isfinite(slope + here.dalpha):
+            raise SolverError(f"em needs α̇, σ̇ and g, one of which is infinite at t = {here.t:g}; try 'ancestral' or 'rk45'")
         x = torch.add((here.radius / r) * z, x0, alpha=-dt * here.dalpha / r) if here.dalpha else (here.radius / r) * z
         x.add_(eps, alpha=-dt * slope / r)
         return x.add_(problem.noise(), alpha=math.sqrt(here.noise2 * dt) / r)
