@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import MIXTURES, at, generator
 from torch import Tensor, nn
 
 import scoresde
+from conftest import MIXTURES, at, generator
 from scoresde import Process, ScoreSDE, toy
 from scoresde.trace import exact_trace, hutchinson_trace
 

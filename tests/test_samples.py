@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import MIXTURES, PROCESSES, at, generator
 
 import scoresde
+from conftest import MIXTURES, PROCESSES, at, generator
 from scoresde import SOLVERS
 
 FALSE_ALARM = 1e-3

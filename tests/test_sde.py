@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import at, generator
 from torch import Tensor, nn
 
 import scoresde
+from conftest import at, generator
 from scoresde import PREDICTIONS, Process, ScoreSDE, toy
 from scoresde.prediction import coefficients, singular
 from scoresde.sde import noise_label
