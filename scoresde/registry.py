@@ -68,6 +68,8 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._makers: dict[str, Callable[..., T]] = {}
+        self._aliases: dict[str, str] = {}
+        self._families: dict[str, Callable[..., T]] = {}
 
     def register(self, name: str) -> Callable[[C], C]:
         """Register the decorated class under a name.
@@ -133,6 +135,46 @@ class Registry(Generic[T]):
             raise ValueError(f"the {self.kind} name {name!r} is taken by {self._makers[name]!r}; choose another")
         self._makers[name] = maker
 
+    def alias(self, name: str, target: str) -> None:
+        """Let a second name stand for a registered one; it is not listed.
+
+        Parameters
+        ----------
+        name : str
+            The other name, as another library spells it.
+        target : str
+            A registered name.
+
+        Examples
+        --------
+        >>> NUMBERS = Registry[int]("number")
+        >>> NUMBERS.add("seven", lambda: 7); NUMBERS.alias("sept", "seven")
+        >>> NUMBERS.build("sept"), list(NUMBERS)
+        (7, ['seven'])
+        """
+        if name in self._makers or self._aliases.get(name, target) != target:
+            raise ValueError(f"the {self.kind} name {name!r} is taken; choose another")
+        self._aliases[name] = target
+
+    def family(self, prefix: str, maker: Callable[..., T]) -> None:
+        """Let names of the form "prefix:member" be built by maker(member, **options); they are not listed.
+
+        Parameters
+        ----------
+        prefix : str
+            Usually the name of another library.
+        maker : callable
+            Called with the member's name and the options given by the user.
+
+        Examples
+        --------
+        >>> NUMBERS = Registry[int]("number")
+        >>> NUMBERS.family("int", lambda digits: int(digits))
+        >>> NUMBERS.build("int:42")
+        42
+        """
+        self._families[prefix] = maker
+
     def remove(self, name: str) -> None:
         """Forget a name.
 
@@ -179,9 +221,7 @@ class Registry(Generic[T]):
         """
         if not isinstance(name, str):
             raise TypeError(f"a {self.kind} name is a string, got {type(name).__name__}")
-        if name not in self._makers:
-            raise ValueError(f"unknown {self.kind} {name!r}. {nearest(name, self._makers)}")
-        maker = self._makers[name]
+        maker = self[name]
         parameters = inspect.signature(maker).parameters
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             for option in options:
@@ -249,7 +289,10 @@ class Registry(Generic[T]):
 
     def __contains__(self, name: object) -> bool:
         """Whether the name is registered."""
-        return name in self._makers
+        if not isinstance(name, str):
+            return False
+        prefix, colon, _ = name.partition(":")
+        return name in self._makers or name in self._aliases or (bool(colon) and prefix in self._families)
 
     def __iter__(self) -> Iterator[str]:
         """Names in the order of registration."""
@@ -257,6 +300,10 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> Callable[..., T]:
         """The class or factory behind a name."""
+        name = self._aliases.get(name, name)
+        prefix, colon, member = name.partition(":")
+        if colon and prefix in self._families:
+            return functools.partial(self._families[prefix], member)
         if name not in self._makers:
             raise ValueError(f"unknown {self.kind} {name!r}. {nearest(name, self._makers)}")
         return self._makers[name]

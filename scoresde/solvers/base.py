@@ -76,6 +76,29 @@ def rms(error: Tensor) -> Tensor:
     return error.square().mean(1).sqrt()
 
 
+def split(z: Tensor, v: Tensor, cos: float | Tensor, sin: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return (x̂0, ε̂) = (cos φ·z − sin φ·v, sin φ·z + cos φ·v), the denoised value and noise that a velocity stands for.
+
+    Parameters
+    ----------
+    z, v : Tensor, shape (B, n)
+        State and velocity.
+    cos, sin : float or Tensor (B, 1)
+        Of the angle φ.
+
+    Returns
+    -------
+    x0, eps : Tensor, shape (B, n)
+
+    Examples
+    --------
+    >>> import torch
+    >>> split(torch.tensor([[3.0]]), torch.tensor([[-2.0]]), 0.0, 1.0)
+    (tensor([[2.]]), tensor([[3.]]))
+    """
+    return cos * z - sin * v, sin * z + cos * v
+
+
 @dataclass
 class Problem:
     """What a solver is handed.
