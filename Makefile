@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # CPU wheels of torch: the default wheels for Linux bring several gigabytes of CUDA. Set TORCH_INDEX= for those.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo digits test test-slow lint docs clean
+.PHONY: demo digits test test-slow lint docs bench-solvers clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python -m scoresde demo
@@ -27,6 +27,16 @@ lint: $(VENV)/.test
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
+bench-solvers: .venv-bench/.peers
+	.venv-bench/bin/python benchmarks/solvers.py all $(BENCH)
+
+# The peers have demands of their own; k-diffusion's would break all others, and only one file of it is read.
+.venv-bench/.peers: benchmarks/requirements.txt constraints.txt
+	$(MAKE) VENV=.venv-bench .venv-bench/.torch
+	.venv-bench/bin/pip install -q -c constraints.txt -r benchmarks/requirements.txt -e .
+	.venv-bench/bin/pip install -q --no-deps k-diffusion==0.1.1
+	@touch $@
+
 $(VENV)/.torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' constraints.txt)
@@ -38,4 +48,4 @@ $(VENV)/.%: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) docs/_build build *.egg-info
+	rm -rf $(VENV) .venv-bench docs/_build build *.egg-info

@@ -21,7 +21,7 @@ from .paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .prediction import PREDICTIONS
 from .process import PROCESSES, Process
 from .registry import Registry
-from .sampling import Solution, sample, solve
+from .sampling import Solution, decode, encode, sample, solve
 from .sde import ScoreSDE
 from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
 from .training import NOISES, WEIGHTS, History, fit, loss
@@ -58,6 +58,8 @@ __all__ = [
     "TrainingError",
     "bits_per_dim",
     "build",
+    "decode",
+    "encode",
     "energy_distance",
     "energy_test",
     "fit",

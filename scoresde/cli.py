@@ -124,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = verbs.add_parser("demo", help="fit a toy density, sample it, draw it, and print how far from the truth it is")
     demo.add_argument("--density", default="checkerboard", help=", ".join(toy.DENSITIES))
     demo.add_argument("--process", default="vp", help=", ".join(PROCESSES))
-    demo.add_argument("--solver", default="rk45", help=", ".join(SOLVERS))
+    demo.add_argument("--solver", default="adams", help=", ".join(SOLVERS))
     demo.add_argument("--steps", type=int, default=10_000, help="training steps (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--out", default="demo.png", help="the figure (default: %(default)s)")
@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     draw = verbs.add_parser("sample", help="draw samples from a model")
     draw.add_argument("model", help="folder")
     draw.add_argument("-n", type=int, default=1, help="how many (default: %(default)s)")
-    draw.add_argument("--solver", default="rk45", help=", ".join(SOLVERS))
+    draw.add_argument("--solver", default="adams", help=", ".join(SOLVERS))
     draw.add_argument("--steps", type=int, help="fixed number of steps; adaptive solvers go by tolerances without")
     draw.add_argument("--seed", type=int, default=0)
     draw.add_argument("--out", required=True, help=".npy or .csv")
@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     score = verbs.add_parser("log-prob", help="evaluate log p(x), in nats, of samples in a file")
     score.add_argument("model", help="folder")
     score.add_argument("data", help=".npy or .csv")
-    score.add_argument("--solver", default="rk45", help="an ODE solver")
+    score.add_argument("--solver", default="adams", help="an ODE solver")
     score.add_argument("--out", help=".npy or .csv; without it only the mean is printed")
     return parser
 

@@ -23,7 +23,7 @@ LATTICE, PATHS = 128, 250
 def demo(
     density: str = "checkerboard",
     process: str = "vp",
-    solver: str = "rk45",
+    solver: str = "adams",
     *,
     steps: int = 10_000,
     points: int = 10_000,
@@ -65,7 +65,7 @@ def demo(
     >>> with tempfile.TemporaryDirectory() as d:
     ...     numbers = demo("moons", steps=5, points=100, out=d + "/demo.png")
     <BLANKLINE>
-    moons · VPSDE(...) · rk45
+    moons · VPSDE(...) · adams
       model NLL ...
     """
     if density not in toy.DENSITIES:

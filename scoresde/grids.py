@@ -24,6 +24,12 @@ def _arc(process: Process, steps: int) -> Tensor:
     return process.time(torch.linspace(process.phi_max, process.phi_min, steps + 1, dtype=torch.float64))
 
 
+def _graded(process: Process, steps: int) -> Tensor:
+    v = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    w = v ** (5 / 3) / (v ** (5 / 3) + (1 - v) ** (4 / 3))
+    return process.time(process.phi_min + (process.phi_max - process.phi_min) * w)
+
+
 def _time(process: Process, steps: int) -> Tensor:
     return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
 
@@ -63,13 +69,15 @@ def _ddpm(process: Process, steps: int) -> Tensor:
 
 SPACINGS: dict[str, Callable[[Process, int], Tensor]] = {
     "arc": _arc,
+    "graded": _graded,
     "time": _time,
     "logsnr": _logsnr,
     "karras": _karras,
     "ddpm": _ddpm,
 }
-"""Rules by name, functions (process, steps) -> steps + 1 decreasing float64 times: `arc` (uniform in φ), `time` (uniform in t),
-`logsnr` (uniform in λ), `karras` ((σ/α)^{1/7} uniform, Karras et al. 2022 eq. 5), `ddpm` (every k-th of DDPM's 1,000 levels)."""
+"""Rules by name, functions (process, steps) -> steps + 1 decreasing float64 times: `arc` (uniform in φ), `graded` (denser at both
+ends: φ = φ(0) + (φ(1) − φ(0))·w, w = v^{5/3}/(v^{5/3} + (1 − v)^{4/3}), v uniform), `time` (uniform in t), `logsnr` (uniform in
+λ), `karras` ((σ/α)^{1/7} uniform, Karras et al. 2022 eq. 5), `ddpm` (every k-th of DDPM's 1,000 levels)."""
 
 
 def grid(process: Process, steps: int, spacing: str) -> Tensor:

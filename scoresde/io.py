@@ -77,6 +77,7 @@ def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
         "shape": list(sde.shape),
         "predict": sde.predict,
         "sees": sde.sees,
+        "coupled": sde.coupled,
         "averaged": sde.ema is not None,
     }
     try:
@@ -206,7 +207,8 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
     shape = event_shape(about["shape"])
     process = PROCESSES.build(about["process"]["name"], **about["process"]["options"])
     net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
-    sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"])
+    how = {key: about[key] for key in ("predict", "sees", "coupled")}
+    sde = ScoreSDE(process, net, shape=shape, **how)
     if about["averaged"]:
         sde.ema = copy.deepcopy(net).requires_grad_(False)
     return sde

@@ -69,7 +69,7 @@ def likelihood(
     sde: ScoreSDE,
     x: Tensor,
     *,
-    solver: str | Solver = "rk45",
+    solver: str | Solver = "adams",
     trace: str = "exact",
     prior: HasLogProb | None = None,
     steps: int | None = None,
@@ -89,14 +89,14 @@ def likelihood(
     x : Tensor, shape (B, *shape)
         Data, in their own units.
     solver : str or Solver
-        One that integrates the ODE ("rk45", "heun", …), not a stochastic sampler.
+        One that integrates the ODE ("adams", "rk45", "heun", …), not a stochastic sampler.
     trace : str
         "exact": ∑∂f_i/∂x_i by batched vector–Jacobian products, about D of them an evaluation. "hutchinson": one Gaussian
         probe per sample, held through the solve: unbiased, with a standard error of order √D nats.
     prior : object with .log_prob, optional
         The law of x_1 in the units of the data, where it is known: only for tests of a solver.
     steps : int, optional
-        Fixed number of steps; without it "rk45" goes by rtol and atol, which then also bound the error of log p a step, in nats.
+        Fixed number of steps; without it adaptive solvers go by rtol and atol, which bound the error of log p too, in nats.
     spacing : str, optional
         Where the steps lie: a key of `scoresde.SPACINGS`.
     generator : torch.Generator, optional
@@ -140,7 +140,7 @@ def likelihood(
     how = plan(sde, solver, steps, spacing, options, forward=True)
     if not how.solver.ode:
         kind = "stochastic" if how.solver.stochastic else "not an ODE method"
-        raise ValueError(f"log_prob integrates the probability-flow ODE and solver {solver!r} is {kind}; try 'rk45' or 'heun'")
+        raise ValueError(f"log_prob integrates the probability-flow ODE and solver {solver!r} is {kind}; try 'adams' or 'rk45'")
     sde.rows(0, len(x), len(x))
     nodes = levels(sde, how.times)
     first, last = nodes[0], nodes[-1]
@@ -169,7 +169,7 @@ def log_prob(
     sde: ScoreSDE,
     x: Tensor,
     *,
-    solver: str | Solver = "rk45",
+    solver: str | Solver = "adams",
     trace: str = "exact",
     prior: HasLogProb | None = None,
     steps: int | None = None,

@@ -65,7 +65,7 @@ def plan(
     options : dict
         Options of the named solver.
     times : sequence of float, optional
-        Process times at which the state is wanted, decreasing from 1 to 0 (increasing if forward).
+        Process times at which the state is wanted, decreasing from 1 to 0 (increasing from 0 to 1 if forward).
     forward : bool
         From data to noise.
 
@@ -94,6 +94,8 @@ def plan(
         raise TypeError(f"solver is a name or a Solver object, got {type(solver).__name__}")
     elif options:
         raise TypeError(f"options {sorted(options)} go with a solver's name; give them to the {type(solver).__name__} itself")
+    if solver.stochastic:
+        sde.check_score()
     useless = [name for name in solver.tolerances if name in options] if steps is not None else []
     if useless:
         raise ValueError(f"{useless[0]}= has no effect together with steps=, which fixes the grid; give one or the other")
@@ -101,7 +103,7 @@ def plan(
     adaptive = steps is None
     if adaptive and spacing is not None:
         raise ValueError(f"spacing={spacing!r} places a fixed number of steps: give steps= too")
-    wanted = _times(times)
+    wanted = _times(times, forward)
     if adaptive or steps is None:
         nodes = wanted
     else:
@@ -118,16 +120,19 @@ def plan(
     return Plan(solver, nodes, adaptive, keep)
 
 
-def _times(times: Sequence[float] | Tensor | None) -> Tensor:
+def _times(times: Sequence[float] | Tensor | None, forward: bool) -> Tensor:
+    """The wanted times, from noise to data whichever way the solve goes."""
     if times is None:
         return torch.tensor([1.0, 0.0], dtype=torch.float64)
     try:
         wanted = torch.as_tensor(times, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"times is a sequence of numbers, got {times!r}") from None
-    if wanted.ndim != 1 or len(wanted) < 2 or not bool((wanted[1:] < wanted[:-1]).all()) or wanted[0] != 1 or wanted[-1] != 0:
-        raise ValueError(f"times decrease from 1 (noise) to 0 (data), at least those two; got {times!r}")
-    return wanted
+    down = wanted.flip(0) if forward and wanted.ndim == 1 else wanted
+    if down.ndim != 1 or len(down) < 2 or not bool((down[1:] < down[:-1]).all()) or down[0] != 1 or down[-1] != 0:
+        way = "increase from 0 (data) to 1 (noise)" if forward else "decrease from 1 (noise) to 0 (data)"
+        raise ValueError(f"times {way}, at least those two; got {times!r}")
+    return down
 
 
 def levels(sde: ScoreSDE, times: Tensor) -> tuple[Level, ...]:

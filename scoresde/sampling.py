@@ -55,7 +55,8 @@ def solve(
     sde: ScoreSDE,
     n: int = 1,
     *,
-    solver: str | Solver = "rk45",
+    start: Tensor | None = None,
+    solver: str | Solver = "adams",
     steps: int | None = None,
     spacing: str | None = None,
     times: Sequence[float] | Tensor | None = None,
@@ -63,15 +64,18 @@ def solve(
     batch_size: int | None = None,
     **options: Any,
 ) -> Solution:
-    """Move n samples from noise to data and return the trajectory with its costs.
+    """Move n samples from noise to data, or given states either way, and return the trajectory with its costs.
 
-    On the arc z = x/√(α² + σ²) every solver starts from z ~ N(0, I) at t = 1 and ends at t = 0.
+    On the arc z = x/√(α² + σ²) every solver starts from z ~ N(0, I) at t = 1 and ends at t = 0. With `start=` it starts from
+    those states instead, and with times that increase from 0 to 1 it takes data to noise (see `encode` and `decode`).
 
     Parameters
     ----------
     sde : ScoreSDE
     n : int
         Number of samples.
+    start : Tensor, shape (n, *shape), optional
+        States to start from, in the units of the data, at the first of `times`.
     solver : str or Solver
         A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object.
     steps : int, optional
@@ -79,7 +83,8 @@ def solve(
     spacing : str, optional
         Where the steps lie: a key of `scoresde.SPACINGS`.
     times : sequence of float, optional
-        Process times at which the state is wanted, decreasing from 1 to 0; by default those two.
+        Process times at which the state is wanted, decreasing from 1 to 0; by default those two. With `start`, also
+        increasing from 0 to 1. Adaptive Runge–Kutta and Adams methods interpolate: asking changes neither steps nor end.
     generator : torch.Generator, optional
         The randomness: sample i depends on it and on i alone, not on n or `batch_size`. Without one, torch's global generator.
     batch_size : int, optional
@@ -112,7 +117,15 @@ def solve(
     """
     sde = require_sde(sde, "solve")
     check_generator(generator)
-    how = plan(sde, solver, steps, spacing, options, times=times)
+    forward = start is not None and times is not None and len(times) > 0 and float(times[0]) == 0.0
+    how = plan(sde, solver, steps, spacing, options, times=times, forward=forward)
+    if forward and how.solver.stochastic:
+        raise ValueError(f"data go to noise along the ODE, and solver {solver!r} is stochastic; try 'adams'")
+    given = None if start is None else sde.accept(start, "start")
+    if given is not None:
+        if n not in (1, len(given)):
+            raise ValueError(f"start holds {len(given)} states and n is {n}; leave n out")
+        n = len(given)
     nodes = levels(sde, how.times)
     batches = chunks(sde, n, batch_size)
     sde.rows(0, n, n)
@@ -120,21 +133,24 @@ def solve(
     like = sde.scale.new_empty(0, dtype=sde.state_dtype)
     states, costs = [], []
     with evaluating(sde):
-        for start, stop in batches:
-            part = sde.rows(start, stop, n)
+        for first, stop in batches:
+            part = sde.rows(first, stop, n)
 
-            def task(part: ScoreSDE = part, start: int = start, stop: int = stop) -> Problem:
-                noise = Noise(seed, PATH, start, stop, sde.dim, like) if how.solver.stochastic else _no_noise
+            def task(part: ScoreSDE = part, first: int = first, stop: int = stop) -> Problem:
+                noise = Noise(seed, PATH, first, stop, sde.dim, like) if how.solver.stochastic else _no_noise
                 return problem(part, nodes, how.adaptive, noise)
 
-            z = Noise(seed, PRIOR, start, stop, sde.dim, like)()
+            if given is None:
+                z = Noise(seed, PRIOR, first, stop, sde.dim, like)()
+            else:
+                z = part.from_data(given[first:stop]) / nodes[0].radius
             seen = {0: z}
             posed = task()
             posed.observe = functools.partial(_keep, seen, how.keep[:-1])
             end, counts = run(sde, how.solver, posed, z, task)
             seen[len(nodes) - 1] = end
             states.append(torch.stack([sde.to_data(nodes[k].radius * seen[k]) for k in how.keep]))
-            costs.append([torch.as_tensor(c).expand(stop - start) for c in (counts.nfe, counts.accepted, counts.rejected)])
+            costs.append([torch.as_tensor(c).expand(stop - first) for c in (counts.nfe, counts.accepted, counts.rejected)])
     nfe, accepted, rejected = (torch.cat(column).cpu() for column in zip(*costs, strict=True))
     kept = how.times[list(how.keep)]
     return Solution(kept, torch.cat(states, 1) if len(states) > 1 else states[0], nfe, accepted, rejected)
@@ -153,7 +169,7 @@ def sample(
     sde: ScoreSDE,
     n: int = 1,
     *,
-    solver: str | Solver = "rk45",
+    solver: str | Solver = "adams",
     steps: int | None = None,
     spacing: str | None = None,
     generator: torch.Generator | None = None,
@@ -214,3 +230,89 @@ def sample(
         batch_size=batch_size,
         **options,
     ).x[-1]
+
+
+def encode(
+    sde: ScoreSDE,
+    x: Tensor,
+    *,
+    solver: str | Solver = "adams",
+    steps: int | None = None,
+    spacing: str | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """Run data to noise along the probability-flow ODE: x_1 of each x_0, whose law is nearly N(0, (α² + σ²)·scale²).
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    x : Tensor, shape (B, *shape)
+        Data, in their own units.
+    solver, steps, spacing, batch_size, **options
+        As for `sample`; the solver is deterministic.
+
+    Returns
+    -------
+    Tensor, shape (B, *shape)
+        States at t = 1, in the units of the data; `decode` takes them back.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a stochastic solver, or data of the wrong shape or type.
+    SolverError
+        As `sample`.
+
+    References
+    ----------
+    Song et al., Score-based generative modeling through stochastic differential equations, ICLR 2021, section 4.3.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> mixture = scoresde.toy.Moons()
+    >>> sde, x = scoresde.oracle(mixture, scoresde.RectifiedFlow()), mixture.sample(4)
+    >>> torch.allclose(scoresde.decode(sde, scoresde.encode(sde, x)), x, atol=1e-3)
+    True
+    """
+    how = {"solver": solver, "steps": steps, "spacing": spacing, "batch_size": batch_size, **options}
+    return solve(require_sde(sde, "encode"), start=x, times=(0.0, 1.0), **how).x[-1]
+
+
+def decode(
+    sde: ScoreSDE,
+    latent: Tensor,
+    *,
+    solver: str | Solver = "adams",
+    steps: int | None = None,
+    spacing: str | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """Run noise to data: the sample that each latent x_1 stands for, the inverse of `encode`.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    latent : Tensor, shape (B, *shape)
+        States at t = 1, in the units of the data: from `encode`, interpolated, or drawn.
+    solver, steps, spacing, batch_size, **options
+        As for `sample`.
+
+    Returns
+    -------
+    Tensor, shape (B, *shape)
+        Samples, in the units of the data.
+
+    Raises
+    ------
+    TypeError, ValueError, SolverError
+        As `sample`.
+
+    Examples
+    --------
+    See `encode`.
+    """
+    how = {"solver": solver, "steps": steps, "spacing": spacing, "batch_size": batch_size, **options}
+    return solve(require_sde(sde, "decode"), start=latent, **how).x[-1]

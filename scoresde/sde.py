@@ -70,6 +70,9 @@ class ScoreSDE(nn.Module):
     sees : str
         "arc": the network is handed the unit-variance state z and `noise_label(φ)`. "raw": it is handed the process's own
         x_t and t, for exact denoisers and for networks trained elsewhere.
+    coupled : bool
+        Whether it was trained on pairs (x0, ε) that depend on one another (reflow, optimal transport). Such a model has a
+        velocity and a likelihood, but no score: −ε̂/σ is not ∇log p_t, and stochastic solvers refuse it.
 
     Attributes
     ----------
@@ -105,7 +108,14 @@ class ScoreSDE(nn.Module):
     ema: nn.Module | None
 
     def __init__(
-        self, process: Process, net: nn.Module, *, shape: tuple[int, ...], predict: str = "edm", sees: str = "arc"
+        self,
+        process: Process,
+        net: nn.Module,
+        *,
+        shape: tuple[int, ...],
+        predict: str = "edm",
+        sees: str = "arc",
+        coupled: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(process, Process):
@@ -123,6 +133,7 @@ class ScoreSDE(nn.Module):
         self.shape = event_shape(shape)
         self.predict = predict
         self.sees = sees
+        self.coupled = bool(coupled)
         self.condition: dict[str, Tensor] = {}
         statistic = self.shape[:1] + (1,) * (len(self.shape) - 1)
         self.register_buffer("mean", torch.zeros(statistic))
@@ -293,7 +304,7 @@ class ScoreSDE(nn.Module):
         Raises
         ------
         ValueError
-            For a wrong shape or a time outside [0, 1].
+            For a wrong shape, a time outside [0, 1], or a model trained on coupled pairs.
 
         Examples
         --------
@@ -302,6 +313,7 @@ class ScoreSDE(nn.Module):
         >>> scoresde.oracle(gaussian, scoresde.VESDE()).score(torch.ones(1, 2), 0.0)
         tensor([[-0.2500, -0.2500]])
         """
+        self.check_score()
         z, phi, t = self._on_arc(x, t, floor=self.process.hair)
         _, eps = self._solve(z, phi)
         sigma = self._per_sample(self.process.radius(t) * torch.sin(phi), x).to(z)
@@ -363,7 +375,24 @@ class ScoreSDE(nn.Module):
         >>> scoresde.oracle(gaussian, scoresde.VPSDE()).drift(torch.ones(1, 2), 1.0)
         tensor([[10., 10.]])
         """
+        self.check_score()
         return self._rate(x, t, noise=0.5)
+
+    def check_score(self) -> None:
+        """Raise ValueError for a model that has no score, having been trained on coupled pairs.
+
+        Raises
+        ------
+        ValueError
+
+        Examples
+        --------
+        >>> ScoreSDE(scoresde.RectifiedFlow(), torch.nn.Identity(), shape=(2,), coupled=True).check_score()
+        Traceback (most recent call last):
+        ValueError: this model was trained on coupled pairs and has no score, only a velocity; try solver='adams'
+        """
+        if self.coupled:
+            raise ValueError("this model was trained on coupled pairs and has no score, only a velocity; try solver='adams'")
 
     def _rate(self, x: Tensor, t: Tensor | float, noise: float) -> Tensor:
         z, phi, t = self._on_arc(x, t, floor=self.process.hair)
@@ -608,7 +637,9 @@ class ScoreSDE(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what `repr` shows beside the modules."""
-        return f"process={self.process!r}, shape={self.shape}, predict={self.predict!r}, sees={self.sees!r}"
+        return f"process={self.process!r}, shape={self.shape}, predict={self.predict!r}, sees={self.sees!r}" + (
+            ", coupled=True" if self.coupled else ""
+        )
 
     def _solve(self, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         out = self.rows(0, len(z), len(z)).output(z, phi if phi.ndim else float(phi))

@@ -337,10 +337,10 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     "a stochastic solver in log_prob": (
         lambda: scoresde.log_prob(sde(), points(), solver="em"),
         ValueError,
-        "'em' is stochastic; try 'rk45'",
+        "'em' is stochastic; try 'adams'",
     ),
-    "pc in log_prob": (lambda: scoresde.log_prob(sde(), points(), solver="pc"), ValueError, "'pc' is stochastic; try 'rk45'"),
-    "ddim in log_prob": (lambda: scoresde.log_prob(sde(), points(), solver="ddim"), ValueError, "not an ODE method; try 'rk45'"),
+    "pc in log_prob": (lambda: scoresde.log_prob(sde(), points(), solver="pc"), ValueError, "'pc' is stochastic; try 'adams'"),
+    "ddim in log_prob": (lambda: scoresde.log_prob(sde(), points(), solver="ddim"), ValueError, "not an ODE method; try 'adams'"),
     "eps with rectified flow": (
         lambda: sde(scoresde.RectifiedFlow(), predict="eps"),
         ValueError,

@@ -16,10 +16,13 @@ from scoresde import SOLVERS
 FALSE_ALARM = 1e-3
 
 
-@pytest.mark.parametrize("target", list(MIXTURES))
 @pytest.mark.parametrize("solver", list(SOLVERS))
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [("vp", "8 Gaussians"), ("ve", "16-D"), ("rectified", "16-D"), ("test_polynomial", "8 Gaussians")],
+)
 def test_samples_have_the_law_of_the_mixture(name: str, solver: str, target: str) -> None:
+    """A quarter of all pairs; the slow test below has them all."""
     check(name, solver, target, 1000)
 
 

@@ -1,21 +1,47 @@
 """Solvers: what moves a state from one noise level to another. `SOLVERS` holds them all by name."""
 
+from .adams import Adams
+from .adaptive_sde import GottaGoFast
 from .base import SOLVERS, Counts, Level, Problem, Solver, Stepper
-from .runge_kutta import TABLEAUS, AdaptiveRungeKutta, RungeKutta, Tableau
-from .steppers import DDIM, EulerMaruyama, PredictorCorrector
+from .exponential import EXPONENTIALS, AdaptiveSinglestep, Exponential, Singlestep
+from .external import AdaptiveTorchDiffEq, SciPy, TorchDiffEq
+from .external_sde import TorchSDE
+from .langevin import CORRECTORS, AnnealedLangevin, PredictorCorrector
+from .multistep import METHODS, Multistep
+from .runge_kutta import AdaptiveRungeKutta, RungeKutta
+from .steppers import DDIM, EulerMaruyama, ReverseDiffusion
+from .stochastic import ChurnedHeun, Restart
+from .tableaus import TABLEAUS, Tableau
 
 __all__ = [
+    "CORRECTORS",
     "DDIM",
+    "EXPONENTIALS",
+    "METHODS",
     "SOLVERS",
     "TABLEAUS",
+    "Adams",
     "AdaptiveRungeKutta",
+    "AdaptiveSinglestep",
+    "AdaptiveTorchDiffEq",
+    "AnnealedLangevin",
+    "ChurnedHeun",
     "Counts",
     "EulerMaruyama",
+    "Exponential",
+    "GottaGoFast",
     "Level",
+    "Multistep",
     "PredictorCorrector",
     "Problem",
+    "Restart",
+    "ReverseDiffusion",
     "RungeKutta",
+    "SciPy",
+    "Singlestep",
     "Solver",
     "Stepper",
     "Tableau",
+    "TorchDiffEq",
+    "TorchSDE",
 ]

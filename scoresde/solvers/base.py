@@ -190,7 +190,7 @@ class Solver(abc.ABC):
     Examples
     --------
     >>> [name for name in scoresde.SOLVERS if scoresde.SOLVERS.build(name).ode]
-    ['euler', 'heun', 'rk4', 'rk45']
+    [...'euler', 'midpoint', 'heun', 'rk4', 'bosh3', 'rk45', 'tsit5', 'dop853'...]
     """
 
     order: ClassVar[int] = 1

@@ -1,0 +1,203 @@
+"""Heun's method with noise put back: EDM's sampler with churn, and restart sampling.
+
+In y = x/α = z/cos φ and u = σ/α = tan φ every process is a VE process, y = x0 + u·ε, and its flow is dy/du = ε̂. EDM's Heun
+step from u to u' takes
+
+    y' = y + (u' − u)·ε̂,        y'' = y + (u' − u)·½(ε̂ + ε̂'),
+
+which on the arc is z' = cos φ'·x̂0 + sin φ'·ε̂ and z'' = z' + ½·(sin φ' − u·cos φ')·(ε̂' − ε̂). Where u is infinite (α = 0) the
+step is Heun's in φ, z'' = z + ½(φ' − φ)·(v + v'), and the step to u' = 0 is Euler's. Adding noise of variance û² − u² to y
+takes the law at u to the law at û exactly, so both methods have the weak order 2 of Heun, whatever noise they add.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..checks import number, whole
+from .base import SOLVERS, Counts, Problem, Solver, Stepper, split
+
+NOISE_END, TINY = 1e-6, 1e-300  # cos φ below NOISE_END is α = 0; TINY has a logarithm
+
+
+def _heun(problem: Problem, z: Tensor, phi: float, x0: Tensor, eps: Tensor, i: int) -> Tensor:
+    """Take Heun's step from z at angle φ, where the network said (x0, eps), to level i."""
+    there, cos, sin = problem.levels[i], math.cos(phi), math.sin(phi)
+    if cos < NOISE_END:
+        h, v = there.phi - phi, cos * eps - sin * x0
+        return z.add(v.add(problem.velocity(torch.add(z, v, alpha=h), there.phi, None)), alpha=0.5 * h)
+    end = there.cos * x0 + there.sin * eps
+    if there.sin == 0:
+        return end
+    _, eps1 = problem.denoise(end, i)
+    return end.add_(eps1.sub_(eps), alpha=0.5 * (there.sin - there.cos * sin / cos))
+
+
+def _add_noise(problem: Problem, z: Tensor, low: float, high: float, scale: float = 1.0) -> Tensor:
+    """Take z from angle `low` up to `high` by fresh noise: y + √(û² − u²)·n, with û² − u² free of cancellation."""
+    cos, ratio = math.cos(high), math.cos(high) / math.cos(low)
+    grown = math.sqrt(math.sin(high - low) * math.sin(high + low)) / (math.cos(low) * cos)  # √(tan² high − tan² low)
+    return (ratio * z).add_(problem.noise(), alpha=scale * cos * grown)
+
+
+@SOLVERS.register("edm")
+@dataclass(frozen=True)
+class ChurnedHeun(Stepper):
+    """EDM's sampler: Heun in σ/α, each step after raising the noise level a little ("churn"), any process (order 2).
+
+    With N steps and γ = min(churn/N, √2 − 1) where s_min ≤ u ≤ s_max, else 0: û = u + γu, ŷ = y + √(û² − u²)·s_noise·n, and a
+    Heun step from û to the next level, two evaluations (one if that has σ = 0). Without churn it is deterministic. What EDM
+    does to t = σ/α this does to u, in units of the standardized data (σ_data = 1 for us, 0.5 for EDM). û does not
+    pass the process's own noise end, beyond which the network was not trained. At 50 evaluations `spacing="arc"` with churn=10
+    keeps the spread of modes to 0.1%, where EDM's own spacing is 2 to 4% off without churn and 5 to 10% with it.
+
+    Parameters
+    ----------
+    churn : float
+        S_churn ≥ 0, fresh noise in all: u grows by a factor of about e^churn over the path. 0 is deterministic.
+    s_min, s_max : float
+        S_min and S_max, the range of σ/α that is churned.
+    s_noise : float
+        S_noise, a factor on the noise that is added; 1 keeps the law, EDM uses up to 1.007 against networks that remove too much.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For numbers that are negative, or s_min > s_max.
+
+    References
+    ----------
+    Karras et al., Elucidating the design space of diffusion-based generative models, NeurIPS 2022, Algorithm 2.
+
+    Examples
+    --------
+    >>> ChurnedHeun().stochastic, ChurnedHeun(churn=5.0).stochastic
+    (False, True)
+    """
+
+    churn: float = 0.0
+    s_min: float = 0.0
+    s_max: float = math.inf
+    s_noise: float = 1.0
+    order: ClassVar[int] = 2
+    evaluations: ClassVar[int] = 2
+    steps: ClassVar[int] = 50
+    spacing: ClassVar[str] = "karras"
+
+    def __post_init__(self) -> None:
+        number("churn", self.churn, 0, math.inf, closed=True, hint="0 is deterministic")
+        number("s_min", self.s_min, 0, math.inf, closed=True)
+        if self.s_max != math.inf:
+            number("s_max", self.s_max, self.s_min, math.inf, closed=True)
+        number("s_noise", self.s_noise, 0, 2, hint="try 1.0")
+
+    @property
+    def stochastic(self) -> bool:  # type: ignore[override]
+        """Whether churn > 0."""
+        return self.churn > 0
+
+    def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
+        z, counts = super().run(problem, z)
+        return z, Counts(self.nfe(problem.last) - (problem.levels[-1].sin == 0), counts.accepted)
+
+    def step(self, problem: Problem, z: Tensor, i: int) -> Tensor:  # noqa: D102
+        here = problem.levels[i]
+        u = here.sin / here.cos if here.cos > NOISE_END else math.inf
+        gamma = min(self.churn / problem.last, math.sqrt(2) - 1) if self.s_min <= u <= self.s_max and u < math.inf else 0.0
+        phi = min(math.atan((1 + gamma) * u), problem.levels[0].phi) if gamma else here.phi
+        if phi <= here.phi:
+            return _heun(problem, z, here.phi, *problem.denoise(z, i), i + 1)
+        z = _add_noise(problem, z, here.phi, phi, self.s_noise)
+        x0, eps = split(z, problem.velocity(z, phi, None), math.cos(phi), math.sin(phi))
+        return _heun(problem, z, phi, x0, eps, i + 1)
+
+
+@SOLVERS.register("restart")
+@dataclass(frozen=True)
+class Restart(Solver):
+    """Restart sampling: Heun down the arc, and now and then back up by fresh noise and down again, any process (weak order 2).
+
+    When the path has come down to u_min of an interval, K times: y ← y + √(u_max² − u_min²)·n, then Heun from u_max down to
+    u_min again. Heun is taken in φ, where both ends are regular and few steps go further than in the paper's σ. The fresh
+    noise contracts what errors were made above u_min. The ends of an interval are the nearest nodes of the grid, and the
+    nodes between serve all K descents, so N steps cost 2·(N + K·(steps inside the intervals)) evaluations.
+
+    Parameters
+    ----------
+    intervals : tuple of (u_min, u_max)
+        Stretches of σ/α, in units of the standardized data; at least one grid step each.
+    repeats : int
+        K, returns to the top of each interval.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless 0 < u_min < u_max in each interval, or for repeats < 1.
+
+    References
+    ----------
+    Xu et al., Restart sampling for improving generative processes, NeurIPS 2023, Algorithms 1 and 2.
+
+    Examples
+    --------
+    >>> sde = scoresde.oracle(scoresde.toy.EightGaussians(), scoresde.VPSDE())
+    >>> scoresde.solve(sde, 1, solver="restart", steps=20).nfe > scoresde.solve(sde, 1, solver="edm", steps=20).nfe
+    tensor([True])
+    >>> Restart(intervals=((0.5, 0.1),))
+    Traceback (most recent call last):
+    ValueError: intervals are pairs (u_min, u_max) of σ/α with 0 < u_min < u_max, got (0.5, 0.1)
+    """
+
+    intervals: tuple[tuple[float, float], ...] = ((0.1, 0.3),)
+    repeats: int = 2
+    order: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = True
+    steps: ClassVar[int] = 50
+    spacing: ClassVar[str] = "arc"
+
+    def __post_init__(self) -> None:
+        whole("repeats", self.repeats)
+        if not isinstance(self.intervals, tuple | list):
+            raise TypeError(f"intervals is a sequence of pairs (u_min, u_max) of σ/α, got {self.intervals!r}")
+        for pair in self.intervals:
+            if not isinstance(pair, tuple | list) or len(pair) != 2:
+                raise TypeError(f"intervals are pairs (u_min, u_max) of σ/α, got {pair!r}")
+            low, high = (number("an end of an interval", end, 0, math.inf) for end in pair)
+            if low >= high:
+                raise ValueError(f"intervals are pairs (u_min, u_max) of σ/α with 0 < u_min < u_max, got {pair!r}")
+
+    def _path(self, problem: Problem) -> list[tuple[int, int]]:
+        """List the moves (from level, to level): one down, or up to where an interval starts."""
+        us = [level.sin / level.cos if level.cos > NOISE_END else math.inf for level in problem.levels]
+        returns: dict[int, list[int]] = {}  # from the bottom of an interval to its top
+        for low, high in sorted(self.intervals, reverse=True):
+            top = min(range(len(us)), key=lambda i: abs(math.log(max(us[i], TINY) / high)))
+            bottom = max(top + 1, min(range(len(us)), key=lambda i: abs(math.log(max(us[i], TINY) / low))))
+            if bottom <= problem.last and us[top] < math.inf:  # no finite noise leads up to α = 0
+                returns.setdefault(bottom, []).append(top)
+        moves: list[tuple[int, int]] = []
+        for i in range(problem.last):
+            moves.append((i, i + 1))
+            for top in returns.get(i + 1, []):
+                moves += [(i + 1, top), *itertools.pairwise(range(top, i + 2))] * self.repeats
+        return moves
+
+    def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
+        downs = 0
+        for i, j in self._path(problem):
+            here, there = problem.levels[i], problem.levels[j]
+            if j < i:
+                z = _add_noise(problem, z, here.phi, there.phi)
+                continue
+            h = there.phi - here.phi
+            v = problem.velocity(z, here.phi, None)
+            v1 = problem.velocity(torch.add(z, v, alpha=h), there.phi, None)
+            z, downs = torch.add(z, v.add(v1), alpha=0.5 * h), downs + 1
+            problem.observe(j, z)
+        return z, Counts(2 * downs, downs)

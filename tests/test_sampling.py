@@ -1,0 +1,135 @@
+"""`solve` from given states, `encode` and `decode`, and models that have no score."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import scoresde
+from conftest import MIXTURES, PROCESSES, generator
+from scoresde import SOLVERS, ScoreSDE, toy
+
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+@pytest.mark.parametrize("target", list(MIXTURES))
+@pytest.mark.parametrize("name", PROCESSES)
+def test_decode_undoes_encode(name: str, target: str) -> None:
+    mixture = MIXTURES[target]
+    sde = scoresde.oracle(mixture, scoresde.PROCESSES.build(name)).double()
+    x = mixture.sample(50, generator=generator(), dtype=torch.float64)
+    latent = scoresde.encode(sde, x, **TIGHT)
+    torch.testing.assert_close(scoresde.decode(sde, latent, **TIGHT), x, rtol=0, atol=1e-6)
+    torch.testing.assert_close(scoresde.encode(sde, x, solver="rk45", **TIGHT), latent, rtol=1e-6, atol=1e-6)
+
+
+def test_encode_is_the_known_map_of_a_gaussian() -> None:
+    """For data N(m, s²) the flow is affine: x_t = α·m + √(α²s² + σ²)·(x_0 − m)/s."""
+    process = scoresde.VPSDE()
+    sde = scoresde.oracle(toy.GaussianMixture(torch.full((1, 3), 0.7, dtype=torch.float64), 1.3), process).double()
+    x = torch.randn(5, 3, generator=generator(), dtype=torch.float64)
+    one = torch.ones((), dtype=torch.float64)
+    alpha, sigma = process.alpha(one), process.sigma(one)
+    wanted = alpha * 0.7 + (alpha**2 * 1.3**2 + sigma**2).sqrt() * (x - 0.7) / 1.3
+    torch.testing.assert_close(scoresde.encode(sde, x, **TIGHT), wanted, rtol=0, atol=1e-8)
+    torch.testing.assert_close(scoresde.likelihood(sde, x, **TIGHT).latent, wanted, rtol=0, atol=1e-8)
+
+
+def test_encoding_has_its_trajectory_and_images_their_shape() -> None:
+    image = torch.randn(1, 2, 3, 2, generator=generator(), dtype=torch.float64)
+    sde = scoresde.oracle(toy.GaussianMixture(image, 0.5), scoresde.RectifiedFlow()).double()
+    x = image + 0.5 * torch.randn(4, 2, 3, 2, generator=generator(1), dtype=torch.float64)
+    path = scoresde.solve(sde, start=x, times=[0.0, 0.3, 1.0], **TIGHT)
+    assert path.x.shape == (3, 4, 2, 3, 2)
+    torch.testing.assert_close(path.x[0], x)
+    # on this path x_t = α·m + √(α²s² + σ²)·(x_0 − m)/s
+    torch.testing.assert_close(path.x[1], 0.7 * image + (0.35**2 + 0.3**2) ** 0.5 * (x - image) / 0.5, rtol=0, atol=1e-7)
+    back = scoresde.solve(sde, start=path.x[-1], times=[1.0, 0.3, 0.0], **TIGHT)
+    torch.testing.assert_close(back.x.flip(0), path.x, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if not SOLVERS.build(name).stochastic])
+def test_every_deterministic_solver_runs_both_ways(solver: str) -> None:
+    """Data to noise and back, with enough steps for 3%."""
+    mixture = toy.GaussianMixture(torch.zeros(1, 2, dtype=torch.float64), 0.5)
+    sde = scoresde.oracle(mixture, scoresde.EDM()).double()
+    x = mixture.sample(20, generator=generator(), dtype=torch.float64)
+    steps = 400 if SOLVERS.build(solver).order == 1 else 60
+    latent = scoresde.encode(sde, x, solver=solver, steps=steps)
+    exact = scoresde.encode(sde, x, **TIGHT)
+    torch.testing.assert_close(latent, exact, rtol=0.03, atol=0.03)
+    torch.testing.assert_close(scoresde.decode(sde, latent, solver=solver, steps=steps), x, rtol=0, atol=0.03)
+
+
+def test_batches_do_not_change_an_encoding() -> None:
+    sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE()).double()
+    x = MIXTURES["8 Gaussians"].sample(100, generator=generator(), dtype=torch.float64)
+    torch.testing.assert_close(scoresde.encode(sde, x, batch_size=7), scoresde.encode(sde, x), rtol=0, atol=1e-12)
+
+
+class Flow(nn.Module):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return 0.3 * x
+
+
+BAD = {
+    "stochastic encode": (lambda sde, x: scoresde.encode(sde, x, solver="em"), "stochastic; try 'adams'"),
+    "wrong shape": (lambda sde, x: scoresde.encode(sde, torch.zeros(3, 5)), r"x has shape|start has shape"),
+    "n and start": (lambda sde, x: scoresde.solve(sde, 7, start=x), "leave n out"),
+    "times backward": (lambda sde, x: scoresde.solve(sde, start=x, times=[0.0, 0.7, 0.3, 1.0]), "times increase"),
+    "times forward": (lambda sde, x: scoresde.solve(sde, 3, times=[0.0, 1.0]), "times decrease"),
+    "NaN": (lambda sde, x: scoresde.encode(sde, x * float("nan")), "finite|NaN"),
+    "steps of an external adaptive": (lambda sde, x: scoresde.sample(sde, solver="scipy:LSODA", steps=5), "rtol"),
+    "tolerance of 0": (lambda sde, x: scoresde.sample(sde, rtol=0.0), "rtol"),
+    "order out of range": (lambda sde, x: scoresde.sample(sde, max_order=9), "max_order"),
+    "unknown family member": (lambda sde, x: scoresde.sample(sde, solver="torchdiffeq:dopri9"), "dopri"),
+}
+
+
+@pytest.mark.parametrize("name", list(BAD))
+def test_mistakes_are_named(name: str) -> None:
+    call, message = BAD[name]
+    sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE())
+    with pytest.raises((ValueError, TypeError), match=message):
+        call(sde, torch.zeros(3, 2))
+
+
+def test_a_model_of_coupled_pairs_has_a_velocity_and_no_score(tmp_path: object) -> None:
+    sde = ScoreSDE(scoresde.RectifiedFlow(), Flow(), shape=(2,), coupled=True)
+    for solver in SOLVERS:
+        if SOLVERS.build(solver).stochastic:
+            with pytest.raises(ValueError, match="coupled pairs"):
+                scoresde.sample(sde, 2, solver=solver)
+    for call in (sde.score, sde.drift):
+        with pytest.raises(ValueError, match="coupled pairs"):
+            call(torch.zeros(1, 2), 0.5)
+    assert bool(scoresde.log_prob(sde, scoresde.sample(sde, 3, generator=generator())).isfinite().all())
+    built = scoresde.build("rectified", "mlp", shape=(2,))
+    built.coupled = True
+    assert scoresde.load(scoresde.save(built, tmp_path / "model")).coupled
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_networks_in_half_precision_keep_states_in_float32(dtype: torch.dtype) -> None:
+    """The state does not lose what the network does: 100 Euler steps of a constant velocity end where they should."""
+
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.v = nn.Parameter(torch.full((2,), 0.25, dtype=dtype))
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            assert x.dtype == t.dtype == dtype
+            return self.v.expand_as(x)
+
+    process = scoresde.RectifiedFlow()
+    for solver in SOLVERS:
+        sde = ScoreSDE(process, Constant(), shape=(2,))
+        steps = None if SOLVERS.build(solver).steps is None else 20
+        x = scoresde.sample(sde, 5, solver=solver, steps=steps, generator=generator())
+        assert x.dtype == torch.float32
+        assert bool(x.isfinite().all())
+        if SOLVERS.build(solver).ode:  # z' = −out
+            start = scoresde.solve(sde, 5, solver=solver, steps=steps, generator=generator()).x[0]
+            torch.testing.assert_close(x, start + 0.25 * torch.pi / 2, rtol=0, atol=1e-5)
