@@ -164,11 +164,12 @@ def frontier(args: argparse.Namespace) -> list[Point]:
         mine: list[Point] = []
         coarse = {setting: sweep(race, setting, True, ()) for setting in settings if setting.adaptive}
         climbing = [setting for setting in settings if not setting.adaptive]
-        for budget in budgets:  # who is twenty times worse than the best at 36 or more is spared the dearer ones
+        for budget in budgets:
             for setting in climbing:
                 coarse.setdefault(setting, []).extend(sweep(race, setting, False, [budget]))
-            limit = 20 * min(coarse[setting][-1].error for setting in climbing) if budget >= 36 else math.inf
-            climbing = [setting for setting in climbing if coarse[setting][-1].error <= limit]
+            if budget == 100:  # who is ten times worse than the best is spared the dearest
+                limit = 10 * min(coarse[setting][-1].error for setting in climbing)
+                climbing = [setting for setting in climbing if coarse[setting][-1].error <= limit]
         for budget in budgets:  # those near the front at one of the budgets run at all of them
             best = at((p for run in coarse.values() for p in run), budget)
             for setting, run in list(coarse.items()):

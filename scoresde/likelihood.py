@@ -261,6 +261,8 @@ def bits_per_dim(log_prob: Tensor, dim: int, levels: int | None = None) -> Tenso
 def _with_density(sde: ScoreSDE, trace: Callable[..., tuple[Tensor, Tensor]], probe: Tensor | None) -> Velocity:
     """Return the right-hand side of (z, log-density gained): (v, div v), one more column than z."""
 
+    call = sde.caller()
+
     def velocity(state: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
         held = () if probe is None else (probe if rows is None else probe[rows],)
         b, z = len(state), state[:, :-1]
@@ -268,10 +270,10 @@ def _with_density(sde: ScoreSDE, trace: Callable[..., tuple[Tensor, Tensor]], pr
         def output(z: Tensor) -> Tensor:
             copies = len(z) // b  # an exact trace may ask for several copies of the batch at once
             if copies == 1:
-                return sde.output(z, phi, rows)
+                return call(z, phi, rows)
             at = phi.repeat(copies) if isinstance(phi, Tensor) else phi
             which = (torch.arange(b, device=z.device) if rows is None else rows).repeat(copies)
-            return sde.output(z, at, which)
+            return call(z, at, which)
 
         out, tr = trace(output, z, *held)
         if sde.predict == "edm":

@@ -5,6 +5,7 @@ Names and numbers are resolved and checked, and the process is evaluated at the 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from .checks import whole
 from .errors import SolverError
 from .grids import grid
+from .prediction import Coefficients
 from .random import BLOCK
 from .sde import ScoreSDE
 from .solvers import SOLVERS, Counts, Level, Problem, Solver
@@ -188,12 +190,15 @@ def problem(sde: ScoreSDE, nodes: tuple[Level, ...], adaptive: bool, noise: Call
     >>> torch.allclose(nodes[0].cos * x0 + nodes[0].sin * eps, torch.ones(1, 2))
     True
     """
-    solves = [sde.coefficients(torch.tensor(level.phi, dtype=torch.float64)) for level in nodes] if not adaptive else []
+    columns = sde.coefficients(torch.tensor([level.phi for level in nodes], dtype=torch.float64))
+    solves = [Coefficients(*row) for row in zip(*(torch.as_tensor(c).flatten().tolist() for c in columns), strict=True)]
+
+    output = sde.caller()
 
     def denoise(z: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        return solves[i].solve(z, sde.output(z, nodes[i].phi))
+        return solves[i].solve(z, output(z, nodes[i].phi))
 
-    return Problem(nodes, sde.arc_velocity, denoise, noise, adaptive)
+    return Problem(nodes, sde.flow(), denoise, noise, adaptive)
 
 
 def checked(problem: Problem, to_data: Callable[[Tensor], Tensor]) -> Problem:
@@ -236,7 +241,7 @@ def checked(problem: Problem, to_data: Callable[[Tensor], Tensor]) -> Problem:
         inspect_(x0 + eps, z, f"at t = {problem.levels[i].t:.4g}")
         return x0, eps
 
-    return Problem(problem.levels, velocity, denoise, problem.noise, problem.adaptive, problem.norm, problem.observe)
+    return dataclasses.replace(problem, velocity=velocity, denoise=denoise)
 
 
 def run(sde: ScoreSDE, solver: Solver, task: Problem, z: Tensor, again: Callable[[], Problem]) -> tuple[Tensor, Counts]:

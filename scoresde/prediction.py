@@ -81,6 +81,9 @@ class Coefficients(NamedTuple):
         <BLANKLINE>
                 [[3., 3.]]])
         """
+        if isinstance(self.det, float):
+            k, sin, cos = 1 / self.det, float(self.sin), float(self.cos)
+            return torch.add((self.b * k) * z, out, alpha=-sin * k), torch.add((-self.a * k) * z, out, alpha=cos * k)
         return (self.b * z - self.sin * out) / self.det, (self.cos * out - self.a * z) / self.det
 
     def to(self, like: Tensor) -> Coefficients:

@@ -75,7 +75,7 @@ class Noise:
     """
 
     def __init__(self, seed: int, stream: int, start: int, stop: int, n: int, like: Tensor) -> None:
-        self._block = size = max(1, min(BLOCK, 2**18 // max(n, 1)))
+        self._block = size = max(1, min(BLOCK, 2**15 // max(n, 1)))
         self._first, self._last = start // size, -(-stop // size)
         self._rows = slice(start - self._first * size, stop - self._first * size)
         self._generators = [

@@ -146,7 +146,7 @@ def solve(
                 z = part.from_data(given[first:stop]) / nodes[0].radius
             seen = {0: z}
             posed = task()
-            posed.observe = functools.partial(_keep, seen, how.keep[:-1])
+            posed.observe, posed.wanted = functools.partial(_keep, seen, how.keep[:-1]), frozenset(how.keep)
             end, counts = run(sde, how.solver, posed, z, task)
             seen[len(nodes) - 1] = end
             states.append(torch.stack([sde.to_data(nodes[k].radius * seen[k]) for k in how.keep]))

@@ -28,7 +28,7 @@ from .multistep import Row, march
 HIGHEST = 8
 BUDGET = (12, 18, 28, 50)  # steps from which a fixed grid carries order 5, 6, 7, 8
 SAFETY = 0.7  # a step is tried at 0.7 of the length that would just do: a rejection wastes an evaluation
-_NODES, _WEIGHTS = (torch.from_numpy(array) for array in np.polynomial.legendre.leggauss(5))  # exact to degree 9
+_NODES, _WEIGHTS = (torch.from_numpy(array) for array in np.polynomial.legendre.leggauss(4))  # exact to degree 7
 
 
 @SOLVERS.register("adams")
@@ -99,7 +99,7 @@ class Adams(Solver):
         """Move each sample with steps and order of its own; those that are done leave the batch."""
         stations = problem.levels[1:-1]
         start, end = problem.levels[0].phi, problem.levels[-1].phi
-        sign, total = math.copysign(1.0, end - start), len(z)
+        sign, total, highest = math.copysign(1.0, end - start), len(z), self.max_order - 1
         result, passed = torch.empty_like(z), [torch.empty_like(z) for _ in stations]
         accepted, rejected = torch.zeros(2, total, dtype=torch.int64, device=z.device)
         failed, reason = torch.zeros(total, dtype=torch.bool, device=z.device), ""
@@ -107,67 +107,68 @@ class Adams(Solver):
         rows, here = None, torch.arange(total, device=z.device)  # which samples are still under way: None means all
         # d_j is held as δ_j = d_j·q_j, a number of v's own size, with q_j = Π_{i<j}(t_0 − t_{i+1}): tiny steps overflow nothing.
         delta = problem.velocity(z, start, None).unsqueeze(0)
-        scale = self.atol + self.rtol * z.abs()
-        h = (0.5 * problem.norm(delta[0] / scale).double().rsqrt()).clamp(1e-6, 0.1).nan_to_num(nan=1e-6)
+        h = 0.5 * problem.norm(delta[0] / (self.atol + self.rtol * z.abs())).double().rsqrt()
+        h = h.clamp(1e-6, 0.1).nan_to_num(nan=1e-6)
         # Nodes that are not there yet are put far behind; no order reaches them.
-        far = start - 10 * sign * torch.arange(self.max_order, dtype=torch.float64, device=z.device)
+        far = start - 10 * sign * torch.arange(highest, dtype=torch.float64, device=z.device)
         nodes = far.unsqueeze(1).repeat(1, total)
         q = torch.ones_like(nodes[:1])
         k, known = torch.ones(2, total, dtype=torch.int64, device=z.device)  # order of the predictor, number of nodes
+        count = torch.arange(highest, device=z.device).unsqueeze(1)
         for attempt in range(1, self.max_steps + 1):
-            t, room = nodes[0], (end - nodes[0]).abs()
-            lands = h >= room * (1 - 1e-9)
-            step = torch.minimum(h, room)
-            b = torch.where(lands, end, t + sign * step)
-            m = len(delta)
+            m, t = len(delta), nodes[0]
+            b = torch.clamp(t + (sign * (1 + 1e-9)) * h, min(start, end), max(start, end))
+            gaps = b - nodes[:m]
+            ahead = torch.cat([q[:1], gaps]).cumprod(0)  # Π_{i<j}(b − t_i), as q_0 = 1
             integrals = _integrals(nodes[:m], t, b)
-            used = torch.arange(m, device=z.device).unsqueeze(1) < k
-            predicted = z + _sum(delta * _column(integrals[:-1] / q * used, z))
+            weights = torch.stack([integrals[:m] * (count[:m] < k), ahead[:m]]) / q
+            sums = (_column(weights, z) * delta).cumsum(1)  # of the prediction, and of the polynomials at b
+            predicted = z + sums[0, -1]
             v = problem.velocity(predicted, b, rows)
-            ahead = torch.cat([torch.ones_like(q[:1]), b - nodes[:m]]).cumprod(0)  # Π_{i<j}(b − t_i)
-            p = (delta * _column(ahead[:-1] / q, z)).cumsum(0)  # the polynomials through the last values, at b
-            new_delta = torch.cat([v.unsqueeze(0), v - p])
+            fresh = torch.cat([v.unsqueeze(0), v - sums[1]])
             # The errors that the next lower order, this, and the next higher would make.
-            orders = torch.stack([(k - 1).clamp_min(1), k, torch.minimum(k + 1, known.clamp_max(self.max_order - 1))])
-            terms = new_delta.gather(0, orders.unsqueeze(2).expand(3, *z.shape))
+            orders = torch.stack([(k - 1).clamp_min(1), k, torch.minimum(k + 1, known).clamp_max(highest)])
+            terms = fresh.gather(0, orders.unsqueeze(2).expand(3, *z.shape))
             terms = terms * _column((integrals / ahead).gather(0, orders), z)
-            scale = self.atol + self.rtol * torch.maximum(z.abs(), predicted.abs())
-            errors = problem.norm((terms / scale).flatten(0, 1)).reshape(3, -1)
-            good = errors[1] <= 1.0
-            growth, best = (SAFETY * torch.exp(errors.clamp_min(1e-12).log() / -(orders + 1))).double().max(0)
+            errors = problem.norm((terms / (self.atol + self.rtol * predicted.abs())).flatten(0, 1)).reshape(3, -1)
+            least, best = (errors.log() / (orders + 1)).min(0)
+            growth = (SAFETY * torch.exp(-least.double())).clamp(0.2, 2.0)
             best = orders.gather(0, best.unsqueeze(0))[0]
-            growth = growth.nan_to_num(nan=0.2).clamp(0.2, 2.0)
-            bad = (~good).nonzero()[:, 0]
-            growth[bad] = growth[bad].clamp_max(SAFETY)
-            best[bad] = torch.minimum(best, k)[bad]
+            bad = (~(errors[1] <= 1.0)).nonzero()[:, 0]
+            known = known + 1
+            over = b == end
+            if len(bad):  # they try again from where they were
+                known[bad] -= 1
+                over[bad] = False
+                growth[bad] = growth[bad].nan_to_num(nan=0.2).clamp_max(SAFETY)
+                best[bad] = torch.minimum(best, k)[bad]
             for station, into in zip(stations, passed, strict=True):  # the polynomial knows all between t and b
-                inside = (good & ((b - station.phi) * sign >= 0) & ((t - station.phi) * sign < 0)).nonzero()[:, 0]
+                inside = ((b - station.phi) * sign >= 0) & ((t - station.phi) * sign < 0)
+                inside[bad] = False
+                inside = inside.nonzero()[:, 0]
                 part = _integrals(nodes[:m, inside], t[inside], torch.full_like(t[inside], station.phi))
-                order = k[inside].unsqueeze(0)
-                into[here[inside]] = (
-                    z[inside]
-                    + _sum(delta[:, inside] * _column(part[:-1] / q[:, inside] * used[:, inside], z))
-                    + new_delta[order[0], inside] * _column((part / ahead[:, inside]).gather(0, order)[0], z)
-                )
-            new, passing = predicted.add_(terms[1]), torch.cat([b.unsqueeze(0), nodes[:-1]])
-            new[bad], passing[:, bad] = z[bad], nodes[:, bad]
-            new_delta[:m, bad], ahead[:m, bad] = delta[:, bad], q[:, bad]
-            z, nodes, k, h = new, passing, best, step * growth
-            delta, q = new_delta[: self.max_order], ahead[: self.max_order]
-            known += good
-            accepted[here] += good
-            rejected[here] += ~good
-            over = nodes[0] == end
-            stuck = ~good & (step < 1e-12)
-            leaves = over | stuck if attempt < self.max_steps else torch.ones_like(over)
-            if bool(leaves.any()):
-                result[here[leaves]] = z[leaves]
-                lost = leaves & ~over
+                some, order = _column(part[:m] / q[:, inside] * (count[:m] < k[inside]), z), k[inside].unsqueeze(0)
+                last = _column((part / ahead[:, inside]).gather(0, order)[0], z) * fresh[order[0], inside]
+                into[here[inside]] = z[inside] + (some * delta[:, inside]).cumsum(0)[-1] + last
+            h = gaps[0].abs() * growth
+            new, passing = predicted + terms[1], torch.cat([b.unsqueeze(0), nodes[:-1]])
+            if len(bad):
+                new[bad], passing[:, bad] = z[bad], nodes[:, bad]
+                fresh[:m, bad], ahead[:m, bad] = delta[:, bad], q[:, bad]
+                over |= h < 1e-13  # stuck
+            z, nodes, k, delta, q = new, passing, best, fresh[:highest], ahead[:highest]
+            leaves = over.nonzero()[:, 0] if attempt < self.max_steps else torch.arange(len(z), device=z.device)
+            if len(leaves):
+                which = here[leaves]
+                result[which] = z[leaves]
+                accepted[which] = known[leaves] - 1
+                rejected[which] = attempt + 1 - known[leaves]
+                lost = nodes[0, leaves] != end
                 if bool(lost.any()):
-                    failed[here[lost]] = True
-                    nan = not bool(v[lost].isfinite().all())
+                    failed[which] = lost
+                    nan = not bool(v[leaves[lost]].isfinite().all())
                     reason = "nan" if nan else "steps" if attempt == self.max_steps else "stuck"
-                stay = (~leaves).nonzero()[:, 0]
+                stay = (~over).nonzero()[:, 0] if attempt < self.max_steps else leaves[:0]
                 if not len(stay):
                     break
                 here, z, k, h, known = (x[stay] for x in (here, z, k, h, known))
@@ -183,17 +184,13 @@ def _column(weights: Tensor, like: Tensor) -> Tensor:
     return weights.to(like.dtype).unsqueeze(-1)
 
 
-def _sum(terms: Tensor) -> Tensor:
-    """Σ over the first axis, in an order that does not depend on where a row lies in the batch, as that of `sum` may."""
-    return terms.cumsum(0)[-1]
-
-
 def _integrals(nodes: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """I_j = ∫_a^b Π_{i<j}(s − t_i) ds for j = 0 … m, shape (m + 1, B); nodes (m, B), a and b (B,)."""
+    """I_j = ∫_a^b Π_{i<j}(s − t_i) ds for j = 0 … m, shape (m + 1, B); nodes (m, B), a and b (B,).
+
+    Here and above sums are cumulative: unlike those of `sum`, their bits do not depend on where in the batch a row lies.
+    """
     half = 0.5 * (b - a)
-    s = torch.addcmul(0.5 * (a + b), half, _NODES.to(a).unsqueeze(1))
-    factors, products = s - nodes.unsqueeze(1), s.new_empty(len(nodes) + 1, *s.shape)
-    torch.mul(_WEIGHTS.to(a).unsqueeze(1), half, out=products[0])
-    for j, factor in enumerate(factors):
-        torch.mul(products[j], factor, out=products[j + 1])
+    s = torch.addcmul(a + half, half, _NODES.to(a).unsqueeze(1))
+    first = _WEIGHTS.to(a).unsqueeze(1) * half
+    products = torch.cat([first.unsqueeze(0), s - nodes.unsqueeze(1)]).cumprod(0)
     return products.cumsum(1)[:, -1]

@@ -119,6 +119,8 @@ class Problem:
         Of errors already divided by the tolerance.
     observe : callable (i, z)
         To be told every level reached after the first.
+    wanted : set of int, optional
+        The levels that it cares for, where telling costs something; None: all.
 
     Examples
     --------
@@ -132,6 +134,24 @@ class Problem:
     adaptive: bool = False
     norm: Callable[[Tensor], Tensor] = rms
     observe: Callable[[int, Tensor], None] = lambda i, z: None
+    wanted: frozenset[int] | None = None
+
+    def wants(self, i: int) -> bool:
+        """Whether level i is one of those wanted.
+
+        Parameters
+        ----------
+        i : int
+
+        Returns
+        -------
+        bool
+
+        Examples
+        --------
+        See `Problem`.
+        """
+        return self.wanted is None or i in self.wanted
 
     @property
     def last(self) -> int:

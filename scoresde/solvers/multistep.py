@@ -22,6 +22,7 @@ weights those of the midpoint, as in DPM-Solver++(2M) and UniPC.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -248,31 +249,32 @@ def march(row: Row, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
     --------
     See `Multistep`.
     """
-    last, size = problem.last, row.order
-    table = coefficients(row, problem.levels)
-    # The values lie in a ring, and each step's weights are laid out the same way, so that a step is one product.
-    predict, correct = torch.zeros(2, last, size, dtype=torch.float64)
+    last, table = problem.last, coefficients(row, problem.levels)
+    values: list[Tensor] = []
+    repair: list[float] = []  # what the corrector adds to the predicted state, as weights of the values
     for i, step in enumerate(table):
-        for weights, newest, into in ((step.predict, i, predict), (step.correct, i + 1, correct)):
-            for j, w in enumerate(weights):
-                into[i, (newest - j) % size] = w
-    predict, correct = predict.to(z), correct.to(z)
-    shape, z = z.shape, z.flatten()
-    ring = z.new_zeros(size, len(z))
-    ring[0] = _value(row, problem, z.reshape(shape), 0).flatten()
-    for i, step in enumerate(table):
-        old, z = z, torch.addmv(z, ring.t(), predict[i], beta=step.keep)
-        noise = problem.noise().flatten() * step.noise if step.noise else None
-        if noise is not None:
-            z = z + noise
-        if i + 1 < last:
-            ring[(i + 1) % size] = _value(row, problem, z.reshape(shape), i + 1).flatten()
-        if step.correct:
-            z = torch.addmv(old, ring.t(), correct[i], beta=step.keep)
-            if noise is not None:
-                z += noise
-        problem.observe(i + 1, z.reshape(shape))
-    return z.reshape(shape), Counts(last, last)
+        values = [_value(row, problem, z, i), *values[: row.order - 1]]
+        if i and problem.wants(i):
+            problem.observe(i, _combine(1.0, z, repair, values))
+        # The state is carried as predicted; its correction is taken together with the next prediction.
+        weights = [step.keep * r + w for r, w in itertools.zip_longest(repair, step.predict, fillvalue=0.0)]
+        repair = (
+            [c - w for c, w in itertools.zip_longest(step.correct, [0.0, *step.predict], fillvalue=0.0)] if step.correct else []
+        )
+        z = _combine(step.keep, z, weights, values)
+        if step.noise:
+            z.add_(problem.noise(), alpha=step.noise)
+    problem.observe(last, z)
+    return z, Counts(last, last)
+
+
+def _combine(keep: float, z: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """keep·z + Σ_j w_j·f_j, a new tensor."""
+    first = weights[0] if weights else 0.0
+    total = torch.add(z if keep == 1 else keep * z, values[0], alpha=first)
+    for w, f in zip(weights[1:], values[1:], strict=False):
+        total.add_(f, alpha=w)
+    return total
 
 
 def _value(row: Row, problem: Problem, z: Tensor, i: int) -> Tensor:
