@@ -175,7 +175,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "data of another shape": (["log-prob", "{model}", "{files}/wide.npy"], r"\(200, 4\).*\(batch, 2\)"),
     "no such data to score": (["log-prob", "{model}", "{files}/god.npy"], "god.npy"),
     "integers to score": (["log-prob", "{model}", "{files}/integers.npy"], "int64"),
-    "a stochastic solver": (["log-prob", "{model}", "{files}/good.npy", "--solver", "em"], "em.*try 'rk45'"),
+    "a stochastic solver": (["log-prob", "{model}", "{files}/good.npy", "--solver", "em"], "em.*try 'adams'"),
     "a score of another kind": (["log-prob", "{model}", "{files}/good.npy", "--out", "{out}.json"], r"\.npy.*\.csv"),
     "unknown density": (["demo", "--density", "moon", "--out", "{out}.png"], "Did you mean 'moons'"),
     "unknown process of the demo": (

@@ -54,3 +54,27 @@ def test_modes_have_the_right_width(name: str, solver: str) -> None:
     centers = torch.as_tensor([[4 * torch.cos(a), 4 * torch.sin(a)] for a in torch.arange(8) * torch.pi / 4])
     off = x - centers[torch.cdist(x, centers).argmin(1)]
     assert abs(float(off.square().mean().sqrt()) / 0.3 - 1) < 0.025
+
+
+WIDE = scoresde.toy.GaussianMixture(
+    torch.randn(10, 64, generator=generator(64), dtype=torch.float64), torch.linspace(0.2, 0.6, 10, dtype=torch.float64)
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["8 Gaussians", "64-D"])
+@pytest.mark.parametrize("solver", ["dpmpp_2m_sde", "dpmpp_3m_sde", "sa", "ggf", "restart"])
+@pytest.mark.parametrize("name", ["vp", "rectified"])
+def test_the_spread_within_modes_is_right_to_one_percent_at_fifty_evaluations(name: str, solver: str, target: str) -> None:
+    """N = 20,000 samples, 50 evaluations each. Two standard errors (0.7% in 2-D, 0.13% in 64-D) are granted beside the 1%."""
+    mixture = WIDE if target == "64-D" else MIXTURES[target]
+    sde = scoresde.oracle(mixture, scoresde.PROCESSES.build(name))
+    steps = {"ggf": 25, "restart": 19}.get(solver, 50)
+    solution = scoresde.solve(sde, 20_000, solver=solver, steps=steps, generator=generator(1))
+    assert int(solution.nfe.max()) <= 50
+    x, means = solution.x[-1].double(), mixture._m.double()
+    stds = mixture._s[:, 0].double().expand(len(means))
+    squares = torch.cdist(x, means).square() / stds**2
+    nearest = (-0.5 * squares - x.shape[1] * stds.log()).argmax(1)
+    ratio = float(squares.gather(1, nearest[:, None]).mean() / x.shape[1]) ** 0.5
+    assert abs(ratio - 1) < 0.01 + 2 / (2 * x.numel()) ** 0.5
