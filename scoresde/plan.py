@@ -122,14 +122,42 @@ def plan(
     return Plan(solver, nodes, adaptive, keep)
 
 
+def starts_at_data(times: Sequence[float] | Tensor | None) -> bool:
+    """Whether wanted times begin at the data, t = 0, so that a solve runs to noise.
+
+    Parameters
+    ----------
+    times : sequence of float, or None
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    TypeError
+        If it is no sequence of numbers.
+
+    Examples
+    --------
+    >>> starts_at_data([0.0, 1.0]), starts_at_data(None)
+    (True, False)
+    """
+    return times is not None and bool((_numbers(times).flatten()[:1] == 0).any())
+
+
+def _numbers(times: Sequence[float] | Tensor) -> Tensor:
+    try:
+        return torch.as_tensor(times, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"times is a sequence of numbers, got {times!r}") from None
+
+
 def _times(times: Sequence[float] | Tensor | None, forward: bool) -> Tensor:
     """The wanted times, from noise to data whichever way the solve goes."""
     if times is None:
         return torch.tensor([1.0, 0.0], dtype=torch.float64)
-    try:
-        wanted = torch.as_tensor(times, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"times is a sequence of numbers, got {times!r}") from None
+    wanted = _numbers(times)
     down = wanted.flip(0) if forward and wanted.ndim == 1 else wanted
     if down.ndim != 1 or len(down) < 2 or not bool((down[1:] < down[:-1]).all()) or down[0] != 1 or down[-1] != 0:
         way = "increase from 0 (data) to 1 (noise)" if forward else "decrease from 1 (noise) to 0 (data)"

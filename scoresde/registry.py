@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -37,9 +38,17 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     "Did you mean 'rk45'? There are: euler, rk45."
     """
     choices = sorted(choices)
-    near = difflib.get_close_matches(str(name), choices, n=1, cutoff=0.5)
-    hint = f"Did you mean {near[0]!r}? " if near else ""
+    if not choices:
+        return "It takes none."
+    plain = {_plain(choice): choice for choice in choices}
+    near = difflib.get_close_matches(_plain(str(name)), plain, n=1, cutoff=0.5)
+    hint = f"Did you mean {plain[near[0]]!r}? " if near else ""
     return f"{hint}There are: {', '.join(choices)}."
+
+
+def _plain(name: str) -> str:
+    """A name as people spell it elsewhere: "DPM++ 2M" is "dpmpp2m"."""
+    return re.sub(r"[-_ .]", "", name.lower().replace("++", "pp"))
 
 
 class Registry(Generic[T]):
@@ -105,9 +114,7 @@ class Registry(Generic[T]):
             raise TypeError(f"write @{self.kind.upper()}{'E' if self.kind.endswith('s') else ''}S.register('name')")
 
         def decorate(cls: C) -> C:
-            taken = self._makers.get(name)
-            if taken is not None and _place(taken) != _place(cls):
-                raise ValueError(f"the {self.kind} name {name!r} is taken by {taken!r}; choose another")
+            self._check_free(name, cls)
             _remember_options(cls)
             self._makers[name] = cls
             return cls
@@ -131,8 +138,7 @@ class Registry(Generic[T]):
         >>> NUMBERS.build("seven")
         7
         """
-        if name in self._makers and _place(self._makers[name]) != _place(maker):
-            raise ValueError(f"the {self.kind} name {name!r} is taken by {self._makers[name]!r}; choose another")
+        self._check_free(name, maker)
         self._makers[name] = maker
 
     def alias(self, name: str, target: str) -> None:
@@ -152,8 +158,10 @@ class Registry(Generic[T]):
         >>> NUMBERS.build("sept"), list(NUMBERS)
         (7, ['seven'])
         """
-        if name in self._makers or self._aliases.get(name, target) != target:
-            raise ValueError(f"the {self.kind} name {name!r} is taken; choose another")
+        if target not in self._makers:
+            raise ValueError(f"unknown {self.kind} {target!r}. {nearest(target, self._makers)}")
+        if self._aliases.get(name) != target:
+            self._check_free(name, None)
         self._aliases[name] = target
 
     def family(self, prefix: str, maker: Callable[..., T]) -> None:
@@ -189,7 +197,17 @@ class Registry(Generic[T]):
         >>> NUMBERS.add("seven", lambda: 7); NUMBERS.remove("seven"); list(NUMBERS)
         []
         """
-        del self._makers[name]
+        self[name]  # raises for one that there is not
+        self._aliases.pop(name, None)
+        self._makers.pop(name, None)
+
+    def _check_free(self, name: str, maker: object) -> None:
+        taken = self._makers.get(name)
+        if ":" in name and name.partition(":")[0] in self._families:
+            raise ValueError(f"names like {name!r} belong to {name.partition(':')[0]}; choose another")
+        if name in self._aliases or (taken is not None and _place(taken) != _place(maker)):
+            by = f"stands for {self._aliases[name]!r}" if name in self._aliases else f"is taken by {taken!r}"
+            raise ValueError(f"the {self.kind} name {name!r} {by}; choose another")
 
     def build(self, name: str, *args: Any, **options: Any) -> T:
         """Build what is registered under `name`.
@@ -288,11 +306,8 @@ class Registry(Generic[T]):
         return f"<{self.kind} registry: {', '.join(self._makers)}>"
 
     def __contains__(self, name: object) -> bool:
-        """Whether the name is registered."""
-        if not isinstance(name, str):
-            return False
-        prefix, colon, _ = name.partition(":")
-        return name in self._makers or name in self._aliases or (bool(colon) and prefix in self._families)
+        """Whether the name is registered, or stands for one that is; members of families are not looked up."""
+        return name in self._makers or name in self._aliases
 
     def __iter__(self) -> Iterator[str]:
         """Names in the order of registration."""
@@ -305,7 +320,10 @@ class Registry(Generic[T]):
         if colon and prefix in self._families:
             return functools.partial(self._families[prefix], member)
         if name not in self._makers:
-            raise ValueError(f"unknown {self.kind} {name!r}. {nearest(name, self._makers)}")
+            close = self._aliases.get(next((a for a in self._aliases if _plain(a) == _plain(name)), ""), name)
+            families = ", ".join(f"{prefix}:…" for prefix in self._families)
+            rest = f" Of other libraries: {families}." if families else ""
+            raise ValueError(f"unknown {self.kind} {name!r}. {nearest(close, self._makers)}{rest}")
         return self._makers[name]
 
 

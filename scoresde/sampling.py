@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plan import check_generator, chunks, levels, plan, problem, run
+from .plan import check_generator, chunks, levels, plan, problem, run, starts_at_data
 from .random import PATH, PRIOR, Noise, draw_seed
 from .sde import ScoreSDE, evaluating, require_sde
 from .solvers import Problem, Solver
@@ -117,7 +117,7 @@ def solve(
     """
     sde = require_sde(sde, "solve")
     check_generator(generator)
-    forward = start is not None and times is not None and len(times) > 0 and float(times[0]) == 0.0
+    forward = start is not None and starts_at_data(times)
     how = plan(sde, solver, steps, spacing, options, times=times, forward=forward)
     if forward and how.solver.stochastic:
         raise ValueError(f"data go to noise along the ODE, and solver {solver!r} is stochastic; try 'adams'")

@@ -45,3 +45,16 @@ __all__ = [
     "TorchDiffEq",
     "TorchSDE",
 ]
+
+# As other toolkits spell them: Euler ancestral with eta = 1 is the posterior of DDPM.
+for _name, _target in {
+    "ddpm": "ancestral",
+    "euler_ancestral": "ancestral",
+    "euler_a": "ancestral",
+    "euler_maruyama": "em",
+    "predictor_corrector": "pc",
+    "gotta_go_fast": "ggf",
+    "sa_solver": "sa",
+    "uni_pc": "unipc",
+}.items():
+    SOLVERS.alias(_name, _target)

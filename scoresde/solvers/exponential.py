@@ -53,6 +53,11 @@ class Exponential:
     w_hat : tuple or None
         Weights at the last node of an embedded method of one order less, if the method has one.
 
+    Raises
+    ------
+    ValueError
+        For another predict, or rows that do not fit each other.
+
     Examples
     --------
     >>> EXPONENTIALS["dpm_3"].c
@@ -64,6 +69,14 @@ class Exponential:
     c: tuple[float, ...]
     w: tuple[Weights, ...]
     w_hat: Weights | None = None
+
+    def __post_init__(self) -> None:
+        if self.predict not in ("x0", "eps"):
+            raise ValueError(f"predict is 'x0' or 'eps', got {self.predict!r}")
+        if len(self.w) != len(self.c) - 1 or self.c[0] != 0 or self.c[-1] != 1:
+            raise ValueError(
+                f"c goes from 0 to 1 and w has a row for each node after the first, got c={self.c} and {len(self.w)} rows"
+            )
 
 
 _TWO: tuple[Weights, ...] = (((1.0,),), ((), (1.0,)))

@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import number, whole
+from ..registry import nearest
 from .base import SOLVERS, Counts, Level, Problem, Solver
 
 Array = NDArray[np.float64]
@@ -68,6 +69,8 @@ class Row(NamedTuple):
     half: bool = False
     tau: float = 0.0
 
+
+VARIABLES = ("v", "x0", "eps")
 
 METHODS: dict[str, Row] = {
     "dpmpp_2m": Row("x0", 2, half=True),  # Lu et al. 2022b, Algorithm 2
@@ -189,11 +192,19 @@ def _ddim(row: Row, here: Level, there: Level, noise: float) -> Step:
 
 @dataclass(frozen=True)
 class Multistep(Solver):
-    """A row of `METHODS` on a fixed grid: z' = keep·z + Σ_j w_j·f_j + noise·n, one evaluation a step.
+    """A row of `METHODS` on a fixed grid: z' = keep·z + Σ_j w_j·f_j + noise·n, one evaluation a step. It serves no likelihood.
+
+    By name they take two options: `order`, the order of convergence, 1 to 4 (with a corrector at least 2, so that the
+    literature's UniPC-2 has order=3), and for methods in x̂0 `tau`, the strength of the noise: 0 the ODE, 1 the reverse SDE.
 
     Parameters
     ----------
     row : Row
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a row that is no method: an unknown variable, an order out of range, noise with another variable than "x0".
 
     References
     ----------
@@ -211,6 +222,16 @@ class Multistep(Solver):
 
     row: Row
     steps: ClassVar[int | None] = 50
+
+    def __post_init__(self) -> None:
+        row = self.row
+        if row.variable not in VARIABLES:
+            raise ValueError(f"unknown variable {row.variable!r}. {nearest(row.variable, VARIABLES)}")
+        if not 1 + row.corrector <= whole("order", row.order) <= 9:
+            raise ValueError(f"order is from {1 + row.corrector} to 9, got {row.order}")
+        number("tau", row.tau, 0, math.inf, closed=True, hint="0 is the ODE, 1 the reverse SDE")
+        if row.tau and row.variable != "x0":
+            raise ValueError(f"tau= goes with methods in x̂0 such as 'dpmpp_2m' and 'sa', got {row.tau}")
 
     @property
     def spacing(self) -> str:  # type: ignore[override]
@@ -312,11 +333,7 @@ def multistep(row: Row, order: int | None = None, tau: float | None = None) -> M
     """
     if order is not None and not 1 + row.corrector <= whole("order", order) <= 4:
         raise ValueError(f"order is from {1 + row.corrector} to 4, got {order}")
-    if tau is not None:
-        number("tau", tau, 0, math.inf, closed=True, hint="0 is the ODE, 1 the reverse SDE")
-        if tau and row.variable != "x0":
-            raise ValueError(f"tau= goes with methods in x̂0 such as 'dpmpp_2m' and 'sa', got {tau}")
-    return Multistep(row._replace(order=order or row.order, tau=row.tau if tau is None else float(tau)))
+    return Multistep(row._replace(order=order or row.order, tau=row.tau if tau is None else tau))
 
 
 for _name, _row in METHODS.items():

@@ -72,6 +72,10 @@ class Tableau:
                 f"a tableau of {n} stages has rows of a with {wanted} entries, got {came}; "
                 "b_hat and b_low have as many entries as b"
             )
+        for name in ("b", "b_hat", "b_low"):
+            weights = getattr(self, name)
+            if weights is not None and not abs(math.fsum(weights) - 1) < 1e-9:
+                raise ValueError(f"weights {name} add up to 1, got {math.fsum(weights):g}")
 
     @functools.cached_property
     def c(self) -> Row:
