@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import scoresde
 from scoresde import toy
+from scoresde.solvers import Problem
 
 torch.set_num_threads(1)  # the suite is small tensors; threads only add noise to its run time
 
@@ -37,6 +38,35 @@ class Linear(nn.Module):
     def forward(self, x: Tensor, t: Tensor, **condition: Tensor) -> Tensor:
         h = torch.tanh(self.first(torch.cat([x.flatten(1), t[:, None]], 1)))
         return self.last(h).reshape(x.shape)
+
+
+@scoresde.SOLVERS.register("test_midpoint")
+class Midpoint(scoresde.Stepper):
+    """A deterministic solver as a user would write it: the midpoint rule in φ."""
+
+    order, ode, evaluations, spacing = 2, True, 2, "arc"
+
+    def step(self, problem: Problem, z: Tensor, i: int) -> Tensor:
+        here, there = problem.levels[i].phi, problem.levels[i + 1].phi
+        h = there - here
+        half = z + 0.5 * h * problem.velocity(z, here, None)
+        return z + h * problem.velocity(half, here + 0.5 * h, None)
+
+
+@scoresde.SOLVERS.register("test_renoise")
+class Renoise(scoresde.Stepper):
+    """A stochastic solver as a user would write it: DDIM to twice as small a step's noise level, then up to it by fresh noise.
+
+    In u = σ/α, from u to v = u'·u'/u by DDIM and from v to u' by noise: DDPM's posterior, whose share of old noise is (u'/u)².
+    """
+
+    order, stochastic, steps, spacing = 1, True, 250, "logsnr"
+
+    def step(self, problem: Problem, z: Tensor, i: int) -> Tensor:
+        here, there = problem.levels[i], problem.levels[i + 1]
+        x0, eps = problem.denoise(z, i)
+        keep = (there.sin * here.cos) / (there.cos * here.sin)  # u'/u, 0 at both infinite ends
+        return there.cos * x0 + there.sin * (keep * eps + math.sqrt(max(0.0, 1 - keep**2)) * problem.noise())
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -357,10 +357,11 @@ def test_pieces_of_a_path_add_up_and_are_independent() -> None:
 
 
 def test_ggf_smaller_tolerance_smaller_error_more_evaluations() -> None:
-    """Spread of modes in 2-D, whose standard error is 0.4%; false alarm: DIFF."""
+    """Spread of modes in 2-D, 67%, 9% and 1% too wide: differences of ten standard errors and more, p < 1e-20."""
     found = [ratio("vp", "2-D", "ggf", rtol=tol, atol=tol) for tol in (0.4, 0.15, 0.03)]
     errors, evaluations = [abs(r - 1) for r, _, _ in found], [nfe for _, _, nfe in found]
-    assert errors[0] > errors[1] + 0.02 > errors[2] + 0.02
+    assert errors[0] > errors[1] + 0.02
+    assert errors[1] > errors[2] + 0.02
     assert evaluations[0] < evaluations[1] < evaluations[2]
 
 

@@ -85,7 +85,8 @@ class GottaGoFast(Stepper):
     most 1, and the next is θ·error^(−r) times as long. sin φ is the noise level where the step starts: without it (as in the
     paper, where x and not z is the state) steps near the data are too long, and modes up to 1% wider at equal cost. A rejected
     step costs one evaluation, not two, and what it saw of the Brownian path is kept, where the paper draws anew and so prefers
-    quiet paths. With `steps=` it takes a fixed grid. A tolerance bounds the error of a step along a path, not that of the law.
+    quiet paths. The paper's scale is max(atol, rtol·…) where ours is the sum. With `steps=` it takes a fixed grid. A
+    tolerance bounds the error of a step along a path, not that of the law.
 
     Parameters
     ----------

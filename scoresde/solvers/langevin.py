@@ -58,8 +58,9 @@ class PredictorCorrector(Stepper):
 
     Parameters
     ----------
-    predictor : str
-        A registered stepper: "ancestral", "reverse_diffusion", "em", "ddim", "heun", …
+    predictor : str or Stepper
+        A registered stepper, "ancestral", "reverse_diffusion", "em", "ddim", "heun", …, or one with options of its own. Methods
+        that remember earlier steps ("dpmpp_2m", "adams") can't be corrected in between.
     corrector : str
         A key of `CORRECTORS`: "langevin", "ald" or "none".
     snr : float
@@ -85,7 +86,7 @@ class PredictorCorrector(Stepper):
     ValueError: unknown corrector 'metropolis'. There are: ald, langevin, none.
     """
 
-    predictor: str = "ancestral"
+    predictor: str | Stepper = "ancestral"
     corrector: str = "langevin"
     snr: float = 0.16
     corrections: int = 1
@@ -99,11 +100,13 @@ class PredictorCorrector(Stepper):
         if self.corrector not in CORRECTORS:
             raise ValueError(f"unknown corrector {self.corrector!r}. {nearest(self.corrector, CORRECTORS)}")
         if self.predictor == "pc" or not isinstance(self._predictor, Stepper):
-            raise ValueError(f"{self.predictor!r} can't be a predictor; try 'ancestral', 'em' or 'ddim'")
+            why = "it remembers earlier steps, or is no solver that goes from level to level"
+            raise ValueError(f"{self.predictor!r} can't be a predictor: {why}; try 'ancestral', 'em' or 'ddim'")
 
     @functools.cached_property
     def _predictor(self) -> Stepper:
-        return SOLVERS.build(self.predictor)  # type: ignore[return-value]
+        named = SOLVERS.build(self.predictor) if isinstance(self.predictor, str) else self.predictor
+        return named  # type: ignore[return-value]
 
     def nfe(self, steps: int) -> int:  # noqa: D102
         return self._predictor.nfe(steps) + (steps - 1) * self.corrections * (self.corrector != "none")

@@ -11,7 +11,7 @@ with ℓ_j the Lagrange polynomials on the last nodes. Three variables are in us
     eps   d(z/cos φ) = −e^{−λ}·ε̂ dλ                         ω = −cos φ'·e^{−λ}              DEIS
 
 where κ = 1 + τ², and τ is the strength of the noise: 0 the probability-flow ODE, 1 the reverse SDE with the noise
-sin φ'·√(1 − e^{−2τ²(λ' − λ)})·n (Xue et al. 2023, eq. 11). A method is then a row (variable, order, corrector, half, τ). With a
+sin φ'·√(1 − e^{−2τ²(λ' − λ)})·n (Xue et al. 2023). A method is then a row (variable, order, corrector, half, τ). With a
 corrector the value at the new node, evaluated at the predicted state, joins the polynomial and the step is taken again
 ("PEC": one evaluation a step); the order grows by one. `half` is the field's shortcut for two nodes: instead of the exact
 weights those of the midpoint, as in DPM-Solver++(2M) and UniPC.
@@ -77,7 +77,7 @@ METHODS: dict[str, Row] = {
     "dpmpp_3m": Row("x0", 3),
     "deis": Row("eps", 3),  # Zhang & Chen 2023, with polynomials in λ
     "unipc": Row("x0", 3, corrector=True, half=True),  # Zhao et al. 2023, B(h) = e^h − 1
-    "dpmpp_2m_sde": Row("x0", 2, half=True, tau=1.0),  # Lu et al. 2022b, eq. 19
+    "dpmpp_2m_sde": Row("x0", 2, half=True, tau=1.0),  # Lu et al. 2022b, SDE-DPM-Solver++(2M)
     "dpmpp_3m_sde": Row("x0", 3, tau=1.0),
     "sa": Row("x0", 4, corrector=True, tau=1.0),  # Xue et al. 2023: predictor and corrector of 3 steps
 }
@@ -192,7 +192,9 @@ def _ddim(row: Row, here: Level, there: Level, noise: float) -> Step:
 
 @dataclass(frozen=True)
 class Multistep(Solver):
-    """A row of `METHODS` on a fixed grid: z' = keep·z + Σ_j w_j·f_j + noise·n, one evaluation a step. It serves no likelihood.
+    """A row of `METHODS` on a fixed grid: z' = keep·z + Σ_j w_j·f_j + noise·n, one evaluation a step.
+
+    Those in x̂0 and ε̂, all that have names, serve no likelihood.
 
     By name they take two options: `order`, the order of convergence, 1 to 4 (with a corrector at least 2, so that the
     literature's UniPC-2 has order=3), and for methods in x̂0 `tau`, the strength of the noise: 0 the ODE, 1 the reverse SDE.
@@ -242,6 +244,11 @@ class Multistep(Solver):
     def order(self) -> int:  # type: ignore[override]
         """Order of convergence; with noise weak, and 2 at most: what is extrapolated lags a step behind its noise."""
         return min(2, self.row.order) if self.row.tau else self.row.order
+
+    @property
+    def ode(self) -> bool:  # type: ignore[override]
+        """Whether it interpolates the velocity itself."""
+        return self.row.variable == "v"
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]

@@ -133,13 +133,13 @@ class ReverseDiffusion(Stepper):
 
         x_s = (2 − a)·x_t − (v/σ_t)·ε̂ + √v·n.
 
-    For VE, a = 1 and v = σ_t² − σ_s²: their eq. 47. For VP, v = 1 − a² = β with 1 − β = α_t²/α_s²: their eq. 46,
+    For VE, a = 1 and v = σ_t² − σ_s²: their Algorithm 2. For VP, v = 1 − a² = β with 1 − β = α_t²/α_s²: their Algorithm 3,
     (2 − √(1 − β))·x + β·s + √β·n. `score_sde` takes β(t)/N for this β, which is the same to first order and passes 1, so that its
     roots are NaN, at N ≤ 20. Where α_t = 0 the kernel holds nothing of x_s, and x_s = α_s·x̂0 + σ_s·n.
 
     References
     ----------
-    Song et al., Score-based generative modeling through stochastic differential equations, ICLR 2021, Appendix E, eq. 46.
+    Song et al., Score-based generative modeling through stochastic differential equations, ICLR 2021, Appendix E.
 
     Examples
     --------

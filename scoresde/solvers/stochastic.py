@@ -55,7 +55,7 @@ class ChurnedHeun(Stepper):
     Heun step from û to the next level, two evaluations (one if that has σ = 0). Without churn it is deterministic. What EDM
     does to t = σ/α this does to u, in units of the standardized data (σ_data = 1 for us, 0.5 for EDM). û does not
     pass the process's own noise end, beyond which the network was not trained. At 50 evaluations `spacing="arc"` with churn=10
-    keeps the spread of modes to 0.1%, where EDM's own spacing is 2 to 4% off without churn and 5 to 10% with it.
+    keeps the spread of modes to 0.2%, where EDM's own spacing is 2 to 4% off without churn and 5 to 10% with it.
 
     Parameters
     ----------
