@@ -240,7 +240,7 @@ class Registry(Generic[T]):
         if not isinstance(name, str):
             raise TypeError(f"a {self.kind} name is a string, got {type(name).__name__}")
         maker = self[name]
-        parameters = inspect.signature(maker).parameters
+        parameters = inspect.signature(maker).parameters if options else {}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             for option in options:
                 if option not in parameters:

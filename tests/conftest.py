@@ -55,9 +55,9 @@ class Midpoint(scoresde.Stepper):
 
 @scoresde.SOLVERS.register("test_renoise")
 class Renoise(scoresde.Stepper):
-    """A stochastic solver as a user would write it: DDIM to twice as small a step's noise level, then up to it by fresh noise.
+    """A stochastic solver as a user would write it: DDIM beyond the next level, then back up to it by fresh noise.
 
-    In u = σ/α, from u to v = u'·u'/u by DDIM and from v to u' by noise: DDPM's posterior, whose share of old noise is (u'/u)².
+    In u = σ/α, from u to v = u'²/u by DDIM and from v to u' by noise of variance u'² − v²: that is DDPM's posterior.
     """
 
     order, stochastic, steps, spacing = 1, True, 250, "logsnr"

@@ -45,15 +45,28 @@ class Waits(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("solver", FIXED)
-def test_fixed_steps_wait_for_no_device_and_keep_nothing(solver: str) -> None:
+# With another prediction than "edm", `ScoreSDE.flow` makes its coefficients anew at every angle, and moves them to the device.
+BY_ANGLE = {"dpmpp_2s", "dpmpp_3s", "dpm_2", "dpm_3", "dpm_adaptive", "ggf", "restart"}
+BY_ANGLE |= {name for name in FIXED if SOLVERS.build(name).ode}
+MOVES = pytest.mark.xfail(reason="ScoreSDE.flow copies coefficients to the device at every evaluation", strict=False)
+
+
+@pytest.mark.parametrize(
+    ("solver", "predict"),
+    [
+        pytest.param(solver, predict, marks=[MOVES] if predict != "edm" and solver in BY_ANGLE else [])
+        for solver in FIXED
+        for predict in ("edm", "v", "eps")
+    ],
+)
+def test_fixed_steps_wait_for_no_device_and_keep_nothing(solver: str, predict: str) -> None:
     """The operations that would wait for a GPU, and the network outputs alive at once, do not grow with the number of steps.
 
     Noise is drawn ahead for up to 32 steps, by generators of its own: a copy, not a wait.
     """
     seen = []
     for steps in (20, 60):
-        sde = ScoreSDE(scoresde.VPSDE(), net := Net(), shape=(2,))
+        sde = ScoreSDE(scoresde.VPSDE(), net := Net(), shape=(2,), predict=predict)
         with Waits() as waits:
             x = scoresde.sample(sde, 8, solver=solver, steps=steps, generator=generator())
         seen.append((waits.count, net.most))

@@ -1,4 +1,4 @@
-"""Singlestep exponential integrators against the papers' recursions, diffusers, k-diffusion's algorithm, and their order."""
+"""Singlestep exponential integrators against the papers' recursions, diffusers, a formula of k-diffusion, and their order."""
 
 from __future__ import annotations
 
@@ -174,8 +174,8 @@ def test_trajectory_equals_diffusers(solver: str) -> None:
         assert max(float((a - b).abs().max()) for a, b in zip(ours[1:], theirs(False), strict=True)) > 1e-5
 
 
-def test_trajectory_equals_k_diffusion() -> None:
-    """`sample_dpmpp_2s_ancestral` with eta = 0, its lines in its own variables (x = x0 + σ·ε), on Karras' own process.
+def test_trajectory_equals_a_recursion_retyped_from_k_diffusion() -> None:
+    """`sample_dpmpp_2s_ancestral` with eta = 0, its formulas in its own variables (x = x0 + σ·ε), on Karras' own process.
 
     It ends at σ = 0 with an Euler step, x = x̂0; ours end there at second order (`test_the_end_at_sigma_0_is_no_bottleneck`).
     """
@@ -230,7 +230,7 @@ def test_the_end_at_sigma_0_is_no_bottleneck(solver: str) -> None:
     """From σ(1)/α(1) = ∞ to σ(0) = 0 on a grid uniform in φ: order 2 for all, where first-order ends would leave 10 times more.
 
     Near σ = 0 such a grid has steps in λ that don't shrink, log 2 and log 3/2 and so on: of order 3, 2 is left, and of order 2
-    up to a logarithm 2. The docstring says so; the default grid is uniform in λ.
+    up to a logarithm 2. The docstring says so. This is their default grid.
     """
     coarse, fine = errors("rectified", solver, [64, 256], "arc")
     assert 1.7 < math.log(coarse / fine, 4) < 2.15
@@ -243,16 +243,18 @@ def test_the_end_at_sigma_0_is_no_bottleneck(solver: str) -> None:
 def test_few_steps_are_exact_where_the_denoised_value_stays(name: str, solver: str, steps: int) -> None:
     """All data at one point m: x̂0 = m and ε̂ keep their values, so steps in λ end at cos φ·m + sin φ·ε.
 
-    One or two steps are too long for λ, and merely near; from eight on only those to infinite λ are classical, and short.
+    One or two of them from λ = −0.99 to 0.99; eight all the way, where only those to infinite λ are classical, and short.
     """
     process, m = scoresde.PROCESSES.build(name), torch.tensor([2.0, -1.0], dtype=torch.float64)
     sde = scoresde.oracle(toy.GaussianMixture(m[None], 1e-9), process).double()
     z = torch.randn(50, 2, generator=generator(), dtype=torch.float64)
-    first, last = (levels(sde, torch.tensor([t], dtype=torch.float64))[0] for t in (1.0, 0.0))
+    inner = process.time(torch.atan(torch.exp(-torch.linspace(-0.99, 0.99, steps + 1, dtype=torch.float64))))
+    times = inner if steps < 8 else plan(sde, solver, steps, "logsnr", {}).times
+    first, last = levels(sde, times[[0, -1]])
     wanted = last.cos * m + last.sin * (z - first.cos * m) / first.sin
-    end = on_grid(sde, solver, z, plan(sde, solver, steps, "logsnr", {}).times)[-1]
+    end = on_grid(sde, solver, z, times)[-1]
     finite = min(first.cos, last.sin) > 0
-    torch.testing.assert_close(end, wanted, rtol=0, atol=4.0 if steps < 8 else 1e-9 if finite else 1e-4)
+    torch.testing.assert_close(end, wanted, rtol=0, atol=1e-9 if finite else 1e-4)
 
 
 @pytest.mark.parametrize("solver", NAMES)

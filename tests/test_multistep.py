@@ -196,7 +196,7 @@ def test_gaussian_map_is_the_papers_recursion(name: str, row: Row) -> None:
     np.testing.assert_allclose(got.numpy(), wanted, rtol=1e-12, atol=1e-12)
 
 
-# --- diffusers and k-diffusion, given the same network outputs and noise ------------------------------------------------------
+# --- diffusers, and k-diffusion's recursions retyped, given the same network outputs and noise --------------------------------
 
 
 class Wiggle(nn.Module):
@@ -339,7 +339,7 @@ def test_third_order_is_diffusers_but_for_the_weight_of_the_curvature(
 def k_diffusion(
     sde: ScoreSDE, nodes: Sequence[Level], z: Tensor, noise: Tensor, order: int, eta: float, weight: Callable | None = None
 ) -> list[Tensor]:
-    """DPM-Solver++ 2M and 3M in the form of sample_dpmpp_2m, _2m_sde, _3m_sde: x = x0 + σ·ε and steps of −log σ."""
+    """The recursions of sample_dpmpp_2m, _2m_sde and _3m_sde, retyped: x = x0 + σ·ε and steps of −log σ."""
     task, states = problem(sde, tuple(nodes), False, lambda: z), []
     ratio = [level.sin / level.cos for level in nodes]
     x, old = z / nodes[0].cos, []
@@ -368,8 +368,11 @@ def k_diffusion(
 
 
 @pytest.mark.parametrize("steps", [8, 40])
-def test_rows_equal_the_recursions_of_k_diffusion(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """2M and 2M SDE as they are, 3M SDE with the full weight of the curvature, to 1e-11; with their half of it not."""
+def test_rows_equal_recursions_retyped_from_k_diffusion(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2M and 2M SDE as they are, 3M SDE with the full weight of the curvature, to 1e-11; with their half of it not.
+
+    k-diffusion itself is no dependency of the tests: this compares with its formulas, not with its code.
+    """
     sde, nodes, z, noise = wiggly(steps, zero=True)
     for row, order, eta in ((METHODS["dpmpp_2m"], 2, 0.0), (METHODS["dpmpp_2m_sde"], 2, 1.0), (METHODS["dpmpp_3m_sde"], 3, 1.0)):
         draws = iter(noise)
@@ -448,10 +451,10 @@ def test_each_row_has_its_order(row: Row, quiet: tuple[ScoreSDE, Tensor, Tensor]
         assert abs(slope - row.order) < 0.15, (slopes(errors), errors)
 
 
-def test_third_order_of_diffusers_and_k_diffusion_is_second(
+def test_half_the_weight_of_the_curvature_makes_the_third_order_second(
     quiet: tuple[ScoreSDE, Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With half of the curvature's weight, as theirs has, the slope over six halvings is 2, with all of it 3."""
+    """With half of the curvature's weight, as diffusers' has (above) and k-diffusion's formula, the slope is 2; with all, 3."""
     sde, z, exact = quiet
     for weight, order in ((half_of_it, 2), (lambda big: 2 * half_of_it(big), 3)):
         monkeypatch.setattr(
@@ -584,13 +587,19 @@ def solved(sde: ScoreSDE, n: int, tolerance: float, solver: str = "adams", **how
 @pytest.mark.parametrize("name", ["vp", "rectified", "ve"])
 @pytest.mark.parametrize("mixture", list(PROBLEMS))
 def test_adams_error_follows_its_tolerance(mixture: str, name: str) -> None:
-    """End point's RMS error between tolerance/30 and the tolerance, over six decades, against Dormand–Prince at 1e-12."""
+    """End point's error over six decades of tolerance, against Dormand–Prince at 1e-12, for 500 samples.
+
+    The median sample's is between tolerance/50 and 0.7 × tolerance (0.03 to 0.44 measured). The RMS over samples is below
+    5 × tolerance, not below the tolerance (0.06 to 2.3 measured): a few samples near separatrices of the 8 Gaussians decide it.
+    """
     sde = scoresde.oracle(PROBLEMS[mixture], scoresde.PROCESSES.build(name)).double()
-    exact = solved(sde, 48, 1e-12, "rk45").x[-1]
+    exact = solved(sde, 500, 1e-12, "rk45").x[-1]
     cost = 0.0
     for tolerance in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8):
-        solution = solved(sde, 48, tolerance)
-        assert tolerance / 30 < rms(solution.x[-1] - exact) < tolerance
+        solution = solved(sde, 500, tolerance)
+        error = solution.x[-1] - exact
+        assert tolerance / 50 < float(error.square().mean(1).sqrt().median()) < 0.7 * tolerance
+        assert tolerance / 30 < rms(error) < 5 * tolerance
         assert bool((solution.nfe == 1 + solution.accepted + solution.rejected).all())
         assert cost < float(solution.nfe.double().mean()) < 2 * cost + 30
         cost = float(solution.nfe.double().mean())
@@ -599,17 +608,20 @@ def test_adams_error_follows_its_tolerance(mixture: str, name: str) -> None:
 @pytest.mark.parametrize("mixture", ["8 Gaussians", "bumps"])
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_adams_likelihood_follows_its_tolerance(mixture: str, name: str) -> None:
-    """RMS error of log p(x) between tolerance/50 and the tolerance over six decades, against the closed form; so the latent's."""
+    """Error of log p(x) over six decades of tolerance, against the closed form, for 200 samples; and that of the latent.
+
+    RMS between tolerance/80 and the tolerance: over seeds, 0.03 to 0.30 of it were measured, and up to 0.08 for the latent.
+    """
     density, process = PROBLEMS[mixture], scoresde.PROCESSES.build(name)
     sde = scoresde.oracle(density, process).double()
     (alpha0, sigma0), (alpha, sigma) = at(process, 0.0), at(process, 1.0)
-    x = density.sample(24, generator=generator(3)).double()
+    x = density.sample(200, generator=generator(3)).double()
     truth = density.perturb(alpha0, sigma0).log_prob(x)
     prior = density.perturb(alpha, sigma)
     latent = scoresde.likelihood(sde, x, rtol=1e-12, atol=1e-12).latent
     for tolerance in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8):
         found = scoresde.likelihood(sde, x, solver="adams", rtol=tolerance, atol=tolerance, prior=prior)
-        assert tolerance / 50 < rms(found.log_prob - truth) < tolerance
+        assert tolerance / 80 < rms(found.log_prob - truth) < tolerance
         assert rms(found.latent - latent) < tolerance * math.hypot(alpha, sigma)
 
 

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 import scoresde
 from conftest import MIXTURES, generator
-from scoresde import ScoreSDE, toy
+from scoresde import SOLVERS, ScoreSDE, toy
 from scoresde.plan import levels, problem
 from scoresde.solvers import TABLEAUS, AdaptiveRungeKutta, Counts, Problem, RungeKutta, Tableau
+from scoresde.solvers.base import rms
 
 ADAPTIVE = [name for name, tableau in TABLEAUS.items() if tableau.b_hat]
 DENSE = {"bosh3": 3, "rk45": 4, "tsit5": 4, "dop853": 7}
@@ -366,4 +367,26 @@ def test_steps_for_each_sample_pay(name: str) -> None:
         cost[kind] = np.array([min(rows for error, rows in points if error <= target) for target in (1e-2, 1e-3, 1e-4, 1e-5)])
     ratios = cost[AdaptiveRungeKutta] / cost[Shared]
     assert ratios[2:].max() <= 0.75, ratios
+    assert np.exp(np.log(ratios).mean()) <= 0.75, ratios
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["a spread for each", "unequal modes"])
+def test_steps_and_orders_for_each_sample_pay(name: str) -> None:
+    """The same for the default solver, "adams", whose shared variant takes the largest norm in the batch for all of it.
+
+    The geometric mean from 1e-2 to 1e-6 is at most 0.75. Single ratios are not all: over two seeds they ran from 0.46 to 0.85.
+    """
+    sde, z = mixed(name)
+    exact, _, _ = adapt(AdaptiveRungeKutta(TABLEAUS["dop853"], rtol=1e-12, atol=1e-12), sde, z, [1.0, 0.0])
+    cost = []
+    for norm in (rms, lambda e: rms(e).reshape(-1, len(z)).amax(1, keepdim=True).expand(-1, len(z)).flatten()):
+        points = []
+        for exponent in np.arange(2.0, 8.6, 0.5):
+            task = posed(sde, torch.tensor([1.0, 0.0], dtype=torch.float64))
+            task.norm = norm
+            end, counts = SOLVERS.build("adams", rtol=10**-exponent, atol=10**-exponent).run(task, z)
+            points.append((float((end - exact).abs().max()), int(counts.nfe.sum())))
+        cost.append([min(rows for error, rows in points if error <= target) for target in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)])
+    ratios = np.array(cost[0]) / np.array(cost[1])
     assert np.exp(np.log(ratios).mean()) <= 0.75, ratios

@@ -431,6 +431,46 @@ def test_nothing_hangs() -> None:
         scoresde.sample(sde, 10, max_steps=50, generator=generator())
 
 
+ADAPTIVE = [name for name in SOLVERS if "max_steps" in SOLVERS.build(name).tolerances]
+
+
+class Half(nn.Module):
+    """A mild field, but stiff or NaN for the samples whose condition says so."""
+
+    def forward(self, x: Tensor, t: Tensor, bad: Tensor) -> Tensor:
+        worse = torch.where(bad == 1, 1e3 * torch.sign(torch.sin(1e4 * x[:, 0])), torch.where(t < 0.5, math.nan, 0.1))
+        return torch.where((bad > 0)[:, None], worse[:, None], -0.1 * x)
+
+
+@pytest.mark.parametrize(("kind", "match"), [(1, "max_steps"), (2, "not finite")])
+@pytest.mark.parametrize("solver", ADAPTIVE)
+def test_failures_leave_the_other_half_of_the_batch_as_it_was(solver: str, kind: int, match: str) -> None:
+    """Every second sample fails; the others are, bit for bit, those of a run in which none does."""
+    sde, bad = ScoreSDE(scoresde.VPSDE(), Half(), shape=(2,), sees="raw").double(), kind * (torch.arange(40) % 2)
+    how = {"solver": solver, "max_steps": 30 if (solver, kind) == ("ggf", 1) else 100}  # ggf is loose
+    if solver == "adams":  # it may name the step size instead, if a sample's last tiny step happens to be a finite one
+        match = match.replace("not finite", "not finite|step size fell")
+    clean = scoresde.sample(sde.given(bad=torch.zeros_like(bad)), 40, generator=generator(), **how)
+    with pytest.raises(scoresde.SolverError, match=match) as caught:
+        scoresde.sample(sde.given(bad=bad), 40, generator=generator(), **how)
+    assert torch.equal(caught.value.failed, bad > 0)
+    assert torch.equal(caught.value.x[bad == 0], clean[bad == 0])
+
+
+@pytest.mark.parametrize("solver", ["tsit5", "bosh3", "dop853", "dpm_adaptive"])
+def test_adaptive_samples_depend_on_the_batch_size_no_more_than_on_the_tolerance(solver: str) -> None:
+    """In float32 a matrix product's last bits depend on its size, so a step may be accepted here and rejected there."""
+    torch.manual_seed(0)
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=32)
+    nn.init.normal_(sde.net.out.weight, std=0.1)
+    how = {"solver": solver, "rtol": 1e-4, "atol": 1e-4}
+    whole = scoresde.sample(sde, 500, generator=generator(3), **how)
+    for batch_size in (1, 64, 333):
+        n = 3 if batch_size == 1 else 500
+        again = scoresde.sample(sde, n, generator=generator(3), batch_size=batch_size, **how)
+        torch.testing.assert_close(again, whole[:n], rtol=0, atol=1e-2)
+
+
 def test_end_points_equal_torchdiffeq_and_scipy() -> None:
     """The same flow in the process's own x and t, by two other libraries: dopri8 and LSODA at 1e-10."""
     import torchdiffeq

@@ -115,6 +115,7 @@ class Adams(Solver):
         q = torch.ones_like(nodes[:1])
         k, known = torch.ones(2, total, dtype=torch.int64, device=z.device)  # order of the predictor, number of nodes
         count = torch.arange(highest, device=z.device).unsqueeze(1)
+        broken = torch.zeros(total, dtype=torch.bool, device=z.device)  # whose last failed attempt met a NaN
         for attempt in range(1, self.max_steps + 1):
             m, t = len(delta), nodes[0]
             b = torch.clamp(t + (sign * (1 + 1e-9)) * h, min(start, end), max(start, end))
@@ -142,6 +143,7 @@ class Adams(Solver):
                 over[bad] = False
                 growth[bad] = growth[bad].nan_to_num(nan=0.2).clamp_max(SAFETY)
                 best[bad] = torch.minimum(best, k)[bad]
+                broken[bad] = ~v[bad].isfinite().all(1)
             for station, into in zip(stations, passed, strict=True):  # the polynomial knows all between t and b
                 inside = ((b - station.phi) * sign >= 0) & ((t - station.phi) * sign < 0)
                 inside[bad] = False
@@ -166,12 +168,12 @@ class Adams(Solver):
                 lost = nodes[0, leaves] != end
                 if bool(lost.any()):
                     failed[which] = lost
-                    nan = not bool(v[leaves[lost]].isfinite().all())
+                    nan = reason == "nan" or bool(broken[leaves[lost]].any())
                     reason = "nan" if nan else "steps" if attempt == self.max_steps else "stuck"
                 stay = (~over).nonzero()[:, 0] if attempt < self.max_steps else leaves[:0]
                 if not len(stay):
                     break
-                here, z, k, h, known = (x[stay] for x in (here, z, k, h, known))
+                here, z, k, h, known, broken = (x[stay] for x in (here, z, k, h, known, broken))
                 delta, q, nodes, rows = delta[:, stay], q[:, stay], nodes[:, stay], here
         for i, state in enumerate(passed, start=1):
             problem.observe(i, state)
