@@ -110,16 +110,36 @@ def plan(
         nodes = wanted
     else:
         nodes = grid(sde.process, steps, spacing or solver.spacing)
-        if times is not None and spacing == "ddpm":
+        if len(wanted) > 2 and spacing == "ddpm":
             raise ValueError("times= can't join spacing='ddpm', whose levels are discrete; leave one out")
-        if times is not None:  # the wanted times join the grid
-            new = wanted[(wanted[:, None] - nodes).abs().min(1).values > 1e-12]
-            nodes = torch.cat([nodes, new]).sort(descending=True).values
+        if sde.phi_min > sde.process.phi_min:  # nodes below the hair would all stand for it
+            nodes = nodes[(sde.process.phi(nodes) > 1.5 * sde.phi_min) | (nodes == 0)]
+        nodes = _joined(nodes, wanted[1:-1], sde.process.phi)
     keep = (0, *(int((nodes - t).abs().argmin()) for t in wanted[1:-1]), len(nodes) - 1)
     if forward:
         last = len(nodes) - 1
         return Plan(solver, nodes.flip(0), adaptive, tuple(last - k for k in reversed(keep)))
     return Plan(solver, nodes, adaptive, keep)
+
+
+def _joined(nodes: Tensor, wanted: Tensor, phi: Callable[[Tensor], Tensor]) -> Tensor:
+    """The grid with wanted times among its nodes: the nearest node is moved there, or one added where that is taken or far.
+
+    A node more, close to another, would cost evaluations and is poison to methods that remember earlier steps.
+    """
+    if not len(wanted):
+        return nodes
+    times, taken, extra = nodes.clone(), {0, len(nodes) - 1}, []
+    angles = phi(nodes)
+    for time, angle in zip(wanted, phi(wanted), strict=True):
+        j = int((angles - angle).abs().argmin())
+        gap = float((angles[max(j - 1, 0) : j + 2].diff()).abs().max())
+        if j in taken or abs(float(angles[j] - angle)) > 0.5 * gap:
+            extra.append(time.reshape(1))
+        else:
+            taken.add(j)
+            times[j] = time
+    return torch.cat([times, *extra]).sort(descending=True).values
 
 
 def starts_at_data(times: Sequence[float] | Tensor | None) -> bool:

@@ -133,3 +133,77 @@ def test_networks_in_half_precision_keep_states_in_float32(dtype: torch.dtype) -
         if SOLVERS.build(solver).ode:  # z' = −out
             start = scoresde.solve(sde, 5, solver=solver, steps=steps, generator=generator()).x[0]
             torch.testing.assert_close(x, start + 0.25 * torch.pi / 2, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["adams", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "deis", "rk4"])
+@pytest.mark.parametrize("name", PROCESSES)
+def test_fixed_grids_start_at_the_data_too(name: str, solver: str) -> None:
+    """σ(0) = 0 on most paths, where λ is infinite: 100 steps from data to noise, and log p where there is one."""
+    mixture = toy.GaussianMixture(torch.tensor([[1.0, 0.0], [-1.0, 0.5]], dtype=torch.float64), 0.5)
+    sde = scoresde.oracle(mixture, scoresde.PROCESSES.build(name)).double()
+    x = mixture.sample(30, generator=generator(), dtype=torch.float64)
+    exact = scoresde.encode(sde, x, **TIGHT)
+    error = (scoresde.encode(sde, x, solver=solver, steps=100) - exact).square().mean().sqrt() / exact.std()
+    assert error < (0.1 if solver == "ddim" else 5e-3)
+    if SOLVERS.build(solver).ode:
+        there = scoresde.log_prob(sde, x, **TIGHT)
+        torch.testing.assert_close(scoresde.log_prob(sde, x, solver=solver, steps=100), there, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("solver", ["adams", "unipc", "dpmpp_3m", "deis", "sa", "dpmpp_3m_sde", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("spacing", [None, "time"])
+def test_wanted_times_do_not_upset_methods_that_remember(solver: str, spacing: str | None) -> None:
+    """float32 times lie beside the nodes of a "time" grid; others anywhere. The law's spread stays within 0.2 of its 0.3."""
+    sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE())
+    for m in (3, 5, 8, 11, 21, 31):
+        for dtype in (torch.float32, torch.float64):
+            times = torch.linspace(1, 0, m, dtype=dtype)
+            path = scoresde.solve(sde, 200, solver=solver, steps=20, spacing=spacing, times=times, generator=generator())
+            assert float(path.x[-1].norm(dim=1).std()) < 0.5
+            torch.testing.assert_close(path.t, times.double())
+
+
+def test_many_steps_of_a_prediction_that_stops_short_of_the_data() -> None:
+    sde = scoresde.build("vp", "mlp", shape=(2,), predict="x0")
+    for solver in ("adams", "dpmpp_3m", "deis", "unipc"):
+        assert bool(scoresde.sample(sde, 4, solver=solver, steps=800, generator=generator()).isfinite().all())
+
+
+def test_a_station_at_the_start_is_the_start() -> None:
+    class Flat(scoresde.Process):
+        def alpha(self, t: Tensor) -> Tensor:
+            return (1 - t) ** 4
+
+        def sigma(self, t: Tensor) -> Tensor:
+            return t
+
+    sde = scoresde.oracle(MIXTURES["8 Gaussians"], Flat()).double()
+    path = scoresde.solve(sde, 5, times=(1.0, 1 - 1e-5, 0.5, 0.0), generator=generator())
+    torch.testing.assert_close(path.x[1], path.x[0], rtol=0, atol=1e-3)
+
+
+def test_a_network_that_fails_once_is_asked_again() -> None:
+    """A NaN at one of the first calls is a step that was too long; adams goes on like rk45."""
+
+    class Once(nn.Module):
+        def __init__(self, call: int) -> None:
+            super().__init__()
+            self.left = call
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            self.left -= 1
+            out = 0.3 * torch.tanh(x)
+            return torch.where(torch.arange(len(x))[:, None] == 2, float("nan"), out) if self.left == 0 else out
+
+    for call in range(2, 9):
+        sde = ScoreSDE(scoresde.VPSDE(), Once(call), shape=(2,)).double()
+        clean = ScoreSDE(scoresde.VPSDE(), Once(-1), shape=(2,)).double()
+        got, want = (scoresde.sample(s, 5, generator=generator()) for s in (sde, clean))
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+
+
+def test_chunks_of_ggf_hold_for_thousands() -> None:
+    sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE()).double()
+    whole = scoresde.sample(sde, 3000, solver="ggf", generator=generator())
+    part = scoresde.sample(sde, 3000, solver="ggf", generator=generator(), batch_size=70)
+    torch.testing.assert_close(part, whole, rtol=0, atol=1e-5)

@@ -168,7 +168,9 @@ class GottaGoFast(Stepper):
             growth = THETA * error.clamp_min(1e-10) ** -RATE
             growth = torch.where(good, growth.clamp(0.2, 5.0), growth.clamp(0.1, 0.9).nan_to_num(nan=0.1))
             # A step cut short by a station or by a piece of path does not make the next one shorter.
-            h[rows] = torch.where(good, torch.maximum(step * growth, torch.where(step < long, long, 0.0)), step * growth)
+            h[rows] = torch.where(
+                good, torch.maximum(step * growth, torch.where(step < long * (1 - 1e-9), long, 0.0)), step * growth
+            )
             taken = rows[good]
             y[taken], phi[taken], fresh[rows] = new[good], goal[good], good
             path.depth[taken] -= 1

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -156,13 +155,21 @@ def coefficients(row: Row, levels: Sequence[Level]) -> list[Step]:
         kappa, length = 1 + row.tau**2, np.where(far[1:] | far[:-1], 1e3, np.diff(s))
         noise = sin[1:] * np.sqrt(-np.expm1(-2 * row.tau**2 * length))
         if row.variable == "x0":
-            rate, keep, scale = kappa, sin[1:] / sin[:-1] * np.exp(-(row.tau**2) * length), kappa * cos[1:]
+            rate, scale = kappa, kappa * cos[1:]
+            keep = sin[1:] / np.where(far[:-1], 1.0, sin[:-1]) * np.exp(-(row.tau**2) * length)
         else:
             rate, keep, scale = -1.0, cos[1:] / np.where(far[:-1], 1.0, cos[:-1]), -sin[1:]
     steps = np.arange(len(s) - 1)
     short = ~(far[1:] | far[:-1])
-    sees = np.where(short, np.minimum(row.order - row.corrector, steps + 1 - int(far[0])), 0)
-    found = [_ddim(row, levels[i], levels[i + 1], float(noise[i])) for i in range(len(steps))]
+    # How far back a polynomial may look: not across an infinite λ, nor across a gap much smaller than the step ahead.
+    gaps, sees, clear = np.abs(np.diff(s)), np.ones_like(steps), ~far[:-1]
+    for back in range(1, row.order - row.corrector):
+        clear = clear & (steps >= back) & ~far[np.maximum(steps - back, 0)]
+        clear &= gaps[np.maximum(steps - back, 0)] > gaps / 8
+        sees += clear
+    found = [
+        Step(0.0, [], [], 0.0) if short[i] else _ddim(row, levels[i], levels[i + 1], float(noise[i])) for i in steps.tolist()
+    ]
     for m in sorted(set(sees[short].tolist())):
         which = steps[short & (sees == m)]
         nodes, a, b = s[which[:, None] - np.arange(m)], s[which], s[which + 1]
@@ -186,6 +193,8 @@ def _ddim(row: Row, here: Level, there: Level, noise: float) -> Step:
     """The step of order 1 from or to an end where λ is infinite: cos φ'·x̂0 and, from pure noise, sin φ' of what ε was."""
     if row.variable == "eps" and here.cos > 1e-6:
         return Step(there.cos / here.cos, [there.sin - there.cos * here.sin / here.cos], [], 0.0)
+    if here.sin < 1e-6:  # from the data: z is x̂0 itself, and the value is ε̂
+        return Step(there.cos, [there.sin], [], 0.0)
     keep = 0.0 if row.tau else there.sin / here.sin
     return Step(keep, [there.cos], [], noise)
 
@@ -231,7 +240,7 @@ class Multistep(Solver):
             raise ValueError(f"unknown variable {row.variable!r}. {nearest(row.variable, VARIABLES)}")
         if not 1 + row.corrector <= whole("order", row.order) <= 9:
             raise ValueError(f"order is from {1 + row.corrector} to 9, got {row.order}")
-        number("tau", row.tau, 0, math.inf, closed=True, hint="0 is the ODE, 1 the reverse SDE")
+        number("tau", row.tau, 0, 2, closed=True, hint="0 is the ODE, 1 the reverse SDE")
         if row.tau and row.variable != "x0":
             raise ValueError(f"tau= goes with methods in x̂0 such as 'dpmpp_2m' and 'sa', got {row.tau}")
 
@@ -306,11 +315,12 @@ def _combine(keep: float, z: Tensor, weights: Sequence[float], values: Sequence[
 
 
 def _value(row: Row, problem: Problem, z: Tensor, i: int) -> Tensor:
-    """The variable at level i; from pure noise the DDIM step needs x̂0, whatever the variable."""
+    """The variable at level i; the DDIM step from pure noise needs x̂0, and that from pure data ε̂, whatever the variable."""
     if row.variable == "v":
         return problem.velocity(z, problem.levels[i].phi, None)
     x0, eps = problem.denoise(z, i)
-    return x0 if row.variable == "x0" or problem.levels[i].cos < 1e-6 else eps
+    level = problem.levels[i]
+    return x0 if level.cos < 1e-6 or (row.variable == "x0" and level.sin >= 1e-6) else eps
 
 
 def multistep(row: Row, order: int | None = None, tau: float | None = None) -> Multistep:

@@ -67,6 +67,8 @@ class DDIM(Stepper):
         x0, eps = problem.denoise(z, i)
         if self.stochastic and i + 1 == problem.last:
             return there.cos * x0
+        if not self.stochastic:
+            return there.cos * x0 + there.sin * eps
         ratio = (there.sin * here.cos) / (there.cos * here.sin)  # e^{λ − λ'}
         fresh = max(0.0, self.eta**2 * (1 - ratio) * (1 + ratio))
         z = there.cos * x0 + (there.sin * math.sqrt(1 - fresh)) * eps
