@@ -29,12 +29,12 @@ NOISE_END, TINY = 1e-6, 1e-300  # cos φ below NOISE_END is α = 0; TINY has a l
 def _heun(problem: Problem, z: Tensor, phi: float, x0: Tensor, eps: Tensor, i: int) -> Tensor:
     """Take Heun's step from z at angle φ, where the network said (x0, eps), to level i."""
     there, cos, sin = problem.levels[i], math.cos(phi), math.sin(phi)
-    if cos < NOISE_END:
-        h, v = there.phi - phi, cos * eps - sin * x0
-        return z.add(v.add(problem.velocity(torch.add(z, v, alpha=h), there.phi, None)), alpha=0.5 * h)
     end = there.cos * x0 + there.sin * eps
     if there.sin == 0:
         return end
+    if cos < NOISE_END:
+        h, v = there.phi - phi, cos * eps - sin * x0
+        return z.add(v.add(problem.velocity(torch.add(z, v, alpha=h), there.phi, None)), alpha=0.5 * h)
     _, eps1 = problem.denoise(end, i)
     return end.add_(eps1.sub_(eps), alpha=0.5 * (there.sin - there.cos * sin / cos))
 
