@@ -101,10 +101,10 @@ class Adams(Solver):
 
     def _adapt(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
         """Move each sample with steps and order of its own; those that are done leave the batch."""
-        stations = problem.levels[1:-1]
+        stations = torch.tensor([level.phi for level in problem.levels[1:-1]], dtype=torch.float64, device=z.device).unsqueeze(1)
         start, end = problem.levels[0].phi, problem.levels[-1].phi
         sign, total, highest = math.copysign(1.0, end - start), len(z), self.max_order - 1
-        result, passed = torch.empty_like(z), [z.clone() for _ in stations]
+        result, passed = torch.empty_like(z), z.expand(len(stations), *z.shape).clone()
         accepted, rejected = torch.zeros(2, total, dtype=torch.int64, device=z.device)
         failed, reason = torch.zeros(total, dtype=torch.bool, device=z.device), ""
 
@@ -148,14 +148,14 @@ class Adams(Solver):
                 growth[bad] = growth[bad].nan_to_num(nan=0.2).clamp_max(SAFETY)
                 best[bad] = torch.minimum(best, k)[bad]
                 broken[bad] = ~v[bad].isfinite().all(1)
-            for station, into in zip(stations, passed, strict=True):  # the polynomial knows all between t and b
-                inside = ((b - station.phi) * sign >= 0) & ((t - station.phi) * sign < 0)
-                inside[bad] = False
-                inside = inside.nonzero()[:, 0]
-                part = _integrals(nodes[:m, inside], t[inside], torch.full_like(t[inside], station.phi))
-                some, order = _column(part[:m] / q[:, inside] * (count[:m] < k[inside]), z), k[inside].unsqueeze(0)
-                last = _column((part / ahead[:, inside]).gather(0, order)[0], z) * fresh[order[0], inside]
-                into[here[inside]] = z[inside] + (some * delta[:, inside]).cumsum(0)[-1] + last
+            if len(stations):  # the polynomial knows all between t and b
+                inside = ((b - stations) * sign >= 0) & ((t - stations) * sign < 0)
+                inside[:, bad] = False
+                at, some = inside.nonzero(as_tuple=True)
+                part, order = _integrals(nodes[:m, some], t[some], stations[at, 0]), k[some].unsqueeze(0)
+                below = _column(part[:m] / q[:, some] * (count[:m] < order), z) * delta[:, some]
+                last = _column((part / ahead[:, some]).gather(0, order)[0], z) * fresh[order[0], some]
+                passed[at, here[some]] = z[some] + below.cumsum(0)[-1] + last
             h = gaps[0].abs() * growth
             new, passing = predicted + terms[1], torch.cat([b.unsqueeze(0), nodes[:-1]])
             if len(bad):
