@@ -207,7 +207,7 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
     shape = event_shape(about["shape"])
     process = PROCESSES.build(about["process"]["name"], **about["process"]["options"])
     net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
-    coupled = about.get("coupled", False)  # files of 0.1 do not say
+    coupled = about.get("coupled", False)  # older files do not say
     sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"], coupled=coupled)
     if about["averaged"]:
         sde.ema = copy.deepcopy(net).requires_grad_(False)

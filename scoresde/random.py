@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 64  # fewer where a sample is very large, so that drawing one does not draw gigabytes
+BLOCK = 64  # fewer where a sample has more than 512 numbers, so that a few samples do not draw for many
 AHEAD = 4096  # numbers drawn ahead per sample, so that a cheap network does not wait for its noise
 
 PRIOR, PATH, PROBE = range(3)  # streams: starting points, noise along the path, trace probes

@@ -206,7 +206,8 @@ class Multistep(Solver):
     Those in x̂0 and ε̂, all that have names, serve no likelihood.
 
     By name they take two options: `order`, the order of convergence, 1 to 4 (with a corrector at least 2, so that the
-    literature's UniPC-2 has order=3), and for methods in x̂0 `tau`, the strength of the noise: 0 the ODE, 1 the reverse SDE.
+    literature's UniPC-2 has order=3), and for methods in x̂0 `tau`, the strength of the noise: 0 the ODE, 1 the reverse
+    SDE, 2 at most.
 
     Parameters
     ----------
