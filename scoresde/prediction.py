@@ -50,7 +50,7 @@ PREDICTIONS: dict[str, Row] = {"edm": _edm, "x0": _x0, "eps": _eps, "v": _v, "sc
 
 
 class Coefficients(NamedTuple):
-    """The 2×2 system at one or many angles: floats for one, float64 tensors of shape (B, 1) for one per sample."""
+    """The 2×2 system at one or many angles: numbers for one (float64 tensors of shape (), or floats), (B, 1) for one a sample."""
 
     cos: float | Tensor
     sin: float | Tensor
@@ -87,7 +87,7 @@ class Coefficients(NamedTuple):
         return (self.b * z - self.sin * out) / self.det, (self.cos * out - self.a * z) / self.det
 
     def to(self, like: Tensor) -> Coefficients:
-        """Return the coefficients in the dtype of `like`; floats stay floats.
+        """Return the coefficients in the dtype of `like`; numbers, which promote nothing, stay as they are.
 
         Parameters
         ----------
@@ -105,7 +105,7 @@ class Coefficients(NamedTuple):
         >>> coefficients("edm", VPSDE(), torch.zeros(3)).to(torch.zeros(1)).cos.dtype
         torch.float32
         """
-        return Coefficients(*(c.to(like.dtype) if isinstance(c, Tensor) else c for c in self))
+        return Coefficients(*(c.to(like.dtype) if isinstance(c, Tensor) and c.ndim else c for c in self))
 
 
 def coefficients(predict: str, process: Process, phi: Tensor) -> Coefficients:
@@ -123,20 +123,20 @@ def coefficients(predict: str, process: Process, phi: Tensor) -> Coefficients:
     Returns
     -------
     Coefficients
-        Floats for a 0-dimensional φ, tensors of shape (B, 1) otherwise.
+        Tensors of shape () for a 0-dimensional φ, on the CPU where φ is (no device waits for them), (B, 1) otherwise.
 
     Examples
     --------
     >>> import torch
     >>> from scoresde import RectifiedFlow
-    >>> coefficients("v", RectifiedFlow(), torch.tensor(0.0, dtype=torch.float64))
-    Coefficients(cos=1.0, sin=0.0, a=-1.0, b=1.0, det=1.0)
+    >>> [float(c) for c in coefficients("v", RectifiedFlow(), torch.tensor(0.0, dtype=torch.float64))]
+    [1.0, 0.0, -1.0, 1.0, 1.0]
     """
     cos, sin = torch.cos(phi), torch.sin(phi)
     a, b = PREDICTIONS[predict](process, phi)
     det = -torch.ones_like(phi) if predict == "edm" else cos * b - sin * a
     five = (cos, sin, a, b, det)
-    return Coefficients(*(c.unsqueeze(1) if phi.ndim else float(c) for c in five))
+    return Coefficients(*(c.unsqueeze(1) if phi.ndim else c for c in five))
 
 
 def singular(predict: str, process: Process, phi: float) -> bool:

@@ -49,7 +49,7 @@ def as_time(t: Tensor | float) -> Tensor:
     >>> as_time(0.5)
     tensor(0.5000, dtype=torch.float64)
     """
-    return t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    return t if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float64)
 
 
 class Process(abc.ABC):

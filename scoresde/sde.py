@@ -287,7 +287,7 @@ class ScoreSDE(nn.Module):
         --------
         >>> import scoresde
         >>> scoresde.build("vp", "mlp", shape=(2,)).coefficients(torch.tensor(0.0)).det
-        -1.0
+        tensor(-1.)
         """
         return coefficients(self.predict, self.process, phi)
 
