@@ -314,9 +314,9 @@ class Shared(AdaptiveRungeKutta):
         h = super()._first_step(problem, y, k, sign)
         return (h.abs().min() * sign).expand_as(h).clone()
 
-    def _attempt(self, problem, *args):  # type: ignore[no-untyped-def]
-        *rest, error = super()._attempt(problem, *args)
-        return *rest, error.max().expand_as(error).clone()
+    def _error(self, problem, *args):  # type: ignore[no-untyped-def]
+        error, gauge = super()._error(problem, *args)
+        return error.max().expand_as(error).clone(), gauge
 
 
 class EasyAndStiff(nn.Module):

@@ -2,7 +2,7 @@
 
 from .adams import Adams
 from .adaptive_sde import GottaGoFast
-from .base import SOLVERS, Counts, Level, Problem, Solver, Stepper
+from .base import SOLVERS, Adaptive, Counts, Level, Problem, Solver, Stepper
 from .exponential import EXPONENTIALS, AdaptiveSinglestep, Exponential, Singlestep
 from .external import AdaptiveTorchDiffEq, SciPy, TorchDiffEq
 from .external_sde import TorchSDE
@@ -21,6 +21,7 @@ __all__ = [
     "SOLVERS",
     "TABLEAUS",
     "Adams",
+    "Adaptive",
     "AdaptiveRungeKutta",
     "AdaptiveSinglestep",
     "AdaptiveTorchDiffEq",

@@ -21,20 +21,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import number, whole
-from .base import SOLVERS, Counts, Problem, Solver
+from ..checks import whole
+from .base import SOLVERS, Adaptive, Counts, Problem, Survivors
 from .multistep import Row, march
 
 HIGHEST = 8
 BUDGET = {1: 1, 4: 3, 5: 4, 12: 5, 18: 6, 28: 7, 50: 8}  # the order that pays from so many steps of a fixed grid on
 FORWARD = 4  # the highest from data to noise, where the field is stiff first and higher orders are unstable on a fixed grid
+TAIL = 1 / 16  # of a correction is left as error after it, about, where no higher order says how much
 SAFETY = 0.7  # a step is tried at 0.7 of the length that would just do: a rejection wastes an evaluation
-_NODES, _WEIGHTS = (torch.from_numpy(array) for array in np.polynomial.legendre.leggauss(4))  # exact to degree 7
+_NEAR = torch.tensor([[-1], [0], [1]])  # orders to choose from, seen from the last
+_RULE = torch.from_numpy(np.array(np.polynomial.legendre.leggauss(4))).unsqueeze(2)  # nodes and weights, exact to degree 7
 
 
 @SOLVERS.register("adams")
 @dataclass(frozen=True)
-class Adams(Solver):
+class Adams(Adaptive):
     """Adams predictor–corrector of variable order for dz/dφ = v, with steps and order of its own for each sample.
 
     One network evaluation a step (PEC). Without `steps=` every sample goes by the tolerance; its end point's error comes
@@ -69,20 +71,13 @@ class Adams(Solver):
     True
     """
 
-    rtol: float = 1e-5
-    atol: float = 1e-5
     max_order: int = HIGHEST
-    max_steps: int = 10_000
     ode: ClassVar[bool] = True
-    steps: ClassVar[None] = None
     spacing: ClassVar[str] = "graded"
-    tolerances: ClassVar[tuple[str, ...]] = ("rtol", "atol", "max_steps")
 
     def __post_init__(self) -> None:
-        number("rtol", self.rtol, 0, math.inf, hint="try 1e-5")
-        number("atol", self.atol, 0, math.inf, hint="try 1e-5")
+        super().__post_init__()
         whole("max_order", self.max_order)
-        whole("max_steps", self.max_steps)
         if not 2 <= self.max_order <= HIGHEST:
             raise ValueError(f"max_order is from 2 to {HIGHEST}, got {self.max_order}")
 
@@ -103,87 +98,82 @@ class Adams(Solver):
         """Move each sample with steps and order of its own; those that are done leave the batch."""
         stations = torch.tensor([level.phi for level in problem.levels[1:-1]], dtype=torch.float64, device=z.device).unsqueeze(1)
         start, end = problem.levels[0].phi, problem.levels[-1].phi
-        sign, total, highest = math.copysign(1.0, end - start), len(z), self.max_order - 1
-        result, passed = torch.empty_like(z), z.expand(len(stations), *z.shape).clone()
-        accepted, rejected = torch.zeros(2, total, dtype=torch.int64, device=z.device)
-        failed, reason = torch.zeros(total, dtype=torch.bool, device=z.device), ""
+        sign, highest, near = math.copysign(1.0, end - start), self.max_order - 1, _NEAR.to(z.device)
+        passed = z.expand(len(stations), *z.shape).clone()
+        under_way, attempts = Survivors(len(z), z.device), 0
+        gauged = None if problem.measure is None else z.new_zeros(len(z), dtype=torch.float64)  # Σ measure(e)²
 
-        rows, here = None, torch.arange(total, device=z.device)  # which samples are still under way: None means all
         # d_j is held as δ_j = d_j·q_j, a number of v's own size, with q_j = Π_{i<j}(t_0 − t_{i+1}): tiny steps overflow nothing.
         delta = problem.velocity(z, start, None).unsqueeze(0)
-        h = 0.5 * problem.norm(delta[0] / (self.atol + self.rtol * z.abs())).double().rsqrt()
-        h = h.clamp(1e-6, 0.1).nan_to_num(nan=1e-6)
+        with torch.no_grad():  # steps and orders are held fixed by a gradient
+            h = 0.5 * problem.norm(delta[0] / (self.atol + self.rtol * z.abs())).double().rsqrt()
+            h = sign * h.clamp(1e-6, 0.1).nan_to_num(nan=1e-6)
         # Nodes that are not there yet are put far behind; no order reaches them.
         far = start - 10 * sign * torch.arange(highest, dtype=torch.float64, device=z.device)
-        nodes = far.unsqueeze(1).repeat(1, total)
+        nodes = far.unsqueeze(1).repeat(1, len(z))
         q = torch.ones_like(nodes[:1])
-        k, known = torch.ones(2, total, dtype=torch.int64, device=z.device)  # order of the predictor, number of nodes
-        count = torch.arange(highest, device=z.device).unsqueeze(1)
-        broken = torch.zeros(total, dtype=torch.bool, device=z.device)  # whose last failed attempt met a NaN
-        for attempt in range(1, self.max_steps + 1):
+        k, known = torch.ones(2, len(z), dtype=torch.int64, device=z.device)  # order of the predictor, number of nodes
+        place, one = torch.arange(len(z), device=z.device), torch.ones_like(k[:1])
+        while len(z):
+            attempts += 1
             m, t = len(delta), nodes[0]
-            b = torch.clamp(t + (sign * (1 + 1e-9)) * h, min(start, end), max(start, end))
-            gaps = b - nodes[:m]
-            ahead = torch.cat([q[:1], gaps]).cumprod(0)  # Π_{i<j}(b − t_i), as q_0 = 1
-            integrals = _integrals(nodes[:m], t, b)
-            weights = torch.stack([integrals[:m] * (count[:m] < k), ahead[:m]]) / q
-            sums = (_column(weights, z) * delta).cumsum(1)  # of the prediction, and of the polynomials at b
-            predicted = z + sums[0, -1]
-            v = problem.velocity(predicted, b, rows)
-            fresh = torch.cat([v.unsqueeze(0), v - sums[1]])
-            # The errors that the next lower order, this, and the next higher would make.
-            orders = torch.stack([(k - 1).clamp_min(1), k, torch.minimum(k + 1, known).clamp_max(highest)])
-            terms = fresh.gather(0, orders.unsqueeze(2).expand(3, *z.shape))
-            terms = terms * _column((integrals / ahead).gather(0, orders), z)
-            errors = problem.norm((terms / (self.atol + self.rtol * predicted.abs())).flatten(0, 1)).reshape(3, -1)
+            b = torch.add(t, h, alpha=1 + 1e-9).clamp_(min(start, end), max(start, end))
+            ahead, share = _products(nodes[:m], b)
+            terms = _column(ahead[:m] / q, z) * delta
+            sums = (_column(share[:m], z) * terms).cumsum(0)
+            predicted = z + _pick(sums, k * len(z) + (place - len(z)))
+            v = problem.velocity(predicted, b, under_way.some)
+            fresh = torch.cat([v.unsqueeze(0), v - terms.cumsum(0)])
+            # The next lower order, this, and the next higher would err by I_j·e_j: share_j times the new difference.
+            orders = torch.clamp(k + near, one, known.clamp_max(highest))
+            which = (orders * len(z) + place).flatten()
+            e, factor = _pick(fresh, which).reshape(3, *z.shape), _pick(share, which).reshape(3, -1)
+            change = _column(factor[1], z) * e[1]
+            with torch.no_grad():
+                scale = predicted.abs().mul_(self.rtol).add_(self.atol)
+                errors = problem.norm((e / scale).flatten(0, 1)).reshape(3, -1) * factor.abs()
             least, best = (errors.log() / (orders + 1)).min(0)
-            growth = (SAFETY * torch.exp(-least.double())).clamp(0.2, 2.0)
-            best = orders.gather(0, best.unsqueeze(0))[0]
-            bad = (~(errors[1] <= 1.0)).nonzero()[:, 0]
-            known = known + 1
-            over = b == end
-            if len(bad):  # they try again from where they were
-                known[bad] -= 1
-                over[bad] = False
-                growth[bad] = growth[bad].nan_to_num(nan=0.2).clamp_max(SAFETY)
-                best[bad] = torch.minimum(best, k)[bad]
-                broken[bad] = ~v[bad].isfinite().all(1)
+            growth = least.neg_().exp_().mul_(SAFETY).clamp_(0.2, 2.0)
+            best, good = orders.gather(0, best.unsqueeze(0))[0], errors[1] <= 1.0
+            known, over = known + good, (b == end) & good
+            if gauged is not None and problem.measure is not None:
+                # What the corrected step leaves: ∫ (s − b)·Π_{i<k}(s − t_i) ds times the next difference, if there is one.
+                left = torch.where(orders[2] > orders[1], factor[2] - factor[1], TAIL * factor[1])
+                gauge = problem.measure((_column(left, z) * e[2]).detach()).double()
+                gauged[under_way.rows] += torch.where(good, gauge.square(), 0.0)
             if len(stations):  # the polynomial knows all between t and b
-                inside = ((b - stations) * sign >= 0) & ((t - stations) * sign < 0)
-                inside[:, bad] = False
+                inside = ((b - stations) * sign >= 0) & ((t - stations) * sign < 0) & good
                 at, some = inside.nonzero(as_tuple=True)
-                part, order = _integrals(nodes[:m, some], t[some], stations[at, 0]), k[some].unsqueeze(0)
-                below = _column(part[:m] / q[:, some] * (count[:m] < order), z) * delta[:, some]
+                there, shares = _products(nodes[:m, some], stations[at, 0])
+                part, order = there * shares, k[some].unsqueeze(0)
+                below = (_column(part[:m] / q[:, some], z) * delta[:, some]).cumsum(0)
                 last = _column((part / ahead[:, some]).gather(0, order)[0], z) * fresh[order[0], some]
-                passed[at, here[some]] = z[some] + below.cumsum(0)[-1] + last
-            h = gaps[0].abs() * growth
-            new, passing = predicted + terms[1], torch.cat([b.unsqueeze(0), nodes[:-1]])
-            if len(bad):
+                passed[at, under_way.rows[some]] = z[some] + below[order[0] - 1, torch.arange(len(some), device=z.device)] + last
+            new, passing = predicted + change, torch.cat([b.unsqueeze(0), nodes[:-1]])
+            bad = (~good).nonzero()[:, 0]
+            if len(bad):  # they try again from where they were
+                growth = torch.where(good, growth, growth.clamp_max(SAFETY).nan_to_num_(nan=0.2))
+                best = torch.where(good, best, torch.minimum(best, k))
                 new[bad], passing[:, bad] = z[bad], nodes[:, bad]
-                fresh[:m, bad], ahead[:m, bad] = delta[:, bad], q[:, bad]
-                fresh[m:, bad], ahead[m:, bad] = 0.0, 1.0
-                over |= h < 1e-13  # stuck
-            z, nodes, k, delta, q = new, passing, best, fresh[:highest], ahead[:highest]
-            leaves = over.nonzero()[:, 0] if attempt < self.max_steps else torch.arange(len(z), device=z.device)
-            if len(leaves):
-                which = here[leaves]
-                result[which] = z[leaves]
-                accepted[which] = known[leaves] - 1
-                rejected[which] = attempt + 1 - known[leaves]
-                lost = nodes[0, leaves] != end
-                if bool(lost.any()):
-                    failed[which] = lost
-                    nan = reason == "nan" or bool(broken[leaves[lost]].any())
-                    reason = "nan" if nan else "steps" if attempt == self.max_steps else "stuck"
-                stay = (~over).nonzero()[:, 0] if attempt < self.max_steps else leaves[:0]
-                if not len(stay):
-                    break
-                here, z, k, h, known, broken = (x[stay] for x in (here, z, k, h, known, broken))
-                delta, q, nodes, rows = delta[:, stay], q[:, stay], nodes[:, stay], here
+                fresh[:m, bad], ahead[:m, bad] = delta[:, bad], q[:, bad]  # and row m has differences that no order reaches
+                over |= ~good & (h.abs() < 1e-13)  # stuck
+            h = (b - t) * growth
+            m = min(int(best.max()) + 1, highest)  # no one looks further back
+            z, nodes, k, delta, q = new, passing, best, fresh[:m], ahead[:m]
+            if attempts == self.max_steps:
+                over = torch.ones_like(over)
+            if bool(over.any()):
+                nan = ~v.isfinite().all(1)
+                stay = under_way.leave(over, z, known - 1, torch.full_like(known, attempts), nodes[0] != end, nan)
+                z, k, h, known = (x.index_select(0, stay) for x in (z, k, h, known))
+                delta, q, nodes = (x.index_select(1, stay) for x in (delta, q, nodes))
+                place = place[: len(z)]
+        result, accepted, tried, failed, nan = under_way.all()
+        reason = "nan" if bool((failed & nan).any()) else "steps" if attempts == self.max_steps else "stuck"
         for i, state in enumerate(passed, start=1):
             problem.observe(i, state)
         problem.observe(problem.last, result)
-        return result, Counts(1 + accepted + rejected, accepted, rejected, failed, reason)
+        return result, Counts(1 + tried, accepted, tried - accepted, failed, reason, None if gauged is None else gauged.sqrt())
 
 
 def _column(weights: Tensor, like: Tensor) -> Tensor:
@@ -191,13 +181,20 @@ def _column(weights: Tensor, like: Tensor) -> Tensor:
     return weights.to(like.dtype).unsqueeze(-1)
 
 
-def _integrals(nodes: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """I_j = ∫_a^b Π_{i<j}(s − t_i) ds for j = 0 … m, shape (m + 1, B); nodes (m, B), a and b (B,).
+def _pick(table: Tensor, which: Tensor) -> Tensor:
+    """Entries of a table (m, B, …) by their number, counted along B first."""
+    return table.flatten(0, 1).index_select(0, which)
 
-    Here and above sums are cumulative: unlike those of `sum`, their bits do not depend on where in the batch a row lies.
+
+def _products(nodes: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return Π_{i<j}(b − t_i), and I_j divided by it, for j = 0 … m, shape (m + 1, B); nodes (m, B), b (B,).
+
+    With h = b − t_0 and s = b − h·y the second is h·∫_0^1 Π_{i<j}(1 − y·h/(b − t_i)) dy, of factors that are at most 1.
+
+    Here and above sums are cumulative or written out: those of `sum` depend in their bits on where in the batch a row lies.
     """
-    half = 0.5 * (b - a)
-    s = torch.addcmul(a + half, half, _NODES.to(a).unsqueeze(1))
-    first = _WEIGHTS.to(a).unsqueeze(1) * half
-    products = torch.cat([first.unsqueeze(0), s - nodes.unsqueeze(1)]).cumprod(0)
-    return products.cumsum(1)[:, -1]
+    gaps, (x, w) = b - nodes, 0.5 * _RULE.to(b.device)
+    one, h = torch.ones_like(gaps[:1]), gaps[0]
+    f = torch.addcmul(one, (h / gaps).unsqueeze(1), 0.5 + x, value=-1).cumprod(0).mul_(w)
+    f = f[:, :2] + f[:, 2:]
+    return torch.cat([one, gaps]).cumprod(0), torch.cat([one, f[:, 0] + f[:, 1]]).mul_(h)

@@ -22,8 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import number, whole
-from .base import SOLVERS, Counts, Problem, Stepper
+from .base import SOLVERS, Adaptive, Counts, Problem, Stepper, Survivors
 
 # The next step is θ·error^(−r) times this one. The paper has 0.9 for both; errors along a Brownian path vary so much from step to
 # step that these cost half the rejections, and fewer evaluations at the same bias.
@@ -40,35 +39,34 @@ class _Path:
 
     def __init__(self, z: Tensor) -> None:
         self.depth = torch.zeros(len(z), dtype=torch.int64, device=z.device)
-        self._goal = z.new_zeros((0, len(z)), dtype=torch.float64)
-        self._piece = z.new_zeros((0, *z.shape))
+        self._goal = z.new_zeros((1, len(z)), dtype=torch.float64)
+        self._piece = z.new_zeros((1, *z.shape))
 
     def look(self, rows: Tensor, phi: Tensor, wish: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
         """Make the top piece of these rows end at `wish` if it is longer or there is none; return its end and increment."""
-        none = self.depth[rows] == 0
-        top = (self.depth[rows] - 1).clamp_min(0)
-        if not len(self._goal):
-            self._grow()
-        end, rest = torch.where(none, 0.0, self._goal[top, rows]), self._piece[top, rows]
-        new = none | (wish > end)
-        done, whole_ = _variance(phi, wish), _variance(phi, end)
-        share = torch.where(none, 0.0, done / whole_)  # of the known piece's variance; 1 or more if it serves as it is
-        spread = torch.where(none, done, done * (1 - share)).clamp_min(0).sqrt()
-        first = share.unsqueeze(1).to(n) * rest.masked_fill(none.unsqueeze(1), 0.0) + spread.unsqueeze(1).to(n) * n
-        cut = new & ~none
-        self._piece[top[cut], rows[cut]] = (rest - first)[cut]
-        self._push(rows[new], wish[new], first[new])
-        return torch.where(new, wish, end), torch.where(new.unsqueeze(1), first, rest)
+        depth, done = self.depth[rows], _variance(phi, wish)
+        goal, new, increment = wish, depth == 0, _column(done.clamp_min(0).sqrt(), n) * n
+        some = depth.nonzero()[:, 0]
+        if len(some):
+            top, of, want, done = depth[some] - 1, rows[some], wish[some], done[some]
+            end, rest = self._goal[top, of], self._piece[top, of]
+            share = done / _variance(phi[some], end)  # of the known piece's variance; 1 or more if it serves as it is
+            first = _column(share, n) * rest + _column((done * (1 - share)).clamp_min(0).sqrt(), n) * n[some]
+            cut = want > end
+            self._piece[top[cut], of[cut]] = (rest - first)[cut]
+            goal, new = goal.index_copy(0, some, torch.where(cut, want, end)), new.index_copy(0, some, cut)
+            increment = increment.index_copy(0, some, torch.where(cut.unsqueeze(1), first, rest))
+        if int(depth.max()) == len(self._goal):
+            self._goal, self._piece = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (self._goal, self._piece))
+        at = new.nonzero()[:, 0]
+        self._goal[depth[at], rows[at]], self._piece[depth[at], rows[at]] = goal[at], increment[at]
+        self.depth[rows] = depth + new
+        return goal, increment
 
-    def _push(self, rows: Tensor, goal: Tensor, piece: Tensor) -> None:
-        if bool((self.depth[rows] == len(self._goal)).any()):
-            self._grow()
-        self._goal[self.depth[rows], rows], self._piece[self.depth[rows], rows] = goal, piece
-        self.depth[rows] += 1
 
-    def _grow(self) -> None:
-        self._goal = torch.cat([self._goal, self._goal.new_zeros((1, *self._goal.shape[1:]))])
-        self._piece = torch.cat([self._piece, self._piece.new_zeros((1, *self._piece.shape[1:]))])
+def _column(weights: Tensor, like: Tensor) -> Tensor:
+    """Weights of rows, as factors of states."""
+    return weights.to(like.dtype).unsqueeze(1)
 
 
 def _variance(high: Tensor, low: Tensor) -> Tensor:
@@ -78,7 +76,7 @@ def _variance(high: Tensor, low: Tensor) -> Tensor:
 
 @SOLVERS.register("ggf")
 @dataclass(frozen=True)
-class GottaGoFast(Stepper):
+class GottaGoFast(Adaptive, Stepper):
     """Improved Euler on the reverse SDE with adaptive steps, each sample its own; any process (weak order 2 on a fixed grid).
 
     The error of a step is the root mean square of (z' − z'')/(sin φ·(atol + rtol·max(|z|, |z''|))); it is taken when that is at
@@ -114,18 +112,11 @@ class GottaGoFast(Stepper):
 
     rtol: float = 0.04
     atol: float = 0.04
-    max_steps: int = 10_000
     order: ClassVar[int] = 2
     evaluations: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
-    steps: ClassVar[None] = None
     spacing: ClassVar[str] = "logsnr"
-    tolerances: ClassVar[tuple[str, ...]] = ("rtol", "atol", "max_steps")
-
-    def __post_init__(self) -> None:
-        number("rtol", self.rtol, 0, math.inf, hint="try 0.04")
-        number("atol", self.atol, 0, math.inf, hint="try 0.04")
-        whole("max_steps", self.max_steps)
+    usual: ClassVar[str] = "0.04"
 
     def step(self, problem: Problem, z: Tensor, i: int) -> Tensor:  # noqa: D102
         here, there = problem.levels[i], problem.levels[i + 1]
@@ -140,56 +131,58 @@ class GottaGoFast(Stepper):
 
     def _adapt(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
         """Move each sample with steps of its own. Its k-th attempt takes its row of the k-th draw: none waits at a station."""
-        stations = torch.tensor([level.phi for level in problem.levels], dtype=torch.float64, device=z.device)
-        states = [z.clone() for _ in stations[1:]]  # where each sample was at each station
-        y, f, path = z.clone(), torch.empty_like(z), _Path(z)
-        phi, h = torch.full_like(z[:, 0], problem.levels[0].phi, dtype=torch.float64), torch.full_like(z[:, 0], 0.02).double()
-        target, nfe, accepted, rejected = (torch.zeros_like(path.depth) for _ in range(4))
-        target += 1
-        failed, reason = torch.zeros_like(phi, dtype=torch.bool), ""
-        fresh = torch.ones_like(failed)  # whether the drift at (y, φ) is still to be evaluated
-        while len(rows := ((target < len(stations)) & ~failed).nonzero()[:, 0]):
-            start = rows[fresh[rows]]
-            if len(start):
-                f[start] = _drift(problem, y[start], phi[start], start)
-                nfe[start] += 1
-            station = stations[target[rows]]
-            at, long = phi[rows], h[rows]
-            wish = torch.where(long >= (at - station) * (1 - 1e-9), station, at - long)
-            goal, increment = path.look(rows, at, wish, problem.noise()[rows])
-            step = at - goal
-            moved, slope, h1 = y[rows] + increment, f[rows], step.unsqueeze(1).to(y)
-            f1 = _drift(problem, moved - h1 * slope, goal, rows)
-            nfe[rows] += 1
-            new = moved - 0.5 * h1 * (slope + f1)
-            scale = at.sin().unsqueeze(1).to(y) * (self.atol + self.rtol * torch.maximum(y[rows].abs(), new.abs()))
-            error = problem.norm(0.5 * h1 * (f1 - slope) / scale).double()
+        stations = torch.tensor([level.phi for level in problem.levels[1:]], dtype=torch.float64, device=z.device)
+        passed = z.expand(len(stations), *z.shape).clone()  # where each sample was at each station
+        phi = torch.full_like(z[:, 0], problem.levels[0].phi, dtype=torch.float64)
+        y, f, path, h = z, _drift(problem, z, phi, None), _Path(z), torch.full_like(phi, 0.02)
+        target, accepted, nfe = torch.zeros(3, len(z), dtype=torch.int64, device=z.device)
+        nfe = nfe + 1
+        under_way, attempts = Survivors(len(z), z.device), 0
+        while len(y):
+            attempts += 1
+            some, station, draw = under_way.some, stations[target], problem.noise()
+            wish = torch.where(h >= (phi - station) * (1 - 1e-9), station, phi - h)
+            goal, increment = path.look(under_way.rows, phi, wish, draw if some is None else draw[some])
+            step = phi - goal
+            moved, h1 = y + increment, _column(step, y)
+            f1 = _drift(problem, moved - h1 * f, goal, some)
+            there = moved - 0.5 * h1 * (f + f1)
+            with torch.no_grad():
+                scale = torch.maximum(y.abs(), there.abs()).mul_(self.rtol).add_(self.atol).mul_(_column(phi.sin(), y))
+                error = problem.norm((f1 - f).mul_(0.5 * h1).div_(scale)).double()
             good = error <= 1.0
             growth = THETA * error.clamp_min(1e-10) ** -RATE
             growth = torch.where(good, growth.clamp(0.2, 5.0), growth.clamp(0.1, 0.9).nan_to_num(nan=0.1))
             # A step cut short by a station or by a piece of path does not make the next one shorter.
-            h[rows] = torch.where(
-                good, torch.maximum(step * growth, torch.where(step < long * (1 - 1e-9), long, 0.0)), step * growth
-            )
-            taken = rows[good]
-            y[taken], phi[taken], fresh[rows] = new[good], goal[good], good
-            path.depth[taken] -= 1
-            accepted[taken] += 1
-            rejected[rows] += ~good
-            there = taken[goal[good] == station[good]]
-            for i in sorted(set(target[there].tolist())):
-                reached = there[target[there] == i]
-                states[i - 1][reached] = y[reached]
-            target[there] += 1
-            stuck = ~good & (step < 1e-12)
-            lost = stuck | ((target[rows] < len(stations)) & (accepted[rows] + rejected[rows] >= self.max_steps))
-            if bool(lost.any()):
-                failed[rows[lost]] = True
+            short = good & (step < h * (1 - 1e-9))
+            h = torch.where(short, torch.maximum(step * growth, h), step * growth)
+            path.depth[under_way.rows] -= good.long()
+            y, phi = torch.where(good.unsqueeze(1), there, y), torch.where(good, goal, phi)
+            accepted, nfe = accepted + good, nfe + 1
+            reached = phi == station
+            if len(at := reached.nonzero()[:, 0]):
+                passed[target[at], under_way.rows[at]] = y[at]
+                target = target + reached
+            done = target == len(stations)
+            over = done | (~good & (step < 1e-12)) if attempts < self.max_steps else torch.ones_like(done)
+            if bool(over.any()):
                 finite = f1.isfinite().all(1)
-                reason = "steps" if not bool(stuck.any()) else "stuck" if bool(finite[stuck].all()) else "nan"
-        for i, state in enumerate(states, start=1):
+                stay = under_way.leave(over, accepted, torch.full_like(accepted, attempts), nfe, ~done, finite)
+                y, f, phi, h, target, accepted, nfe, good = (
+                    x.index_select(0, stay) for x in (y, f, phi, h, target, accepted, nfe, good)
+                )
+            onward = good.nonzero()[:, 0]
+            if len(onward) == len(y):
+                f = _drift(problem, y, phi, under_way.some) if len(y) else f
+            elif len(onward):
+                f = f.index_copy(0, onward, _drift(problem, y[onward], phi[onward], under_way.rows[onward]))
+            nfe = nfe + good
+        for i, state in enumerate(passed, start=1):
             problem.observe(i, state)
-        return y, Counts(nfe, accepted, rejected, failed, reason)
+        taken, tried, nfe, failed, finite = under_way.all()
+        nan = bool((failed & ~finite).any())
+        reason = "nan" if nan else "steps" if attempts == self.max_steps else "stuck"
+        return passed[-1], Counts(nfe, taken, tried - taken, failed, reason)
 
 
 def _drift(problem: Problem, z: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:

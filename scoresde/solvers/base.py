@@ -8,12 +8,15 @@ nor the process, so it is a dozen lines, and the same solver serves sampling, en
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from ..checks import number, whole
 from ..registry import Registry
 
 SOLVERS: Registry[Solver] = Registry("solver")
@@ -116,11 +119,13 @@ class Problem:
     adaptive : bool
         Whether the levels are only stations, between which the solver chooses its own steps.
     norm : callable (B, n) -> (B,)
-        Of errors already divided by the tolerance.
+        Of errors already divided by the tolerance. A norm: c times the error, c a number a row, has |c| times its value.
     observe : callable (i, z)
         To be told every level reached after the first.
     wanted : set of int, optional
         The levels that it cares for, where telling costs something; None: all.
+    measure : callable (B, n) -> (B,), optional
+        The size of a local error in absolute units, of which a solver that estimates them keeps account: see `Counts.error`.
 
     Examples
     --------
@@ -135,6 +140,7 @@ class Problem:
     norm: Callable[[Tensor], Tensor] = rms
     observe: Callable[[int, Tensor], None] = lambda i, z: None
     wanted: frozenset[int] | None = None
+    measure: Callable[[Tensor], Tensor] | None = None
 
     def wants(self, i: int) -> bool:
         """Whether level i is one of those wanted.
@@ -173,6 +179,10 @@ class Counts:
         Samples that did not reach the end.
     reason : str
         Why, for the message: "nan", "stuck" or "steps".
+    error : Tensor (B,), float64, or None
+        √(Σ measure(e)²) over the steps a sample took, e the estimated local error of each, where the problem has a measure and
+        the solver an estimate that costs no evaluation. What later steps make of an error is not in it. Adaptive Adams methods
+        estimate what is left after the correction; on a fixed grid, and with embedded Runge–Kutta methods, it is the correction.
 
     Examples
     --------
@@ -185,6 +195,7 @@ class Counts:
     rejected: int | Tensor = 0
     failed: Tensor | None = None
     reason: str = ""
+    error: Tensor | None = None
 
 
 class Solver(abc.ABC):
@@ -240,6 +251,119 @@ class Solver(abc.ABC):
         --------
         See `Stepper`.
         """
+
+
+@dataclass(frozen=True)
+class Adaptive(Solver):
+    """A solver that chooses its own steps by a tolerance: the options that all of these share.
+
+    A step is taken where the norm of (its error)/(atol + rtol·|z|) is at most 1.
+
+    Parameters
+    ----------
+    rtol, atol : float
+        Tolerated error a step, relative and absolute, in standard deviations of the data.
+    max_steps : int
+        Attempted steps per sample after which a solve raises `SolverError`; by keyword.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For tolerances that are not positive, or max_steps < 1.
+
+    Examples
+    --------
+    >>> scoresde.SOLVERS.build("rk45", rtol=1e-3).max_steps
+    10000
+    >>> scoresde.SOLVERS.build("adams", max_steps=0)
+    Traceback (most recent call last):
+    ValueError: max_steps is at least 1, got 0
+    """
+
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_steps: int = field(default=10_000, kw_only=True)
+    steps: ClassVar[int | None] = None
+    tolerances: ClassVar[tuple[str, ...]] = ("rtol", "atol", "max_steps")
+    usual: ClassVar[str] = "1e-5"
+    """The tolerance to try instead of one that makes no sense."""
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            number(name, getattr(self, name), 0, math.inf, hint=f"try {self.usual}")
+        whole("max_steps", self.max_steps)
+
+
+class Survivors:
+    """The samples of an adaptive solve that are still under way, and what the others left with.
+
+    Attributes
+    ----------
+    rows : Tensor of int, shape (b,)
+        Which samples are under way.
+
+    Examples
+    --------
+    Of three samples the second leaves first:
+
+    >>> under_way = Survivors(3, torch.device("cpu"))
+    >>> under_way.leave(torch.tensor([False, True, False]), torch.tensor([1.0, 2.0, 3.0]))
+    tensor([0, 2])
+    >>> under_way.some
+    tensor([0, 2])
+    >>> under_way.leave(torch.tensor([True, True]), torch.tensor([10.0, 30.0]))
+    tensor([], dtype=torch.int64)
+    >>> under_way.all()
+    [tensor([10.,  2., 30.])]
+    """
+
+    def __init__(self, n: int, device: torch.device) -> None:
+        self.rows = torch.arange(n, device=device)
+        self._n, self._left = n, list[tuple[Tensor, ...]]()
+
+    @property
+    def some(self) -> Tensor | None:
+        """Which samples are under way, as `Problem.velocity` is told: None for all."""
+        return None if len(self.rows) == self._n else self.rows
+
+    def leave(self, leaves: Tensor, *columns: Tensor) -> Tensor:
+        """Take samples out of the batch.
+
+        Parameters
+        ----------
+        leaves : Tensor of bool, shape (b,)
+            Which of those under way.
+        *columns : Tensor, shape (b, ...)
+            What those that leave report; the same number of columns each time.
+
+        Returns
+        -------
+        Tensor of int
+            Where the others are in the batch as it was.
+
+        Examples
+        --------
+        See `Survivors`.
+        """
+        go, stay = leaves.nonzero()[:, 0], (~leaves).nonzero()[:, 0]
+        self._left.append((self.rows[go], *(column[go] for column in columns)))
+        self.rows = self.rows[stay]
+        return stay
+
+    def all(self) -> list[Tensor]:
+        """Return the columns of all samples, who have all left, in their order.
+
+        Returns
+        -------
+        list of Tensor, shape (B, ...)
+
+        Examples
+        --------
+        See `Survivors`.
+        """
+        rows, *columns = (torch.cat(column) for column in zip(*self._left, strict=True))
+        order = rows.argsort()
+        return [column[order] for column in columns]
 
 
 class Stepper(Solver):

@@ -23,13 +23,12 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..checks import number, whole
-from .base import SOLVERS, Counts, Level, Problem, Stepper
+from .base import SOLVERS, Adaptive, Counts, Level, Problem, Stepper, Survivors
 
 LONG = 2.0  # in λ; with eight steps or more uniform in λ every step but those to infinity is the papers'
 
@@ -119,9 +118,9 @@ def exponentials(x: Tensor, n: int) -> list[Tensor]:
     near = x.abs() < 1
     small, large = torch.where(near, x, 0.0), torch.where(near, 1.0, x)
     # For small x the recursion cancels: sum the series Σ x^m/(m + n)! for the last, and recur towards the first.
-    series = torch.zeros_like(x)
-    for m in range(17, -1, -1):
-        series = series * small + 1 / math.factorial(m + n)
+    series = torch.full_like(x, 1 / math.factorial(17 + n))
+    for m in range(16, -1, -1):
+        series.mul_(small).add_(1 / math.factorial(m + n))
     ups, downs = [torch.expm1(large) / large], [series]
     for k in range(1, n):
         ups.append((ups[-1] - 1 / math.factorial(k)) / large)
@@ -129,35 +128,50 @@ def exponentials(x: Tensor, n: int) -> list[Tensor]:
     return [torch.where(near, down, up) for down, up in zip(reversed(downs), ups, strict=True)]
 
 
-Number = TypeVar("Number", float, Tensor)
+@functools.cache
+def _rows(row: Exponential) -> tuple[tuple[Weights, ...], Tensor, Tensor]:
+    """Return the weights of all nodes, last those of the error if there is ŵ; and of those not empty nodes and weights, flat."""
+    ws: tuple[Weights, ...] = ((), *row.w)
+    if row.w_hat:
+        pairs = itertools.zip_longest(row.w[-1], row.w_hat, fillvalue=())
+        ws += (tuple(tuple(x - y for x, y in itertools.zip_longest(*pair, fillvalue=0.0)) for pair in pairs),)
+    flat = [(min(i, len(row.c) - 1), *(*w, 0.0)[:2]) for i, weights in enumerate(ws) for w in weights if w]
+    which, *columns = zip(*flat, strict=True)
+    return ws, torch.tensor(which), torch.tensor(columns, dtype=torch.float64).unsqueeze(2)
 
 
-def _nodes(row: Exponential, here: Tensor, there: Tensor) -> list[list[Tensor]]:
-    """Return the nodes of N steps between angles, (N,), all at once: lists of numbers φ, p, q, a, b_0, b_1, …, (N,) each.
+def _nodes(row: Exponential, here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the angles of the nodes of N steps, (C, N), and their p, q and a and all b_j, (3C + …, N); `_laid` sorts them."""
+    c = torch.tensor(row.c, dtype=here.dtype, device=here.device).unsqueeze(1)
+    ends = torch.stack([here, there])
+    lam, end = -ends.tan().log()
+    h, turn, data = end - lam, c * (there - here), row.predict == "x0"
+    far = ~(h.abs() <= LONG)
+    length = c * torch.where(far, 0.0, h)
+    phi = torch.where(far, here + turn, torch.atan(torch.exp(-lam - length)))
+    phi[0], phi[-1] = ends
+    x, y = phi.cos(), phi.sin()
+    a, b, p, q = (y / y[0], length * x, x, -y) if data else (x / x[0], -length * y, y, x)
+    paqs = torch.cat([torch.where(far, 0.0, p), torch.where(far, 1.0, q), torch.where(far, 1.0, a)])
+    _, which, (first, second) = _rows(row)
+    one, two = torch.stack(exponentials(-length if data else length, 2)) * torch.where(far, turn, b)
+    which = which.to(here.device)
+    return phi, torch.cat([paqs, first.to(one) * one[which] + second.to(one) * two[which]])
+
+
+def _laid(row: Exponential, phi: Sequence[Any], numbers: Sequence[Any]) -> list[list[Any]]:
+    """Return the nodes of a step, of floats or of tensors: lists of φ, p, q, a, b_0, b_1, …
 
     At the angle φ, f = p·z + q·v; the node is reached from the first by a·z + Σ_j b_j·f_j. Last, for an embedded method, the
     end once more with b − b̂ for b.
     """
-    cos, sin, turn = here.cos(), here.sin(), there - here
-    lam = -here.tan().log()
-    h, data = -there.tan().log() - lam, row.predict == "x0"
-    far = ~(h.abs() <= LONG)
-    h = torch.where(far, 0.0, h)
-
-    def node(c: float, weights: Weights) -> list[Tensor]:
-        phi = torch.where(far, here + c * turn, torch.atan(torch.exp(-lam - c * h))) if 0 < c < 1 else there if c else here
-        x, y = phi.cos(), phi.sin()
-        a, b, p, q = (y / sin, c * h * x, x, -y) if data else (x / cos, -c * h * y, y, x)
-        b = torch.where(far, c * turn, b)
-        functions = exponentials(-c * h if data else c * h, 2)
-        bs = [b * sum(w * f for w, f in zip(ws, functions, strict=False)) for ws in weights]
-        return [phi, torch.where(far, 0.0, p), torch.where(far, 1.0, q), torch.where(far, 1.0, a), *bs]
-
-    nodes = [node(c, weights) for c, weights in zip(row.c, ((), *row.w), strict=True)]
-    if row.w_hat:
-        low = node(1.0, row.w_hat)[4:]
-        nodes.append([*nodes[-1][:4], *(b - low[j] if j < len(low) else b for j, b in enumerate(nodes[-1][4:]))])
-    return nodes
+    n, last = len(row.c), len(row.c) - 1
+    rest, ws = iter(numbers[3 * n :]), _rows(row)[0]
+    places = [min(i, last) for i in range(len(ws))]
+    return [
+        [phi[i], *numbers[i : 3 * n : n], *(next(rest) if w else 0.0 for w in weights)]
+        for i, weights in zip(places, ws, strict=True)
+    ]
 
 
 def _combine(z: Tensor, a: float | Tensor, b: Sequence[float | Tensor], fs: list[Tensor]) -> Tensor:
@@ -168,9 +182,7 @@ def _combine(z: Tensor, a: float | Tensor, b: Sequence[float | Tensor], fs: list
     return total
 
 
-def _move(
-    nodes: list[list[Number]], z: Tensor, v: Tensor, velocity: Callable[[Tensor, Number], Tensor]
-) -> tuple[Tensor, list[Tensor]]:
+def _move(nodes: list[list[Any]], z: Tensor, v: Tensor, velocity: Callable[[Tensor, Any], Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Take a step from z, where the velocity is v; return the state at the last node and f at the others."""
     new, fs = z, list[Tensor]()
     for here, there in itertools.pairwise(nodes):
@@ -228,9 +240,9 @@ class Singlestep(Stepper):
 
     def _grid(self, levels: tuple[Level, ...]) -> list[list[list[float]]]:
         """Return the nodes of every step of a grid, in plain floats."""
-        phi = torch.tensor([level.phi for level in levels], dtype=torch.float64)
-        columns = [torch.stack(node).T.tolist() for node in _nodes(self.row, phi[:-1], phi[1:])[: len(self.row.c)]]
-        return list(map(list, zip(*columns, strict=True)))
+        angles = torch.tensor([level.phi for level in levels], dtype=torch.float64)
+        phi, numbers = (table.T.tolist() for table in _nodes(self.row, angles[:-1], angles[1:]))
+        return [_laid(self.row, *step)[: len(self.row.c)] for step in zip(phi, numbers, strict=True)]
 
     def _step(self, problem: Problem, z: Tensor, i: int, nodes: list[list[float]]) -> Tensor:
         v = problem.velocity(z, problem.levels[i].phi, None)
@@ -238,7 +250,7 @@ class Singlestep(Stepper):
 
 
 @dataclass(frozen=True)
-class AdaptiveSinglestep(Singlestep):
+class AdaptiveSinglestep(Adaptive, Singlestep):
     """An exponential Runge–Kutta method with an error estimate: each sample chooses its own steps.
 
     `"rk45"` needs fewer evaluations for errors of 1e-3 and less; this is for those who want DPM-Solver's. k-diffusion's and
@@ -278,16 +290,12 @@ class AdaptiveSinglestep(Singlestep):
 
     rtol: float = 1e-3
     atol: float = 1e-3
-    max_steps: int = 10_000
-    steps: ClassVar[None] = None
-    tolerances: ClassVar[tuple[str, ...]] = ("rtol", "atol", "max_steps")
+    usual: ClassVar[str] = "1e-3"
 
     def __post_init__(self) -> None:
         if self.row.w_hat is None:
             raise ValueError("this method has no w_hat to estimate errors with; use Singlestep on a fixed grid")
-        number("rtol", self.rtol, 0, math.inf, hint="try 1e-3")
-        number("atol", self.atol, 0, math.inf, hint="try 1e-3")
-        whole("max_steps", self.max_steps)
+        super().__post_init__()
 
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
         return self._adapt(problem, z) if problem.adaptive else super().run(problem, z)
@@ -296,51 +304,64 @@ class AdaptiveSinglestep(Singlestep):
         """Move each sample with steps of its own from station to station; only those still under way are evaluated."""
         start, end = problem.levels[0].phi, problem.levels[-1].phi
         sign = math.copysign(1.0, end - start)
-        y, v = z.clone(), problem.velocity(z, start, None)
+        stations = torch.tensor([level.phi for level in problem.levels[1:]], dtype=torch.float64, device=z.device)
+        passed = z.expand(len(stations) - 1, *z.shape).clone()
+        y, v = z, problem.velocity(z, start, None)
         phi = z.new_full((len(z),), start, dtype=torch.float64)
         h, before = torch.full_like(phi, 0.2), torch.full_like(phi, 1e-4)  # a rejected guess costs what a better one would
-        accepted, rejected = torch.zeros_like(phi, dtype=torch.int64), torch.zeros_like(phi, dtype=torch.int64)
-        nfe = torch.ones_like(accepted)
-        failed, reason = torch.zeros_like(phi, dtype=torch.bool), ""
-        for i, station in enumerate(problem.levels[1:], start=1):
-            while len(rows := ((phi != station.phi) & ~failed).nonzero()[:, 0]):
-                some = None if len(rows) == len(z) else rows
-                y0, v0, at, wish, old = (t if some is None else t[rows] for t in (y, v, phi, h, before))
-                room = (station.phi - at).abs()
-                lands = wish >= room * (1 - 1e-9)
-                step = torch.minimum(wish, room)
-                there = torch.where(lands, station.phi, at + sign * step)
-                new, error = self._attempt(problem, y0, v0, at, there, some)
-                good = error <= 1.0
-                # PI controller (beta = 0.04); what failed shrinks, what passed grows at most fivefold.
-                growth = 0.9 * error.clamp_min(1e-10) ** (0.03 - 1 / self.order) * old**0.04
-                growth = torch.where(good, growth.clamp(0.2, 5.0), growth.clamp(0.1, 0.9).nan_to_num(nan=0.1))
-                h[rows] = torch.where(good & lands, torch.maximum(wish, step * growth), step * growth)
-                taken = rows[good]
-                y[taken], phi[taken], before[taken] = new[good], there[good], error[good].clamp_min(1e-4)
-                accepted[taken] += 1
-                rejected[rows] += ~good
-                nfe[rows] += self.evaluations - 1
-                stuck = ~good & (step < 1e-12)
-                lost = stuck | ((phi[rows] != station.phi) & (accepted[rows] + rejected[rows] >= self.max_steps))
-                if bool(lost.any()):
-                    failed[rows[lost]] = True
-                    reason = "steps" if not bool(stuck.any()) else "stuck" if bool(error[stuck].isfinite().all()) else "nan"
-                onward = taken[(phi[taken] != end) & ~failed[taken]]
-                if len(onward):
-                    v[onward] = problem.velocity(y[onward], phi[onward], None if len(onward) == len(z) else onward)
-                    nfe[onward] += 1
-            problem.observe(i, y)
-        return y, Counts(nfe, accepted, rejected, failed, reason)
+        accepted, nfe = torch.zeros_like(phi, dtype=torch.int64), torch.ones_like(phi, dtype=torch.int64)
+        under_way, attempts = Survivors(len(z), z.device), 0
+        while len(y):
+            attempts += 1
+            behind = sign * (stations.unsqueeze(1) - phi) <= 0
+            goal = stations[behind.sum(0)]
+            room = (goal - phi).abs()
+            lands = h >= room * (1 - 1e-9)
+            step = torch.minimum(h, room)
+            there = torch.where(lands, goal, phi + sign * step)
+            new, error = self._attempt(problem, y, v, phi, there, under_way.some)
+            good = error <= 1.0
+            # PI controller (beta = 0.04); what failed shrinks, what passed grows at most fivefold.
+            growth = 0.9 * error.clamp_min(1e-10) ** (0.03 - 1 / self.order) * before**0.04
+            growth = torch.where(good, growth.clamp(0.2, 5.0), growth.clamp(0.1, 0.9).nan_to_num(nan=0.1))
+            h = torch.where(good & lands, torch.maximum(h, step * growth), step * growth)
+            y, phi = torch.where(good.unsqueeze(1), new, y), torch.where(good, there, phi)
+            before = torch.where(good, error.clamp_min(1e-4), before)
+            accepted += good
+            nfe += self.evaluations - 1
+            if len(passed):
+                at, some = ((sign * (stations[:-1].unsqueeze(1) - phi) <= 0) & ~behind[:-1]).nonzero(as_tuple=True)
+                passed[at, under_way.rows[some]] = y[some]
+            arrived = phi == end
+            leaves = arrived | (~good & (step < 1e-12)) if attempts < self.max_steps else torch.ones_like(arrived)
+            if bool(leaves.any()):
+                stay = under_way.leave(leaves, y, accepted, torch.full_like(accepted, attempts), nfe, ~arrived, error.isfinite())
+                y, v, phi, h, before, accepted, nfe, good = (x[stay] for x in (y, v, phi, h, before, accepted, nfe, good))
+            onward = good.nonzero()[:, 0]
+            if len(onward) == len(y):
+                v = problem.velocity(y, phi, under_way.some) if len(y) else v
+            elif len(onward):
+                v = v.index_copy(0, onward, problem.velocity(y[onward], phi[onward], under_way.rows[onward]))
+            nfe += good
+        for i, state in enumerate(passed, start=1):
+            problem.observe(i, state)
+        end_point, taken, tried, nfe, failed, finite = under_way.all()
+        problem.observe(problem.last, end_point)
+        nan = bool((failed & ~finite).any())
+        reason = "nan" if nan else "steps" if attempts == self.max_steps else "stuck"
+        return end_point, Counts(nfe, taken, tried - taken, failed, reason)
 
     def _attempt(
         self, problem: Problem, z: Tensor, v: Tensor, here: Tensor, there: Tensor, rows: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Try one step: the new state, and the error in units of the tolerance."""
-        nodes = [[node[0], *(t.unsqueeze(1).to(z.dtype) for t in node[1:])] for node in _nodes(self.row, here, there)]
-        new, fs = _move(nodes[:-1], z, v, lambda y, phi: problem.velocity(y, phi, rows))
-        error = _combine(torch.zeros_like(z), 0.0, nodes[-1][4:], fs)
-        return new, problem.norm(error / (self.atol + self.rtol * torch.maximum(z.abs(), new.abs()))).double()
+        phi, numbers = _nodes(self.row, here, there)
+        *nodes, last = _laid(self.row, phi.unbind(), numbers.to(z.dtype).unsqueeze(2).unbind())
+        new, fs = _move(nodes, z, v, lambda y, phi: problem.velocity(y, phi, rows))
+        with torch.no_grad():
+            error = _combine(torch.zeros_like(z), 0.0, last[4:], fs)
+            scale = torch.maximum(z.abs(), new.abs()).mul_(self.rtol).add_(self.atol)
+            return new, problem.norm(error.div_(scale)).double()
 
 
 for _name, _row in EXPONENTIALS.items():

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import number, whole
 from ..registry import Registry, nearest
-from .base import SOLVERS, Counts, Problem, Solver
+from .base import SOLVERS, Adaptive, Counts, Problem, Solver
 from .external_sde import SDE, TorchSDE
 
 ADAPTIVE = {"dopri8": 8, "dopri5": 5, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
@@ -42,6 +41,11 @@ REFUSED = {
 def _check(method: str, table: Iterable[str]) -> None:
     if method not in table:
         raise ValueError(f"unknown method {method!r}. {nearest(method, table)}")
+
+
+def _refuse_gradient(x: Tensor) -> None:
+    if x.requires_grad and torch.is_grad_enabled():
+        raise TypeError("scipy solvers carry no gradient; use 'adams', or solve under torch.no_grad()")
 
 
 class _Failed(Exception):
@@ -103,7 +107,37 @@ class _StepFlow(_Flow):
 
 
 @dataclass(frozen=True)
-class TorchDiffEq(Solver):
+class _Method(Solver):
+    """A deterministic method of another library, by its name there."""
+
+    method: str
+    table: ClassVar[dict[str, int]]
+    ode: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check(self.method, self.table)
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """Order of the method, the highest if it varies."""
+        return self.table[self.method]
+
+
+@dataclass(frozen=True)
+class _Adaptive(Adaptive, _Method):
+    """What the adaptive solvers of torchdiffeq and scipy have in common: tolerances, and no fixed grid."""
+
+    def __post_init__(self) -> None:
+        _check(self.method, self.table)
+        super().__post_init__()
+
+    def _no_grid(self, problem: Problem) -> None:
+        if not problem.adaptive:
+            raise ValueError(f"{self.method!r} chooses its own steps; give rtol= and atol= instead of steps=, or try 'rk45'")
+
+
+@dataclass(frozen=True)
+class TorchDiffEq(_Method):
     """A fixed-step method of torchdiffeq, from node to node of our grid; the Adams methods only on a grid even in φ.
 
     `implicit_adams` iterates until the whole batch has converged, so there a sample depends on its mates (`shared`). Time
@@ -134,22 +168,13 @@ class TorchDiffEq(Solver):
     True
     """
 
-    method: str
-    ode: ClassVar[bool] = True
+    table: ClassVar[dict[str, int]] = FIXED
     spacing: ClassVar[str] = "arc"
-
-    def __post_init__(self) -> None:
-        _check(self.method, FIXED)
 
     @property
     def shared(self) -> bool:
         """Whether samples of a batch share the number of iterations, so that one depends on its mates."""
         return self.method == "implicit_adams"
-
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        """Order of the method."""
-        return FIXED[self.method]
 
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
         from torchdiffeq import odeint
@@ -168,35 +193,6 @@ class TorchDiffEq(Solver):
         z = odeint(flow, z, nodes[[0, -1]], **how)[-1]
         problem.observe(problem.last, z)
         return z, Counts(flow.calls, problem.last)
-
-
-@dataclass(frozen=True)
-class _Adaptive(Solver):
-    """What the adaptive solvers of torchdiffeq and scipy have in common: tolerances, and no fixed grid."""
-
-    method: str
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    max_steps: int = 10_000
-    table: ClassVar[dict[str, int]]
-    ode: ClassVar[bool] = True
-    steps: ClassVar[None] = None
-    tolerances: ClassVar[tuple[str, ...]] = ("rtol", "atol", "max_steps")
-
-    def __post_init__(self) -> None:
-        _check(self.method, self.table)
-        number("rtol", self.rtol, 0, math.inf, hint="try 1e-5")
-        number("atol", self.atol, 0, math.inf, hint="try 1e-5")
-        whole("max_steps", self.max_steps)
-
-    @property
-    def order(self) -> int:  # type: ignore[override]
-        """Order of the method, the highest if it varies."""
-        return self.table[self.method]
-
-    def _no_grid(self, problem: Problem) -> None:
-        if not problem.adaptive:
-            raise ValueError(f"{self.method!r} chooses its own steps; give rtol= and atol= instead of steps=, or try 'rk45'")
 
 
 @dataclass(frozen=True)
@@ -243,8 +239,8 @@ class AdaptiveTorchDiffEq(_Adaptive):
         self._no_grid(problem)
         flow = _StepFlow(problem, self.max_steps)
         s = torch.tensor(flow.stations, dtype=torch.float64, device=z.device)
-        # Without step_t it would step beyond the end, and interpolate back.
-        options = {"step_t": s[1:], "norm": lambda error: problem.norm(error).max()}
+        # Without step_t it would step beyond the end, and interpolate back. No gradient goes through the steps themselves.
+        options = {"step_t": s[1:], "norm": lambda error: problem.norm(error.detach()).max()}
         try:
             path = odeint(flow, z, s, rtol=self.rtol, atol=self.atol, method=self.method, options=options)
         except _Failed as failure:
@@ -261,6 +257,7 @@ class SciPy(_Adaptive):
 
     Each sample is a call of its own with its own steps, in float64; the network sees one row at a time. For the stiff
     methods ("Radau", "BDF", "LSODA") a Jacobian costs D evaluations, which are counted; rejected steps are not known apart.
+    It carries no gradient.
 
     Parameters
     ----------
@@ -274,7 +271,8 @@ class SciPy(_Adaptive):
     Raises
     ------
     TypeError, ValueError
-        For another method, tolerances that are not positive, or max_steps < 1; when run on a fixed grid.
+        For another method, tolerances that are not positive, or max_steps < 1; when run on a fixed grid, or where z or the
+        velocity wants a gradient.
 
     References
     ----------
@@ -296,6 +294,7 @@ class SciPy(_Adaptive):
 
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
         self._no_grid(problem)
+        _refuse_gradient(z)
         flow = _Flow(problem)
         starts = z.double().cpu().numpy()
         path = np.repeat(starts[None], len(problem.levels), 0)
@@ -305,7 +304,9 @@ class SciPy(_Adaptive):
             before, row = flow.calls, torch.tensor([b], device=z.device)
 
             def velocity(s: float, y: np.ndarray, row: Tensor = row) -> np.ndarray:
-                v = flow(s, torch.as_tensor(y[None]).to(z), row)[0].double().cpu().numpy()
+                out = flow(s, torch.as_tensor(y[None]).to(z), row)
+                _refuse_gradient(out)
+                v = out[0].double().cpu().numpy()
                 if not np.isfinite(v).all():  # in the hands of a factorization or of Fortran this would be another error
                     raise _Failed("nan")
                 return v

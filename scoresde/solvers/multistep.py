@@ -145,6 +145,11 @@ def coefficients(row: Row, levels: Sequence[Level]) -> list[Step]:
     >>> [[round(w * 4 / math.pi, 6) for w in step.predict] for step in coefficients(Row("v", 2), levels)]
     [[-1.0], [-1.5, 0.5]]
     """
+    return list(_coefficients(row, tuple(levels)))
+
+
+@functools.lru_cache(maxsize=32)  # for who draws sample after sample: they cost as much as an evaluation of a small network
+def _coefficients(row: Row, levels: tuple[Level, ...]) -> list[Step]:
     cos, sin = np.array([[level.cos, level.sin] for level in levels]).T
     far = np.minimum(cos, sin) < 1e-6  # λ is infinite, or as good as that
     if row.variable == "v":
@@ -272,6 +277,9 @@ class Multistep(Solver):
 def march(row: Row, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
     """Move states along the grid of a problem: the loop of all multistep methods.
 
+    What a corrector adds is the predictor's local error, so for the price of a few numbers a row `Counts.error` sums it, over all
+    steps but the last, which is not corrected.
+
     Parameters
     ----------
     row : Row
@@ -290,10 +298,14 @@ def march(row: Row, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
     last, table = problem.last, coefficients(row, problem.levels)
     values: list[Tensor] = []
     repair: list[float] = []  # what the corrector adds to the predicted state, as weights of the values
+    gauge = problem.measure if row.corrector else None
+    gauged = None if gauge is None else z.new_zeros(len(z), dtype=torch.float64)  # Σ measure(e)²
     for i, step in enumerate(table):
         values = [_value(row, problem, z, i), *values[: row.order - 1]]
         if i and problem.wants(i):
             problem.observe(i, _combine(1.0, z, repair, values))
+        if gauge is not None and gauged is not None and repair:
+            gauged += gauge(_combine(0.0, torch.zeros_like(z), repair, [f.detach() for f in values])).double().square()
         # The state is carried as predicted; its correction is taken together with the next prediction.
         weights = [step.keep * r + w for r, w in itertools.zip_longest(repair, step.predict, fillvalue=0.0)]
         repair = (
@@ -303,7 +315,7 @@ def march(row: Row, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
         if step.noise:
             z.add_(problem.noise(), alpha=step.noise)
     problem.observe(last, z)
-    return z, Counts(last, last)
+    return z, Counts(last, last, error=None if gauged is None else gauged.sqrt())
 
 
 def _combine(keep: float, z: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:

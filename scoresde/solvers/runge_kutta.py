@@ -20,8 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import number, whole
-from .base import SOLVERS, Counts, Problem, Stepper
+from .base import SOLVERS, Adaptive, Counts, Problem, Stepper, Survivors
 from .tableaus import TABLEAUS, Tableau
 
 
@@ -63,7 +62,7 @@ class RungeKutta(Stepper):
 
 
 @dataclass(frozen=True)
-class AdaptiveRungeKutta(RungeKutta):
+class AdaptiveRungeKutta(Adaptive, RungeKutta):
     """A tableau with an error estimate: each sample is an initial-value problem with steps of its own.
 
     A sample that is done costs no more evaluations, and none depends on its mates. With `steps=` it takes a fixed grid.
@@ -94,18 +93,10 @@ class AdaptiveRungeKutta(RungeKutta):
     ValueError: rtol is greater than 0, got -1.0; try 1e-5
     """
 
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    max_steps: int = 10_000
-    steps: ClassVar[None] = None
-    tolerances: ClassVar[tuple[str, ...]] = ("rtol", "atol", "max_steps")
-
     def __post_init__(self) -> None:
         if self.tableau.b_hat is None:
             raise ValueError("this tableau has no b_hat to estimate errors with; use RungeKutta on a fixed grid")
-        number("rtol", self.rtol, 0, math.inf, hint="try 1e-5")
-        number("atol", self.atol, 0, math.inf, hint="try 1e-5")
-        whole("max_steps", self.max_steps)
+        super().__post_init__()
 
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
         return self._adapt(problem, z) if problem.adaptive else super().run(problem, z)
@@ -117,25 +108,28 @@ class AdaptiveRungeKutta(RungeKutta):
         phi = z.new_full((len(z),), start, dtype=torch.float64)
         h = self._first_step(problem, z, k, math.copysign(1.0, end - start))
         old = torch.full_like(phi, math.log(1e-4))  # log of the last accepted step's error
-        accepted, rows = torch.zeros_like(phi, dtype=torch.int64), torch.arange(len(z), device=z.device)
-        left: list[tuple[Tensor, ...]] = []  # which rows, y, k, steps taken and tried, whether failed
-        attempts = 0
+        gauged = None if problem.measure is None else torch.zeros_like(phi)  # Σ measure(e)²
+        accepted = torch.zeros_like(phi, dtype=torch.int64)
+        under_way, attempts = Survivors(len(z), z.device), 0
         path = _Path(problem, self.tableau, z) if problem.last > 1 else None
         while len(y):
             attempts += 1
             room = end - phi
             lands = room / h < 1.01
             step, there = torch.where(lands, room, h), torch.where(lands, end, phi + h)
-            some = None if len(y) == len(z) else rows
-            new, k_new, hks, error = self._attempt(problem, y, k, phi, step, there, some)
-            good = error <= 1
+            new, k_new, hks = self._attempt(problem, y, k, phi, step, there, under_way.some)
+            with torch.no_grad():  # steps are held fixed by a gradient
+                error, gauge = self._error(problem, y, new, hks)
+                good = error <= 1
+                # PI controller (beta = 0.04), in logarithms; error > 1 always shrinks a step, and NaN shrinks it most. With 0.8
+                # where books have 0.9 a third as many steps are rejected, and fewer evaluations are spent in all.
+                log = error.log()
+                growth = torch.add(0.04 * old, log, alpha=0.03 - 1 / self.order).exp_().mul_(0.8)
+                h = growth.clamp_(0.1, 10.0).nan_to_num_(nan=0.1).mul_(step)
             if path is not None:
-                path.record(y, hks, phi, step, there, good, rows)
-            # PI controller (beta = 0.04), in logarithms; error > 1 always shrinks a step, and NaN shrinks it most. With 0.8
-            # where books have 0.9 a third as many steps are rejected, and fewer evaluations are spent in all.
-            log = error.log()
-            growth = torch.add(0.04 * old, log, alpha=0.03 - 1 / self.order).exp_().mul_(0.8)
-            h = growth.clamp_(0.1, 10.0).nan_to_num_(nan=0.1).mul_(step)
+                path.record(y, hks, phi, step, there, good, under_way.rows)
+            if gauged is not None and gauge is not None:
+                gauged[under_way.rows] += torch.where(good, gauge.square(), 0.0)
             wide = good.unsqueeze(1)
             y, k = torch.where(wide, new, y), torch.where(wide, k_new, k)
             phi, old = torch.where(good, there, phi), torch.where(good, log.clamp_min_(math.log(1e-4)), old)
@@ -145,14 +139,10 @@ class AdaptiveRungeKutta(RungeKutta):
                 leaves = torch.ones_like(arrived)
             elif attempts % 16 == 0:  # now and then, as it is rare
                 leaves = arrived | (h.abs() < 1e-12)
-            number_left = int(leaves.sum())  # the one thing a step waits for
-            if number_left:
-                order = leaves.byte().argsort(stable=True)
-                stay, go = order[: len(order) - number_left], order[len(order) - number_left :]
-                left.append((rows[go], y[go], k_new[go], accepted[go], torch.full_like(go, attempts), ~arrived[go]))
-                y, k, phi, h, old, accepted, rows = (v.index_select(0, stay) for v in (y, k, phi, h, old, accepted, rows))
-        which, *columns = (torch.cat(column) for column in zip(*left, strict=True))
-        end_point, slope, taken, tried, failed = (column[which.argsort()] for column in columns)
+            if bool(leaves.any()):  # the one thing a step waits for
+                stay = under_way.leave(leaves, y, k_new, accepted, torch.full_like(accepted, attempts), ~arrived)
+                y, k, phi, h, old, accepted = (v.index_select(0, stay) for v in (y, k, phi, h, old, accepted))
+        end_point, slope, taken, tried, failed = under_way.all()
         finite = bool(slope[failed].isfinite().all())
         reason = "nan" if not finite else "steps" if attempts == self.max_steps else "stuck"
         nfe = 2 + (len(self.tableau.b) - self.tableau.fsal) * tried
@@ -161,12 +151,12 @@ class AdaptiveRungeKutta(RungeKutta):
             for i, state in enumerate(path.states, start=1):
                 problem.observe(i, state)
         problem.observe(problem.last, end_point)
-        return end_point, Counts(nfe, taken, tried - taken, failed, reason)
+        return end_point, Counts(nfe, taken, tried - taken, failed, reason, None if gauged is None else gauged.sqrt())
 
     def _attempt(
         self, problem: Problem, y: Tensor, k: Tensor, phi: Tensor, step: Tensor, there: Tensor, rows: Tensor | None
-    ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
-        """Try one step: the new state, the velocity there, all stages times h, and the error in units of the tolerance."""
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Try one step: the new state, the velocity there, and all stages times h."""
         tableau = self.tableau.closed
         h = step.to(y.dtype).unsqueeze(1).expand_as(y).contiguous()  # so that nothing below has to broadcast short rows
         hks, new = [k * h], y
@@ -174,12 +164,16 @@ class AdaptiveRungeKutta(RungeKutta):
             new = _combine(y, row, hks)
             k = problem.velocity(new, there if c == 1 else torch.add(phi, step, alpha=c), rows)
             hks.append(k * h)
-        scale = torch.maximum(y.abs(), new.abs()).mul_(self.rtol).add_(self.atol)
-        error, *low = (problem.norm(_combine(None, weights, hks).div_(scale)).double() for weights in tableau.errors)
-        if low:
-            error = error.square() / torch.hypot(error, 0.1 * low[0]).clamp_min(1e-30)
-        return new, k, hks, error
+        return new, k, hks
 
+    def _error(self, problem: Problem, y: Tensor, new: Tensor, hks: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return the error of a step in units of the tolerance, and by the problem's measure."""
+        scale = torch.maximum(y.abs(), new.abs()).mul_(self.rtol).add_(self.atol)
+        errors = [_combine(None, weights, hks) for weights in self.tableau.errors]
+        gauge = None if problem.measure is None else _blend([problem.measure(e).abs().double() for e in errors])
+        return _blend([problem.norm(e.div_(scale)).double() for e in errors]), gauge
+
+    @torch.no_grad()
     def _first_step(self, problem: Problem, y: Tensor, k: Tensor, sign: float) -> Tensor:
         """Choose each sample's first step by the algorithm of Hairer, Nørsett & Wanner 1993, II.4; one evaluation.
 
@@ -228,6 +222,12 @@ class _Path:
         for w, k in zip(weights.to(y.dtype), hks, strict=True):
             state = torch.addcmul(state, w.unsqueeze(1), k[of])
         self.states[level, rows[of]] = state
+
+
+def _blend(sizes: list[Tensor]) -> Tensor:
+    """The size of an error by that of its estimate, or of the two estimates of a tableau with `b_low`."""
+    high, *low = sizes
+    return high.square() / torch.hypot(high, 0.1 * low[0]).clamp_min(1e-30) if low else high
 
 
 def _combine(y: Tensor | None, weights: Sequence[float], ks: list[Tensor]) -> Tensor:
