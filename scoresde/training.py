@@ -11,6 +11,7 @@ papers differ in; both are rows of a table.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -18,8 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .checks import number, whole
@@ -62,7 +62,7 @@ bound on log p when t is uniform), `min_snr` min(SNR, 5)·‖x0 error‖² (Hang
 matching, Lipman et al. 2023)."""
 
 
-def _lognormal(process: Process, q: Tensor, mean: float = -2.0, std: float = 1.5) -> Tensor:
+def _lognormal(process: Process, q: Tensor, mean: float = -1.5, std: float = 1.5) -> Tensor:
     """log tan φ ~ N(mean, std²), cut to the process's stretch of the arc."""
     ends = [math.log(math.tan(max(min(p, math.pi / 2 - 1e-6), 1e-6))) for p in (process.phi_min, process.phi_max)]
     low, high = (0.5 * math.erfc(-(end - mean) / std / math.sqrt(2)) for end in ends)
@@ -74,9 +74,22 @@ def _uniform(process: Process, q: Tensor) -> Tensor:
     return process.phi(q).clamp_min(1e-6)
 
 
-NOISES: dict[str, Callable[[Process, Tensor], Tensor]] = {"lognormal": _lognormal, "uniform": _uniform}
+def _likelihood_law(process: Process, q: Tensor) -> Tensor:
+    """Density ∝ cot φ, d log sin φ: importance sampling of the bound on log p, whose weight is then 1."""
+    low = math.sin(max(process.phi_min, process.hair))
+    return torch.asin(low * (math.sin(process.phi_max) / low) ** q)
+
+
+NOISES: dict[str, Callable[[Process, Tensor], Tensor]] = {
+    "lognormal": _lognormal,
+    "uniform": _uniform,
+    "likelihood": _likelihood_law,
+}
 """Laws of the noise level in training, by name, as functions (process, quantile in (0, 1)) -> φ: `lognormal`
-(log σ/α ~ N(−2, 1.5²), the default), `uniform` (t ~ U[0, 1])."""
+(log σ/α ~ N(−1.5, 1.5²), the default: as in Karras et al. 2022, table 1, with P_mean and P_std for low-dimensional data; the
+likelihood of the ODE asks for more noise than the bound on that of the SDE), `uniform` (t ~ U[0, 1]), `likelihood` (log sin φ
+uniform: with weight `edm`, which is 1, the loss times D·log(sin φ(1)/sin φ(0)) is −`elbo` but for a constant, as with weight
+`likelihood` and uniform t at more noise: maximum-likelihood training with importance-sampled noise levels, Song et al. 2021b)."""
 
 
 def loss(
@@ -196,7 +209,7 @@ def fit(
     *,
     steps: int = 10_000,
     batch_size: int = 512,
-    lr: float = 2e-3,
+    lr: float = 3e-3,
     weight: str = "edm",
     noise: str = "lognormal",
     ema: float = 0.999,
@@ -262,7 +275,7 @@ def fit(
     _check_names(weight, noise)
     whole("steps", steps)
     whole("batch_size", batch_size)
-    number("lr", lr, 0, math.inf, hint="try 2e-3")
+    number("lr", lr, 0, math.inf, hint="try 3e-3")
     number("ema", ema, 0, 1 - 1e-12, closed=True, hint="try 0.999, or 0 for none")
     if sde.condition:
         raise ValueError("fit trains the whole model, not one conditioned by given(...): pass labels as fit(..., given={'y': y})")
@@ -275,16 +288,11 @@ def fit(
     if not bool(sde.measured):
         sde.standardize(source.measure)
 
-    average = AveragedModel(sde.net, multi_avg_fn=_Average(ema, started=sde.ema is not None), use_buffers=False)
-    average.requires_grad_(False)
-    if sde.ema is not None:  # a second fit goes on with the average as well
-        average.module.load_state_dict(sde.ema.state_dict())
-        average.n_averaged.fill_(1)
+    average = _Average(sde.net, ema, sde.ema)
     optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), fused=_can_fuse(parameters))
     warm = max(1, min(200, steps // 10))
     note = max(1, min(100, steps // 10))
-    averaged: list[Tensor] = list(average.module.parameters())
-    sound: list[Tensor] = [p.clone() for p in averaged]  # the average when the loss was last seen to be finite
+    sound: list[Tensor] = [p.clone() for p in average.weights]  # the average when the loss was last seen to be finite
     history, total, began = History(), torch.zeros((), device=device), time.perf_counter()
     sde.train()
     bar = tqdm(total=steps, desc="fit", disable=None if progress else True, mininterval=0.5)
@@ -298,15 +306,15 @@ def fit(
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            average.update_parameters(sde.net)
+            average.update()
             total += value.detach()
             if step % note == 0 or step == steps:
                 mean = float(total) / (step - (history.step[-1] if history.step else 0))
-                if not (math.isfinite(mean) and all(bool(p.isfinite().all()) for p in averaged)):
-                    torch._foreach_copy_(averaged, sound)
+                if not (math.isfinite(mean) and all(bool(p.isfinite().all()) for p in average.weights)):
+                    torch._foreach_copy_(average.weights, sound)
                     sde.net.load_state_dict(average.module.state_dict())
                     raise TrainingError(f"the loss is {mean} after step {step}, or a weight not finite; lower lr (now {lr:g})")
-                torch._foreach_copy_(sound, averaged)
+                torch._foreach_copy_(sound, average.weights)
                 history.step.append(step)
                 history.loss.append(mean)
                 total.zero_()
@@ -314,24 +322,40 @@ def fit(
                 bar.update(step - bar.n)
     finally:
         bar.close()
-        if average.n_averaged:  # else what there was before is better
-            sde.ema = average.module
+        if average.moved:  # else what there was before is better
+            sde.ema = average.result()
         sde.eval()
         history.seconds = time.perf_counter() - began
     return history
 
 
 class _Average:
-    """Exponential average of all tensors at once, whose decay grows as (1 + k)/(10 + k) up to `decay`."""
+    """Exponential average of a network's weights, all at once, whose decay grows as (1 + k)/(10 + k) up to `decay`.
 
-    def __init__(self, decay: float, started: bool) -> None:
-        self.decay, self.count = decay, 10**9 if started else 0
+    PyTorch's AveragedModel does the same, but walks over the modules at every step, which costs 0.1 to 0.3 ms.
+    """
+
+    def __init__(self, net: nn.Module, decay: float, before: nn.Module | None) -> None:
+        self.net, self.decay, self.count, self.moved = net, decay, 0 if before is None else 10**9, False
+        self.module = copy.deepcopy(net).requires_grad_(False)
+        if before is not None:  # a second fit goes on with the average as well
+            self.module.load_state_dict(before.state_dict())
+        self.current: list[Tensor] = [p.detach() for p in net.parameters()]
+        self.weights: list[Tensor] = list(self.module.parameters())
 
     @torch.no_grad()
-    def __call__(self, averaged: Any, current: Any, _count: Any) -> None:
-        self.count += 1
-        decay = min(self.decay, (1 + self.count) / (10 + self.count))
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+    def update(self) -> None:
+        """w̄ ← d·w̄ + (1 − d)·w; the first weights are taken as they are."""
+        decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
+        torch._foreach_lerp_(self.weights, self.current, 1 - decay)
+        self.count, self.moved = self.count + 1, True
+
+    @torch.no_grad()
+    def result(self) -> nn.Module:
+        """The averaged network, with the buffers of the one it follows."""
+        for mine, theirs in zip(self.module.buffers(), self.net.buffers(), strict=True):
+            mine.copy_(theirs)
+        return self.module
 
 
 def _can_fuse(parameters: list[torch.nn.Parameter]) -> bool:

@@ -168,7 +168,7 @@ def test_noise_laws_are_what_they_say(name: str) -> None:
     """Quantiles against scipy, and draws by Kolmogorov–Smirnov: a false alarm in 10,000 per law and process."""
     process = scoresde.PROCESSES.build(name)
     low, high = (math.log(math.tan(min(max(p, 1e-6), math.pi / 2 - 1e-6))) for p in (process.phi_min, process.phi_max))
-    law = scipy.stats.truncnorm((low + 2) / 1.5, (high + 2) / 1.5, loc=-2, scale=1.5)
+    law = scipy.stats.truncnorm((low + 1.5) / 1.5, (high + 1.5) / 1.5, loc=-1.5, scale=1.5)
     q = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
     got = torch.log(torch.tan(NOISES["lognormal"](process, q)))
     np.testing.assert_allclose(got.numpy(), law.ppf(q.numpy()), rtol=1e-7, atol=1e-7)
