@@ -10,11 +10,14 @@ torch.Size([1])
 
 from . import toy
 from .backbones import BACKBONES, MLP
+from .bounds import Bound, elbo, vlb
 from .build import build
+from .dequantize import Bits, Continuous, Dequantization, Dequantized, TruncatedNormal, Uniform, bits_per_dim
+from .distribution import Distribution
 from .errors import CheckpointError, SolverError, TrainingError
 from .grids import SPACINGS
 from .io import load, save
-from .likelihood import Likelihood, bits_per_dim, likelihood, log_prob
+from .likelihood import Likelihood, likelihood, log_prob, sample_and_log_prob
 from .metrics import energy_distance, energy_test
 from .oracle import oracle
 from .paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
@@ -41,8 +44,14 @@ __all__ = [
     "VPSDE",
     "WEIGHTS",
     "AdaptiveRungeKutta",
+    "Bits",
+    "Bound",
     "CheckpointError",
+    "Continuous",
     "Cosine",
+    "Dequantization",
+    "Dequantized",
+    "Distribution",
     "History",
     "Likelihood",
     "Process",
@@ -56,9 +65,12 @@ __all__ = [
     "Stepper",
     "SubVPSDE",
     "TrainingError",
+    "TruncatedNormal",
+    "Uniform",
     "bits_per_dim",
     "build",
     "decode",
+    "elbo",
     "encode",
     "energy_distance",
     "energy_test",
@@ -69,7 +81,9 @@ __all__ = [
     "loss",
     "oracle",
     "sample",
+    "sample_and_log_prob",
     "save",
     "solve",
     "toy",
+    "vlb",
 ]

@@ -150,6 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("model", help="folder")
     score.add_argument("data", help=".npy or .csv")
     score.add_argument("--solver", default="adams", help="an ODE solver")
+    score.add_argument("--trace", default="exact", help="exact or hutchinson")
+    score.add_argument("--tolerance", type=float, help="of an adaptive solver, in nats; 1e-5 unless given")
     score.add_argument("--out", help=".npy or .csv; without it only the mean is printed")
     return parser
 
@@ -207,12 +209,16 @@ def _sample(args: argparse.Namespace) -> None:
 def _log_prob(args: argparse.Namespace) -> None:
     if args.out:
         _writable(args.out, ".npy", ".csv")
-    result = likelihood(load(args.model), read(args.data), solver=args.solver)
+    how = {} if args.tolerance is None else {"rtol": args.tolerance, "atol": args.tolerance}
+    result = likelihood(load(args.model), read(args.data), solver=args.solver, trace=args.trace, **how)
     if args.out:
         write(args.out, result.log_prob)
     values = result.log_prob.double()
     error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     print(f"mean log p(x): {float(values.mean()):.4f} ± {error:.4f} nats over {len(values):,} samples")
+    errors = {"solver": result.solver_error, "prior": result.prior_gap, "trace": result.stderr}
+    sizes = ", ".join(f"{name} {float(size.mean()):.0e}" if bool(size.any()) else f"{name} 0" for name, size in errors.items())
+    print(f"errors of one value, in nats: {sizes}; {float(result.nfe.double().mean()):.0f} evaluations each")
 
 
 _VERBS = {"demo": _demo, "fit": _fit, "sample": _sample, "log-prob": _log_prob}

@@ -85,5 +85,6 @@ def as_floats(x: object, shape: tuple[int, ...], what: str) -> Tensor:
         raise ValueError(f"{what} has no samples: shape {tuple(x.shape)}")
     if not bool(x.isfinite().all()):
         bad = (~x.isfinite().reshape(len(x), -1).all(1)).nonzero()[:, 0]
-        raise ValueError(f"{what} has NaN or infinite values in {len(bad)} of {len(x)} rows, first in row {int(bad[0])}")
+        named = ", ".join(map(str, bad[:8].tolist())) + ", …" * (len(bad) > 8)
+        raise ValueError(f"{what} has NaN or infinite values in {len(bad)} of {len(x)} rows: {named}")
     return x

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .backbones.base import can_trace
 from .inputs import as_floats, event_shape
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
@@ -175,32 +176,51 @@ class ScoreSDE(nn.Module):
                 [0., 0.],
                 [0., 0.]], grad_fn=...)
         """
-        return self.caller()(z, phi, rows)
+        call: Callable[..., Tensor] = self.caller()
+        return call(z, phi, rows)
 
-    def caller(self) -> Callable[..., Tensor]:
+    def caller(self, *, raw: bool = False, traced: bool = False) -> Callable[..., Any]:
         """Return `output` as a function, with everything looked up that stays the same throughout a solve.
+
+        Parameters
+        ----------
+        raw : bool
+            Whether to call the raw network in eval mode too, rather than the averaged one.
+        traced : bool
+            Whether to return (out, traces) with traces = tr ∂out/∂z of shape (B, 1), for a network that offers
+            `value_and_trace`.
 
         Returns
         -------
-        callable (z, φ, rows) -> Tensor
+        callable (z, φ, rows) -> Tensor, or a pair of them
+
+        Raises
+        ------
+        TypeError
+            If traced and the network has no `value_and_trace`; see `traces`.
 
         Examples
         --------
         >>> scoresde.build("vp", "mlp", shape=(2,)).caller()(torch.ones(1, 2), 0.5, None)
         tensor([[0., 0.]], grad_fn=...)
         """
-        net = self.net if self.net.training or self.ema is None else self.ema
+        net = self._net(raw)
         parameter = next(net.parameters(), None)
-        shape, raw, condition = self.shape, self.sees == "raw", self.condition
+        shape, sees_raw, condition = self.shape, self.sees == "raw", self.condition
         flat = len(shape) == 1
+        if traced and not self.traces:
+            raise TypeError(f"{type(net).__name__} has no value_and_trace")
+        call: Callable[..., Any] = net.value_and_trace if traced else net  # type: ignore[assignment]
 
-        def output(z: Tensor, phi: Tensor | float, rows: Tensor | None = None) -> Tensor:
+        def output(z: Tensor, phi: Tensor | float, rows: Tensor | None = None) -> Any:
             dtype = z.dtype if parameter is None else parameter.dtype
             x = z
-            if raw:
+            radius: Tensor | float = 1.0
+            if sees_raw:
                 label: Tensor | float = self.process.time(phi)
                 radius = self.process.radius(label)
-                x = z * (radius.unsqueeze(1).to(z.dtype) if radius.ndim else float(radius))
+                radius = radius.unsqueeze(1).to(z.dtype) if radius.ndim else float(radius)
+                x = z * radius
             else:
                 label = noise_label(phi)
             if not isinstance(label, Tensor) or not label.ndim:
@@ -211,17 +231,32 @@ class ScoreSDE(nn.Module):
                 x, label = x.to(dtype), label.to(dtype)
             if condition:
                 taken = {n: value if rows is None or len(value) == 1 else value[rows] for n, value in condition.items()}
-                out = net(x, label, **{n: value.expand(len(z), *value.shape[1:]) for n, value in taken.items()})
+                out = call(x, label, **{n: value.expand(len(z), *value.shape[1:]) for n, value in taken.items()})
             else:
-                out = net(x, label)
+                out = call(x, label)
+            if traced:
+                out, trace = out
             if not isinstance(out, Tensor) or out.shape != x.shape:
                 got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
                 raise ValueError(f"the network was given {tuple(x.shape)} and returned {got}; it must keep the shape")
             if not flat:
                 out = out.reshape(z.shape)
-            return out if out.dtype == z.dtype else out.to(z.dtype)
+            if out.dtype != z.dtype:
+                out = out.to(z.dtype)
+            return (out, radius * trace.unsqueeze(1).to(z.dtype)) if traced else out
 
         return output
+
+    @property
+    def traces(self) -> bool:
+        """Whether the network in use offers its output together with its exact trace: see `scoresde.backbones.base`."""
+        return can_trace(self._net())
+
+    def _net(self, raw: bool = False) -> nn.Module:
+        net: nn.Module = self.net if raw or self.net.training or self.ema is None else self.ema
+        if isinstance(net, nn.parallel.DistributedDataParallel) and not net.training:
+            net = net.module  # ranks need different numbers of evaluations in a solve, and must not wait for one another
+        return net
 
     def arc_velocity(self, z: Tensor, phi: Tensor | float, rows: Tensor | None = None) -> Tensor:
         """Return dz/dφ = cos φ·ε̂ − sin φ·x̂0, the right-hand side of the one ODE.
@@ -267,7 +302,8 @@ class ScoreSDE(nn.Module):
 
         def velocity(z: Tensor, phi: Tensor | float, rows: Tensor | None = None) -> Tensor:
             c = self.coefficients(as_time(phi)).to(z)
-            return (output(z, phi, rows) - (c.a * c.cos + c.b * c.sin) * z) / c.det
+            out: Tensor = output(z, phi, rows)
+            return (out - (c.a * c.cos + c.b * c.sin) * z) / c.det
 
         return velocity
 
@@ -780,6 +816,8 @@ def require_sde(sde: Any, verb: str) -> ScoreSDE:
             f"{verb} needs a ScoreSDE and got the process {sde!r}, which has no network yet; "
             "write scoresde.build('vp', 'mlp', shape=(2,)) or ScoreSDE(process, net, shape=(2,)), then fit it"
         )
+    if isinstance(getattr(sde, "module", None), ScoreSDE):
+        raise TypeError(f"{verb} needs a ScoreSDE, got one wrapped in {type(sde).__name__}; pass its .module")
     raise TypeError(
         f"{verb} needs a ScoreSDE, got {type(sde).__name__}; "
         "scoresde.build('vp', 'mlp', shape=(2,)) makes one and scoresde.load(folder) reads one"

@@ -15,7 +15,7 @@ ROOMS = [
     "errors checks registry random inputs process",
     "paths prediction grids solvers backbones toy",
     "sde trace",
-    "plan sampling likelihood training data io oracle metrics plotting",
+    "plan sampling likelihood bounds dequantize distribution training data io oracle metrics plotting",
     "build cli demo __init__ __main__",
 ]
 FLOOR = {name: floor for floor, room in enumerate(ROOMS) for name in room.split()}

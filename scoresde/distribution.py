@@ -1,0 +1,168 @@
+"""A model as a `torch.distributions.Distribution`, for everything that takes one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+from torch.distributions import constraints
+
+from .likelihood import log_prob
+from .sampling import sample
+from .sde import ScoreSDE, require_sde
+
+
+class Distribution(torch.distributions.Distribution):
+    """The law of a model's samples: `sample` and `log_prob` with torch's shapes, sample_shape + batch_shape + event_shape.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+        Its event shape is sde.shape. Conditions of B rows (`sde.given(y=labels)`) make a batch of B laws, of batch shape (B,);
+        without conditions, or with one for all, the batch shape is ().
+    trace : str
+        "exact" or "hutchinson": see `likelihood`.
+    probes : int
+        Of an estimated trace.
+    differentiable : bool
+        Whether gradients flow from log_prob to the network's parameters; they flow to a value that requires them anyway.
+    validate_args : bool, optional
+        As for every torch distribution: whether values are checked for their shape and support.
+    **how
+        Of the solves, for `sample` and `log_prob` alike: solver, steps, spacing, batch_size, rtol, atol, ….
+
+    Raises
+    ------
+    TypeError, ValueError
+        If sde is no ScoreSDE, or its conditions have different numbers of rows.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> sde = scoresde.oracle(scoresde.toy.EightGaussians(), scoresde.VPSDE())
+    >>> law = Distribution(sde, rtol=1e-6, atol=1e-6)
+    >>> x = law.sample((3, 5))
+    >>> x.shape, law.log_prob(x).shape
+    (torch.Size([3, 5, 2]), torch.Size([3, 5]))
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012
+    has_rsample = False
+
+    def __init__(
+        self,
+        sde: ScoreSDE,
+        *,
+        trace: str = "exact",
+        probes: int = 16,
+        differentiable: bool = False,
+        validate_args: bool | None = None,
+        **how: Any,
+    ) -> None:
+        self.sde = require_sde(sde, "Distribution")
+        self.how = how
+        self.density = {"trace": trace, "probes": probes, "differentiable": differentiable}
+        rows = {len(value) for value in sde.condition.values()} - {1}
+        if len(rows) > 1:
+            raise ValueError(f"conditions have {sorted(rows)} rows; wanted one number of them, or 1")
+        super().__init__(Size(rows), Size(sde.shape), validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """All of space."""
+        return constraints.independent(constraints.real, len(self.event_shape))  # type: ignore[no-untyped-call]
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Distribution:
+        """Return the same law with a larger batch shape, as torch's distributions do; conditions are repeated.
+
+        Parameters
+        ----------
+        batch_shape : tuple of int
+        _instance
+            Torch's own, for subclasses.
+
+        Returns
+        -------
+        Distribution
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> law = Distribution(scoresde.build("vp", "mlp", shape=(2,))).expand((4,))
+        >>> law.sample((3,)).shape
+        torch.Size([3, 4, 2])
+        """
+        new: Distribution = self._get_checked_instance(Distribution, _instance)  # type: ignore[no-untyped-call]
+        shape = Size(batch_shape)
+        torch.broadcast_shapes(shape, self.batch_shape)  # type: ignore[no-untyped-call]
+        new.sde = self._rows(shape)
+        new.how, new.density = self.how, self.density
+        super(Distribution, new).__init__(shape, self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Draw samples with torch's global generator.
+
+        Parameters
+        ----------
+        sample_shape : tuple of int
+
+        Returns
+        -------
+        Tensor, shape sample_shape + batch_shape + event_shape
+            In the units of the data.
+
+        Raises
+        ------
+        SolverError
+            As `scoresde.sample`.
+
+        Examples
+        --------
+        See `Distribution`.
+        """
+        shape = Size(sample_shape) + self.batch_shape
+        if not shape.numel():
+            return self.sde.scale.new_empty(shape + self.event_shape)
+        return sample(self._rows(shape), shape.numel(), **self.how).reshape(shape + self.event_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return log p(value).
+
+        Parameters
+        ----------
+        value : Tensor, shape (…, *event_shape), broadcast against batch_shape
+            In the units of the data.
+
+        Returns
+        -------
+        Tensor, shape (…)
+            Nats.
+
+        Raises
+        ------
+        ValueError, SolverError
+            As `scoresde.log_prob`.
+
+        Examples
+        --------
+        See `Distribution`.
+        """
+        if self._validate_args and value.numel():
+            self._validate_sample(value)
+        n = len(self.event_shape)
+        if tuple(value.shape[value.ndim - n :]) != tuple(self.event_shape):
+            raise ValueError(f"value has shape {tuple(value.shape)}, wanted (…, {', '.join(map(str, self.event_shape))})")
+        shape = torch.broadcast_shapes(value.shape[: value.ndim - n], self.batch_shape)  # type: ignore[no-untyped-call]
+        if not shape.numel():
+            return value.new_empty(shape)
+        flat = value.expand(shape + self.event_shape).reshape(shape.numel(), *self.event_shape)
+        return log_prob(self._rows(shape), flat, **self.density, **self.how).reshape(shape)
+
+    def _rows(self, shape: Size) -> ScoreSDE:
+        """The model, with a condition for each of `shape` samples."""
+        rows = torch.arange(self.batch_shape.numel()).reshape(self.batch_shape).expand(shape).flatten()
+        spread = {name: v if len(v) == 1 else v[rows.to(v.device)] for name, v in self.sde.condition.items()}
+        return self.sde.holding(spread) if spread else self.sde
