@@ -7,12 +7,13 @@ Needs emcee (pip install emcee) for the first half.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 import scoresde
 
 
-def posterior(sde: scoresde.ScoreSDE, observed: float, noise: float, walkers: int = 32, steps: int = 200) -> torch.Tensor:
+def posterior(sde: scoresde.ScoreSDE, observed: float, noise: float, walkers: int = 64, steps: int = 150) -> torch.Tensor:
     """Sample p(x | y) for y = x_1 + noise·ε, with the model as the prior of x, by emcee's ensemble sampler."""
     import emcee
 
@@ -24,7 +25,7 @@ def posterior(sde: scoresde.ScoreSDE, observed: float, noise: float, walkers: in
 
     torch.manual_seed(0)
     sampler = emcee.EnsembleSampler(walkers, 2, log_posterior, vectorize=True)
-    sampler._random.seed(0)
+    sampler.random_state = np.random.RandomState(0).get_state()
     sampler.run_mcmc(prior.sample((walkers,)).double().numpy(), steps)
     return torch.from_numpy(sampler.get_chain(discard=steps // 3, flat=True))
 
@@ -46,7 +47,7 @@ def tune(sde: scoresde.ScoreSDE, data: torch.Tensor, steps: int = 40) -> list[fl
     return losses
 
 
-def main(fit_steps: int = 2000, chain: int = 200, tuning: int = 40) -> tuple[float, float, float]:
+def main(fit_steps: int = 2000, chain: int = 150, tuning: int = 40) -> tuple[float, float, float]:
     """Fit moons, infer, and train on; return the posterior's mean of x_0, and the loss before and after."""
     moons = scoresde.toy.Moons()
     torch.manual_seed(0)

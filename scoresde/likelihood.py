@@ -230,7 +230,7 @@ def log_prob(sde: ScoreSDE, x: Tensor, **how: Any) -> Tensor:
     >>> scoresde.log_prob(sde, mixture.sample(5)).shape
     torch.Size([5])
     """
-    return _likelihood(sde, x, verb="log_prob", gap=False, **how).log_prob
+    return _likelihood(sde, x, verb="log_prob", errors=False, **how).log_prob
 
 
 def _likelihood(
@@ -238,7 +238,7 @@ def _likelihood(
     x: Tensor,
     *,
     verb: str,
-    gap: bool = True,
+    errors: bool = True,
     solver: str | Solver = "adams",
     trace: str = "exact",
     probes: int = 16,
@@ -259,7 +259,7 @@ def _likelihood(
         if prior is not None and not callable(getattr(prior, "log_prob", None)):
             raise TypeError(f"prior is the law of x at t = 1 and needs a log_prob method, got {type(prior).__name__}")
         how = plan(sde, solver, steps, spacing, options, forward=True)
-        ode = _Ode(sde, solver, how, trace, probes, graph, generator)
+        ode = _Ode(sde, solver, how, trace, probes, graph, generator, errors)
         sde.rows(0, len(x), len(x))
         first, last = ode.nodes[0], ode.nodes[-1]
         columns = []
@@ -281,7 +281,7 @@ def _likelihood(
                         log_p - sde.dim * math.log(first.radius) - part.log_scale,
                         stderr,
                         4 * error + rounding.detach(),
-                        _prior_gap(part, z.detach(), last, traced) if gap and prior is None else torch.zeros_like(stderr),
+                        _prior_gap(part, z.detach(), last, traced) if errors and prior is None else torch.zeros_like(stderr),
                         torch.as_tensor(counts.nfe, device=z.device).expand(len(z)),
                         latent,
                     )
@@ -373,6 +373,7 @@ class _Ode:
         probes: int,
         graph: bool,
         generator: torch.Generator | None,
+        errors: bool = False,
     ) -> None:
         if trace not in PROBES:
             raise ValueError(f"unknown trace {trace!r}. {nearest(trace, PROBES)}")
@@ -380,6 +381,7 @@ class _Ode:
         if not how.solver.ode:
             kind = "stochastic" if how.solver.stochastic else "not an ODE method"
             raise ValueError(f"log p goes by the probability-flow ODE, and solver {named!r} is {kind}; try 'adams' or 'rk45'")
+        self.errors = errors  # whether the solver is asked to keep account of its own
         self.how, self.nodes, self.graph = how, levels(sde, how.times), graph
         self.law = PROBES[trace]
         self.probes = 1 if self.law is None else probes
@@ -395,15 +397,9 @@ class _Ode:
             probes = torch.stack([self.law(draw()) for _ in range(self.probes)])
         traced = _traced(part, probes, self.graph, self.raw)
         velocity = _with_density(part, traced, self.graph)
-        task = Problem(
-            self.nodes,
-            velocity,
-            _none,
-            _none,
-            self.how.adaptive,
-            norm=functools.partial(_norm, n),
-            measure=functools.partial(_norm, n),
-        )
+        norm = functools.partial(_norm, n)
+        measure = norm if self.errors else None
+        task = Problem(self.nodes, velocity, _none, _none, self.how.adaptive, norm=norm, measure=measure)
         state = torch.cat([z, z.new_zeros(len(z), self.probes)], 1)
         end, counts = run(part, self.how.solver, task, state, functools.partial(_same, task))
         gains = end[:, n:]

@@ -19,3 +19,13 @@ def test_digits_example_prints_finite_bits_and_draws_a_sheet(tmp_path: Path, cap
     assert 1.5 < bits < math.log2(17) + 0.2
     assert (tmp_path / "digits.png").stat().st_size > 5000
     assert f"{bits:.3f}" in capsys.readouterr().out
+
+
+def test_distribution_example_infers_and_trains_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """A short run: emcee's posterior mean within 0.5 of the truth (−0.99, posterior std 0.7), and a loss no worse than before."""
+    pytest.importorskip("emcee")
+    main = runpy.run_path(str(EXAMPLES / "distribution.py"))["main"]
+    mean, before, after = main(fit_steps=300, chain=12, tuning=8)
+    assert abs(mean + 0.99) < 0.5
+    assert after < before + 0.02
+    assert f"{after:.3f}" in capsys.readouterr().out
