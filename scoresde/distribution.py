@@ -8,7 +8,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from .likelihood import log_prob
+from .likelihood import check_how, log_prob
 from .sampling import sample
 from .sde import ScoreSDE, require_sde
 
@@ -35,7 +35,7 @@ class Distribution(torch.distributions.Distribution):
     Raises
     ------
     TypeError, ValueError
-        If sde is no ScoreSDE, or its conditions have different numbers of rows.
+        If sde is no ScoreSDE, its conditions have different numbers of rows, or the solves can't be done so.
 
     Examples
     --------
@@ -66,6 +66,7 @@ class Distribution(torch.distributions.Distribution):
         rows = {len(value) for value in sde.condition.values()} - {1}
         if len(rows) > 1:
             raise ValueError(f"conditions have {sorted(rows)} rows; wanted one number of them, or 1")
+        check_how(sde, trace=trace, probes=probes, **how)
         super().__init__(Size(rows), Size(sde.shape), validate_args=validate_args)
 
     @property
@@ -125,7 +126,7 @@ class Distribution(torch.distributions.Distribution):
         """
         shape = Size(sample_shape) + self.batch_shape
         if not shape.numel():
-            return self.sde.scale.new_empty(shape + self.event_shape)
+            return self.sde.scale.new_empty(shape + self.event_shape, dtype=self.sde.state_dtype)
         return sample(self._rows(shape), shape.numel(), **self.how).reshape(shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ class SolverError(RuntimeError):
     x : Tensor, shape (B, *shape), or None
         The states where the solve stopped, in the units of the data. After an adaptive solve those that are not `failed` are
         finished samples; a fixed grid stops for all where the first goes wrong.
+    first : int
+        The number, in the call, of the failing batch's first sample.
 
     Examples
     --------
@@ -32,6 +34,7 @@ class SolverError(RuntimeError):
         super().__init__(message)
         self.failed = failed
         self.x = x
+        self.first = 0
 
 
 class CheckpointError(ValueError):

@@ -5,6 +5,7 @@ Names and numbers are resolved and checked, and the process is evaluated at the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -327,7 +328,7 @@ def run(sde: ScoreSDE, solver: Solver, task: Problem, z: Tensor, again: Callable
     if counts.failed is not None and bool(counts.failed.any()):
         lost = int(counts.failed.sum())
         why, knob = {
-            "nan": ("the network's output is not finite", "check the weights and the data's scale"),
+            "nan": ("the network's output or its trace is not finite", "check the weights and the data's scale"),
             "stuck": ("the step size fell below 1e-12", "raise rtol= and atol=: this field is rougher than they ask"),
             "steps": ("the steps ran out", "raise max_steps=, or rtol= and atol="),
         }[counts.reason]
@@ -380,6 +381,36 @@ def chunks(sde: ScoreSDE, n: int, batch_size: int | None, cost: int = 1) -> Iter
         batch_size = max(BLOCK * (batch_size // BLOCK), min(batch_size, BLOCK))
     size = batch_size
     return ((start, min(start + size, n)) for start in range(0, n, size))
+
+
+@contextlib.contextmanager
+def numbered(start: int, stop: int, n: int) -> Iterator[None]:
+    """Say of a `SolverError` which samples of a call its batch holds.
+
+    Parameters
+    ----------
+    start, stop, n : int
+        The batch, in a call for n samples.
+
+    Raises
+    ------
+    SolverError
+        The one that came, with `first` set, and the batch named if it is not all.
+
+    Examples
+    --------
+    >>> with numbered(64, 128, 200):
+    ...     raise SolverError("2 of 64 samples are not finite")
+    Traceback (most recent call last):
+    scoresde.errors.SolverError: 2 of 64 samples are not finite (the batch of samples 64 to 127)
+    """
+    try:
+        yield
+    except SolverError as error:
+        error.first = start
+        if stop - start < n:
+            error.args = (f"{error} (the batch of samples {start} to {stop - 1})",)
+        raise
 
 
 def check_generator(generator: object) -> None:

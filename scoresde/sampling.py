@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plan import check_generator, chunks, levels, plan, problem, run, starts_at_data
+from .plan import check_generator, chunks, levels, numbered, plan, problem, run, starts_at_data
 from .random import PATH, PRIOR, Noise, draw_seed
 from .sde import ScoreSDE, evaluating, require_sde
 from .solvers import Problem, Solver
@@ -147,7 +147,8 @@ def solve(
             seen = {0: z}
             posed = task()
             posed.observe, posed.wanted = functools.partial(_keep, seen, how.keep[:-1]), frozenset(how.keep)
-            end, counts = run(sde, how.solver, posed, z, task)
+            with numbered(first, stop, n):
+                end, counts = run(sde, how.solver, posed, z, task)
             seen[len(nodes) - 1] = end
             states.append(torch.stack([sde.to_data(nodes[k].radius * seen[k]) for k in how.keep]))
             costs.append([torch.as_tensor(c).expand(stop - first) for c in (counts.nfe, counts.accepted, counts.rejected)])

@@ -197,7 +197,7 @@ class ScoreSDE(nn.Module):
         Raises
         ------
         TypeError
-            If traced and the network has no `value_and_trace`; see `traces`.
+            If traced and the network has no `value_and_trace` that can be trusted; see `traces`.
 
         Examples
         --------
@@ -208,7 +208,7 @@ class ScoreSDE(nn.Module):
         parameter = next(net.parameters(), None)
         shape, sees_raw, condition = self.shape, self.sees == "raw", self.condition
         flat = len(shape) == 1
-        if traced and not self.traces:
+        if traced and not can_trace(net):
             raise TypeError(f"{type(net).__name__} has no value_and_trace")
         call: Callable[..., Any] = net.value_and_trace if traced else net  # type: ignore[assignment]
 
@@ -236,6 +236,9 @@ class ScoreSDE(nn.Module):
                 out = call(x, label)
             if traced:
                 out, trace = out
+                if not isinstance(trace, Tensor) or trace.shape != (len(x),):
+                    got = tuple(trace.shape) if isinstance(trace, Tensor) else type(trace).__name__
+                    raise ValueError(f"value_and_trace returned a trace of shape {got}, wanted ({len(x)},)")
             if not isinstance(out, Tensor) or out.shape != x.shape:
                 got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
                 raise ValueError(f"the network was given {tuple(x.shape)} and returned {got}; it must keep the shape")
@@ -247,10 +250,24 @@ class ScoreSDE(nn.Module):
 
         return output
 
-    @property
-    def traces(self) -> bool:
-        """Whether the network in use offers its output together with its exact trace: see `scoresde.backbones.base`."""
-        return can_trace(self._net())
+    def traces(self, *, raw: bool = False) -> bool:
+        """Whether the network in use offers its output together with its exact trace: see `scoresde.backbones.base`.
+
+        Parameters
+        ----------
+        raw : bool
+            As for `caller`.
+
+        Returns
+        -------
+        bool
+
+        Examples
+        --------
+        >>> scoresde.build("vp", "mlp", shape=(2,)).traces()
+        True
+        """
+        return can_trace(self._net(raw))
 
     def _net(self, raw: bool = False) -> nn.Module:
         net: nn.Module = self.net if raw or self.net.training or self.ema is None else self.ema

@@ -143,7 +143,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "data of another kind": (["fit", "{files}/table.txt", "--out", "{out}"], r"\.npy or \.csv"),
     "a pickle": (["fit", "{files}/torch.pt", "--out", "{out}"], r"\.npy or \.csv"),
     "integer data": (["fit", "{files}/integers.npy", "--out", "{out}"], "int64.*float"),
-    "NaN data": (["fit", "{files}/nan.npy", "--out", "{out}"], "NaN.*row 3"),
+    "NaN data": (["fit", "{files}/nan.npy", "--out", "{out}"], "NaN.*rows: 3"),
     "one column of numbers": (["fit", "{files}/flat.npy", "--out", "{out}"], r"\(200,\).*one sample per row"),
     "no rows": (["fit", "{files}/none.npy", "--out", "{out}"], "no samples|no rows"),
     "words": (["fit", "{files}/words.npy", "--out", "{out}"], "words|str"),

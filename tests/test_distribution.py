@@ -81,6 +81,12 @@ def test_it_can_be_transformed_and_differentiated() -> None:
 def test_bad_values_and_models_are_refused() -> None:
     with pytest.raises(TypeError, match="Distribution needs a ScoreSDE"):
         scoresde.Distribution(scoresde.VPSDE())
+    with pytest.raises(ValueError, match="'em' is stochastic"):
+        law(solver="em")
+    with pytest.raises(ValueError, match="unknown trace"):
+        law(trace="exct")
+    with pytest.raises((TypeError, ValueError), match="rtoll"):
+        law(rtoll=1.0)
     with pytest.raises(ValueError, match="shape"):
         law().log_prob(torch.zeros(4, 3))
     with pytest.raises(ValueError, match="within the support"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -211,11 +212,11 @@ def test_prior_gap_is_the_only_error_left_and_is_stated(process: Process, mixtur
     data, noise = true_ends(mixture, process)
     sde = scoresde.oracle(mixture, process).double()
     x = data.sample(50, generator=generator(), dtype=torch.float64)
-    found = scoresde.likelihood(sde, x, rtol=1e-10, atol=1e-10)
+    found = scoresde.likelihood(sde, x, rtol=1e-8, atol=1e-8)
     gap = process.prior(mixture.shape).log_prob(found.latent) - noise.log_prob(found.latent)
-    torch.testing.assert_close(found.log_prob - data.log_prob(x), gap, rtol=0, atol=1e-7)
-    assert bool((gap.abs() <= found.prior_gap + 1e-9).all())
-    assert float(found.prior_gap.mean()) <= 2 * float(gap.abs().mean()) + 1e-9
+    torch.testing.assert_close(found.log_prob - data.log_prob(x), gap, rtol=0, atol=1e-6)
+    assert bool((gap.abs() <= found.prior_gap + 1e-8).all())
+    assert float(found.prior_gap.mean()) <= 2 * float(gap.abs().mean()) + 1e-8
     assert bool((scoresde.likelihood(sde, x, prior=noise).prior_gap == 0).all())
 
 
@@ -223,7 +224,7 @@ def test_samples_come_with_the_log_prob_that_is_found_for_them(process: Process)
     """To 10 × the tolerance, and they are the samples that `sample` draws; encode and decode likewise."""
     mixture = MIXTURES["8 Gaussians"]
     sde = scoresde.oracle(mixture, process).double()
-    for tolerance in (1e-5, 1e-8):
+    for tolerance in (1e-4, 1e-7):
         how = {"rtol": tolerance, "atol": tolerance}
         x, value = scoresde.sample_and_log_prob(sde, 100, generator=generator(), **how)
         torch.testing.assert_close(value, scoresde.log_prob(sde, x, **how), rtol=0, atol=10 * tolerance)
@@ -316,6 +317,112 @@ def test_rows_that_are_not_finite_are_named_or_answered_with_nan() -> None:
     torch.testing.assert_close(found.log_prob[keep], whole[keep], rtol=0, atol=1e-12)
     assert found.log_prob.isnan().nonzero()[:, 0].tolist() == [1, 4]
     assert found.latent.isnan().any(1).nonzero()[:, 0].tolist() == [1, 4]
+
+
+class Middle(nn.Module):
+    """A perceptron with something in the middle."""
+
+    def __init__(self, middle: nn.Module) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(3, 16), middle, nn.Linear(16, 2)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.last(self.middle(torch.tanh(self.first(torch.cat([x, t[:, None]], 1)))))
+
+
+@pytest.mark.parametrize("middle", [nn.Dropout(0.5), nn.BatchNorm1d(16), nn.Identity()], ids=lambda m: type(m).__name__)
+def test_gradients_of_a_model_in_train_mode_are_those_of_eval_mode(middle: nn.Module) -> None:
+    """backward() comes when the model is in train mode again, and computes activations anew."""
+    torch.manual_seed(0)
+    sde = ScoreSDE(scoresde.VPSDE(), Middle(middle), shape=(2,)).double()
+    x = torch.randn(4, 2, generator=generator(), dtype=torch.float64, requires_grad=True)
+    found = []
+    for mode in (True, False):
+        value = scoresde.log_prob(sde.train(mode), x, differentiable=True)
+        found.append(torch.autograd.grad(value.sum(), [x, *sde.net.parameters()]))
+        assert sde.training is mode
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_weights_that_moved_before_backward_are_noticed() -> None:
+    sde = small()
+    value = scoresde.log_prob(sde, torch.ones(1, 2, dtype=torch.float64), differentiable=True, steps=4)
+    with torch.no_grad():
+        sde.net.out.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="changed between log_prob and backward"):
+        value.sum().backward()
+
+
+def test_a_gradient_to_x_alone_is_that_of_the_average_and_weights_need_train_mode() -> None:
+    """log p does not depend on whether x requires grad; only `differentiable` in train mode means the raw weights."""
+    sde = small()
+    sde.ema = small().net.requires_grad_(False)
+    with torch.no_grad():
+        sde.ema.out.weight.mul_(1.5)
+    sde.train()
+    x = torch.randn(3, 2, generator=generator(), dtype=torch.float64)
+    plain = scoresde.log_prob(sde, x)
+    assert torch.equal(scoresde.log_prob(sde, x.clone().requires_grad_()).detach(), plain)
+    assert not torch.allclose(scoresde.log_prob(sde, x, differentiable=True).detach(), plain)
+    with pytest.raises(ValueError, match=r"no weight of the network in use requires grad: call sde.train()"):
+        scoresde.log_prob(sde.eval(), x, differentiable=True)
+
+
+def test_the_raw_network_is_traced_as_it_is() -> None:
+    """A layer of the raw network was replaced, the average's was not: the closed form serves only the latter."""
+    sde = small()
+    sde.ema = small().net.requires_grad_(False)
+
+    class Scaled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1.5 * super().forward(x)
+
+    layer = Scaled(16, 2).double()
+    layer.load_state_dict(sde.net.out.state_dict())
+    sde.net.out = layer
+    assert (sde.traces(), sde.traces(raw=True)) == (True, False)
+    x = torch.randn(3, 2, generator=generator(), dtype=torch.float64)
+    found = scoresde.log_prob(sde.train(), x, differentiable=True)
+    alone = ScoreSDE(sde.process, sde.net, shape=(2,)).double().eval()
+    torch.testing.assert_close(found.detach(), scoresde.log_prob(alone, x), rtol=0, atol=1e-9)
+
+
+def test_a_prior_gives_one_number_a_sample() -> None:
+    sde, x = small(), torch.zeros(2, 2, dtype=torch.float64)
+    for prior in (torch.distributions.Normal(0.0, 1.0), torch.distributions.MultivariateNormal(torch.zeros(4, 2), torch.eye(2))):
+        with pytest.raises(ValueError, match=r"prior.log_prob returned shape|broadcast|must be"):
+            scoresde.log_prob(sde, x, prior=prior)
+
+
+@pytest.mark.parametrize("far", [5.0, 20.0, 50.0])
+def test_error_bars_hold_for_outliers(far: float) -> None:
+    """In float32 a far latent magnifies the state's error: log p changes by |z_1| times that."""
+    mixture = MIXTURES["8 Gaussians"]
+    sde = scoresde.oracle(mixture, scoresde.RectifiedFlow())
+    x = far * torch.nn.functional.normalize(torch.randn(20, 2, generator=generator()))
+    found = scoresde.likelihood(sde, x)
+    error = (found.log_prob.double() - mixture.log_prob(x.double())).abs()
+    assert float((error <= found.solver_error).double().mean()) >= 0.9
+
+
+def test_a_failing_batch_says_which_samples_it_holds() -> None:
+    class Spoiled(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return torch.where(x > 3, math.nan, -x)
+
+    sde, x = ScoreSDE(scoresde.VPSDE(), Spoiled(), shape=(2,)), torch.zeros(6, 2)
+    x[5] = 4.0
+    with pytest.raises(scoresde.SolverError, match="the batch of samples 4 to 5") as caught:
+        scoresde.log_prob(sde, x, batch_size=2)
+    assert caught.value.first == 4
+    assert caught.value.failed.tolist() == [False, True]
+
+
+def test_numpy_rows_that_are_not_finite_are_answered_too() -> None:
+    x = np.zeros((3, 2))
+    x[1] = math.nan
+    assert scoresde.log_prob(small(), x, invalid="nan").isnan().tolist() == [False, True, False]
 
 
 def test_dropout_does_not_act_in_a_likelihood_and_the_mode_comes_back() -> None:

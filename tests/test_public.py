@@ -15,7 +15,7 @@ ROOMS = [
     "errors checks registry random inputs process",
     "paths prediction grids solvers backbones toy",
     "sde trace",
-    "plan sampling likelihood bounds dequantize distribution training data io oracle metrics plotting",
+    "plan sampling cnf likelihood bounds dequantize bits distribution training data io oracle metrics plotting",
     "build cli demo __init__ __main__",
 ]
 FLOOR = {name: floor for floor, room in enumerate(ROOMS) for name in room.split()}
@@ -45,7 +45,7 @@ def test_imports_run_downward_and_solvers_know_neither_model_nor_process(path: P
 
 def public() -> list[tuple[str, object]]:
     things: list[tuple[str, object]] = []
-    modules: list[ModuleType] = [scoresde, scoresde.toy, scoresde.solvers, scoresde.backbones]
+    modules: list[ModuleType] = [scoresde, scoresde.toy, scoresde.dequantize, scoresde.solvers, scoresde.backbones]
     for module in modules:
         for name in module.__all__:
             thing = getattr(module, name)

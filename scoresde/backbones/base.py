@@ -22,6 +22,8 @@ True
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.module import _global_forward_hooks as _GLOBAL_HOOKS
+from torch.nn.modules.module import _global_forward_pre_hooks as _GLOBAL_PRE_HOOKS
 
 from ..registry import Registry
 
@@ -36,8 +38,9 @@ BUDGET = 2**20
 def can_trace(net: nn.Module) -> bool:
     """Whether a network has a `value_and_trace` that can be trusted to say what its `forward` says.
 
-    Not so if a subclass or an instance has replaced `forward` alone, if there are hooks, which a closed form does not run, or
-    if layers were replaced (by adapters, parametrizations, quantization): a class that lists the types of its layers as
+    Not so if a subclass has methods of its own but no `value_and_trace`, if the `forward` of an instance or of a layer was
+    replaced, if a wrapper hands on the method of a network inside, if there are hooks, which a closed form does not run, or if
+    layers were replaced (by adapters, parametrizations, quantization): a class that lists the types of its layers as
     `layer_types` is traced only as long as it has no others.
 
     Parameters
@@ -61,11 +64,23 @@ def can_trace(net: nn.Module) -> bool:
     method = getattr(net, "value_and_trace", None)
     if not callable(method):
         return False
-    owner = getattr(method, "__self__", None)  # the network inside, if net is a wrapper, as torch.compile makes
-    if not isinstance(owner, nn.Module) or "value_and_trace" in owner.__dict__:
+    if "value_and_trace" in net.__dict__:
         return True  # a function that someone put there on purpose
-    first = next(cls for cls in type(owner).__mro__ if {"forward", "value_and_trace"} & cls.__dict__.keys())
-    if "value_and_trace" not in first.__dict__ or "forward" in owner.__dict__:
+    owner = getattr(method, "__self__", None)  # the network inside, if net is a wrapper, as torch.compile makes
+    if not isinstance(owner, nn.Module) or not (owner is net or getattr(net, "_orig_mod", None) is owner):
+        return False
+    methods = {"value_and_trace"} | {n for n, f in vars(_home(owner)).items() if callable(f) and n != "__init__"}
+    for cls in type(owner).__mro__[: type(owner).__mro__.index(_home(owner))]:  # subclasses of the one that knows its trace
+        if methods & vars(cls).keys():
+            return False
+    if _GLOBAL_HOOKS or _GLOBAL_PRE_HOOKS:
         return False
     types = (type(owner), *getattr(owner, "layer_types", map(type, owner.modules())))
-    return not any(m._forward_hooks or m._forward_pre_hooks or type(m) not in types for m in owner.modules())
+    return not any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) or type(m) not in types for m in owner.modules()
+    )
+
+
+def _home(net: nn.Module) -> type:
+    """The class that defines a network's `value_and_trace`."""
+    return next(cls for cls in type(net).__mro__ if "value_and_trace" in vars(cls))
