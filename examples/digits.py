@@ -15,7 +15,7 @@ import torch
 import scoresde
 from scoresde.plotting import sheet
 
-GRAY = scoresde.Uniform(levels=17)  # gray levels 0 … 16 as x = (v + u)/17, u ~ U[0, 1)
+GRAY = scoresde.dequantize.Uniform(levels=17)  # gray levels 0 … 16 as x = (v + u)/17, u ~ U[0, 1)
 
 
 def main(steps: int = 2000, out: str = "digits.png", seed: int = 0, held_out: int = 297) -> float:
@@ -31,7 +31,7 @@ def main(steps: int = 2000, out: str = "digits.png", seed: int = 0, held_out: in
     print(history)
     print(
         f"held-out bits/dim: {bits.mean:.3f} ± {bits.mean_stderr:.3f} ({len(test)} images, one dequantization each, exact trace, "
-        f"{bits.nfe:.0f} evaluations; uniform over 17 levels: {math.log2(GRAY.levels):.3f})"
+        f"{bits.nfe.double().mean():.0f} evaluations; uniform over 17 levels: {math.log2(GRAY.levels):.3f})"
     )
     samples = scoresde.sample(sde, 64, generator=generator)
     sheet(torch.cat([GRAY.values(samples).float(), test[:64]]), out, columns=16, title="samples above, held-out digits below")

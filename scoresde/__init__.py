@@ -8,11 +8,11 @@
 torch.Size([1])
 """
 
-from . import toy
+from . import dequantize, toy
 from .backbones import BACKBONES, MLP
+from .bits import Bits, bits_per_dim
 from .bounds import Bound, elbo, vlb
 from .build import build
-from .dequantize import Bits, Continuous, Dequantization, Dequantized, TruncatedNormal, Uniform, bits_per_dim
 from .distribution import Distribution
 from .errors import CheckpointError, SolverError, TrainingError
 from .grids import SPACINGS
@@ -47,10 +47,7 @@ __all__ = [
     "Bits",
     "Bound",
     "CheckpointError",
-    "Continuous",
     "Cosine",
-    "Dequantization",
-    "Dequantized",
     "Distribution",
     "History",
     "Likelihood",
@@ -65,11 +62,10 @@ __all__ = [
     "Stepper",
     "SubVPSDE",
     "TrainingError",
-    "TruncatedNormal",
-    "Uniform",
     "bits_per_dim",
     "build",
     "decode",
+    "dequantize",
     "elbo",
     "encode",
     "energy_distance",

@@ -1,11 +1,9 @@
-"""Discrete data for a continuous model: noise inside each bin, the density of that noise, and bits per dimension.
+"""Discrete data for a continuous model: noise inside each bin, and the density of that noise.
 
 An integer v in 0 … L − 1 owns the bin [v/L, (v + 1)/L) of the unit scale, and x = (v + u)/L lies in it, with u in [0, 1) of
-density h(u), so that log q(x|v) = Σ_i log(L·h(u_i)). For any model density p, by Jensen's inequality,
-
-    log P(v) = log ∫ p(x) dx over the bin ≥ E log (1/k)·Σ_j p(x_j)/q(x_j|v) ≥ E[log p(x) − log q(x|v)]
-
-(Theis et al. 2016; Burda et al. 2016). Bits per dimension are that over −D·ln 2.
+density h(u), so that log q(x|v) = Σ_i log(L·h(u_i)). u is found as the quantile of its law at a uniform number. For any model
+density p, log P(v) = log ∫ p(x) dx over the bin ≥ E[log p(x) − log q(x|v)] by Jensen's inequality (Theis et al. 2016), and
+bits per dimension are that over −D·ln 2: see `scoresde.bits_per_dim`.
 """
 
 from __future__ import annotations
@@ -21,36 +19,41 @@ import torch
 from torch import Tensor
 
 from .checks import number, whole
-from .likelihood import likelihood
 from .plan import check_generator
-from .sde import ScoreSDE, require_sde
+from .random import PRIOR, Noise, draw_seed
+from .sde import ScoreSDE
+
+__all__ = ["Dequantization", "Dequantized", "TruncatedNormal", "Uniform"]
+
+FLOAT32_LEVELS = 4096  # with more of them, float32 has too few numbers in a bin
 
 
 @dataclass(frozen=True)
 class Dequantization(abc.ABC):
     """How integers become points of the unit scale, and back: one object for training data, bits per dimension and samples.
 
-    Subclasses give `_noise`, draws of u in [0, 1) with log h(u).
+    Subclasses give `_noise`, the law of u in its bin.
 
     Parameters
     ----------
     levels : int
-        L: values are 0 … L − 1.
+        L, at most 2³²: values are 0 … L − 1.
 
     Examples
     --------
-    >>> issubclass(scoresde.Uniform, Dequantization)
+    >>> issubclass(scoresde.dequantize.Uniform, Dequantization)
     True
     """
 
-    levels: int = 256
+    levels: int
 
     def __post_init__(self) -> None:
-        whole("levels", self.levels, 2)
+        if whole("levels", self.levels, 2) > 2**32:
+            raise ValueError(f"levels is at most 2^32, got {self.levels}; take such data for continuous ones")
 
     @abc.abstractmethod
-    def _noise(self, shape: torch.Size, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor | float]:
-        """Return u in [0, 1) of the shape, and log h(u)."""
+    def _noise(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return u in [0, 1], the law's quantile at q in [0, 1], and log h(u), both of q's shape and dtype."""
 
     def noisy(self, values: Any, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Return x = (v + u)/L and its log-density given v.
@@ -60,12 +63,12 @@ class Dequantization(abc.ABC):
         values : Tensor or array of integers 0 … L − 1, shape (B, *shape)
             Of any integer or floating dtype.
         generator : torch.Generator, optional
-            Draws u; on the values' device.
+            The randomness, on any device: that of sample i does not depend on its mates.
 
         Returns
         -------
         x : Tensor, shape (B, *shape)
-            In [0, 1); float32, or float64 for float64 values.
+            Inside its bin; float32, or float64 for float64 values and for more than 4096 levels.
         log_q : Tensor, shape (B,)
             Nats, in the units of x.
 
@@ -76,38 +79,50 @@ class Dequantization(abc.ABC):
 
         Examples
         --------
-        >>> x, log_q = scoresde.Uniform(256).noisy(torch.tensor([[0, 255]]))
+        >>> x, log_q = scoresde.dequantize.Uniform(256).noisy(torch.tensor([[0, 255]]))
         >>> (x * 256).floor(), log_q  # log_q = 2·log 256
         (tensor([[  0., 255.]]), tensor([11.0904]))
         """
         check_generator(generator)
-        return self._add(self._accept(values), generator)
+        v = self._accept(values)
+        like = torch.empty(0, dtype=torch.float64, device=v.device)
+        normal = Noise(draw_seed(generator), PRIOR, 0, len(v), v.shape[1:].numel(), like)()
+        return self._add(v, torch.special.ndtr(normal).reshape(v.shape))
 
-    def _add(self, v: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        v = v if v.dtype == torch.float64 else v.float()
-        u, log_h = self._noise(v.shape, v, generator)
-        x = ((v + u) / self.levels).clamp_max(1 - 0.5 * torch.finfo(v.dtype).eps)  # 255.99999999 is 256 in float32
-        log_q = torch.as_tensor(log_h, dtype=v.dtype, device=v.device).expand_as(v).flatten(1).sum(1)
-        return x, log_q + v[:1].numel() * math.log(self.levels)
+    def _add(self, v: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = torch.float64 if v.dtype == torch.float64 or self.levels > FLOAT32_LEVELS else torch.float32
+        u, log_h = self._noise(q)
+        edge = 2 * self.levels * torch.finfo(dtype).eps  # what rounding, here and in `values`, may move u by
+        x = (v.to(dtype) + u.clamp(edge, 1 - edge).to(dtype)) / self.levels
+        log_q = log_h.reshape(len(v), v.shape[1:].numel()).sum(1) + v.shape[1:].numel() * math.log(self.levels)
+        return x, log_q.to(dtype)
 
-    def values(self, x: Tensor) -> Tensor:
+    def values(self, x: Any) -> Tensor:
         """Return the integers whose bins hold x, ⌊L·x⌋, with what lies outside [0, 1) moved to the nearest: samples as pixels.
 
         Parameters
         ----------
-        x : Tensor
+        x : Tensor or array
             On the unit scale.
 
         Returns
         -------
         Tensor of int64, of x's shape
 
+        Raises
+        ------
+        ValueError
+            If x is not finite.
+
         Examples
         --------
-        >>> scoresde.Uniform(256).values(torch.tensor([-0.1, 0.5, 1.2]))
+        >>> scoresde.dequantize.Uniform(256).values(torch.tensor([-0.1, 0.5, 1.2]))
         tensor([  0, 128, 255])
         """
-        return (x * self.levels).floor().clamp(0, self.levels - 1).long()
+        scaled = torch.as_tensor(x).double() * self.levels
+        if bad := int((~scaled.isfinite()).sum()):
+            raise ValueError(f"x is on the unit scale, got NaN or infinite values in {bad} places")
+        return scaled.floor().clamp(0, self.levels - 1).long()
 
     def bits(self, log_prob: Tensor, log_q: Tensor, dim: int) -> Tensor:
         """Return −(log p(x) − log q(x|v))/(D·ln 2), for a log p(x) found elsewhere: by `elbo`, or by another library.
@@ -133,24 +148,24 @@ class Dequantization(abc.ABC):
 
         Examples
         --------
-        >>> scoresde.Uniform(256).bits(torch.zeros(1), 64 * math.log(256), dim=64)  # uniform over all images
+        >>> scoresde.dequantize.Uniform(256).bits(torch.zeros(1), 64 * math.log(256), dim=64)  # uniform over all images
         tensor([8.])
         """
         return (log_q - log_prob) / (whole("dim", dim) * math.log(2))
 
-    def dataset(self, values: Any, **condition: Tensor) -> Dequantized:
+    def dataset(self, values: Any, **condition: Any) -> Dequantized:
         """Return integers as data to train on, with noise of their own at every access.
 
         Parameters
         ----------
         values : Tensor or array of integers 0 … L − 1, shape (N, *shape)
-        **condition : Tensor, shape (N, ...)
+        **condition : Tensor, array or list, shape (N, ...)
             Labels by name.
 
         Returns
         -------
         Dequantized
-            Keeps the values' dtype.
+            Keeps the values' dtype, where PyTorch can index it.
 
         Raises
         ------
@@ -160,28 +175,37 @@ class Dequantization(abc.ABC):
         Examples
         --------
         >>> sde = scoresde.build("vp", "mlp", shape=(2,))
-        >>> data = scoresde.Uniform(4).dataset(torch.randint(4, (100, 2)))
+        >>> data = scoresde.dequantize.Uniform(4).dataset(torch.randint(4, (100, 2)))
         >>> scoresde.fit(sde, data, steps=20, progress=False)
         History(steps=20, loss=..., seconds=...)
         """
         v = self._accept(values)
-        for name, value in condition.items():
-            if len(value) != len(v):
-                raise ValueError(f"condition {name!r} has {len(value)} rows for {len(v)} samples")
-        return Dequantized(self, v, condition)
+        labels = {name: torch.as_tensor(value) for name, value in condition.items()}
+        for name, value in labels.items():
+            if not value.ndim or len(value) != len(v):
+                raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {len(v)} samples")
+        return Dequantized(self, v, labels)
 
     def _accept(self, values: Any) -> Tensor:
-        v = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+        wanted = f"values are integers from 0 to {self.levels - 1}"
+        if isinstance(values, Dequantized):
+            raise TypeError(f"{wanted}, got a Dequantized; give its .integers")
+        try:
+            v = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"{wanted}, in a tensor or array; got {type(values).__name__}") from None
         if v.is_complex() or v.dtype == torch.bool:
-            raise TypeError(f"values are integers from 0 to {self.levels - 1}, got dtype {v.dtype}; convert them, e.g. .long()")
-        if v.ndim < 2 or not v.numel():
-            raise ValueError(f"values are (batch, *shape) and not empty, got shape {tuple(v.shape)}; try values[None]")
+            raise TypeError(f"{wanted}, got dtype {v.dtype}; convert them, e.g. .long()")
+        if not v.ndim or not v.numel():
+            raise ValueError(f"values are (batch, *shape) and not empty, got shape {tuple(v.shape)}")
         integers = v.long()  # a comparison in uint8 would wrap
+        if v.dtype in (torch.uint16, torch.uint32, torch.uint64):  # which can be neither compared nor indexed
+            v = integers
         bad = (v != integers) | (integers < 0) | (integers >= self.levels)
         if bool(bad.any()):
             raise ValueError(
-                f"values are integers from 0 to {self.levels - 1}, got {float(v[bad][0]):g} and {int(bad.sum()) - 1} more such; "
-                "give levels= that fit, or Continuous() for data that are not discrete"
+                f"{wanted}, got {float(v[bad][0]):g} and {int(bad.sum()) - 1} more such; give levels= that fit, "
+                "or dequantization=None to bits_per_dim for data that are not discrete"
             )
         return v
 
@@ -210,8 +234,8 @@ class Uniform(Dequantization):
     tensor([[True]])
     """
 
-    def _noise(self, shape: torch.Size, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor | float]:
-        return torch.rand(shape, generator=generator, dtype=like.dtype, device=like.device), 0.0
+    def _noise(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        return q, torch.zeros_like(q)
 
 
 @dataclass(frozen=True)
@@ -227,7 +251,7 @@ class TruncatedNormal(Dequantization):
     levels : int
         L: values are 0 … L − 1.
     std : float
-        In bins.
+        In bins. Below 0.25, take one draw in `bits_per_dim`.
 
     Raises
     ------
@@ -251,23 +275,22 @@ class TruncatedNormal(Dequantization):
         super().__post_init__()
         number("std", self.std, 0.01, math.inf, closed=True, hint="in bins; try 0.25")
 
-    def _noise(self, shape: torch.Size, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor | float]:
-        q = torch.rand(shape, generator=generator, dtype=torch.float64, device=like.device)
-        low = 0.5 * math.erfc(0.5 / self.std / math.sqrt(2))
-        n = torch.special.ndtri(low + (1 - 2 * low) * q).clamp(-0.5 / self.std, 0.5 / self.std)
-        u = (0.5 + self.std * n).to(like.dtype)
-        log_h = -0.5 * n * n - math.log(self.std * math.sqrt(2 * math.pi) * (1 - 2 * low))
-        return u, log_h.to(like.dtype)
+    def _noise(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        edge = 0.5 / self.std
+        mass = math.erf(edge / math.sqrt(2))
+        n = (math.sqrt(2) * torch.special.erfinv((2 * q - 1) * mass)).clamp(-edge, edge)
+        log_h = -0.5 * n.square() - (math.log(self.std) + 0.5 * math.log(2 * math.pi) + math.log(mass))
+        return 0.5 + self.std * n, log_h
 
     @classmethod
     def fitted(
         cls,
         sde: ScoreSDE,
         values: Any,
-        levels: int = 256,
+        levels: int,
         *,
         stds: Sequence[float] = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 1.0, 10.0),
-        seed: int = 0,
+        generator: torch.Generator | None = None,
         **how: Any,
     ) -> TruncatedNormal:
         """Return the dequantization whose std gives a model the fewest bits on a handful of samples.
@@ -283,8 +306,8 @@ class TruncatedNormal(Dequantization):
             L.
         stds : sequence of float
             Candidates, in bins; 10 is uniform noise.
-        seed : int
-            Of the random numbers.
+        generator : torch.Generator, optional
+            The randomness.
         **how
             For `likelihood`.
 
@@ -303,9 +326,13 @@ class TruncatedNormal(Dequantization):
         >>> TruncatedNormal.fitted(scoresde.oracle(bumps, scoresde.VPSDE()), torch.arange(4).repeat(16)[:, None], 4).std
         0.2
         """
+        from .bits import bits_per_dim  # which imports this module
+
         candidates = [cls(levels, std) for std in stds]
         if not candidates:
             raise ValueError("stds is empty; give candidates such as (0.1, 0.2, 0.4)")
+        check_generator(generator)
+        seed = draw_seed(generator)
 
         def cost(each: TruncatedNormal) -> float:
             return bits_per_dim(sde, values, each, generator=torch.Generator().manual_seed(seed), **how).mean
@@ -313,39 +340,7 @@ class TruncatedNormal(Dequantization):
         return min(candidates, key=cost)
 
 
-@dataclass(frozen=True)
-class Continuous(Dequantization):
-    """No dequantization: data that are continuous anyway, in their own units. x = v, log q = 0; bits may be negative.
-
-    Examples
-    --------
-    >>> Continuous().noisy(torch.tensor([[0.5, -2.0]]))
-    (tensor([[ 0.5000, -2.0000]]), tensor([0.]))
-    """
-
-    levels: int = 1
-
-    def __post_init__(self) -> None:
-        if self.levels != 1:
-            raise ValueError(f"continuous data have no levels, got levels={self.levels!r}; write Continuous()")
-
-    def _noise(self, shape: torch.Size, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor | float]:
-        raise AssertionError("continuous data get no noise")
-
-    def _add(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        return x, x.new_zeros(len(x))
-
-    def values(self, x: Tensor) -> Tensor:  # noqa: D102
-        return x
-
-    def _accept(self, values: Any) -> Tensor:
-        x = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
-        if not x.is_floating_point():
-            raise TypeError(f"continuous data are floating point, got dtype {x.dtype}; for integers take Uniform(levels)")
-        return x
-
-
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dequantized:
     """Integers as data to train on, which `fit` takes: noise of their own at every access, whole batches at once.
 
@@ -360,7 +355,7 @@ class Dequantized:
 
     Examples
     --------
-    >>> data = scoresde.Uniform(4).dataset(torch.tensor([[0, 3]] * 10), y=torch.arange(10))
+    >>> data = scoresde.dequantize.Uniform(4).dataset(torch.tensor([[0, 3]] * 10), y=torch.arange(10))
     >>> x, condition = data[[2, 5]]
     >>> x.shape, condition
     (torch.Size([2, 2]), {'y': tensor([2, 5])})
@@ -374,13 +369,23 @@ class Dequantized:
         """Number of samples."""
         return len(self.integers)
 
-    def __getitem__(self, rows: int | slice | Sequence[int]) -> Any:
+    def __repr__(self) -> str:
+        """What and how much."""
+        return f"Dequantized({self.dequantization}, {len(self)} samples)"
+
+    def __getitem__(self, rows: Any) -> Any:
         """Return the samples of these rows with fresh noise; with their labels, if there are any."""
-        at = rows if isinstance(rows, int | slice) else torch.as_tensor(rows)
+        at = rows if isinstance(rows, slice) else torch.as_tensor(rows)
+        at = at if isinstance(at, slice) or at.numel() else at.long()  # an empty list has no dtype
         v = self.integers[at]
-        x = self.dequantization._add(v[None], None)[0][0] if isinstance(at, int) else self.dequantization._add(v, None)[0]
+        x = self._noisy(v) if v.ndim == self.integers.ndim else self._noisy(v[None])[0]
         labels = {name: value[at] for name, value in self.condition.items()}
         return (x, labels) if labels else x
+
+    def _noisy(self, v: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        device = v.device if generator is None else generator.device
+        q = torch.rand(v.shape, generator=generator, device=device)
+        return self.dequantization._add(v, q.to(v.device))[0]
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n of the samples, with replacement, and fresh noise.
@@ -402,7 +407,7 @@ class Dequantized:
 
         Examples
         --------
-        >>> scoresde.Uniform(4).dataset(torch.tensor([[0, 3]])).sample(5).shape
+        >>> scoresde.dequantize.Uniform(4).dataset(torch.tensor([[0, 3]])).sample(5).shape
         torch.Size([5, 2])
         """
         if self.condition:
@@ -410,115 +415,6 @@ class Dequantized:
                 f"samples would come without their {', '.join(self.condition)}; give fit "
                 "DataLoader(data, sampler=BatchSampler(RandomSampler(data), 512, False), batch_size=None)"
             )
-        device = self.integers.device
-        rows = torch.randint(len(self.integers), (n,), generator=generator, device=device)
-        return self.dequantization._add(self.integers[rows], generator)[0]
-
-
-@dataclass(frozen=True)
-class Bits:
-    """What `bits_per_dim` returns.
-
-    Attributes
-    ----------
-    bits : Tensor, shape (B,)
-        Bits per dimension of each sample.
-    stderr : Tensor, shape (B,)
-        Standard error of each: that of an estimated trace, and for several draws that of their mean (a single draw does not
-        tell how much others would differ: `mean_stderr` has it).
-    nfe : float
-        Network evaluations per sample, on average.
-
-    Examples
-    --------
-    >>> bits = Bits(torch.tensor([1.0, 3.0]), torch.zeros(2), 100.0)
-    >>> bits.mean, bits.mean_stderr
-    (2.0, 1.0)
-    """
-
-    bits: Tensor
-    stderr: Tensor
-    nfe: float
-
-    @property
-    def mean(self) -> float:
-        """Mean over the samples."""
-        return float(self.bits.double().mean())
-
-    @property
-    def mean_stderr(self) -> float:
-        """Standard error of the mean as an estimate over all data: samples, dequantization and trace, all in their spread."""
-        return float(self.bits.double().std()) / math.sqrt(len(self.bits))
-
-
-def bits_per_dim(
-    sde: ScoreSDE,
-    values: Any,
-    dequantization: Dequantization | None = None,
-    *,
-    draws: int = 1,
-    generator: torch.Generator | None = None,
-    **how: Any,
-) -> Bits:
-    """Return bits per dimension of discrete data, an upper bound on −log₂ P(v)/D of the model, by its probability-flow ODE.
-
-    −log (1/k)·Σ_j p(x_j)/q(x_j|v) over D·ln 2: with k = 1 the usual number; it falls to −log₂ P(v)/D as k grows. The model is one
-    of data on the unit scale, as `dequantization.dataset(values)` has them. An estimated trace with k > 1 would count too few
-    bits, since the mean of exp(log p + error) is too large: take the exact one.
-
-    Parameters
-    ----------
-    sde : ScoreSDE
-    values : Tensor or array of integers 0 … L − 1, shape (B, *shape)
-        Floating-point data for `Continuous()`.
-    dequantization : Dequantization, optional
-        The data's scale and noise: `Uniform(levels)`, by default Uniform(256), `TruncatedNormal(levels, std)` or `Continuous()`.
-    draws : int
-        k, of the importance-weighted bound.
-    generator : torch.Generator, optional
-        Draws the noise, and probes of an estimated trace.
-    **how
-        For `likelihood`: solver=, trace=, rtol=, …
-
-    Returns
-    -------
-    Bits
-
-    Raises
-    ------
-    TypeError, ValueError
-        For values that are no integers 0 … L − 1, or other bad arguments.
-    SolverError
-        As `likelihood`.
-
-    References
-    ----------
-    Theis et al., ICLR 2016. Burda et al., Importance weighted autoencoders, ICLR 2016, eq. 8. Song et al., ICLR 2021, sec. 4.3.
-
-    Examples
-    --------
-    >>> sde = scoresde.oracle(scoresde.toy.GaussianMixture([[0.5, 0.5]], stds=0.2), scoresde.VPSDE())
-    >>> scoresde.bits_per_dim(sde, torch.tensor([[128, 128]]), scoresde.Uniform(256)).bits  # log2(256·0.2·√2π)
-    tensor([7.0...])
-    """
-    require_sde(sde, "bits_per_dim")
-    dequantization = Uniform() if dequantization is None else dequantization
-    if not isinstance(dequantization, Dequantization):
-        raise TypeError(f"dequantization is an object such as Uniform(256), got {dequantization!r}")
-    whole("draws", draws)
-    check_generator(generator)
-    v = dequantization._accept(values)
-    n, dim = len(v), v[:1].numel()
-    sde.rows(0, n, n)
-    if draws > 1:  # all draws in one solve
-        v = v.repeat(draws, *(1,) * (v.ndim - 1))
-        sde = sde.holding({k: c if len(c) == 1 else c.repeat(draws, *(1,) * (c.ndim - 1)) for k, c in sde.condition.items()})
-    x, log_q = dequantization._add(v, generator)
-    found = likelihood(sde, x, generator=generator, **how)
-    log_w, error = (found.log_prob - log_q.to(found.log_prob)).reshape(draws, n), found.stderr.reshape(draws, n)
-    share = log_w.softmax(0)  # of each draw in the mean of exp(log w), through which its errors come in
-    stderr = (share * error).square().sum(0).sqrt()
-    if draws > 1:
-        stderr = torch.hypot(stderr, (draws * share - 1).square().sum(0).div(draws * (draws - 1)).sqrt())
-    nats = dim * math.log(2)
-    return Bits((math.log(draws) - log_w.logsumexp(0)) / nats, stderr / nats, draws * float(found.nfe.double().mean()))
+        device = self.integers.device if generator is None else generator.device
+        rows = torch.randint(len(self), (n,), generator=generator, device=device)
+        return self._noisy(self.integers[rows.to(self.integers.device)], generator)
