@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # CPU wheels of torch: the default wheels for Linux bring several gigabytes of CUDA. Set TORCH_INDEX= for those.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo digits test test-slow lint docs bench-solvers clean
+.PHONY: demo digits test test-slow lint docs bench-solvers bench-likelihood clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python -m scoresde demo
@@ -29,6 +29,9 @@ docs: $(VENV)/.docs
 
 bench-solvers: .venv-bench/.peers
 	.venv-bench/bin/python benchmarks/solvers.py all $(BENCH)
+
+bench-likelihood: .venv-bench/.peers
+	.venv-bench/bin/python benchmarks/likelihood.py all $(BENCH)
 
 # The peers have demands of their own; k-diffusion's would break all others, and only one file of it is read.
 .venv-bench/.peers: benchmarks/requirements.txt constraints.txt
