@@ -328,7 +328,7 @@ def run(sde: ScoreSDE, solver: Solver, task: Problem, z: Tensor, again: Callable
     if counts.failed is not None and bool(counts.failed.any()):
         lost = int(counts.failed.sum())
         why, knob = {
-            "nan": ("the network's output or its trace is not finite", "check the weights and the data's scale"),
+            "nan": ("the network's output is not finite, or its trace", "check the weights and the data's scale"),
             "stuck": ("the step size fell below 1e-12", "raise rtol= and atol=: this field is rougher than they ask"),
             "steps": ("the steps ran out", "raise max_steps=, or rtol= and atol="),
         }[counts.reason]

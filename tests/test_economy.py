@@ -53,14 +53,14 @@ def test_fixed_steps_wait_for_no_device_and_keep_nothing(solver: str, predict: s
     Noise is drawn ahead for up to 32 steps, by generators of its own: a copy, not a wait.
     """
     seen = []
-    for steps in (20, 60):
+    for steps in (2, 20, 60):  # the first fills caches
         sde = ScoreSDE(scoresde.VPSDE(), net := Net(), shape=(2,), predict=predict)
         with Waits() as waits:
             x = scoresde.sample(sde, 8, solver=solver, steps=steps, generator=generator())
         seen.append((waits.count, net.most))
         assert not net.graph
         assert not x.requires_grad
-    assert seen[0] == seen[1]
+    assert seen[1] == seen[2]
 
 
 @pytest.mark.parametrize("solver", [name for name in FIXED if SOLVERS.build(name).tolerances])
