@@ -5,8 +5,8 @@
 
 Everyone trains on one thread for the same CPU time, on endless fresh samples. Ours is `build(process, "mlp", shape=(2,))` and
 `fit` with its defaults but the number of steps, which a short timing makes fill the time. Peers (see `likelihood_peers`) run
-Adam until the time is up, with cosine decay to 0 over it, which helped them wherever it was tried. Their data are
-standardized per dimension. The gap is the mean over 10,000 true points of log p_true − log p_model, a paired difference, with
+Adam until the time is up, with cosine decay to 0 over it (on rings a constant rate did as well). Their data are standardized
+per dimension, flow_matching's are not. The gap is the mean over 10,000 true points of log p_true − log p_model, paired, with
 its standard error. Each result is a line of the JSON file, and what is there already is not run again.
 """
 

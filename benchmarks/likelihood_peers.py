@@ -202,7 +202,7 @@ class Model:
 def nsf(dim: int, width: int = 64, bins: int = 32, lr: float = 5e-3) -> Model:
     """zuko's neural spline flow: three transforms with its default networks of 2×64, 32 bins, learning rate 5e-3.
 
-    Of nine settings tried on rings for 20 s, its README's (three layers of 128, 8 bins, 1e-3) among them, this was best by far:
+    Of eight settings tried on rings for 20 s, its README's (three layers of 128, 8 bins, 1e-3) among them, this was best by far:
     a gap of 0.05 against 0.38.
     """
     flow = importlib.import_module("zuko").flows.NSF(dim, transforms=3, bins=bins, hidden_features=(width, width))
