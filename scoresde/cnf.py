@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from scipy.stats import t as student
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .checks import whole
@@ -96,7 +96,7 @@ class Flow:
         self.cost = self.probes
         self.seed = 0 if self.law is None else draw_seed(generator)
         self.raw = differentiable and sde.training  # whoever trains further does so with the raw weights
-        if differentiable and not any(p.requires_grad for p in sde._net(self.raw).parameters()):
+        if differentiable and not any(p.requires_grad for p in sde.network(raw=self.raw).parameters()):
             raise ValueError(
                 "differentiable=True, but no weight of the network in use requires grad: call sde.train() to train the raw "
                 "weights, not their average"
@@ -123,7 +123,7 @@ class Flow:
             draw = Noise(self.seed, PROBE, start, stop, n, z)
             probes = torch.stack([self.law(draw()) for _ in range(self.probes)])
         traced = _traced(part, probes, self.graph, self.raw)
-        velocity = _with_density(part, traced, self.graph)
+        velocity = _with_density(part, traced, part.network(raw=self.raw) if self.graph else None)
         norm = functools.partial(_norm, n)
         measure = norm if self.errors else None
         task = Problem(self.nodes, velocity, _none, _none, self.how.adaptive, norm=norm, measure=measure)
@@ -156,8 +156,8 @@ def _traced(sde: ScoreSDE, probes: Tensor | None, graph: bool, raw: bool) -> Tra
     return traced
 
 
-def _with_density(sde: ScoreSDE, traced: Traced, graph: bool) -> Velocity:
-    """The right-hand side of (z, ∫ div v dφ): (v, div v), as many more columns than z as there are traces."""
+def _with_density(sde: ScoreSDE, traced: Traced, net: nn.Module | None) -> Velocity:
+    """The right-hand side of (z, ∫ div v dφ): (v, div v), a column a trace; with gradients, also to `net`, if there is one."""
     n = sde.dim
 
     def velocity(state: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
@@ -165,16 +165,16 @@ def _with_density(sde: ScoreSDE, traced: Traced, graph: bool) -> Velocity:
         out, traces = traced(z, phi, rows)
         both = torch.cat([out, traces], 1)
         if sde.predict == "edm":
-            return both.neg_() if not graph else -both
+            return both.neg_() if net is None else -both
         c = sde.coefficients(as_time(phi)).to(z)
         k = c.a * c.cos + c.b * c.sin
         return (both - torch.cat([k * z, k * n * torch.ones_like(traces)], 1)) / c.det
 
-    if not graph:
+    if net is None:
         return velocity
     # With a graph, activations are not kept but computed again on the way back: memory is that of the states. By then the model
     # may be in train mode again, and must not be for this, and an optimizer may have moved the weights, and must not have.
-    weights = list(sde.net.parameters())
+    weights = list(net.parameters())
     versions = [p._version for p in weights]
 
     def again(state: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
@@ -186,7 +186,7 @@ def _with_density(sde: ScoreSDE, traced: Traced, graph: bool) -> Velocity:
     return functools.partial(checkpoint, again, use_reentrant=False)
 
 
-def prior_gap(sde: ScoreSDE, z: Tensor, end: Level, traced: Traced) -> Tensor:
+def prior_gap(sde: ScoreSDE, z: Tensor, end: Level, traced: Traced, output: Callable[..., Tensor]) -> Tensor:
     """|log p(z_1) − log N(z_1; 0, I)| as the model's score at the noise end has it, to second order in cos φ, rounded up.
 
     h = ∇log(p/N) = (cos φ/sin² φ)·(x̂0 − cos φ·z) is small, so log(p/N) = g − log E_N[e^g] with g = ∫_0^1 z·h(uz) du and
@@ -201,6 +201,8 @@ def prior_gap(sde: ScoreSDE, z: Tensor, end: Level, traced: Traced) -> Tensor:
         The noise end.
     traced : callable
         The network's output with its traces.
+    output : callable
+        The output alone.
 
     Returns
     -------
@@ -223,8 +225,8 @@ def prior_gap(sde: ScoreSDE, z: Tensor, end: Level, traced: Traced) -> Tensor:
         bend = factor * ((c.b * n - c.sin * traces.mean(1)) / c.det - end.cos * n)
         g = torch.zeros_like(bend)
         for u in (0.5 - math.sqrt(1 / 12), 0.5 + math.sqrt(1 / 12)):  # Gauss–Legendre
-            out, _ = traced(u * z, end.phi, None)
-            g = g + 0.5 * (z * factor * (c.solve(u * z, out)[0] - end.cos * u * z)).sum(1)
+            x0, _ = c.solve(u * z, output(u * z, end.phi, None))
+            g = g + 0.5 * (z * factor * (x0 - end.cos * u * z)).sum(1)
         mean = 0.5 * bend + 0.5 * pull.square().sum(1)
         gap = (g - mean).abs() + (g.abs() + mean.abs()).square() + torch.finfo(z.dtype).eps * n
     return gap.to(z.dtype).detach()

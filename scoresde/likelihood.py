@@ -86,6 +86,7 @@ def likelihood(
     steps: int | None = None,
     spacing: str | None = None,
     differentiable: bool = False,
+    errors: bool = True,
     invalid: str = "raise",
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
@@ -119,6 +120,8 @@ def likelihood(
         Whether gradients flow back from log_prob to the network's parameters and to x, through the solve with its steps held
         fixed; to x they do anyway if it requires grad. With differentiable=True a model in train mode is evaluated with its raw
         weights, not their average, so that it can be trained further by maximum likelihood. Memory grows with the steps.
+    errors : bool
+        Whether to estimate `solver_error` and `prior_gap`, for a few evaluations more. They are NaN otherwise.
     invalid : str
         What becomes of rows of x that are not finite: "raise", or "nan" for a log p that is NaN.
     generator : torch.Generator, optional
@@ -161,84 +164,9 @@ def likelihood(
     >>> x.grad.round(decimals=3)
     tensor([[-1.,  2.]])
     """
-    return _likelihood(
-        sde,
-        x,
-        verb="likelihood",
-        solver=solver,
-        trace=trace,
-        probes=probes,
-        prior=prior,
-        steps=steps,
-        spacing=spacing,
-        differentiable=differentiable,
-        invalid=invalid,
-        generator=generator,
-        batch_size=batch_size,
-        **options,
-    )
-
-
-def log_prob(sde: ScoreSDE, x: Tensor, **how: Any) -> Tensor:
-    """Return log p(x) of the model in nats, in the units of the data: `likelihood(...)`'s first field.
-
-    log p(x) = log p(z_1) + ∫ div v dφ − D·log r(0) − log|det scale| along the probability-flow ODE.
-
-    Parameters
-    ----------
-    sde : ScoreSDE
-    x : Tensor, shape (B, *shape)
-        Data, in their own units.
-    **how
-        As for `likelihood`: solver, trace, probes, prior, steps, spacing, differentiable, invalid, generator, batch_size, and
-        the solver's options.
-
-    Returns
-    -------
-    Tensor, shape (B,)
-        Nats.
-
-    Raises
-    ------
-    TypeError, ValueError, SolverError
-        As `likelihood`.
-
-    References
-    ----------
-    Song et al., Score-based generative modeling through stochastic differential equations, ICLR 2021, section 4.3.
-
-    Examples
-    --------
-    >>> import scoresde
-    >>> mixture = scoresde.toy.Moons()
-    >>> sde = scoresde.oracle(mixture, scoresde.VPSDE())
-    >>> scoresde.log_prob(sde, mixture.sample(5)).shape
-    torch.Size([5])
-    """
-    return _likelihood(sde, x, verb="log_prob", errors=False, **how).log_prob
-
-
-def _likelihood(
-    sde: ScoreSDE,
-    x: Tensor,
-    *,
-    verb: str,
-    errors: bool = True,
-    solver: str | Solver = "adams",
-    trace: str = "exact",
-    probes: int = 16,
-    prior: HasLogProb | None = None,
-    steps: int | None = None,
-    spacing: str | None = None,
-    differentiable: bool = False,
-    invalid: str = "raise",
-    generator: torch.Generator | None = None,
-    batch_size: int | None = None,
-    **options: Any,
-) -> Likelihood:
     graph = torch.is_grad_enabled() and (differentiable or (isinstance(x, Tensor) and x.requires_grad))
     with torch.inference_mode(False), torch.set_grad_enabled(graph):  # in inference mode no trace could be taken
-        sde = require_sde(sde, verb)
+        sde = require_sde(sde, "likelihood")
         check_generator(generator)
         x, lost = _accept(sde, x, invalid)
         if prior is not None and not callable(getattr(prior, "log_prob", None)):
@@ -270,12 +198,18 @@ def _likelihood(
                 rounding = ode.eps * (gained.abs() + log_p.abs()) * torch.as_tensor(counts.nfe, device=z.device).sqrt()
                 reach = (z.detach().norm(dim=1) / math.sqrt(sde.dim)).clamp_min(1)
                 error = z.new_full((len(z),), math.nan) if counts.error is None else counts.error.to(z.dtype)
+                if prior is not None:
+                    gap = torch.zeros_like(stderr)
+                elif errors:
+                    gap = prior_gap(part, z.detach(), last, traced, part.caller(raw=ode.raw))
+                else:
+                    gap = torch.full_like(stderr, math.nan)
                 columns.append(
                     (
                         log_p - sde.dim * math.log(first.radius) - part.log_scale,
                         stderr,
                         4 * (reach * error + rounding.detach()),
-                        prior_gap(part, z.detach(), last, traced) if errors and prior is None else torch.zeros_like(stderr),
+                        gap,
                         torch.as_tensor(counts.nfe, device=z.device).expand(len(z)),
                         latent,
                     )
@@ -286,6 +220,45 @@ def _likelihood(
                 column[lost] = math.nan
         value, stderr, error, distance, nfe, latent = joined
         return Likelihood(value, stderr, error, distance, nfe.cpu(), latent)
+
+
+def log_prob(sde: ScoreSDE, x: Tensor, **how: Any) -> Tensor:
+    """Return log p(x) of the model in nats, in the units of the data: `likelihood(...)`'s first field.
+
+    log p(x) = log p(z_1) + ∫ div v dφ − D·log r(0) − log|det scale| along the probability-flow ODE.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    x : Tensor, shape (B, *shape)
+        Data, in their own units.
+    **how
+        As for `likelihood`: solver, trace, probes, prior, steps, spacing, differentiable, invalid, generator, batch_size, and
+        the solver's options. Errors are not estimated.
+
+    Returns
+    -------
+    Tensor, shape (B,)
+        Nats.
+
+    Raises
+    ------
+    TypeError, ValueError, SolverError
+        As `likelihood`.
+
+    References
+    ----------
+    Song et al., Score-based generative modeling through stochastic differential equations, ICLR 2021, section 4.3.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> mixture = scoresde.toy.Moons()
+    >>> sde = scoresde.oracle(mixture, scoresde.VPSDE())
+    >>> scoresde.log_prob(sde, mixture.sample(5)).shape
+    torch.Size([5])
+    """
+    return likelihood(require_sde(sde, "log_prob"), x, **{"errors": False, **how}).log_prob
 
 
 def sample_and_log_prob(

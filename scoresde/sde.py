@@ -204,7 +204,7 @@ class ScoreSDE(nn.Module):
         >>> scoresde.build("vp", "mlp", shape=(2,)).caller()(torch.ones(1, 2), 0.5, None)
         tensor([[0., 0.]], grad_fn=...)
         """
-        net = self._net(raw)
+        net = self.network(raw=raw)
         parameter = next(net.parameters(), None)
         shape, sees_raw, condition = self.shape, self.sees == "raw", self.condition
         flat = len(shape) == 1
@@ -267,9 +267,26 @@ class ScoreSDE(nn.Module):
         >>> scoresde.build("vp", "mlp", shape=(2,)).traces()
         True
         """
-        return can_trace(self._net(raw))
+        return can_trace(self.network(raw=raw))
 
-    def _net(self, raw: bool = False) -> nn.Module:
+    def network(self, *, raw: bool = False) -> nn.Module:
+        """Return the network in use: the averaged one in eval mode, if there is one, and without a wrapper for distributed runs.
+
+        Parameters
+        ----------
+        raw : bool
+            As for `caller`.
+
+        Returns
+        -------
+        nn.Module
+
+        Examples
+        --------
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> sde.network() is sde.net
+        True
+        """
         net: nn.Module = self.net if raw or self.net.training or self.ema is None else self.ema
         if isinstance(net, nn.parallel.DistributedDataParallel) and not net.training:
             net = net.module  # ranks need different numbers of evaluations in a solve, and must not wait for one another

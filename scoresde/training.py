@@ -86,8 +86,8 @@ NOISES: dict[str, Callable[[Process, Tensor], Tensor]] = {
     "likelihood": _likelihood_law,
 }
 """Laws of the noise level in training, by name, as functions (process, quantile in (0, 1)) -> φ: `lognormal`
-(log σ/α ~ N(−1.5, 1.5²), the default: as in Karras et al. 2022, table 1, with P_mean and P_std for low-dimensional data; the
-likelihood of the ODE asks for more noise than the bound on that of the SDE), `uniform` (t ~ U[0, 1]), `likelihood` (log sin φ
+(log σ/α ~ N(−1.5, 1.5²), the default: the law of Karras et al. 2022, table 1, with a P_mean and P_std that suit the likelihood
+of the ODE), `uniform` (t ~ U[0, 1]), `likelihood` (log sin φ
 uniform from φ0 = max(φ(0), `Process.hair`): with weight `edm`, which is 1, the loss times D·log(sin φ(1)/sin φ0) is −`elbo` but
 for a constant; so is, at more noise, D/2 times the loss with weight `likelihood` and uniform t. That is maximum-likelihood
 training with importance-sampled noise levels, Song et al. 2021b)."""

@@ -100,6 +100,22 @@ def test_log_prob_says_what_the_api_says(
     assert out.exists() == (suffix is not None)
 
 
+def test_log_prob_says_how_far_to_trust_it(
+    table: np.ndarray, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "data.npy", table[:9])
+    said = []
+    for how in (["--tolerance", "1e-3"], ["--tolerance", "1e-6"], ["--trace", "hutchinson"]):
+        main(["log-prob", str(model), str(tmp_path / "data.npy"), *how])
+        found = re.search(r"solver (\S+), prior (\S+), trace (\S+); (\d+) evaluations each", capsys.readouterr().out)
+        assert found is not None
+        said.append([float(number) for number in found.groups()])
+    loose, tight, estimated = said
+    assert loose[0] > tight[0]
+    assert loose[3] < tight[3]
+    assert tight[2] == 0 < estimated[2]
+
+
 def test_one_sample_has_a_log_prob_too(table: np.ndarray, model: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "one.npy", table[:1])
     main(["log-prob", str(model), str(tmp_path / "one.npy")])

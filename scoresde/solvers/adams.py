@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..checks import whole
-from .base import SOLVERS, Adaptive, Counts, Problem, Survivors
+from .base import SOLVERS, Adaptive, Counts, Problem, Survivors, column
 from .multistep import Row, march
 
 HIGHEST = 8
@@ -119,8 +119,8 @@ class Adams(Adaptive):
             m, t = len(delta), nodes[0]
             b = torch.add(t, h, alpha=1 + 1e-9).clamp_(min(start, end), max(start, end))
             ahead, share = _products(nodes[:m], b)
-            terms = _column(ahead[:m] / q, z) * delta
-            sums = (_column(share[:m], z) * terms).cumsum(0)
+            terms = column(ahead[:m] / q, z) * delta
+            sums = (column(share[:m], z) * terms).cumsum(0)
             predicted = z + _pick(sums, k * len(z) + (place - len(z)))
             v = problem.velocity(predicted, b, under_way.some)
             fresh = torch.cat([v.unsqueeze(0), v - terms.cumsum(0)])
@@ -128,7 +128,7 @@ class Adams(Adaptive):
             orders = torch.clamp(k + near, one, known.clamp_max(highest))
             which = (orders * len(z) + place).flatten()
             e, factor = _pick(fresh, which).reshape(3, *z.shape), _pick(share, which).reshape(3, -1)
-            change = _column(factor[1], z) * e[1]
+            change = column(factor[1], z) * e[1]
             with torch.no_grad():
                 scale = predicted.abs().mul_(self.rtol).add_(self.atol)
                 errors = problem.norm((e / scale).flatten(0, 1)).reshape(3, -1) * factor.abs()
@@ -139,15 +139,15 @@ class Adams(Adaptive):
             if gauged is not None and problem.measure is not None:
                 # What the corrected step leaves: ∫ (s − b)·Π_{i<k}(s − t_i) ds times the next difference, if there is one.
                 left = torch.where(orders[2] > orders[1], factor[2] - factor[1], TAIL * factor[1])
-                gauge = problem.measure((_column(left, z) * e[2]).detach()).double()
+                gauge = problem.measure((column(left, z) * e[2]).detach()).double()
                 gauged[under_way.rows] += torch.where(good, gauge.square(), 0.0)
             if len(stations):  # the polynomial knows all between t and b
                 inside = ((b - stations) * sign >= 0) & ((t - stations) * sign < 0) & good
                 at, some = inside.nonzero(as_tuple=True)
                 there, shares = _products(nodes[:m, some], stations[at, 0])
                 part, order = there * shares, k[some].unsqueeze(0)
-                below = (_column(part[:m] / q[:, some], z) * delta[:, some]).cumsum(0)
-                last = _column((part / ahead[:, some]).gather(0, order)[0], z) * fresh[order[0], some]
+                below = (column(part[:m] / q[:, some], z) * delta[:, some]).cumsum(0)
+                last = column((part / ahead[:, some]).gather(0, order)[0], z) * fresh[order[0], some]
                 passed[at, under_way.rows[some]] = z[some] + below[order[0] - 1, torch.arange(len(some), device=z.device)] + last
             new, passing = predicted + change, torch.cat([b.unsqueeze(0), nodes[:-1]])
             bad = (~good).nonzero()[:, 0]
@@ -174,11 +174,6 @@ class Adams(Adaptive):
             problem.observe(i, state)
         problem.observe(problem.last, result)
         return result, Counts(1 + tried, accepted, tried - accepted, failed, reason, None if gauged is None else gauged.sqrt())
-
-
-def _column(weights: Tensor, like: Tensor) -> Tensor:
-    """Weights of rows, as factors of states."""
-    return weights.to(like.dtype).unsqueeze(-1)
 
 
 def _pick(table: Tensor, which: Tensor) -> Tensor:

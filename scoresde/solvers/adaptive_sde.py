@@ -22,7 +22,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import SOLVERS, Adaptive, Counts, Problem, Stepper, Survivors
+from .base import SOLVERS, Adaptive, Counts, Problem, Stepper, Survivors, column
 
 # The next step is θ·error^(−r) times this one. The paper has 0.9 for both; errors along a Brownian path vary so much from step to
 # step that these cost half the rejections, and fewer evaluations at the same bias.
@@ -45,13 +45,13 @@ class _Path:
     def look(self, rows: Tensor, phi: Tensor, wish: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
         """Make the top piece of these rows end at `wish` if it is longer or there is none; return its end and increment."""
         depth, done = self.depth[rows], _variance(phi, wish)
-        goal, new, increment = wish, depth == 0, _column(done.clamp_min(0).sqrt(), n) * n
+        goal, new, increment = wish, depth == 0, column(done.clamp_min(0).sqrt(), n) * n
         some = depth.nonzero()[:, 0]
         if len(some):
             top, of, want, done = depth[some] - 1, rows[some], wish[some], done[some]
             end, rest = self._goal[top, of], self._piece[top, of]
             share = done / _variance(phi[some], end)  # of the known piece's variance; 1 or more if it serves as it is
-            first = _column(share, n) * rest + _column((done * (1 - share)).clamp_min(0).sqrt(), n) * n[some]
+            first = column(share, n) * rest + column((done * (1 - share)).clamp_min(0).sqrt(), n) * n[some]
             cut = want > end
             self._piece[top[cut], of[cut]] = (rest - first)[cut]
             goal, new = goal.index_copy(0, some, torch.where(cut, want, end)), new.index_copy(0, some, cut)
@@ -62,11 +62,6 @@ class _Path:
         self._goal[depth[at], rows[at]], self._piece[depth[at], rows[at]] = goal[at], increment[at]
         self.depth[rows] = depth + new
         return goal, increment
-
-
-def _column(weights: Tensor, like: Tensor) -> Tensor:
-    """Weights of rows, as factors of states."""
-    return weights.to(like.dtype).unsqueeze(1)
 
 
 def _variance(high: Tensor, low: Tensor) -> Tensor:
@@ -144,11 +139,11 @@ class GottaGoFast(Adaptive, Stepper):
             wish = torch.where(h >= (phi - station) * (1 - 1e-9), station, phi - h)
             goal, increment = path.look(under_way.rows, phi, wish, draw if some is None else draw[some])
             step = phi - goal
-            moved, h1 = y + increment, _column(step, y)
+            moved, h1 = y + increment, column(step, y)
             f1 = _drift(problem, moved - h1 * f, goal, some)
             there = moved - 0.5 * h1 * (f + f1)
             with torch.no_grad():
-                scale = torch.maximum(y.abs(), there.abs()).mul_(self.rtol).add_(self.atol).mul_(_column(phi.sin(), y))
+                scale = torch.maximum(y.abs(), there.abs()).mul_(self.rtol).add_(self.atol).mul_(column(phi.sin(), y))
                 error = problem.norm((f1 - f).mul_(0.5 * h1).div_(scale)).double()
             good = error <= 1.0
             growth = THETA * error.clamp_min(1e-10) ** -RATE

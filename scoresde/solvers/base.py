@@ -79,6 +79,28 @@ def rms(error: Tensor) -> Tensor:
     return error.square().mean(1).sqrt()
 
 
+def column(weights: Tensor, like: Tensor) -> Tensor:
+    """Return numbers (…, B), one a row, as factors of states like `like`: a last axis of 1, and its dtype.
+
+    Parameters
+    ----------
+    weights : Tensor, shape (…, B)
+    like : Tensor
+        Gives the dtype.
+
+    Returns
+    -------
+    Tensor, shape (…, B, 1)
+
+    Examples
+    --------
+    >>> column(torch.tensor([1.0, 2.0], dtype=torch.float64), torch.zeros(2, 3)) * torch.ones(2, 3)
+    tensor([[1., 1., 1.],
+            [2., 2., 2.]])
+    """
+    return weights.to(like.dtype).unsqueeze(-1)
+
+
 def split(z: Tensor, v: Tensor, cos: float | Tensor, sin: float | Tensor) -> tuple[Tensor, Tensor]:
     """Return (x̂0, ε̂) = (cos φ·z − sin φ·v, sin φ·z + cos φ·v), the denoised value and noise that a velocity stands for.
 
