@@ -14,7 +14,7 @@ digits: $(VENV)/.test
 	$(BIN)/python examples/digits.py
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow

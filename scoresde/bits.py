@@ -22,6 +22,7 @@ from .dequantize import Dequantization
 from .inputs import as_floats
 from .likelihood import likelihood
 from .plan import check_generator
+from .ranks import together
 from .sde import ScoreSDE, require_sde
 
 
@@ -72,6 +73,7 @@ class Bits:
         return float(self.bits.double().std()) / math.sqrt(n) if n > 1 else math.nan
 
 
+@together()
 def bits_per_dim(
     sde: ScoreSDE,
     values: Any,
@@ -182,5 +184,5 @@ def _compare(sde: ScoreSDE, x: Tensor, dequantization: Dequantization) -> None:
             f"under {dequantization} these values have mean {mean:.2g} and standard deviation {std:.2g} where the model's data "
             "have 0 and 1; was it trained on these levels and on the unit scale, as dequantization.dataset(values) has them?",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,  # its caller's caller, beyond the decorator
         )

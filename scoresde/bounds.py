@@ -29,10 +29,11 @@ from torch import Tensor
 from .checks import whole
 from .errors import SolverError
 from .grids import grid
-from .plan import check_generator, chunks
+from .plan import check_generator, chunks, each
 from .random import PATH, Noise, draw_seed
+from .ranks import together
 from .registry import nearest
-from .sde import ScoreSDE, evaluating, require_sde
+from .sde import ScoreSDE, require_sde
 
 FINE, COARSE = 2e-3, 3.0  # levels tan θ between which draws are uniform in log tan θ; beyond, their density falls like the noise
 
@@ -68,6 +69,7 @@ class Bound:
     nfe: Tensor
 
 
+@together()
 def elbo(
     sde: ScoreSDE,
     x: Tensor,
@@ -140,6 +142,7 @@ def elbo(
     return _estimate(sde, x, at, known, draws, generator, batch_size)
 
 
+@together()
 def vlb(
     sde: ScoreSDE,
     x: Tensor,
@@ -272,15 +275,14 @@ def _estimate(
     """known(‖z0‖²) + Σ_k weight_k·E f(θ_k), where `at`(k, place in the stratum) gives (cos θ, sin θ, weight)."""
     seed, radius = draw_seed(generator), float(sde.process.radius(0.0))
     offset = sde.dim * math.log(radius) + sde.log_scale
-    parts = []
-    with evaluating(sde):
-        for start, stop in chunks(sde, len(x), batch_size):
-            part = sde.rows(start, stop, len(x))
-            z0 = part.from_data(x[start:stop]) / radius
-            noise = Noise(seed, PATH, start, stop, sde.dim + 1, z0)  # one more for the place in the stratum
-            total, error = _sum(part, z0, at, noise, draws)
-            parts.append((known(z0.double().square().sum(1)) + total - offset, error))
-    log_p, error = (torch.cat(column) for column in zip(*parts, strict=True))
+
+    def work(part: ScoreSDE, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        z0 = part.from_data(x[start:stop]) / radius
+        noise = Noise(seed, PATH, start, stop, sde.dim + 1, z0)  # one more for the place in the stratum
+        total, error = _sum(part, z0, at, noise, draws)
+        return known(z0.double().square().sum(1)) + total - offset, error
+
+    log_p, error = each(sde, len(x), chunks(sde, len(x), batch_size), work)
     bad = ~log_p.isfinite()
     if bool(bad.any()):
         raise SolverError(

@@ -1,14 +1,16 @@
-"""Whatever a user has, as an endless stream of batches (x, condition) on the model's device.
+"""Whatever a user has, as an endless stream of training batches on the model's device, which can begin at any step.
 
-Tensors and arrays are moved there once and shuffled by index; datasets and loaders are iterated, again and again; objects
-with `.sample` are drawn from, many batches at a time.
+Tensors and arrays are moved there once and shuffled by index (memory-mapped ones stay on disk); datasets and loaders are
+iterated, again and again; objects with `.sample` are drawn from. What comes at a step depends on the seed, the step and the
+rank alone, so that an interrupted run goes on with the data it would have seen.
 """
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import inspect
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from .inputs import as_floats
-from .random import draw_seed
+from .random import CHANGES, DRAWS, ORDER, isolated, seeded
 from .sde import ScoreSDE
+from .transforms import apply, resolve
 
-Batch = tuple[Tensor, dict[str, Tensor]]
+Batch = tuple[Tensor, dict[str, Tensor], int]  # samples of k steps, their conditions, k
 
 SAMPLED = 50_000  # samples that measure mean and scale where the data are not at hand all at once
+TOGETHER = 64  # steps whose data and noise are made at once, so that small batches are not a matter of many small calls …
+NUMBERS = 2**16  # … with at most so many numbers
+EMPTY = "the data are empty, or can be iterated only once: a pass over them yielded no batch"
 
 
 class Source:
@@ -31,14 +37,27 @@ class Source:
     Parameters
     ----------
     data : Tensor, array, Dataset, DataLoader, or an object with .sample(n)
-        Samples of shape `sde.shape`, floating point. Datasets and loaders yield x, (x,), or (x, {"y": labels}).
+        Samples of shape `sde.shape`. Datasets and loaders yield x, (x,), or (x, {"y": labels}).
     sde : ScoreSDE
         Gives shape, dtype and device.
     batch_size : int
-    generator : torch.Generator
-        On the model's device.
-    condition : mapping of str to tensor, optional
-        One row per sample, for tensors and arrays.
+        Samples per step on all ranks together; a DataLoader brings its own, per rank.
+    seed : int
+    given : mapping of str to tensor, optional
+        Conditions, one row per sample, for tensors and arrays.
+    transforms : str, Transform, or several
+        What happens to a batch; see `scoresde.transforms`.
+    rank, world : int
+        Which of how many processes this is.
+
+    Attributes
+    ----------
+    together : int
+        Steps whose data come in one batch.
+    position : dict
+        What `batches` needs beside the step to go on.
+    about : dict
+        What the data are, to be recognized by.
 
     Raises
     ------
@@ -49,9 +68,9 @@ class Source:
     --------
     >>> import scoresde
     >>> sde = scoresde.build("vp", "mlp", shape=(2,))
-    >>> x, condition = next(iter(Source(torch.rand(10, 2), sde, 4, torch.Generator())))
-    >>> x.shape, condition
-    (torch.Size([4, 2]), {})
+    >>> x, condition, k = next(Source(torch.rand(10, 2), sde, 4, seed=0).batches(0))
+    >>> x.shape, k
+    (torch.Size([256, 2]), 64)
     """
 
     def __init__(
@@ -59,105 +78,275 @@ class Source:
         data: Any,
         sde: ScoreSDE,
         batch_size: int,
-        generator: torch.Generator,
-        condition: Mapping[str, Tensor] | None = None,
+        *,
+        seed: int,
+        given: Mapping[str, Tensor] | None = None,
+        transforms: Any = (),
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self._like, self._shape, self._size, self._generator = sde.scale, sde.shape, batch_size, generator
-        self._dtype = sde.state_dtype
+        if batch_size % world:
+            raise ValueError(f"batch_size={batch_size} is of all {world} processes together: take a multiple of {world}")
+        self._device, self._shape, self._dtype = sde.scale.device, sde.shape, sde.state_dtype
+        self._seed, self._rank, self._world, self._size = seed, rank, world, batch_size
+        self._transforms = resolve(transforms)
+        self.together = max(1, min(TOGETHER, NUMBERS // (batch_size // world * sde.dim)))
+        self.position: dict[str, int] = {}
+        self.about: dict[str, Any] = {"kind": type(data).__name__}
         if isinstance(data, TensorDataset) and len(data.tensors) == 1:
             data = data.tensors[0]
         if isinstance(data, tuple):
             raise TypeError("data is a tuple; give the samples as data and name the rest: fit(sde, x, given={'y': y})")
+        self.batches: Callable[..., Iterator[Batch]]
         if isinstance(data, Tensor | np.ndarray | list):
-            x = self._accept(data if isinstance(data, Tensor) else np.ascontiguousarray(data))
-            if not isinstance(condition, Mapping | None):
-                raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(condition).__name__}")
-            condition = {name: torch.as_tensor(value).to(x.device) for name, value in (condition or {}).items()}
-            sde.given(**condition)
-            for name, value in condition.items():
-                if not value.ndim or len(value) != len(x):
-                    raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {len(x)} samples")
-            self.measure, self._stream = x, self._shuffled(x, condition)
+            self._table(data, given, sde)
             return
-        if condition:
+        if given:
             raise TypeError("given= goes with a tensor or array; a Dataset or DataLoader yields (x, {'y': labels})")
-        if isinstance(data, DataLoader | Dataset):
-            if not isinstance(data, DataLoader):
-                whole = isinstance(data, IterableDataset)
-                order = None if whole else torch.Generator().manual_seed(generator.initial_seed() % 2**63)
-                data = DataLoader(data, batch_size, shuffle=not whole, generator=order)
-            self.measure, self._stream = self._first(self._epoch(data)), self._looped(data)
+        if isinstance(data, DataLoader | IterableDataset):
+            self.together = 1
+            self._loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size // world)
+            self.batches = self._looped
+        elif isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "features")):  # Hugging Face's
+            self.together = 1
+            self._rows: Any = data
+            self.about["samples"] = len(data)
+            if not self.about["samples"]:
+                raise ValueError("the data are empty: a dataset of length 0")
+            self.batches = self._fetched
         elif callable(getattr(data, "sample", None)):
-            self.measure, self._stream = self._draw(data, SAMPLED), self._sampled(data)
+            self._rows = data
+            self.batches = self._drawn
         else:
             raise TypeError(
                 f"data is a tensor, array, Dataset, DataLoader or an object with .sample(n), got {type(data).__name__}"
             )
 
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches."""
-        return self._stream
+    def measure(self) -> Iterator[Tensor]:
+        """Return the data, or as many as measure mean and scale, in parts.
 
-    def _accept(self, x: Any) -> Tensor:
-        sound: Tensor = as_floats(x, self._shape, "data")  # float64 data are standardized in float64, whatever the model's own
-        return sound.to(self._like.device, torch.promote_types(sound.dtype, self._dtype))
+        Returns
+        -------
+        iterator of Tensor, shape (B, *shape)
 
-    def _shuffled(self, x: Tensor, condition: dict[str, Tensor]) -> Iterator[Batch]:
-        order = torch.empty(0, dtype=torch.int64, device=x.device)
+        Examples
+        --------
+        >>> import scoresde
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> sum(map(len, Source(torch.rand(10, 2), sde, 4, seed=0).measure()))
+        10
+        """
+        if self.batches == self._tabled:
+            if isinstance(self._rows, Tensor) and not self._transforms:
+                yield self._rows
+                return
+            step = max(1, 2**22 // max(1, int(np.prod(self._shape))))
+            for i in range(0, len(self._rows), step):
+                yield self._changed(self._taken(slice(i, i + step)), -1, i)
+        elif self.batches == self._drawn:
+            yield self._draw(SAMPLED, -1)
+        else:
+            loader = self._loader if self.batches == self._looped else DataLoader(self._rows, self._size)
+            seen = 0
+            for x, _ in self._items(iter(loader), 0, 0):
+                yield x
+                seen += len(x)
+                if seen >= SAMPLED:
+                    break
+            if not seen:
+                raise ValueError(EMPTY)
+
+    def some(self, n: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return about n rows of a table, transformed, each as often as the others: evenly spaced ones, or all several times.
+
+        Parameters
+        ----------
+        n : int
+
+        Returns
+        -------
+        x : Tensor, shape (B, *shape), with n/2 < B ≤ 2n
+        condition : dict of str to Tensor
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> Source(torch.rand(3, 2), sde, 4, seed=0).some(100)[0].shape
+        torch.Size([102, 2])
+        """
+        rows = torch.arange(0, len(self._rows), max(1, len(self._rows) // n))
+        rows = rows.repeat(max(1, -(-n // len(rows)) if len(rows) < n else 1))
+        here = rows.to(self._device)
+        x = self._taken(here if isinstance(self._rows, Tensor) else rows)
+        return self._changed(x, -2, 0), {name: value[here] for name, value in self._given.items()}
+
+    # ------------------------------------------------------------------ tensors and arrays
+
+    def _table(self, data: Any, given: Mapping[str, Tensor] | None, sde: ScoreSDE) -> None:
+        mapped = isinstance(data, np.memmap)
+        if not isinstance(data, Tensor) and not mapped:
+            data = torch.as_tensor(np.ascontiguousarray(data))
+        if not mapped:
+            if data.is_floating_point() or not self._transforms:
+                data = as_floats(data, self._shape, "data")
+                # float64 data are standardized in float64, whatever the model's own
+                data = data.to(self._device, torch.promote_types(data.dtype, self._dtype))
+            else:
+                data = data.to(self._device)
+        self._rows = data
+        n = len(data) if data.ndim else 0
+        if tuple(data.shape[1:]) != self._shape or not n:
+            wanted = ", ".join(["n", *map(str, self._shape)])
+            raise ValueError(f"data have shape {tuple(data.shape)}, wanted ({wanted}), n at least 1")
+        for i in range(0, n, 2**12) if mapped else [0]:  # what is read later was looked at before
+            self._changed(self._taken(slice(i, i + (2**12 if mapped else 1))), -1, i)
+        if not isinstance(given, Mapping | None):
+            raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(given).__name__}")
+        self._given = {name: torch.as_tensor(value).to(self._device) for name, value in (given or {}).items()}
+        sde.given(**self._given)
+        for name, value in self._given.items():
+            if not value.ndim or len(value) != n:
+                raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {n} samples")
+        some = [self._taken(slice(i, i + 1)).cpu().contiguous().numpy().tobytes() for i in range(0, n, -(-n // 64))]
+        self.about = {
+            "samples": n,
+            "dtype": str(data.dtype).removeprefix("torch."),
+            "sha256": hashlib.sha256(b"".join(some)).hexdigest(),
+        }
+        self.batches = self._tabled
+
+    def _taken(self, rows: slice | Tensor) -> Tensor:
+        if isinstance(self._rows, Tensor):
+            return self._rows[rows] if isinstance(rows, slice) else self._rows.index_select(0, rows)
+        return torch.from_numpy(np.ascontiguousarray(self._rows[rows if isinstance(rows, slice) else rows.numpy()])).to(
+            self._device
+        )
+
+    def _tabled(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
+        k, size, share = self.together, self._size, self._size // self._world
+        device = self._device if isinstance(self._rows, Tensor) else torch.device("cpu")
+        order = _Order(len(self._rows), self._seed, device)
+        for group in itertools.count(step // k):
+            rows = order(group * k * size, (group + 1) * k * size)
+            if self._world > 1:
+                rows = rows.view(k, size)[:, self._rank * share : (self._rank + 1) * share].flatten()
+            x = self._taken(rows)
+            if self._transforms or not isinstance(self._rows, Tensor):
+                x = self._changed(x, group, self._rank)
+            rows = rows.to(self._device)
+            yield x, {name: value.index_select(0, rows) for name, value in self._given.items()}, k
+
+    def _changed(self, x: Tensor, *words: int) -> Tensor:
+        if self._transforms:
+            x = apply(self._transforms, x, seeded(x.device, self._seed, CHANGES, *words))
+        x = as_floats(x, self._shape, "data")
+        return x.to(self._device, torch.promote_types(x.dtype, self._dtype))
+
+    # ------------------------------------------------------------------ datasets and loaders
+
+    def _fetched(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
+        """Batches of a map-style dataset, in an order of our own."""
+        order, share = _Order(len(self._rows), self._seed, torch.device("cpu")), self._size // self._world
+
+        def batches() -> Iterator[list[int]]:
+            for i in itertools.count(step):
+                start = i * self._size + self._rank * share
+                yield order(start, start + share).tolist()
+
+        for x, condition in self._items(iter(DataLoader(self._rows, batch_sampler=_Sampler(batches))), 0, step):
+            yield x, condition, 1
+
+    def _looped(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
+        """Batches of a loader, epoch after epoch; those before the position are passed over."""
+        epoch, skip = (position or {}).get("epoch", 0), (position or {}).get("batch", 0)
         while True:
-            while len(order) < self._size:
-                count = -(-self._size // len(x))
-                epochs = [torch.randperm(len(x), generator=self._generator, device=x.device) for _ in range(count)]
-                order = torch.cat([order, *epochs])
-            rows, order = order[: self._size], order[self._size :]
-            yield x[rows], {name: value[rows] for name, value in condition.items()}
+            with isolated() as seed:
+                seed(self._seed, ORDER, epoch, everything=True)
+                for generator in {getattr(self._loader, "generator", None), getattr(self._loader.sampler, "generator", None)}:
+                    if generator is not None:
+                        generator.manual_seed(_word(self._seed, epoch))
+                items = iter(self._loader)
+            empty = True
+            for i, (x, condition) in enumerate(self._items(items, epoch, 0, skip)):
+                empty = False
+                self.position = {"epoch": epoch, "batch": skip + i + 1}
+                yield x, condition, 1
+            if empty and not skip:
+                raise ValueError(EMPTY)
+            epoch, skip = epoch + 1, 0
 
-    def _looped(self, loader: DataLoader[Any]) -> Iterator[Batch]:
-        while True:
-            yield from self._epoch(loader)
-
-    def _epoch(self, loader: DataLoader[Any]) -> Iterator[Batch]:
-        with self._isolated():
-            items = iter(loader)
-        empty = True
-        while True:
-            with self._isolated():
-                item = next(items, None)
-            if item is None:
-                break
-            empty = False
+    def _items(self, items: Iterator[Any], epoch: int, first: int, skip: int = 0) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """What an iterator yields for this rank, checked and moved; it may use the global generators, seeded item by item."""
+        looped = self.batches == self._looped
+        for i in itertools.count(first):
+            with isolated() as seed:
+                seed(self._seed, DRAWS, epoch, i, 0 if looped else self._rank, everything=True)
+                several = list(itertools.islice(items, self._world if looped else 1))
+            if len(several) < (self._world if looped else 1):
+                return
+            if i < skip:
+                continue
+            item = several[self._rank if looped else 0]
             x, *rest = item if isinstance(item, list | tuple) else (item,)
             if len(rest) > 1 or (rest and not isinstance(rest[0], Mapping)):
                 raise TypeError("batches are x, (x,) or (x, {'y': labels}): name the labels")
-            condition = {n: v.to(self._like.device) for n, v in rest[0].items()} if rest else {}
-            yield self._accept(x), condition
-        if empty:
-            raise ValueError("the data are empty, or can be iterated only once: a pass over them yielded no batch")
+            condition = {n: v.to(self._device) for n, v in rest[0].items()} if rest else {}
+            x = x.to(self._device) if isinstance(x, Tensor) else x
+            yield self._changed(x, epoch, i, self._rank), condition
 
-    @contextlib.contextmanager
-    def _isolated(self) -> Iterator[None]:
-        """Let what knows only torch's global generator draw from ours."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(draw_seed(self._generator))
-            yield
+    # ------------------------------------------------------------------ laws
 
-    def _first(self, epoch: Iterator[Batch]) -> Tensor:
-        """The first pass over the data, or as much of it as measures mean and scale."""
-        seen = []
-        for x, _ in epoch:
-            seen.append(x)
-            if sum(map(len, seen)) >= SAMPLED:
-                break
-        return torch.cat(seen)
+    def _drawn(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
+        k, share = self.together, self._size // self._world
+        for group in itertools.count(step // k):
+            yield self._draw(share * k, group), {}, k
 
-    def _draw(self, data: Any, n: int) -> Tensor:
-        if isinstance(data, torch.distributions.Distribution):
-            with self._isolated():
-                return self._accept(data.sample(torch.Size((n,))))
-        if "generator" in inspect.signature(data.sample).parameters and self._generator.device.type == "cpu":
-            return self._accept(data.sample(n, generator=self._generator))
-        return self._accept(data.sample(n))
+    def _draw(self, n: int, group: int) -> Tensor:
+        law, words = self._rows, (self._seed, DRAWS, group, self._rank if group >= 0 else 0)
+        with isolated() as seed:
+            seed(*words, everything=True)
+            if isinstance(law, torch.distributions.Distribution):
+                x = law.sample(torch.Size((n,)))
+            elif "generator" in inspect.signature(law.sample).parameters:
+                x = law.sample(n, generator=seeded("cpu", *words))
+            else:
+                x = law.sample(n)
+        return self._changed(x.to(self._device) if isinstance(x, Tensor) else x, group, self._rank)
 
-    def _sampled(self, data: Any) -> Iterator[Batch]:
-        while True:
-            yield from ((x, {}) for x in torch.split(self._draw(data, self._size * 64), self._size))
+
+class _Sampler:
+    """Lists of indices, for a DataLoader."""
+
+    def __init__(self, batches: Callable[[], Iterator[list[int]]]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return self._batches()
+
+
+class _Order:
+    """Shuffles of n rows, one after the other, as one endless sequence that can be looked up anywhere."""
+
+    def __init__(self, n: int, seed: int, device: torch.device) -> None:
+        self._n, self._seed, self._device = n, seed, device
+        self._several = max(1, 4096 // n)  # shuffles made at once
+        self._known = (-1, torch.empty(0))
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        size = self._n * self._several
+        parts = []
+        for block in range(start // size, -(-stop // size)):
+            if self._known[0] != block:
+                g = seeded(self._device, self._seed, ORDER, block)
+                if self._several == 1:
+                    rows = torch.randperm(self._n, generator=g, device=self._device)
+                else:
+                    rows = torch.rand(self._several, self._n, generator=g, device=self._device).argsort(1).flatten()
+                self._known = block, rows
+            parts.append(self._known[1][max(start - block * size, 0) : stop - block * size])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _word(*words: int) -> int:
+    return seeded("cpu", *words).initial_seed()

@@ -1,34 +1,38 @@
-"""A model is a folder: weights in safetensors (raw and averaged) and a JSON file that names everything needed to rebuild it.
+"""A model is a record of `scoresde.storage`: weights in safetensors (raw and averaged), and names and options in JSON.
 
-Loading builds registered classes from plain numbers and strings and fills them with tensors: it never runs code from the
-folder. The JSON is written last and carries the SHA-256 of the weights, so a save that was cut short leaves the previous
-model in place and a damaged one is recognized.
+`describe` says a model in plain JSON and `weights` in tensors; `rebuild` turns the two into a model again, from classes that
+are registered here and from nothing else: it never runs or imports what a file names. A training checkpoint, record
+"step-NNNNNNNN", has the same description as its entry "model", and the same tensors under the prefix "model.".
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
 import itertools
 import json
 import os
-import tempfile
+import re
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
+from torch import Tensor, nn
 
+from . import storage
 from .backbones import BACKBONES
 from .errors import CheckpointError
 from .inputs import event_shape
 from .process import PROCESSES
 from .sde import ScoreSDE, require_sde
+from .storage import brief
 
-FORMAT = "scoresde-1"
-JSON = "model.json"
+MODEL, STEP = "model", "step-"  # the records that a folder of ours may hold
+PREFIX = "model."
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+WRONG = (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, MemoryError)
 
 
 def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
@@ -37,7 +41,8 @@ def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
     Parameters
     ----------
     sde : ScoreSDE
-        Its process and network must be of registered classes, so that `load` can name them.
+        Its process and network must be of registered classes, so that `load` can name them. A network wrapped for
+        distributed runs or by `torch.compile` is saved as what is inside.
     folder : path
         Made if it is not there; a model that is there is replaced once the new one is complete.
 
@@ -51,7 +56,7 @@ def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
     TypeError, ValueError
         If the model can't be described by names and plain options.
     CheckpointError
-        If the folder can't be written, or holds something else.
+        If the folder can't be written, is being written by another process, or holds something else.
 
     Examples
     --------
@@ -64,43 +69,11 @@ def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
     sde = require_sde(sde, "save")
     if not isinstance(folder, str | os.PathLike):
         raise TypeError(f"folder is a path, got {type(folder).__name__}")
-    if sde.condition:
-        raise ValueError(f"conditions {sorted(sde.condition)} are not saved: save the model that given(...) was called on")
-    folder = Path(folder)
-    options = BACKBONES.options_of(sde.net)
-    options.pop(next(iter(inspect.signature(type(sde.net)).parameters), ""), None)  # the shape, whatever they call it
-    net = {"name": BACKBONES.name_of(sde.net), "options": options}
-    about: dict[str, Any] = {
-        "format": FORMAT,
-        "process": {"name": PROCESSES.name_of(sde.process), "options": PROCESSES.options_of(sde.process)},
-        "net": net,
-        "shape": list(sde.shape),
-        "predict": sde.predict,
-        "sees": sde.sees,
-        "coupled": sde.coupled,
-        "averaged": sde.ema is not None,
-    }
-    try:
-        json.dumps(about)
-    except TypeError as error:
-        raise TypeError(f"a model is saved as names and plain options, and one is not plain: {error}") from None
-    weights = {name: value.detach().cpu().clone().contiguous() for name, value in sde.state_dict().items()}
-    try:
-        _compare(_on_paper(about, len(weights)), weights)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise TypeError(f"this model can't be rebuilt from its names and options, so it is not saved: {error}") from error
-    data = safetensors.torch.save(weights)
-    digest = hashlib.sha256(data).hexdigest()
-    about["weights"] = {"file": f"weights-{digest[:12]}.safetensors", "sha256": digest}
-    ready(folder)
-    try:
-        _write(folder / about["weights"]["file"], data)
-        _write(folder / JSON, (json.dumps(about, indent=2) + "\n").encode())
-        for old in folder.glob("weights-*.safetensors"):
-            if old.name != about["weights"]["file"]:
-                old.unlink()
-    except OSError as error:
-        raise CheckpointError(f"can't write a model to {folder}: {error}") from error
+    about = describe(sde)
+    folder = ready(folder)
+    with storage.Lock(folder):
+        storage.write(folder, MODEL, weights(sde), about)
+        storage.sweep(folder)
     return folder
 
 
@@ -118,7 +91,7 @@ def ready(folder: str | os.PathLike[str]) -> Path:
     Raises
     ------
     CheckpointError
-        If it can't be made or written to, or holds something that is not a model.
+        If it can't be made or written to, or holds something else than models, checkpoints and leftovers of ours.
 
     Examples
     --------
@@ -130,7 +103,8 @@ def ready(folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not (folder / JSON).exists():
+        ours = (folder / f"{MODEL}.json").exists() or storage.records(folder, STEP)
+        if not ours and {path.name for path in folder.iterdir()} - {storage.LOCK, *storage.leftovers(folder)}:
             raise CheckpointError(f"{folder} holds something that is not a scoresde model; choose another folder")
     except OSError as error:
         raise CheckpointError(f"can't write a model to {folder}: {error}") from error
@@ -140,11 +114,12 @@ def ready(folder: str | os.PathLike[str]) -> Path:
 
 
 def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> ScoreSDE:
-    """Load a model from a folder that `save` wrote, in eval mode.
+    """Load a model from a folder that `save` wrote, in eval mode; or from the newest sound checkpoint of a training run.
 
     Parameters
     ----------
     folder : path
+        What `save` wrote there is preferred to checkpoints; a checkpoint that is damaged is passed over with a warning.
     device : str or torch.device
         Where to put it.
 
@@ -168,38 +143,176 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"there is no device {device!r} here: {error}") from None
     folder = Path(folder)
+    if os.path.lexists(folder / f"{MODEL}.json"):
+        return rebuild(*storage.read(folder, MODEL), str(folder / f"{MODEL}.json")).to(device)
+    steps = storage.records(folder, STEP)
+    if not steps:
+        raise CheckpointError(f"no model at {folder}: it has neither {MODEL}.json nor {STEP}NNNNNNNN.json")
+    stem, about, tensors = _newest(folder, steps)
+    tensors = {name.removeprefix(PREFIX): value for name, value in tensors.items() if name.startswith(PREFIX)}
+    return rebuild(about.get("model"), tensors, str(folder / f"{stem}.json")).to(device)
+
+
+def describe(sde: ScoreSDE) -> dict[str, Any]:
+    """Return what a model is built from, in plain JSON, checked that it can be built from it.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+
+    Returns
+    -------
+    dict
+        Process and network by name and options, shape, prediction, …: all but the `weights`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If names and plain options do not say it all.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> describe(scoresde.build("vp", "mlp", shape=(2,), width=16))["net"]
+    {'name': 'mlp', 'options': {'width': 16}}
+    """
+    if sde.condition:
+        raise ValueError(f"conditions {sorted(sde.condition)} are not saved: save the model that given(...) was called on")
+    net = _inner(sde.net)
+    options = BACKBONES.options_of(net)
+    options.pop(next(iter(inspect.signature(type(net)).parameters), ""), None)  # the shape, whatever they call it
+    about: dict[str, Any] = {
+        "process": {"name": PROCESSES.name_of(sde.process), "options": PROCESSES.options_of(sde.process)},
+        "net": {"name": BACKBONES.name_of(net), "options": options},
+        "shape": list(sde.shape),
+        "predict": sde.predict,
+        "sees": sde.sees,
+        "coupled": sde.coupled,
+        "averaged": sde.ema is not None,
+    }
     try:
-        about = json.loads((folder / JSON).read_bytes())
-    except OSError as error:
-        raise CheckpointError(f"no model at {folder}: {error.strerror} ({JSON})") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / JSON} is not JSON: {error}") from None
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        got = about.get("format") if isinstance(about, dict) else type(about).__name__
-        raise CheckpointError(f"{folder / JSON} is not a {FORMAT} model (format: {got!r})")
+        about = json.loads(json.dumps(about, allow_nan=False))  # as it will be read
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"a model is saved as names and plain options, and one is not plain: {error}") from None
+    tensors = weights(sde)
     try:
-        file, digest = about["weights"]["file"], about["weights"]["sha256"]
-        if Path(file).name != file:
-            raise CheckpointError(f"{folder / JSON} names weights outside the folder: {file!r}")
-        data = (folder / file).read_bytes()
-        if hashlib.sha256(data).hexdigest() != digest:
-            raise CheckpointError(f"{folder / file} is damaged: its SHA-256 is not the one in {JSON}")
-        weights = safetensors.torch.load(data)
-        _compare(_on_paper(about, len(weights)), weights)
+        _compare(_on_paper(about, len(tensors)), tensors)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise TypeError(f"this model can't be rebuilt from its names and options, so it is not saved: {error}") from error
+    return about
+
+
+def weights(sde: ScoreSDE) -> dict[str, Tensor]:
+    """Return all tensors of a model by name: of the network, of its average, and the standardization.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+
+    Returns
+    -------
+    dict of str to Tensor
+        Named as in a model that is not wrapped for distributed runs or by `torch.compile`. They are the model's own, not
+        copies, on its device.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> sorted(weights(scoresde.build("vp", "mlp", shape=(2,))))[:3]
+    ['mean', 'measured', 'net.frequencies']
+    """
+    parts = {"net.": _inner(sde.net), "ema.": None if sde.ema is None else _inner(sde.ema)}
+    found = {name: value for name, value in sde.state_dict().items() if not name.startswith(tuple(parts))}
+    for part, net in parts.items():
+        found |= {part + name: value for name, value in ({} if net is None else net.state_dict()).items()}
+    return {_COMPILED.sub("", name): value.detach() for name, value in found.items()}
+
+
+def rebuild(about: Any, tensors: Mapping[str, Tensor], where: str = "the description") -> ScoreSDE:
+    """Build a model from what `describe` and `weights` said, in eval mode; nothing of it is trusted.
+
+    Parameters
+    ----------
+    about : dict
+        What `describe` returned, after a time in a file.
+    tensors : mapping of str to Tensor
+        What `weights` returned, names wrapped by `module.` or `_orig_mod.` or not. They are copied.
+    where : str
+        Where they are from, for messages.
+
+    Returns
+    -------
+    ScoreSDE
+        On the CPU.
+
+    Raises
+    ------
+    CheckpointError
+        If they are not a model that can be built here.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+    >>> rebuild(describe(sde), weights(sde)).process
+    VPSDE(beta_min=0.1, beta_max=20.0)
+    """
+    try:
+        wanted = _on_paper(about, len(tensors))
+        tensors = _unwrapped(tensors, wanted)
+        _compare(wanted, tensors)
         sde = _build(about)
         for name, value in itertools.chain(sde.named_parameters(), sde.named_buffers()):
-            value.data = value.data.to(weights[name].dtype)
-        sde.load_state_dict(weights)
-        sde.to(device)
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"{folder} names weights that can't be read: {error}") from None
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{folder / file} is not a safetensors file: {error}") from None
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, MemoryError) as error:
-        raise CheckpointError(f"{folder / JSON} does not describe a model that can be built here: {error}") from None
+            if name in tensors:  # what a network leaves out of its state keeps its own
+                value.data = value.data.to(tensors[name].dtype)
+        sde.load_state_dict(tensors)
+    except WRONG as error:
+        raise CheckpointError(f"{where} does not describe a model that can be built here: {brief(error)}") from None
     return sde.eval()
+
+
+# What wrappers put into names: torch.compile around any module, distributed training around the network.
+_COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
+
+
+def _inner(net: nn.Module) -> nn.Module:
+    """The network inside its wrappers."""
+    while True:
+        if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            net = net.module
+        elif isinstance(inside := getattr(net, "_orig_mod", None), nn.Module):
+            net = inside
+        else:
+            return net
+
+
+def _unwrapped(tensors: Mapping[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors by the names that are wanted, where these differ by wrappers only; two must not end with one name."""
+    found: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        if name not in wanted:
+            name = _COMPILED.sub("", name)
+        while name not in wanted and re.match(r"(net|ema)\.module\.", name):  # a network may have a part of that name
+            name = name.replace("module.", "", 1)
+        if name in found:
+            raise ValueError(f"two weights are both {name!r}")
+        found[name] = value
+    return found
+
+
+def _newest(folder: Path, steps: list[str]) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """The newest sound record; older ones serve, but not in silence."""
+    errors: list[CheckpointError] = []
+    for stem in reversed(steps):
+        try:
+            record = storage.read(folder, stem)
+        except CheckpointError as error:
+            errors.append(error)
+            continue
+        if errors:
+            warnings.warn(f"loading {folder / stem} instead of the newest checkpoint: {errors[0]}", stacklevel=3)
+        return stem, *record
+    raise errors[0]
 
 
 def _build(about: dict[str, Any]) -> ScoreSDE:
@@ -207,15 +320,14 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
     shape = event_shape(about["shape"])
     process = PROCESSES.build(about["process"]["name"], **about["process"]["options"])
     net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
-    coupled = about.get("coupled", False)  # older files do not say
-    sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"], coupled=coupled)
+    sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"], coupled=about["coupled"])
     if about["averaged"]:
         sde.ema = copy.deepcopy(net).requires_grad_(False)
     return sde
 
 
-def _on_paper(about: dict[str, Any], count: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights that the JSON asks for, before any are allocated: it may ask for anything."""
+def _on_paper(about: dict[str, Any], count: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Names, shapes and kinds of the weights that the JSON asks for, before any are allocated: it may ask for anything."""
     shape, name, options = event_shape(about["shape"]), about["net"]["name"], about["net"]["options"]
     left = [4 * count + 100]  # constructors may assign a parameter more than once
 
@@ -233,27 +345,26 @@ def _on_paper(about: dict[str, Any], count: int) -> dict[str, tuple[int, ...]]:
     finally:
         handle.remove()
     statistic = shape[:1] + (1,) * (len(shape) - 1)
-    wanted: dict[str, tuple[int, ...]] = {"mean": statistic, "scale": statistic, "measured": ()}
+    wanted: dict[str, tuple[tuple[int, ...], str]] = {
+        "mean": (statistic, "float"),
+        "scale": (statistic, "float"),
+        "measured": ((), _kind(torch.bool)),
+    }
     for part in ("net", "ema") if about["averaged"] else ("net",):
-        wanted |= {f"{part}.{key}": tuple(value.shape) for key, value in net.state_dict().items()}
+        wanted |= {f"{part}.{key}": (tuple(value.shape), _kind(value.dtype)) for key, value in net.state_dict().items()}
     return wanted
 
 
-def _compare(wanted: dict[str, tuple[int, ...]], weights: dict[str, torch.Tensor]) -> None:
-    found = {name: tuple(value.shape) for name, value in weights.items()}
+def _kind(dtype: torch.dtype) -> str:
+    """One kind for all floating-point numbers, as models may be converted; another for each other dtype."""
+    return "float" if dtype in FLOATS else str(dtype)
+
+
+def _compare(wanted: dict[str, tuple[tuple[int, ...], str]], tensors: Mapping[str, Tensor]) -> None:
+    found = {name: (tuple(value.shape), _kind(value.dtype)) for name, value in tensors.items()}
     wrong = sorted({name for name, _ in wanted.items() ^ found.items()})
     if wrong:
-        raise ValueError(f"{len(wrong)} weights are missing, unknown or of another shape, first {wrong[0]!r}")
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".partial", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        raise ValueError(f"{len(wrong)} weights are missing, unknown or of another shape or kind, first {wrong[0]!r}")
+    mean, scale = tensors["mean"], tensors["scale"]
+    if not bool(mean.isfinite().all() & scale.isfinite().all() & (scale > 0).all()):
+        raise ValueError("its standardization is not a finite mean and a positive scale")

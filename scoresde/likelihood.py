@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from .cnf import Flow, prior_gap, standard_normal
-from .plan import check_generator, chunks, numbered, plan
+from .plan import check_generator, chunks, each, plan
 from .random import PRIOR, Noise, draw_seed
+from .ranks import alone, shared, together
 from .registry import nearest
-from .sde import ScoreSDE, evaluating, require_sde
+from .sde import ScoreSDE, require_sde
 from .solvers import Solver
 
 
@@ -75,6 +76,7 @@ class Likelihood:
     latent: Tensor
 
 
+@together()
 def likelihood(
     sde: ScoreSDE,
     x: Tensor,
@@ -168,6 +170,8 @@ def likelihood(
     with torch.inference_mode(False), torch.set_grad_enabled(graph):  # in inference mode no trace could be taken
         sde = require_sde(sde, "likelihood")
         check_generator(generator)
+        if graph and shared():
+            raise ValueError("gradients do not cross ranks: inside sharded() leave out differentiable=True, and give x.detach()")
         x, lost = _accept(sde, x, invalid)
         if prior is not None and not callable(getattr(prior, "log_prob", None)):
             raise TypeError(f"prior is the law of x at t = 1 and needs a log_prob method, got {type(prior).__name__}")
@@ -175,46 +179,42 @@ def likelihood(
         ode = Flow(sde, solver, how, trace, probes, graph, graph and differentiable, generator, errors)
         sde.rows(0, len(x), len(x))
         first, last = ode.nodes[0], ode.nodes[-1]
-        columns = []
-        with evaluating(sde):
-            for start, stop in chunks(sde, len(x), batch_size, cost=ode.cost):
-                part = sde.rows(start, stop, len(x))
-                z = part.from_data(x[start:stop]) / first.radius
-                with numbered(start, stop, len(x)):
-                    z, gained, stderr, traced, counts = ode.carry(part, z, start, stop)
-                latent = part.to_data(z * last.radius)
-                if prior is None:
-                    log_p = standard_normal(z)
-                else:
-                    log_p = prior.log_prob(latent)
-                    if log_p.shape != (len(z),):
-                        raise ValueError(
-                            f"prior.log_prob returned shape {tuple(log_p.shape)}, wanted ({len(z)},): one number a sample; "
-                            "torch.distributions.Independent makes one of several"
-                        )
-                    log_p = log_p.to(z) + part.log_scale + sde.dim * math.log(last.radius)
-                log_p = log_p + gained
-                # Rounding adds up like a random walk; an error of the state moves log p(z_1) by |z_1|/√D of its own size.
-                rounding = ode.eps * (gained.abs() + log_p.abs()) * torch.as_tensor(counts.nfe, device=z.device).sqrt()
-                reach = (z.detach().norm(dim=1) / math.sqrt(sde.dim)).clamp_min(1)
-                error = z.new_full((len(z),), math.nan) if counts.error is None else counts.error.to(z.dtype)
-                if prior is not None:
-                    gap = torch.zeros_like(stderr)
-                elif errors:
-                    gap = prior_gap(part, z.detach(), last, traced, part.caller(raw=ode.raw))
-                else:
-                    gap = torch.full_like(stderr, math.nan)
-                columns.append(
-                    (
-                        log_p - sde.dim * math.log(first.radius) - part.log_scale,
-                        stderr,
-                        4 * (reach * error + rounding.detach()),
-                        gap,
-                        torch.as_tensor(counts.nfe, device=z.device).expand(len(z)),
-                        latent,
+
+        def work(part: ScoreSDE, start: int, stop: int) -> tuple[Tensor, ...]:
+            z = part.from_data(x[start:stop]) / first.radius
+            z, gained, stderr, traced, counts = ode.carry(part, z, start, stop)
+            latent = part.to_data(z * last.radius)
+            if prior is None:
+                log_p = standard_normal(z)
+            else:
+                log_p = prior.log_prob(latent)
+                if log_p.shape != (len(z),):
+                    raise ValueError(
+                        f"prior.log_prob returned shape {tuple(log_p.shape)}, wanted ({len(z)},): one number a sample; "
+                        "torch.distributions.Independent makes one of several"
                     )
-                )
-        joined = [torch.cat(column) for column in zip(*columns, strict=True)]
+                log_p = log_p.to(z) + part.log_scale + sde.dim * math.log(last.radius)
+            log_p = log_p + gained
+            # Rounding adds up like a random walk; an error of the state moves log p(z_1) by |z_1|/√D of its own size.
+            rounding = ode.eps * (gained.abs() + log_p.abs()) * torch.as_tensor(counts.nfe, device=z.device).sqrt()
+            reach = (z.detach().norm(dim=1) / math.sqrt(sde.dim)).clamp_min(1)
+            error = z.new_full((len(z),), math.nan) if counts.error is None else counts.error.to(z.dtype)
+            if prior is not None:
+                gap = torch.zeros_like(stderr)
+            elif errors:
+                gap = prior_gap(part, z.detach(), last, traced, part.caller(raw=ode.raw))
+            else:
+                gap = torch.full_like(stderr, math.nan)
+            return (
+                log_p - sde.dim * math.log(first.radius) - part.log_scale,
+                stderr,
+                4 * (reach * error + rounding.detach()),
+                gap,
+                torch.as_tensor(counts.nfe, device=z.device).expand(len(z)),
+                latent,
+            )
+
+        joined = each(sde, len(x), chunks(sde, len(x), batch_size, cost=ode.cost), work)
         for column in joined if lost is not None else ():
             if column.is_floating_point():
                 column[lost] = math.nan
@@ -261,6 +261,7 @@ def log_prob(sde: ScoreSDE, x: Tensor, **how: Any) -> Tensor:
     return likelihood(require_sde(sde, "log_prob"), x, **{"errors": False, **how}).log_prob
 
 
+@together()
 def sample_and_log_prob(
     sde: ScoreSDE,
     n: int = 1,
@@ -317,16 +318,15 @@ def sample_and_log_prob(
         like = sde.scale.new_empty(0, dtype=sde.state_dtype)
         batches = chunks(sde, n, batch_size, cost=ode.cost)
         sde.rows(0, n, n)
-        xs, values = [], []
-        with evaluating(sde):
-            for start, stop in batches:
-                part = sde.rows(start, stop, n)
-                z = Noise(seed, PRIOR, start, stop, sde.dim, like)()
-                with numbered(start, stop, n):
-                    end, lost, *_ = ode.carry(part, z, start, stop)
-                xs.append(part.to_data(end * last.radius))
-                values.append(standard_normal(z) - lost - sde.dim * math.log(last.radius) - part.log_scale)
-        return torch.cat(xs), torch.cat(values)
+
+        def work(part: ScoreSDE, start: int, stop: int) -> tuple[Tensor, Tensor]:
+            z = Noise(seed, PRIOR, start, stop, sde.dim, like)()
+            end, lost, *_ = ode.carry(part, z, start, stop)
+            value = standard_normal(z) - lost - sde.dim * math.log(last.radius) - part.log_scale
+            return part.to_data(end * last.radius), value
+
+        x, log_p = each(sde, n, batches, work)
+        return x, log_p
 
 
 def check_how(
@@ -358,7 +358,8 @@ def check_how(
     ValueError: log p goes by the probability-flow ODE, and solver 'em' is stochastic; try 'adams' or 'rk45'
     """
     chunks(sde, 1, batch_size)
-    Flow(sde, solver, plan(sde, solver, steps, spacing, options), trace, probes, False, False, torch.Generator())
+    with alone():
+        Flow(sde, solver, plan(sde, solver, steps, spacing, options), trace, probes, False, False, torch.Generator())
 
 
 def _accept(sde: ScoreSDE, x: Tensor, invalid: str) -> tuple[Tensor, Tensor | None]:

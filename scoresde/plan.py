@@ -19,7 +19,8 @@ from .errors import SolverError
 from .grids import grid
 from .prediction import Coefficients
 from .random import BLOCK
-from .sde import ScoreSDE
+from .ranks import alone, gather, share
+from .sde import ScoreSDE, evaluating
 from .solvers import SOLVERS, Counts, Level, Problem, Solver
 
 ROWS = 8192  # states evaluated at once when the user does not say: large enough to be fast, small enough for a cache
@@ -346,7 +347,7 @@ def run(sde: ScoreSDE, solver: Solver, task: Problem, z: Tensor, again: Callable
 
 
 def chunks(sde: ScoreSDE, n: int, batch_size: int | None, cost: int = 1) -> Iterator[tuple[int, int]]:
-    """Cut n samples into batches.
+    """Cut n samples into batches; inside `sharded()`, this rank's share of them.
 
     Parameters
     ----------
@@ -380,7 +381,52 @@ def chunks(sde: ScoreSDE, n: int, batch_size: int | None, cost: int = 1) -> Iter
         batch_size = max(1, min(ROWS // cost, NUMBERS // (cost * sde.dim)))
         batch_size = max(BLOCK * (batch_size // BLOCK), min(batch_size, BLOCK))
     size = batch_size
-    return ((start, min(start + size, n)) for start in range(0, n, size))
+    low, high = share(n)
+    return ((start, min(start + size, high)) for start in range(low, high, size))
+
+
+def each(
+    sde: ScoreSDE,
+    n: int,
+    batches: Iterator[tuple[int, int]],
+    work: Callable[[ScoreSDE, int, int], Sequence[Tensor]],
+) -> list[Tensor]:
+    """Do the work of every batch and join what comes: the one loop over batches that all verbs share.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+        Put into eval mode for the time.
+    n : int
+        Number of samples of the call.
+    batches : iterator of (start, stop)
+        From `chunks`.
+    work : callable (part, start, stop) -> sequence of Tensor (stop − start, …)
+        Given the model with the conditions of these samples. It meets no other ranks.
+
+    Returns
+    -------
+    list of Tensor, shape (n, …)
+        Inside `sharded()` those of all ranks, on every rank.
+
+    Raises
+    ------
+    SolverError
+        That of a batch, with `first` set; or that another rank has failed.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+    >>> each(sde, 10, chunks(sde, 10, 4), lambda part, start, stop: [torch.arange(start, stop)])
+    [tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])]
+    """
+    parts = []
+    with evaluating(sde), alone():
+        for start, stop in batches:
+            with numbered(start, stop, n):
+                parts.append(work(sde.rows(start, stop, n), start, stop))
+    return gather([torch.cat(column) for column in zip(*parts, strict=True)], n)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +33,47 @@ def _pyplot() -> Any:
     except ImportError:
         raise ImportError("figures need matplotlib: pip install 'scoresde[plot]'") from None
     return plt
+
+
+def curves(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: str | os.PathLike[str] | None = None,
+    mark: int | None = None,
+) -> Any:
+    """Draw losses over training steps.
+
+    Parameters
+    ----------
+    lines : mapping of str to (steps, losses)
+        By label.
+    path : path, optional
+        The figure's file: .png, .pdf, .svg.
+    mark : int, optional
+        A step to mark.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Examples
+    --------
+    >>> len(curves({"training": ([1, 2], [0.5, 0.4])}).axes[0].lines)
+    1
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(6, 3.6), constrained_layout=True)
+    for (label, (steps, values)), color in zip(lines.items(), (BLUE, ORANGE, GREY), strict=False):
+        axes.plot(steps, values, color=color, label=label, linewidth=1.2)
+    if mark is not None:
+        axes.axvline(mark, color=GREY, linewidth=0.8, linestyle=":", label=f"kept: step {mark:,}")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return figure
 
 
 def lattice(low: Tensor, high: Tensor, n: int) -> Tensor:

@@ -6,17 +6,25 @@ of a draw do not depend on how many there are, on `batch_size`, or on how they a
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
+
+from .ranks import agree
 
 BLOCK = 64  # fewer where a sample has more than 512 numbers, so that a few samples do not draw for many
 AHEAD = 4096  # numbers drawn ahead per sample, so that a cheap network does not wait for its noise
 
 PRIOR, PATH, PROBE = range(3)  # streams: starting points, noise along the path, trace probes
+ORDER, DRAWS, CHANGES, LEVELS, NETWORK, FIXED = range(3, 9)  # in training: shuffles, new data, transforms, noise, dropout, …
 
 
 def draw_seed(generator: torch.Generator | None) -> int:
-    """Draw one seed from the generator, or from torch's global one if there is none.
+    """Draw one seed from the generator, or from torch's global one if there is none; inside `sharded()` it is rank 0's.
 
     Parameters
     ----------
@@ -35,7 +43,7 @@ def draw_seed(generator: torch.Generator | None) -> int:
     False
     """
     device = generator.device if generator is not None else "cpu"
-    return int(torch.randint(2**63 - 1, (), generator=generator, device=device))
+    return agree(int(torch.randint(2**63 - 1, (), generator=generator, device=device)))
 
 
 def _mix(*words: int) -> int:
@@ -47,6 +55,73 @@ def _mix(*words: int) -> int:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
         state ^= state >> 31
     return state >> 1
+
+
+def seeded(device: torch.device | str, *words: int) -> torch.Generator:
+    """Return a generator that depends on the words alone: a seed, a stream, and what counts in it.
+
+    Parameters
+    ----------
+    device : torch.device or str
+    *words : int
+
+    Returns
+    -------
+    torch.Generator
+
+    Examples
+    --------
+    >>> torch.rand(1, generator=seeded("cpu", 1, ORDER, 5)) == torch.rand(1, generator=seeded("cpu", 1, ORDER, 5))
+    tensor([True])
+    """
+    return torch.Generator(device).manual_seed(_mix(*words))
+
+
+@contextlib.contextmanager
+def isolated(device: torch.device | str = "cpu") -> Iterator[Callable[..., None]]:
+    """Put the global generators of torch, numpy and Python back afterwards; within, seed them by words.
+
+    Parameters
+    ----------
+    device : torch.device or str
+        Whose generator is kept beside the CPU's.
+
+    Yields
+    ------
+    callable (*words)
+        Seeds torch's generators and, as soon as it is called with `everything=True`, also numpy's and Python's.
+
+    Examples
+    --------
+    >>> with isolated() as seed:
+    ...     seed(1, NETWORK, 0)
+    ...     first = torch.rand(1)
+    >>> with isolated() as seed:
+    ...     seed(1, NETWORK, 0)
+    ...     torch.rand(1) == first
+    tensor([True])
+    """
+    device = torch.device(device)
+    here = [] if device.type == "cpu" else [device.index or 0]
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        generators.append(torch.cuda.default_generators[here[0]])
+    python, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002
+
+    def seed(*words: int, everything: bool = False) -> None:
+        value = _mix(*words)
+        for generator in generators:
+            generator.manual_seed(value)
+        if everything:
+            random.seed(value)
+            np.random.seed(value % 2**32)  # noqa: NPY002
+
+    with torch.random.fork_rng(devices=here, device_type=device.type if here else "cuda"):
+        try:
+            yield seed
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)  # noqa: NPY002
 
 
 class Noise:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plan import check_generator, chunks, levels, numbered, plan, problem, run, starts_at_data
+from .plan import check_generator, chunks, each, levels, plan, problem, run, starts_at_data
 from .random import PATH, PRIOR, Noise, draw_seed
-from .sde import ScoreSDE, evaluating, require_sde
+from .ranks import together
+from .sde import ScoreSDE, require_sde
 from .solvers import Problem, Solver
 
 
@@ -51,6 +52,7 @@ class Solution:
 
 
 @torch.no_grad()
+@together()
 def solve(
     sde: ScoreSDE,
     n: int = 1,
@@ -131,30 +133,26 @@ def solve(
     sde.rows(0, n, n)
     seed = draw_seed(generator)
     like = sde.scale.new_empty(0, dtype=sde.state_dtype)
-    states, costs = [], []
-    with evaluating(sde):
-        for first, stop in batches:
-            part = sde.rows(first, stop, n)
 
-            def task(part: ScoreSDE = part, first: int = first, stop: int = stop) -> Problem:
-                noise = Noise(seed, PATH, first, stop, sde.dim, like) if how.solver.stochastic else _no_noise
-                return problem(part, nodes, how.adaptive, noise)
+    def work(part: ScoreSDE, first: int, stop: int) -> list[Tensor]:
+        def task() -> Problem:
+            noise = Noise(seed, PATH, first, stop, sde.dim, like) if how.solver.stochastic else _no_noise
+            return problem(part, nodes, how.adaptive, noise)
 
-            if given is None:
-                z = Noise(seed, PRIOR, first, stop, sde.dim, like)()
-            else:
-                z = part.from_data(given[first:stop]) / nodes[0].radius
-            seen = {0: z}
-            posed = task()
-            posed.observe, posed.wanted = functools.partial(_keep, seen, how.keep[:-1]), frozenset(how.keep)
-            with numbered(first, stop, n):
-                end, counts = run(sde, how.solver, posed, z, task)
-            seen[len(nodes) - 1] = end
-            states.append(torch.stack([sde.to_data(nodes[k].radius * seen[k]) for k in how.keep]))
-            costs.append([torch.as_tensor(c).expand(stop - first) for c in (counts.nfe, counts.accepted, counts.rejected)])
-    nfe, accepted, rejected = (torch.cat(column).cpu() for column in zip(*costs, strict=True))
-    kept = how.times[list(how.keep)]
-    return Solution(kept, torch.cat(states, 1) if len(states) > 1 else states[0], nfe, accepted, rejected)
+        if given is None:
+            z = Noise(seed, PRIOR, first, stop, sde.dim, like)()
+        else:
+            z = part.from_data(given[first:stop]) / nodes[0].radius
+        seen = {0: z}
+        posed = task()
+        posed.observe, posed.wanted = functools.partial(_keep, seen, how.keep[:-1]), frozenset(how.keep)
+        end, counts = run(sde, how.solver, posed, z, task)
+        seen[len(nodes) - 1] = end
+        costs = [torch.as_tensor(c).expand(stop - first) for c in (counts.nfe, counts.accepted, counts.rejected)]
+        return [*costs, *(sde.to_data(nodes[k].radius * seen[k]) for k in how.keep)]
+
+    nfe, accepted, rejected, *states = each(sde, n, batches, work)
+    return Solution(how.times[list(how.keep)], torch.stack(states), nfe.cpu(), accepted.cpu(), rejected.cpu())
 
 
 def _keep(seen: dict[int, Tensor], wanted: tuple[int, ...], i: int, z: Tensor) -> None:

@@ -13,8 +13,8 @@ import inspect
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -206,29 +206,13 @@ class ScoreSDE(nn.Module):
         """
         net = self.network(raw=raw)
         parameter = next(net.parameters(), None)
-        shape, sees_raw, condition = self.shape, self.sees == "raw", self.condition
-        flat = len(shape) == 1
+        condition, flat = self.condition, len(self.shape) == 1
         if traced and not can_trace(net):
             raise TypeError(f"{type(net).__name__} has no value_and_trace")
         call: Callable[..., Any] = net.value_and_trace if traced else net  # type: ignore[assignment]
 
         def output(z: Tensor, phi: Tensor | float, rows: Tensor | None = None) -> Any:
-            dtype = z.dtype if parameter is None else parameter.dtype
-            x = z
-            radius: Tensor | float = 1.0
-            if sees_raw:
-                label: Tensor | float = self.process.time(phi)
-                radius = self.process.radius(label)
-                radius = radius.unsqueeze(1).to(z.dtype) if radius.ndim else float(radius)
-                x = z * radius
-            else:
-                label = noise_label(phi)
-            if not isinstance(label, Tensor) or not label.ndim:
-                label = z.new_full((len(z),), float(label), dtype=dtype)
-            if not flat:
-                x = x.reshape(len(z), *shape)
-            if z.dtype != dtype or label.dtype != dtype:
-                x, label = x.to(dtype), label.to(dtype)
+            x, label, radius = self.inputs(z, phi, z.dtype if parameter is None else parameter.dtype)
             if condition:
                 taken = {n: value if rows is None or len(value) == 1 else value[rows] for n, value in condition.items()}
                 out = call(x, label, **{n: value.expand(len(z), *value.shape[1:]) for n, value in taken.items()})
@@ -240,8 +224,7 @@ class ScoreSDE(nn.Module):
                     got = tuple(trace.shape) if isinstance(trace, Tensor) else type(trace).__name__
                     raise ValueError(f"value_and_trace returned a trace of shape {got}, wanted ({len(x)},)")
             if not isinstance(out, Tensor) or out.shape != x.shape:
-                got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-                raise ValueError(f"the network was given {tuple(x.shape)} and returned {got}; it must keep the shape")
+                raise ValueError(misshapen(x, out))
             if not flat:
                 out = out.reshape(z.shape)
             if out.dtype != z.dtype:
@@ -249,6 +232,46 @@ class ScoreSDE(nn.Module):
             return (out, radius * trace.unsqueeze(1).to(z.dtype)) if traced else out
 
         return output
+
+    def inputs(self, z: Tensor, phi: Tensor | float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Return what the network is shown of states on the arc: z and a noise label, or x_t and t.
+
+        Parameters
+        ----------
+        z : Tensor, shape (B, n)
+            States on the unit arc, flattened.
+        phi : float, or Tensor of shape () or (B,), float64
+            Angle in radians.
+        dtype : torch.dtype
+            The network's.
+
+        Returns
+        -------
+        x : Tensor, shape (B, *shape)
+        t : Tensor, shape (B,)
+        radius : float, or Tensor of shape (B, 1)
+            x = radius·z.
+
+        Examples
+        --------
+        >>> scoresde.build("vp", "mlp", shape=(2,)).inputs(torch.ones(1, 2), 0.0, torch.float32)
+        (tensor([[1., 1.]]), tensor([-6.2146]), 1.0)
+        """
+        x, radius = z, cast("Tensor | float", 1.0)
+        if self.sees == "raw":
+            label: Tensor | float = self.process.time(phi)
+            far = self.process.radius(label)
+            radius = far.unsqueeze(1).to(z.dtype) if far.ndim else float(far)
+            x = z * radius
+        else:
+            label = noise_label(phi)
+        if not isinstance(label, Tensor) or not label.ndim:
+            label = z.new_full((len(z),), float(label), dtype=dtype)
+        if len(self.shape) != 1:
+            x = x.reshape(len(z), *self.shape)
+        if z.dtype != dtype or label.dtype != dtype:
+            x, label = x.to(dtype), label.to(dtype)
+        return x, label, radius
 
     def traces(self, *, raw: bool = False) -> bool:
         """Whether the network in use offers its output together with its exact trace: see `scoresde.backbones.base`.
@@ -611,13 +634,13 @@ class ScoreSDE(nn.Module):
 
     # ------------------------------------------------------------------ units
 
-    def standardize(self, data: Tensor) -> ScoreSDE:
+    def standardize(self, data: Tensor | Iterable[Tensor]) -> ScoreSDE:
         """Measure mean and scale of the data, per first axis of a sample, and keep them in the model.
 
         Parameters
         ----------
-        data : Tensor, shape (N, *shape)
-            In the units of the data.
+        data : Tensor, shape (N, *shape), or an iterable of such
+            In the units of the data; an iterable is passed over once, and its parts need not fit into memory together.
 
         Returns
         -------
@@ -641,13 +664,23 @@ class ScoreSDE(nn.Module):
         >>> sde.standardize(torch.tensor([[0.0, 10.0], [2.0, 30.0]])).scale
         tensor([ 1., 10.])
         """
-        axes = tuple(i for i in range(data.ndim) if i != 1 or not self.shape)
-        resolution = torch.finfo(data.dtype).eps
-        data = data.double()
-        mean, std = data.mean(axes), data.std(axes, correction=0)
+        count, mean, square = 0, torch.zeros(()), torch.zeros(())
+        for part in [data] if isinstance(data, Tensor) else data:  # Chan, Golub & LeVeque 1983
+            axes = tuple(i for i in range(part.ndim) if i != 1 or not self.shape)
+            resolution, n, total = torch.finfo(part.dtype).eps, len(part), count + len(part)
+            part = part.double()
+            here = part.mean(axes)
+            gap = here - mean if count else torch.zeros_like(here)
+            square = square.to(gap) * (count / total) + part.var(axes, correction=0) * (n / total)
+            square = square + gap.square() * (count / total) * (n / total)
+            mean = mean.to(gap) + gap * (n / total) if count else here
+            count = total
+        if not count:
+            raise ValueError("there are no data to standardize by")
+        std = square.sqrt()
         spread = std > 4 * resolution * mean.abs() + 1e-30
         if not bool(spread.any()):
-            raise ValueError(f"the data do not vary: {len(data)} equal samples (to rounding) have no density to learn")
+            raise ValueError(f"the data do not vary: {count} equal samples (to rounding) have no density to learn")
         if self.state_dtype == torch.float32 and bool((spread & (std < 1e-4 * mean.abs())).any()):
             warnings.warn(
                 "the data lie so far from 0 for their spread that float32 samples are rounded coarsely: subtract a constant, "
@@ -779,6 +812,27 @@ class ScoreSDE(nn.Module):
     @staticmethod
     def _per_sample(c: Tensor, x: Tensor) -> Tensor:
         return c.reshape(-1, *(1,) * (x.ndim - 1)) if c.ndim else c
+
+
+def misshapen(x: Tensor, out: object) -> str:
+    """Return what to say of a network that was given x and returned out, of another shape.
+
+    Parameters
+    ----------
+    x : Tensor
+    out : object
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> misshapen(torch.zeros(5, 2), None)
+    'the network was given (5, 2) and returned NoneType; it must keep the shape'
+    """
+    got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    return f"the network was given {tuple(x.shape)} and returned {got}; it must keep the shape"
 
 
 _MODES = threading.Lock()

@@ -1,205 +1,39 @@
-"""Denoising score matching and flow matching as one loss, and the loop that minimizes it.
+"""The training loop: what `fit` does with a model, data, and the loss of `scoresde.objective`.
 
-With z = cos φ·x0 + sin φ·ε and the network's output turned into a velocity on the arc (see `scoresde.prediction`), every
-objective of the field is
-
-    L = E_{x0, ε, φ} w(φ)·e²,      e² = ‖(out − a·x0 − b·ε)/det‖²/D,
-
-the squared error of the arc velocity: the error of x̂0 is sin φ·e, that of ε̂ cos φ·e. A weight w and a law of φ are what
-papers differ in; both are rows of a table.
+All randomness of a step depends on the seed, the step and the rank alone. So a run that was interrupted goes on from its last
+checkpoint with the numbers it would have seen, bit for bit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
+import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
+from .checkpoint import PROFILES, Checkpoints
 from .checks import number, whole
 from .data import Source
+from .engine import Engine
 from .errors import TrainingError
+from .history import History
+from .objective import NOISES, AdaptiveLaw, Examples, answer, check_names, corrupt, errors, mean_error, quantiles
 from .plan import check_generator
-from .process import Process
-from .random import draw_seed
-from .registry import nearest
+from .random import FIXED, LEVELS, NETWORK, draw_seed, isolated, seeded
 from .sde import ScoreSDE, require_sde
+from .weights import Average, exponent, half_life, power
 
-Weight = Callable[[Process, Tensor], Tensor]
-
-_SNR_CAP = 5.0
-
-
-def _likelihood(process: Process, phi: Tensor) -> Tensor:
-    t = process.time(phi)
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    turn = (alpha * process.dsigma(t) - sigma * process.dalpha(t)) / process.radius(t) ** 2  # dφ/dt
-    return 2 * turn * torch.cos(phi) / torch.sin(phi)
-
-
-def _velocity(process: Process, phi: Tensor) -> Tensor:
-    t = process.time(phi)
-    alpha, sigma = process.alpha(t), process.sigma(t)
-    return ((alpha * process.dsigma(t) - sigma * process.dalpha(t)) / process.radius(t)) ** 2
-
-
-WEIGHTS: dict[str, Weight] = {
-    "edm": lambda process, phi: torch.ones_like(phi),
-    "sigma2": lambda process, phi: torch.cos(phi) ** 2,
-    "likelihood": _likelihood,
-    "min_snr": lambda process, phi: torch.minimum(torch.cos(phi) ** 2, _SNR_CAP * torch.sin(phi) ** 2),
-    "velocity": _velocity,
-}
-"""Weights w(φ) of the squared arc-velocity error, by name: `edm` 1 (Karras et al. 2022, λ(σ) at σ_data = 1), `sigma2` cos²φ, that
-is σ²·‖score error‖² = ‖ε error‖² (Song et al. 2021, eq. 7 with λ = σ²), `likelihood` g²·‖score error‖² (Song et al. 2021b; the
-bound on log p when t is uniform), `min_snr` min(SNR, 5)·‖x0 error‖² (Hang et al. 2023), `velocity` ‖dx/dt error‖² (flow
-matching, Lipman et al. 2023)."""
-
-
-def _lognormal(process: Process, q: Tensor, mean: float = -1.5, std: float = 1.5) -> Tensor:
-    """log tan φ ~ N(mean, std²), cut to the process's stretch of the arc."""
-    ends = [math.log(math.tan(max(min(p, math.pi / 2 - 1e-6), 1e-6))) for p in (process.phi_min, process.phi_max)]
-    low, high = (0.5 * math.erfc(-(end - mean) / std / math.sqrt(2)) for end in ends)
-    return torch.atan(torch.exp(mean + std * torch.special.ndtri(low + (high - low) * q)))
-
-
-def _uniform(process: Process, q: Tensor) -> Tensor:
-    """T uniform on [0, 1]."""
-    return process.phi(q).clamp_min(1e-6)
-
-
-def _likelihood_law(process: Process, q: Tensor) -> Tensor:
-    """Density ∝ cot φ, d log sin φ: importance sampling of the bound on log p, whose weight is then 1."""
-    low = math.sin(max(process.phi_min, process.hair))
-    return torch.asin(low * (math.sin(process.phi_max) / low) ** q)
-
-
-NOISES: dict[str, Callable[[Process, Tensor], Tensor]] = {
-    "lognormal": _lognormal,
-    "uniform": _uniform,
-    "likelihood": _likelihood_law,
-}
-"""Laws of the noise level in training, by name, as functions (process, quantile in (0, 1)) -> φ: `lognormal`
-(log σ/α ~ N(−1.5, 1.5²), the default: the law of Karras et al. 2022, table 1, with a P_mean and P_std that suit the likelihood
-of the ODE), `uniform` (t ~ U[0, 1]), `likelihood` (log sin φ
-uniform from φ0 = max(φ(0), `Process.hair`): with weight `edm`, which is 1, the loss times D·log(sin φ(1)/sin φ0) is −`elbo` but
-for a constant; so is, at more noise, D/2 times the loss with weight `likelihood` and uniform t. That is maximum-likelihood
-training with importance-sampled noise levels, Song et al. 2021b)."""
-
-
-def loss(
-    sde: ScoreSDE,
-    x0: Tensor,
-    *,
-    weight: str = "edm",
-    noise: str = "lognormal",
-    generator: torch.Generator | None = None,
-    **condition: Tensor,
-) -> Tensor:
-    """Return the denoising score matching loss of a batch, E w(φ)·‖arc-velocity error‖²/D, as a scalar with gradients.
-
-    For `RectifiedFlow()` with predict="v", weight="velocity" and noise="uniform" this is the flow-matching loss
-    E‖net(x_t, t) − (ε − x0)‖²/D.
-
-    Parameters
-    ----------
-    sde : ScoreSDE
-        In train mode its raw network is used, in eval mode the averaged one.
-    x0 : Tensor, shape (B, *shape)
-        Data, in their own units.
-    weight : str
-        A key of `scoresde.WEIGHTS`.
-    noise : str
-        A key of `scoresde.NOISES`: the law of the noise level; one stratified draw per batch.
-    generator : torch.Generator, optional
-        On the model's device.
-    **condition : Tensor
-        Handed to the network by name, one row per sample.
-
-    Returns
-    -------
-    Tensor, shape ()
-        Dimensionless: in units of the standardized data's variance.
-
-    Raises
-    ------
-    TypeError, ValueError
-        For x0 of the wrong shape or dtype, or unknown names.
-
-    References
-    ----------
-    Vincent 2011; Song et al. 2021, eq. 7; Karras et al. 2022, eq. 8; Lipman et al. 2023, eq. 9.
-
-    Examples
-    --------
-    >>> import scoresde
-    >>> sde = scoresde.build("vp", "mlp", shape=(2,))
-    >>> loss(sde, torch.randn(64, 2)).requires_grad
-    True
-    """
-    sde = require_sde(sde, "loss")
-    check_generator(generator)
-    _check_names(weight, noise)
-    x0 = sde.accept(x0, "x0")
-    given = sde.given(**condition) if condition else sde
-    return _loss(given.rows(0, len(x0), len(x0)), x0, weight, noise, generator)
-
-
-def _check_names(weight: str, noise: str) -> None:
-    for kind, name, table in (("weight", weight, WEIGHTS), ("noise", noise, NOISES)):
-        if name not in table:
-            raise ValueError(f"unknown {kind} {name!r}. {nearest(name, table)}")
-
-
-def _loss(sde: ScoreSDE, x0: Tensor, weight: str, noise: str, generator: torch.Generator | None) -> Tensor:
-    b, device = len(x0), x0.device
-    z0 = sde.from_data(x0).to(sde.state_dtype)
-    eps = torch.randn(z0.shape, generator=generator, device=device, dtype=z0.dtype)
-    jitter = torch.rand(b, generator=generator, device=device, dtype=torch.float64)
-    strata = torch.randperm(b, generator=generator, device=device)
-    phi = NOISES[noise](sde.process, (strata + jitter) / b)
-    c = sde.coefficients(phi).to(z0)
-    error = sde.output(c.cos * z0 + c.sin * eps, phi) - (c.a * z0 + c.b * eps)
-    if sde.predict != "edm":  # whose determinant is −1
-        error = error / c.det
-    if weight == "edm":
-        return error.square().mean()
-    return (WEIGHTS[weight](sde.process, phi).to(z0.dtype).unsqueeze(1) * error.square()).mean()
-
-
-@dataclass
-class History:
-    """What happened during `fit`.
-
-    Attributes
-    ----------
-    step : list of int
-        Steps at which the loss was noted.
-    loss : list of float
-        Mean training loss since the note before.
-    seconds : float
-        Wall time of the loop.
-
-    Examples
-    --------
-    >>> History([100, 200], [0.8, 0.5], 1.5)
-    History(steps=200, loss=0.5, seconds=1.5)
-    """
-
-    step: list[int] = field(default_factory=list)
-    loss: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def __repr__(self) -> str:
-        """One line."""
-        last = f"{self.loss[-1]:.4g}" if self.loss else "none"
-        return f"History(steps={self.step[-1] if self.step else 0}, loss={last}, seconds={self.seconds:.1f})"
+CLIP = 1.0  # norm that gradients are scaled down to
+FIXED_EXAMPLES = 8192  # of the validation loss, at least half and at most twice as many
 
 
 @torch.inference_mode(False)
@@ -208,13 +42,22 @@ def fit(
     sde: ScoreSDE,
     data: Any,
     *,
+    given: Mapping[str, Tensor] | None = None,
+    transforms: Any = (),
+    validation: Any = None,
+    patience: int | None = None,
     steps: int = 10_000,
     batch_size: int = 512,
     lr: float = 3e-3,
     weight: str = "edm",
     noise: str = "lognormal",
-    ema: float = 0.999,
-    given: Mapping[str, Tensor] | None = None,
+    ema: float = 700,
+    snapshots: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    every: int = 500,
+    resume: bool = False,
+    compile: bool = False,
+    accelerator: Any = None,
     generator: torch.Generator | None = None,
     progress: bool = True,
 ) -> History:
@@ -229,11 +72,21 @@ def fit(
     sde : ScoreSDE
         Trained in place, and left in eval mode.
     data : Tensor, array, Dataset, DataLoader, or an object with .sample(n)
-        Samples of shape sde.shape, floating point, in any units.
+        Samples of shape sde.shape, in any units; memory-mapped arrays stay on disk. Integers need
+        transforms="dequantize".
+    given : mapping of str to Tensor, optional
+        Conditions by name, one row per sample, for tensors and arrays.
+    transforms : str, Transform, or several
+        What happens to every batch, by name: "flip", "dequantize"; see `scoresde.transforms`.
+    validation : Tensor or array, or a pair of such and a mapping of conditions, optional
+        Held-out samples. The averaged network's loss on them, with noise and noise levels that stay the same, is noted every
+        `every` steps.
+    patience : int, optional
+        Stop after so many validations without a new lowest loss, and keep the average that had it.
     steps : int
         Optimizer steps.
     batch_size : int
-        Samples per step (a DataLoader brings its own).
+        Samples per step, over all processes (a DataLoader brings its own, per process).
     lr : float
         Peak learning rate.
     weight : str
@@ -241,11 +94,23 @@ def fit(
     noise : str
         A key of `scoresde.NOISES`.
     ema : float
-        Decay of the average per step, in [0, 1); it starts faster, as (1 + k)/(10 + k).
-    given : mapping of str to Tensor, optional
-        Conditions by name, one row per sample, for tensors and arrays.
+        Half-life of the average in steps; 0 for none. It is shorter at first: about a thirteenth of the steps so far.
+    snapshots : int
+        How many snapshots of two further averages to keep in `out`, for `posthoc_ema` to choose the averaging length later.
+    out : path, optional
+        A folder for checkpoints and, at the end, the model, which `load` reads.
+    every : int
+        Steps between checkpoints, and between validations. The last two checkpoints are kept.
+    resume : bool
+        Go on from the newest checkpoint in `out`, if there is one, as if nothing had happened. Data and arguments have to be
+        those of the run; the randomness is the run's own, whatever `generator` says.
+    compile : bool
+        Whether to call the network through torch.compile; if that fails, it is called as it is, with a warning.
+    accelerator : accelerate.Accelerator, optional
+        For several processes (DDP, FSDP2), mixed precision with loss scaling, and gradient accumulation. Needs
+        `pip install scoresde[train]`.
     generator : torch.Generator, optional
-        The randomness of batches and noise. Without one, torch's global generator.
+        The randomness of batches, noise and dropout. Without one, torch's global generator gives the seed.
     progress : bool
         Show a progress bar (on a terminal).
 
@@ -259,6 +124,8 @@ def fit(
         For bad arguments or data, before any work starts.
     TrainingError
         If the loss is not finite.
+    CheckpointError
+        If `out` can't be written, is another's, or holds a run that these arguments do not go on with.
 
     References
     ----------
@@ -273,91 +140,257 @@ def fit(
     """
     sde = require_sde(sde, "fit")
     check_generator(generator)
-    _check_names(weight, noise)
-    whole("steps", steps)
-    whole("batch_size", batch_size)
+    check_names(weight, noise)
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("every", every)):
+        whole(name, value)
+    whole("snapshots", snapshots, 0)
     number("lr", lr, 0, math.inf, hint="try 3e-3")
-    number("ema", ema, 0, 1 - 1e-12, closed=True, hint="try 0.999, or 0 for none")
+    number("ema", ema, 0, math.inf, closed=True, hint="it is a half-life in steps: try 700, or 0 for none")
+    if 0 < ema < 1:
+        raise ValueError(f"ema is a half-life in steps, got {ema:g}; a decay of 0.999 a step has a half-life of 700")
+    if patience is not None:
+        whole("patience", patience)
+        if validation is None:
+            raise ValueError("patience= goes with validation=, whose loss it watches")
+    if out is None and (resume or snapshots):
+        raise ValueError(f"{'resume' if resume else 'snapshots'}= needs a folder: out=")
     if sde.condition:
         raise ValueError("fit trains the whole model, not one conditioned by given(...): pass labels as fit(..., given={'y': y})")
-    parameters = [p for p in sde.net.parameters() if p.requires_grad]
-    if not parameters:
+    if not any(p.requires_grad for p in sde.net.parameters()):
         raise ValueError("this model's network has no parameters to train (an oracle?)")
-    device = sde.scale.device
-    random = torch.Generator(device).manual_seed(draw_seed(generator))
-    source = Source(data, sde, batch_size, random, given)
-    if not bool(sde.measured):
-        sde.standardize(source.measure)
-
-    average = _Average(sde.net, ema, sde.ema)
-    optimizer = torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), fused=_can_fuse(parameters))
-    warm = max(1, min(200, steps // 10))
-    note = max(1, min(100, steps // 10))
-    sound: list[Tensor] = [p.clone() for p in average.weights]  # the average when the loss was last seen to be finite
-    history, total, began = History(), torch.zeros((), device=device), time.perf_counter()
-    sde.train()
-    bar = tqdm(total=steps, desc="fit", disable=None if progress else True, mininterval=0.5)
-    try:
-        for step, (x, condition) in zip(range(1, steps + 1), source, strict=False):
-            part = sde.holding(condition) if condition else sde
-            for group in optimizer.param_groups:
-                group["lr"] = lr * min(step / warm, 0.5 * (1 + math.cos(math.pi * (step - 1) / steps)))
-            value = _loss(part, x, weight, noise, random)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            average.update()
-            total += value.detach()
-            if step % note == 0 or step == steps:
-                mean = float(total) / (step - (history.step[-1] if history.step else 0))
-                if not (math.isfinite(mean) and all(bool(p.isfinite().all()) for p in average.weights)):
-                    torch._foreach_copy_(average.weights, sound)
-                    sde.net.load_state_dict(average.module.state_dict())
-                    raise TrainingError(f"the loss is {mean} after step {step}, or a weight not finite; lower lr (now {lr:g})")
-                torch._foreach_copy_(sound, average.weights)
-                history.step.append(step)
-                history.loss.append(mean)
-                total.zero_()
-                bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+    engine = Engine(accelerator, sde)
+    seed = engine.agree(draw_seed(generator))
+    config = {
+        "steps": steps, "batch_size": batch_size, "lr": lr, "weight": weight, "noise": noise, "ema": ema, "snapshots": snapshots,
+        "patience": patience, "every": every if validation is not None else None,
+    }  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        checkpoints = stack.enter_context(Checkpoints(out, resume, engine)) if out is not None else None
+        if checkpoints is not None and checkpoints.newest is not None:
+            seed = checkpoints.newest.seed
+        reseed = stack.enter_context(isolated(sde.scale.device))
+        rank = {"rank": engine.rank, "world": engine.world}
+        source = Source(data, sde, batch_size, seed=seed, given=given, transforms=transforms, **rank)
+        held_out = None if validation is None else _held_out(sde, validation, batch_size, transforms)
+        config |= {"transforms": repr(transforms), "data": source.about, "validation": held_out and held_out.about}
+        measured = bool(sde.measured)
+        if checkpoints is not None:
+            checkpoints.check(sde, config)
+        if not measured and (checkpoints is None or checkpoints.newest is None):
+            sde.standardize(source.measure())
+        run = Run(sde, source, engine, seed, steps, lr, weight, noise, ema, snapshots)
+        stack.callback(run.close)
+        if checkpoints is not None:
+            checkpoints.restore(run)
+        run.examples = None if held_out is None else _fixed(sde, held_out, weight, noise)
+        if compile:
+            run.call = Compiled(run.call)
+        begun, before = time.perf_counter(), run.history.seconds
+        bar = stack.enter_context(
+            tqdm(total=steps, initial=run.step, desc="fit", disable=None if progress and engine.main else True, mininterval=0.5)
+        )
+        note = max(1, min(100, steps // 10))
+        keep = {round(i * steps / snapshots) for i in range(1, snapshots + 1)} if snapshots else set()
+        for step in run.steps_to_go(reseed):
+            last = step == steps
+            if step % note == 0 or last:
+                run.note()
+                bar.set_postfix(loss=f"{run.history.loss[-1]:.4f}", refresh=False)
                 bar.update(step - bar.n)
-    finally:
-        bar.close()
-        if average.moved:  # else what there was before is better
-            sde.ema = average.result()
-        sde.eval()
-        history.seconds = time.perf_counter() - began
-    return history
+            if run.examples is not None and (step % every == 0 or last):
+                run.validate(patience)
+            run.history.seconds = before + time.perf_counter() - begun
+            if checkpoints is not None:
+                if step in keep:
+                    checkpoints.snapshot(run)
+                if step % every == 0 or last or run.stopped:
+                    checkpoints.save(run)
+        run.publish(run.best if run.best is not None else run.average.parts)
+        if checkpoints is not None:
+            checkpoints.finish(sde)
+    return run.history
 
 
-class _Average:
-    """Exponential average of a network's weights, all at once, whose decay grows as (1 + k)/(10 + k) up to `decay`.
+class Run:
+    """A training run between two steps: all that a checkpoint has to hold, and what makes the next step.
 
-    PyTorch's AveragedModel does the same, but walks over the modules at every step, which costs 0.1 to 0.3 ms.
+    Parameters
+    ----------
+    sde : ScoreSDE
+    source : Source
+    engine : Engine
+    seed, steps, lr, weight, noise, ema, snapshots
+        As for `fit`.
     """
 
-    def __init__(self, net: nn.Module, decay: float, before: nn.Module | None) -> None:
-        self.net, self.decay, self.count, self.moved = net, decay, 0 if before is None else 10**9, False
-        self.module = copy.deepcopy(net).requires_grad_(False)
+    def __init__(
+        self,
+        sde: ScoreSDE,
+        source: Source,
+        engine: Engine,
+        seed: int,
+        steps: int,
+        lr: float,
+        weight: str,
+        noise: str,
+        ema: float,
+        snapshots: int,
+    ) -> None:
+        self.sde, self.source, self.engine, self.seed, self.steps, self.lr = sde, source, engine, seed, steps, lr
+        self.weight, self.step, self.stopped = weight, 0, False
+        self.device, self.process = sde.scale.device, sde.process
+        self.shown = copy.deepcopy(sde.net).requires_grad_(False)  # what becomes the averaged network
+        self.call, self.weights, self.optimizer = engine.prepare(sde.net, lr)
+        before = sde.ema
+        self.average = Average(self.weights, half_life(ema), 0 if before is None else 10**9)
         if before is not None:  # a second fit goes on with the average as well
-            self.module.load_state_dict(before.state_dict())
-        self.current: list[Tensor] = [p.detach() for p in net.parameters()]
-        self.weights: list[Tensor] = list(self.module.parameters())
+            self.weights.fill(self.average.parts, dict(before.named_parameters()))
+        self.profiles = [Average(self.weights, power(exponent(s))) for s in PROFILES] if snapshots else []
+        self.law = AdaptiveLaw(NOISES[noise], self.device) if noise == "adaptive" else None
+        self.noise = NOISES[noise]
+        self.total = torch.zeros((), device=self.device)
+        self.history = History()
+        self.examples: list[Examples] | None = None
+        self.best: list[Tensor] | None = None
+        self.lowest = math.inf
+        self.sound = [p.clone() for p in self.average.parts]  # the average when the loss was last seen to be finite
+        self.moved = False
+        sde.train()
+
+    def steps_to_go(self, reseed: Callable[..., None]) -> Iterator[int]:
+        """Make step after step, and yield the number of each that was made."""
+        k, rank, engine = self.source.together, self.engine.rank, self.engine
+        net, weights, optimizer, law = self.call, self.weights, self.optimizer, self.law
+        warm = max(1, min(200, self.steps // 10))
+        for x0, condition, together in self.source.batches(self.step, self.source.position):
+            if self.step >= self.steps:
+                return
+            group, skip = divmod(self.step, k)
+            b = len(x0) // together
+            g = seeded(self.device, self.seed, LEVELS, group, rank)
+            eps = torch.randn(len(x0), self.sde.dim, generator=g, device=self.device, dtype=self.sde.state_dtype)
+            q = quantiles(together, b, g, self.device)
+            if law is None:
+                phi, ratio = self.noise(self.process, q), None
+            else:
+                if skip == 0:
+                    engine.sum(law.sums)
+                    law.learn()
+                phi, ratio, bins = law(self.process, q)
+            examples = corrupt(self.sde, x0, eps, phi, self.weight, condition, ratio)
+            for start in range(skip * b, together * b, b):
+                self.step = step = self.step + 1
+                for each in optimizer.param_groups:
+                    each["lr"] = self.lr * min(step / warm, 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps)))
+                reseed(self.seed, NETWORK, step, rank)
+                weights.zero_grad()
+                for rows, share in engine.micro(start, b):
+                    part = examples[rows]
+                    with engine.syncing(net, rows.stop == start + b):
+                        out = answer(net, part)
+                        if law is None or ratio is None:
+                            value = mean_error(out, part)
+                        else:
+                            each_error = errors(out, part)
+                            value = each_error.mean()
+                            law.note(bins[rows], each_error.detach() / ratio[rows])
+                        engine.backward(value if share == 1 else share * value)
+                    self.total += value.detach() if share == 1 else share * value.detach()
+                engine.clip(weights, CLIP)
+                optimizer.step()
+                self.average.update()
+                for profile in self.profiles:
+                    profile.update()
+                self.moved = True
+                yield step
+                if self.stopped or step >= self.steps:
+                    return
+
+    def note(self) -> None:
+        """Write down the mean loss since the last note, and see that all is finite: the one place that waits for the device."""
+        mean = float(self.engine.mean(self.total)) / (self.step - (self.history.step[-1] if self.history.step else 0))
+        if not (math.isfinite(mean) and all(bool(p.isfinite().all()) for p in self.average.parts)):
+            torch._foreach_copy_(self.average.parts, self.sound)
+            torch._foreach_copy_([p.detach() for p in self.weights.parts], self.sound)
+            raise TrainingError(f"the loss is {mean} after step {self.step}, or a weight not finite; lower lr (now {self.lr:g})")
+        torch._foreach_copy_(self.sound, self.average.parts)
+        self.history.step.append(self.step)
+        self.history.loss.append(mean)
+        self.total.zero_()
 
     @torch.no_grad()
-    def update(self) -> None:
-        """w̄ ← d·w̄ + (1 − d)·w; the first weights are taken as they are."""
-        decay = min(self.decay, (1 + self.count) / (10 + self.count)) if self.count else 0.0
-        torch._foreach_lerp_(self.weights, self.current, 1 - decay)
-        self.count, self.moved = self.count + 1, True
+    def validate(self, patience: int | None) -> None:
+        """Evaluate the averaged weights on the fixed examples, and stop if they have not been at their best for too long."""
+        assert self.examples is not None
+        self.sde.eval()
+        with self.weights.holding(self.average.parts):
+            found = [mean_error(answer(self.call, part), part) * len(part) for part in self.examples]
+        self.sde.train()
+        value = float(torch.stack(found).sum()) / sum(map(len, self.examples))
+        self.history.checked.append(self.step)
+        self.history.validation.append(value)
+        if patience is None:
+            return
+        if self.history.best is None or value < self.lowest:
+            self.lowest, self.history.best = value, self.step
+            self.best = [p.clone() for p in self.average.parts]
+        self.stopped = len([step for step in self.history.checked if step > self.history.best]) >= patience
 
     @torch.no_grad()
-    def result(self) -> nn.Module:
-        """The averaged network, with the buffers of the one it follows."""
-        for mine, theirs in zip(self.module.buffers(), self.net.buffers(), strict=True):
+    def publish(self, parts: list[Tensor]) -> None:
+        """Give the model an average for its eval mode, with the buffers of the network."""
+        self.weights.fill_module(self.shown, parts)
+        for mine, theirs in zip(self.shown.buffers(), self.sde.net.buffers(), strict=True):
             mine.copy_(theirs)
-        return self.module
+        self.sde.ema = self.shown
+
+    def close(self) -> None:
+        """Leave a model that can be used, whatever happened."""
+        if self.moved:  # else what there was before is better
+            self.publish(self.best if self.best is not None else self.average.parts)
+        self.weights.release()
+        self.engine.release(self.sde)
+        self.sde.eval()
 
 
-def _can_fuse(parameters: list[torch.nn.Parameter]) -> bool:
-    return all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in parameters)
+class Compiled:
+    """A network called through torch.compile, or as it is if that can't be.
+
+    Parameters
+    ----------
+    net : callable
+    """
+
+    def __init__(self, net: Callable[..., Any]) -> None:
+        self.net, self.fast, self.tried = net, torch.compile(net), False
+
+    def __call__(self, *inputs: Any, **condition: Any) -> Any:
+        """Call it."""
+        if self.tried:
+            return self.fast(*inputs, **condition)
+        self.tried = True
+        try:
+            return self.fast(*inputs, **condition)
+        except Exception as error:
+            self.fast = self.net
+            out = self.net(*inputs, **condition)  # what is wrong with the network itself is raised here
+            warnings.warn(f"torch.compile failed, training goes on without it: {str(error).splitlines()[0][:200]}", stacklevel=2)
+            return out
+
+
+def _held_out(sde: ScoreSDE, validation: Any, batch_size: int, transforms: Any) -> Source:
+    x, given = validation if isinstance(validation, tuple) and len(validation) == 2 else (validation, None)
+    if not isinstance(x, Tensor | np.ndarray | list):
+        raise TypeError(f"validation is a tensor or array, or (x, {{'y': labels}}), got {type(x).__name__}")
+    return Source(x, sde, batch_size, seed=0, given=given, transforms=transforms)
+
+
+def _fixed(sde: ScoreSDE, source: Source, weight: str, noise: str) -> list[Examples]:
+    """The same noise for the same held-out samples, whatever the run's seed: losses of several runs can be compared."""
+    device = sde.scale.device
+    x0, condition = source.some(FIXED_EXAMPLES)
+    g = seeded(device, FIXED)
+    eps = torch.randn(len(x0), sde.dim, generator=g, device=device, dtype=sde.state_dtype)
+    phi = NOISES[noise](sde.process, quantiles(1, len(x0), g, device))
+    examples = corrupt(sde, x0, eps, phi, weight, condition)
+    return [examples[i : i + 1024] for i in range(0, len(x0), 1024)]

@@ -307,7 +307,8 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     "batch_size = 0 in fit": (lambda: fit(points(), batch_size=0), ValueError, "batch_size is at least 1, got 0"),
     "lr = 0": (lambda: fit(points(), lr=0.0), ValueError, "lr is greater than 0, got 0"),
     "lr = nan": (lambda: fit(points(), lr=math.nan), ValueError, "lr.*got nan"),
-    "ema = 1": (lambda: fit(points(), ema=1.0), ValueError, r"ema.*got 1.*0\.999"),
+    "ema is a decay": (lambda: fit(points(), ema=0.999), ValueError, r"half-life in steps, got 0\.999.*700"),
+    "ema < 0": (lambda: fit(points(), ema=-1.0), ValueError, r"ema.*got -1.*half-life"),
     "ema = '0.9'": (lambda: fit(points(), ema="0.9"), TypeError, "ema is a number, got '0.9'"),
     "rtol < 0": (lambda: scoresde.sample(sde(), rtol=-1e-3), ValueError, "rtol is greater than 0, got -0.001; try 1e-5"),
     "rtol = 0": (lambda: scoresde.sample(sde(), rtol=0.0), ValueError, "rtol is greater than 0"),
@@ -518,7 +519,7 @@ def test_constant_features_are_a_warning_that_names_them() -> None:
     ("damage", "said"),
     [
         (lambda folder: (folder / "model.json").write_text("{"), "model.json is not JSON"),
-        (lambda folder: (folder / "model.json").write_text('{"format": "gguf"}'), "not a scoresde-1 model.*'gguf'"),
+        (lambda folder: (folder / "model.json").write_text('{"format": "gguf"}'), "not a scoresde-2 model.*'gguf'"),
         (lambda folder: next(folder.glob("*.safetensors")).write_bytes(b"PK"), "damaged.*SHA-256"),
         (lambda folder: next(folder.glob("*.safetensors")).unlink(), "can't be read"),
     ],

@@ -258,6 +258,12 @@ class Rows(IterableDataset[Any]):
         return iter(self.x)
 
 
+def steps_of(source: Source) -> Iterator[Tensor]:
+    """The data of one step after the other."""
+    for x, _, k in source.batches(0):
+        yield from x.split(len(x) // k)
+
+
 N = 40
 LABELS = torch.arange(N) % 3
 KINDS: dict[str, Any] = {
@@ -306,8 +312,8 @@ def test_every_kind_of_data_is_standardized_and_trained_on(kind: str, batch_size
     torch.testing.assert_close(sde.scale, x.std(0, correction=0))
     assert history.step[-1] == 7
     assert all(math.isfinite(value) for value in history.loss)
-    stream = iter(Source(KINDS[kind](x), sde, batch_size, generator()))
-    seen = torch.cat([next(stream)[0] for _ in range(5 * 100 // batch_size)])
+    source = Source(KINDS[kind](x), sde, batch_size, seed=1)
+    seen = torch.cat(list(itertools.islice(steps_of(source), 5 * 100 // batch_size)))
     assert seen.is_floating_point()  # float64 data stay so until they are standardized
     seen = seen.float()
     row = (seen[:, None] - x[None]).abs().amax(2)
@@ -325,8 +331,7 @@ def test_laws_are_drawn_from_afresh(kind: str) -> None:
     mean, std = (law.mean(), law.std()) if isinstance(law, toy.GaussianMixture) else (law.mean, law.stddev)
     assert bool(((sde.mean - mean).abs() < 5 * std / math.sqrt(50_000)).all())
     assert bool(((sde.scale / std - 1).abs() < 0.02).all())
-    stream = iter(Source(law, sde, 1000, generator()))
-    seen = torch.cat([next(stream)[0] for _ in range(70)])
+    seen = torch.cat(list(itertools.islice(steps_of(Source(law, sde, 1000, seed=1)), 70)))
     assert len(seen.unique(dim=0)) > 69_900
 
 
@@ -335,8 +340,7 @@ def test_labels_of_a_dataset_and_of_given_stay_with_their_rows() -> None:
     y = torch.arange(N)
     sde = small(classes=N)
     for data, given in ((Pairs(x, y), None), (DataLoader(Pairs(x, y), 7), None), (x, {"y": y}), (x.numpy(), {"y": y.numpy()})):
-        stream = iter(Source(data, sde, 16, generator(), given))
-        for rows, condition in itertools.islice(stream, 10):
+        for rows, condition, _ in itertools.islice(Source(data, sde, 16, seed=1, given=given).batches(0), 10):
             assert torch.equal(rows[:, 0].long(), condition["y"])
 
 
@@ -350,9 +354,12 @@ def test_standardization_is_measured_once_and_kept(kind: str) -> None:
     assert torch.equal(sde.scale, scale)
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5, 0.999])
-def test_average_is_the_recursion(decay: float) -> None:
-    """w̄_1 = w_1, w̄_{k+1} = d_k·w̄_k + (1 − d_k)·w_{k+1} with d_k = min(decay, (1 + k)/(10 + k)); the network notes its weights."""
+@pytest.mark.parametrize("half_life", [0.0, 1.0, 700.0])
+def test_average_is_the_recursion(half_life: float) -> None:
+    """w̄_1 = w_1, w̄_{k+1} = d_k·w̄_k + (1 − d_k)·w_{k+1} with d_k = min(2^(−1/half_life), (1 + k)/(10 + k)); the network notes
+    its weights.
+    """
+    decay = 0.5 ** (1 / half_life) if half_life else 0.0
     seen: list[Tensor] = []
 
     class Noting(nn.Module):
@@ -365,7 +372,7 @@ def test_average_is_the_recursion(decay: float) -> None:
             return x * self.w
 
     sde = ScoreSDE(scoresde.VPSDE(), Noting(), shape=(2,))
-    scoresde.fit(sde, cloud(), steps=60, lr=0.05, ema=decay, progress=False, generator=generator())
+    scoresde.fit(sde, cloud(), steps=60, lr=0.05, ema=half_life, progress=False, generator=generator())
     after = [w.clone() for w in seen[1:]] + [sde.net.w.detach().double()]
     assert len(after) == 60
     wanted = after[0]
@@ -541,7 +548,7 @@ def test_a_second_fit_that_ends_before_its_first_step_keeps_the_average_of_the_f
     before = weights(sde)
     if why == "interrupted":
         with pytest.raises(KeyboardInterrupt):
-            scoresde.fit(sde, Interrupted(2), steps=10, progress=False, generator=generator())
+            scoresde.fit(sde, Interrupted(1), steps=10, progress=False, generator=generator())
     else:
         with pytest.raises(ValueError, match="no condition 'label'"):
             scoresde.fit(sde, cloud(), steps=10, given={"label": torch.zeros(200)}, progress=False)

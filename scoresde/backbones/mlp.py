@@ -108,7 +108,7 @@ class MLP(nn.Module):
         n, labels = math.prod(shape), 16
         self.register_buffer("frequencies", torch.randn(n, fourier) * (2 * math.pi * bandwidth * math.sqrt(2 / n)))
         self.register_buffer("rates", torch.exp(torch.linspace(math.log(0.2), math.log(4.0), labels)))
-        sizes = [n + 2 * fourier + 2 * labels] + [width] * depth
+        sizes = itertools.chain([n + 2 * fourier + 2 * labels], itertools.repeat(width, depth))  # no list: a file may ask for 10⁹
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.out = nn.Linear(width, n)
         nn.init.zeros_(self.out.weight)

@@ -1,0 +1,331 @@
+"""The checkpoints of a training run in its folder, and the averages that can be composed from its snapshots afterwards.
+
+A folder holds, as records of `scoresde.storage`: `step-NNNNNNNN`, all that a run needs to go on bit for bit (raw and averaged
+weights, optimizer, step, seed, position in the data, settings), of which the last two are kept; `average-NNNNNNNN`, two
+power-function averages; and `model`, once the run is done. No random state is stored: all randomness of a step is a function
+of the seed, the step and the rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import storage
+from .checks import number
+from .engine import Engine
+from .errors import CheckpointError
+from .io import MODEL, PREFIX, STEP, describe, load, ready, weights
+from .sde import ScoreSDE
+from .weights import exponent, whole_tensor
+
+if TYPE_CHECKING:
+    from .training import Run
+
+AVERAGE = "average-"
+KEPT = 2  # checkpoints
+PROFILES = (0.05, 0.10)  # σ_rel of the two averages that others are composed of (Karras et al. 2024, section 3)
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Checkpoint:
+    """What was read of one: `about` and `tensors`."""
+
+    def __init__(self, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.about, self.tensors = about, tensors
+        self.seed, self.step = int(about["seed"]), int(about["step"])
+
+
+class Checkpoints:
+    """A run's folder, while the run has it.
+
+    Parameters
+    ----------
+    folder : path
+    resume : bool
+        Whether to go on with a run that is there; otherwise it is an error that there is one.
+    engine : Engine
+        Its main process writes; all read.
+
+    Attributes
+    ----------
+    newest : Checkpoint or None
+        What the run goes on from.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder can't be written, is in use, holds something else, or a run that was not to be resumed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], resume: bool, engine: Engine) -> None:
+        self.folder, self.resume, self.engine = Path(folder), resume, engine
+        self.newest: Checkpoint | None = None
+        self._stack = contextlib.ExitStack()
+        self._model: dict[str, Any] | None = None
+        self._config: dict[str, Any] = {}
+
+    def __enter__(self) -> Checkpoints:
+        """Take the folder."""
+
+        def take() -> str | None:
+            ready(self.folder)
+            self._stack.enter_context(storage.Lock(self.folder))
+            storage.sweep(self.folder)
+            stems = storage.records(self.folder, STEP)
+            if not stems:
+                return None
+            if not self.resume:
+                raise CheckpointError(
+                    f"{self.folder} holds a run at step {int(stems[-1][len(STEP) :])}: resume=True goes on with it; "
+                    "a new one wants another folder"
+                )
+            problems = []
+            for stem in reversed(stems):
+                try:
+                    storage.read(self.folder, stem)
+                except CheckpointError as error:
+                    problems.append(error)
+                    continue
+                if problems:
+                    warnings.warn(f"the newest checkpoint is not used: {problems[0]}", stacklevel=4)
+                return stem
+            raise problems[0]
+
+        try:
+            stem = self.engine.together(take)
+            if stem is not None:
+                self.newest = Checkpoint(*storage.read(self.folder, stem))
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        """Let go of it."""
+        self._stack.close()
+
+    def check(self, sde: ScoreSDE, config: Mapping[str, Any]) -> None:
+        """Take the run's settings, and see that they are those of the run that is to be gone on with."""
+        try:
+            self._model = describe(sde) | {"averaged": True}
+        except (TypeError, ValueError) as error:
+            warnings.warn(f"the run can be resumed, but `load` won't be able to build its model: {error}", stacklevel=4)
+        self._config = json.loads(json.dumps({**config, "model": self._model}))
+        if self.newest is None:
+            return
+        before, now = self.newest.about["config"], self._config
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                raise CheckpointError(
+                    f"the run in {self.folder} was started with {name}={before.get(name)!r}, and this one has {now.get(name)!r}; "
+                    "go on with the same, or choose another folder"
+                )
+
+    def restore(self, run: Run) -> None:
+        """Put a run where the newest checkpoint left it."""
+        if self.newest is None:
+            return
+        about, tensors = self.newest.about, self.newest.tensors
+        try:
+            _restore(run, about, tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"the run in {self.folder} is not one of this model: {storage.brief(error)}") from error
+        self.newest = None  # its memory is wanted
+
+    def save(self, run: Run) -> None:
+        """Write a checkpoint, and remove all but the last two."""
+        about, tensors = _state(run)
+
+        def write() -> None:
+            storage.write(self.folder, f"{STEP}{run.step:08d}", tensors, {**about, "model": self._model, "config": self._config})
+            for stem in storage.records(self.folder, STEP)[:-KEPT]:
+                storage.remove(self.folder, stem)
+            storage.sweep(self.folder)
+
+        self.engine.together(write)
+
+    def snapshot(self, run: Run) -> None:
+        """Write the two averages that others are composed of."""
+        tensors = {}
+        for i, profile in enumerate(run.profiles):
+            for name, value in run.weights.named(profile.parts).items():
+                tensors[f"{i}.{name}"] = whole_tensor(value)
+        self.engine.together(
+            lambda: storage.write(self.folder, f"{AVERAGE}{run.step:08d}", tensors, {"step": run.step, "steps": run.steps})
+        )
+
+    def finish(self, sde: ScoreSDE) -> None:
+        """Write the model."""
+        if self._model is not None:
+
+            def write() -> None:
+                storage.write(self.folder, MODEL, weights(sde), describe(sde))
+                storage.sweep(self.folder)
+
+            self.engine.together(write)
+
+
+def posthoc_ema(folder: str | os.PathLike[str], sigma: float = 0.1, *, step: int | None = None) -> ScoreSDE:
+    """Return a run's model with an average of the weights whose length is chosen now, from the snapshots of two others.
+
+    The power-function average of relative width σ has the profile p_γ,t(τ) = (γ + 1)·τ^γ/t^(γ+1) over the steps τ ≤ t. The sum
+    of the snapshots that comes closest to it in L², Σ_i c_i·p_i with Σ_j ⟨p_i, p_j⟩·c_j = ⟨p_i, p⟩, is taken of the weights.
+
+    Parameters
+    ----------
+    folder : path
+        Of a `fit` with out= and snapshots=.
+    sigma : float
+        σ_rel, the standard deviation of the average's profile as a fraction of training: 0.05 to 0.25; about 0.1 of the last
+        steps count.
+    step : int, optional
+        The end of the average: that of a snapshot, by default the last.
+
+    Returns
+    -------
+    ScoreSDE
+        In eval mode, the raw weights as they are in the folder.
+
+    Raises
+    ------
+    CheckpointError
+        Without snapshots, or if they are damaged.
+    ValueError
+        For a width that none has.
+
+    References
+    ----------
+    Karras et al., Analyzing and improving the training dynamics of diffusion models, CVPR 2024, section 3 and algorithm 3.
+
+    Examples
+    --------
+    >>> import scoresde, tempfile
+    >>> sde = scoresde.build("vp", "mlp", shape=(2,), width=8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = scoresde.fit(sde, scoresde.toy.Moons(), steps=50, snapshots=5, out=folder, progress=False)
+    ...     scoresde.posthoc_ema(folder, 0.15).shape
+    (2,)
+    """
+    number("sigma", sigma, 0.01, 0.28, hint="it is a fraction of training: try 0.1")
+    folder = Path(folder)
+    stems = [stem for stem in storage.records(folder, AVERAGE) if step is None or int(stem[len(AVERAGE) :]) <= step]
+    if not stems or (step is not None and int(stems[-1][len(AVERAGE) :]) != step):
+        raise CheckpointError(
+            f"{folder} has no snapshot{'s' if step is None else f' of step {step}'}: fit(..., out=, snapshots=16)"
+        )
+    sde = load(folder)
+    gammas = [exponent(width) for width in PROFILES]
+    kinds = [(gamma, int(stem[len(AVERAGE) :])) for stem in stems for gamma in gammas]
+    matrix = [[_inner(*a, *b) for b in kinds] for a in kinds]
+    wanted = [_inner(*a, exponent(sigma), kinds[-1][1]) for a in kinds]
+    shares = np.linalg.lstsq(np.array(matrix), np.array(wanted), rcond=None)[0]
+    total: dict[str, Tensor] = {}
+    for stem, pair in zip(stems, shares.reshape(-1, len(gammas)), strict=True):
+        _, tensors = storage.read(folder, stem)
+        for name, value in tensors.items():
+            i, _, inner = name.partition(".")
+            total[inner] = total.get(inner, 0) + float(pair[int(i)]) * value.double()
+    if sde.ema is None:
+        sde.ema = copy.deepcopy(sde.net).requires_grad_(False)
+    theirs = dict(sde.ema.named_parameters())
+    if not total.keys() <= theirs.keys():
+        raise CheckpointError(f"the snapshots in {folder} are of another network")
+    with torch.no_grad():
+        for name, value in total.items():
+            theirs[name].copy_(value)
+    return sde.eval()
+
+
+def _inner(a: float, s: int, b: float, t: int) -> float:
+    """⟨p_a,s, p_b,t⟩ = ∫ of the product of two profiles, over the earlier one's steps."""
+    if s > t:
+        a, s, b, t = b, t, a, s
+    return float((a + 1) * (b + 1) / (a + b + 1) * (s / t) ** b / t)
+
+
+def _state(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All that a run has to find again, as JSON and tensors."""
+    sde, weights, named = run.sde, run.weights, {}
+    run.publish(run.average.parts)
+    for name in ("mean", "scale", "measured"):
+        named[PREFIX + name] = getattr(sde, name)
+    for part, net in (("net.", sde.net), ("ema.", run.shown)):
+        for name, value in net.state_dict().items():
+            named[PREFIX + part + name] = whole_tensor(value)
+    optimizer = getattr(run.optimizer, "optimizer", run.optimizer)
+    states = [optimizer.state[p] for p in weights.parts]
+    for key in MOMENTS:
+        parts = [state.get(key, torch.zeros_like(p.detach())) for state, p in zip(states, weights.parts, strict=True)]
+        named |= {f"optimizer.{key}.{name}": whole_tensor(value) for name, value in weights.named(parts).items()}
+    named["optimizer.step"] = max((state["step"] for state in states if state), key=float)
+    for i, profile in enumerate(run.profiles):
+        named |= {f"profile.{i}.{name}": whole_tensor(value) for name, value in weights.named(profile.parts).items()}
+    if run.best is not None:
+        named |= {f"best.{name}": whole_tensor(value) for name, value in weights.named(run.best).items()}
+    if run.law is not None:
+        named |= {"law.moments": run.law.moments, "law.sums": run.law.sums}
+    named["total"] = run.engine.mean(run.total)
+    scaler = run.engine.scaler()
+    about = {
+        "step": run.step,
+        "seed": run.seed,
+        "position": run.source.position,
+        "averaged": run.average.count,
+        "stopped": run.stopped,
+        "history": vars(run.history),
+        "scaler": None if scaler is None else scaler.state_dict(),
+    }
+    return about, named
+
+
+def _restore(run: Run, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    sde, weights = run.sde, run.weights
+    with torch.no_grad():
+        for name in ("mean", "scale", "measured"):
+            getattr(sde, name).copy_(tensors[PREFIX + name])
+        for name, buffer in sde.net.named_buffers():
+            if PREFIX + "net." + name in tensors:
+                buffer.copy_(tensors[PREFIX + "net." + name])
+    weights.fill([p.detach() for p in weights.parts], tensors, PREFIX + "net.")
+    weights.fill(run.average.parts, tensors, PREFIX + "ema.")
+    torch._foreach_copy_(run.sound, run.average.parts)
+    optimizer = getattr(run.optimizer, "optimizer", run.optimizer)
+    moments = {key: [torch.zeros_like(p.detach()) for p in weights.parts] for key in MOMENTS}
+    for key, parts in moments.items():
+        weights.fill(parts, tensors, f"optimizer.{key}.")
+    for i, p in enumerate(weights.parts):
+        step = tensors["optimizer.step"].clone()
+        optimizer.state[p] = {
+            "step": step.to(p.device) if optimizer.defaults["fused"] else step,
+            **{key: parts[i] for key, parts in moments.items()},
+        }
+    for i, profile in enumerate(run.profiles):
+        weights.fill(profile.parts, tensors, f"profile.{i}.")
+        profile.count = int(about["step"])
+    if run.law is not None:
+        run.law.moments.copy_(tensors["law.moments"])
+        run.law.sums.copy_(tensors["law.sums"])
+    run.total.copy_(tensors["total"])
+    run.step, run.average.count, run.stopped = int(about["step"]), int(about["averaged"]), bool(about["stopped"])
+    run.source.position = dict(about["position"])
+    run.history = type(run.history)(**about["history"])
+    if run.history.best is not None:
+        run.best = weights.copies()
+        weights.fill(run.best, tensors, "best.")
+        run.lowest = run.history.validation[run.history.checked.index(run.history.best)]
+    scaler = run.engine.scaler()
+    if scaler is not None and about["scaler"]:
+        scaler.load_state_dict(about["scaler"])
+    run.moved = True
