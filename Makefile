@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # CPU wheels of torch: the default wheels for Linux bring several gigabytes of CUDA. Set TORCH_INDEX= for those.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo digits test test-slow lint docs bench-solvers bench-likelihood clean
+.PHONY: demo digits test test-slow lint docs bench-solvers bench-likelihood bench-training clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python -m scoresde demo
@@ -30,6 +30,9 @@ docs: $(VENV)/.docs
 bench-solvers: .venv-bench/.peers
 	.venv-bench/bin/python benchmarks/solvers.py all $(BENCH)
 
+bench-training: .venv-bench/.peers
+	.venv-bench/bin/python benchmarks/training.py all $(BENCH)
+
 bench-likelihood: .venv-bench/.peers
 	.venv-bench/bin/python benchmarks/likelihood.py all $(BENCH)
 
@@ -37,7 +40,7 @@ bench-likelihood: .venv-bench/.peers
 .venv-bench/.peers: benchmarks/requirements.txt constraints.txt
 	$(MAKE) VENV=.venv-bench .venv-bench/.torch
 	.venv-bench/bin/pip install -q -c constraints.txt -r benchmarks/requirements.txt -e .
-	.venv-bench/bin/pip install -q --no-deps k-diffusion==0.1.1
+	.venv-bench/bin/pip install -q --no-deps k-diffusion==0.1.1 score_models==0.5.11 torchcfm==1.0.7
 	@touch $@
 
 $(VENV)/.torch: constraints.txt

@@ -1,104 +1,37 @@
-"""The `scoresde` command: demo, fit, sample, log-prob. Arrays come in and go out as .npy (or .csv); models are folders."""
+"""The `scoresde` command: demo, fit, sample, log-prob. Arrays come in and go out as files; models are folders.
+
+`accelerate launch -m scoresde …` runs fit, sample and log-prob on several processes.
+"""
 
 from __future__ import annotations
 
 import argparse
+import inspect
+import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from . import toy
+from . import files, toy
 from .backbones import BACKBONES
+from .bits import bits_per_dim
 from .build import build
 from .checks import whole
+from .dequantize import Uniform
 from .errors import SolverError, TrainingError
-from .io import load, ready, save
+from .io import load
 from .likelihood import likelihood
 from .process import PROCESSES
+from .ranks import sharded
 from .sampling import solve
 from .solvers import SOLVERS
 from .training import fit
-
-
-def read(path: str | Path) -> Tensor:
-    """Read a table or an array of samples: .npy, or .csv with or without a header line. Nothing is unpickled.
-
-    Parameters
-    ----------
-    path : path
-
-    Returns
-    -------
-    Tensor, shape (n, *shape), float32
-        One sample per row; .npy arrays keep their dtype if it is an integer, so that a model can refuse it.
-
-    Raises
-    ------
-    ValueError
-        If the file is of another kind, has no rows, or holds something that is not a number.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as d:
-    ...     _ = Path(d, "a.csv").write_text("x,y\\n1,2\\n3,4\\n")
-    ...     read(Path(d, "a.csv"))
-    tensor([[1., 2.],
-            [3., 4.]])
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    if path.suffix == ".npy":
-        try:
-            array = np.lib.format.read_array(path.open("rb"), allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} is not a sound .npy file of numbers: {error}") from None
-    elif path.suffix == ".csv":
-        lines = [line for line in path.read_text().splitlines() if line.strip()]
-        start = 0 if lines and _is_number(lines[0].split(",")[0]) else 1
-        if len(lines) <= start:
-            raise ValueError(f"{path} has no rows")
-        array = np.loadtxt(lines[start:], delimiter=",", ndmin=2, dtype=np.float32)
-    else:
-        raise ValueError(f"{path}: samples are read from .npy or .csv files")
-    if array.ndim < 2:
-        raise ValueError(f"{path} holds an array of shape {array.shape}; wanted one sample per row, (n, …)")
-    tensor = torch.from_numpy(np.ascontiguousarray(array))
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def write(path: str | Path, values: Tensor) -> None:
-    """Write values as .npy, or as .csv if the name says so and they are a table.
-
-    Parameters
-    ----------
-    path : path
-    values : Tensor
-
-    Raises
-    ------
-    ValueError
-        For another suffix.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as d:
-    ...     write(Path(d, "a.npy"), torch.ones(2, 2)); read(Path(d, "a.npy")).sum()
-    tensor(4.)
-    """
-    path = Path(path)
-    if path.suffix == ".npy":
-        np.save(path, values.cpu().numpy())
-    elif path.suffix == ".csv":
-        np.savetxt(path, values.cpu().reshape(len(values), -1).numpy(), delimiter=",")
-    else:
-        raise ValueError(f"{path}: values are written as .npy or .csv")
+from .transforms import TRANSFORMS
 
 
 def _writable(path: str, *suffixes: str) -> None:
@@ -109,12 +42,47 @@ def _writable(path: str, *suffixes: str) -> None:
         raise ValueError(f"{path}: there is no such folder")
 
 
-def _is_number(text: str) -> bool:
+MAPPED = 2**30  # bytes from which on data stay on the disk
+
+
+def _values(values: np.ndarray, *, mapped: bool = False) -> Any:
+    """Samples from a file as a tensor, floating point as float32; large ones stay on the disk if they may."""
+    if mapped and isinstance(values, np.memmap) and values.nbytes > MAPPED:
+        return values
+    tensor = torch.from_numpy(np.array(values))
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _options(pairs: Sequence[str]) -> dict[str, Any]:
+    """NAME=VALUE, …, with values that are numbers, true, false or words."""
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.isidentifier():
+            raise ValueError(f"an option of the network is NAME=VALUE such as width=256, got {pair!r}")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+def _launched() -> Any:
+    """An Accelerator, if a launcher started this process as one of several or asked for another precision."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if not several and os.environ.get("ACCELERATE_MIXED_PRECISION", "no") == "no":
+        return None
     try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+        from accelerate import Accelerator
+    except ImportError:
+        raise ImportError("several processes need Accelerate: pip install 'scoresde[train]'") from None
+    return Accelerator()
+
+
+def _say(engine: Any, text: str) -> None:
+    """Print, on one of several processes."""
+    if engine is None or engine.is_main_process:
+        print(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -129,13 +97,25 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--out", default="demo.png", help="the figure (default: %(default)s)")
 
-    train = verbs.add_parser("fit", help="train a model on samples in a file")
-    train.add_argument("data", help=".npy (n, …) or .csv, one sample per row")
-    train.add_argument("--out", required=True, help="folder for the model")
+    train = verbs.add_parser("fit", help="train a model on samples in a file or folder")
+    train.add_argument("data", help=".npy, .npz, .csv, .parquet, MNIST's or CIFAR-10's files, or a folder of images")
+    train.add_argument("--out", required=True, help="folder for checkpoints and the model")
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the folder, if there is one")
+    train.add_argument("--every", type=int, default=500, help="steps between checkpoints (default: %(default)s)")
     train.add_argument("--process", default="vp", help=", ".join(PROCESSES))
     train.add_argument("--net", default="mlp", help=", ".join(BACKBONES))
+    train.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the network, e.g. width=256")
+    train.add_argument(
+        "--condition", action="append", default=[], metavar="NAME[=COLUMN]", help="a condition in the data, e.g. y=label"
+    )
+    train.add_argument("--transform", action="append", default=[], help=f"{', '.join(TRANSFORMS)}; bytes are dequantized anyway")
+    train.add_argument(
+        "--validation", help="held-out samples, whose loss is noted; the folder of the data itself for its test set"
+    )
+    train.add_argument("--patience", type=int, help="stop after so many validations without a lower loss")
     train.add_argument("--steps", type=int, default=10_000, help="training steps (default: %(default)s)")
-    train.add_argument("--batch-size", type=int, default=512)
+    train.add_argument("--batch-size", type=int, default=512, help="over all processes (default: %(default)s)")
+    train.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: %(default)s)")
     train.add_argument("--seed", type=int, default=0)
 
     draw = verbs.add_parser("sample", help="draw samples from a model")
@@ -144,15 +124,19 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--solver", default="adams", help=", ".join(SOLVERS))
     draw.add_argument("--steps", type=int, help="fixed number of steps; adaptive solvers go by tolerances without")
     draw.add_argument("--seed", type=int, default=0)
-    draw.add_argument("--out", required=True, help=".npy or .csv")
+    draw.add_argument("--given", action="append", default=[], metavar="NAME=VALUE", help="a condition, e.g. y=3")
+    draw.add_argument("--out", required=True, help=".npy, .npz or .csv")
 
     score = verbs.add_parser("log-prob", help="evaluate log p(x), in nats, of samples in a file")
     score.add_argument("model", help="folder")
-    score.add_argument("data", help=".npy or .csv")
+    score.add_argument("data", help="as for fit; of bytes, bits per dimension are evaluated")
+    score.add_argument("--split", default="train", help="of MNIST's or CIFAR-10's files: train or test (default: %(default)s)")
+    score.add_argument("-n", type=int, help="how many samples, the first ones (default: all)")
+    score.add_argument("--levels", type=int, default=256, help="of integer data (default: %(default)s)")
     score.add_argument("--solver", default="adams", help="an ODE solver")
     score.add_argument("--trace", default="exact", help="exact or hutchinson")
     score.add_argument("--tolerance", type=float, help="of an adaptive solver, in nats; 1e-5 unless given")
-    score.add_argument("--out", help=".npy or .csv; without it only the mean is printed")
+    score.add_argument("--out", help=".npy, .npz or .csv; without it only the mean is printed")
     return parser
 
 
@@ -187,38 +171,89 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _fit(args: argparse.Namespace) -> None:
-    data = read(args.data)
+    columns = {name: column or name for name, _, column in (pair.partition("=") for pair in args.condition)}
+    samples = files.read(args.data, conditions=columns)
+    data = _values(samples.values, mapped=True)
+    transforms = list(args.transform)
+    if samples.values.dtype == np.uint8 and "dequantize" not in transforms:
+        transforms.append("dequantize")
+    given = {name: torch.from_numpy(samples.given[name]) for name in columns}
+    options = _options(args.option)
+    if "y" in given and "classes" in inspect.signature(BACKBONES[args.net]).parameters:
+        options.setdefault("classes", int(given["y"].max()) + 1)
+    validation = None
+    if args.validation:
+        split = "test" if args.validation == args.data and Path(args.data).is_dir() else "train"
+        held_out = files.read(args.validation, conditions=columns, split=split)
+        validation = _values(held_out.values), {name: torch.from_numpy(held_out.given[name]) for name in columns}
     torch.manual_seed(args.seed)
-    sde = build(args.process, args.net, shape=tuple(data.shape[1:]))
-    sde.accept(data, "data")
-    whole("steps", args.steps)
-    whole("batch-size", args.batch_size)
-    ready(args.out)  # last, so that a mistake leaves no folder, and before the training
-    history = fit(sde, data, steps=args.steps, batch_size=args.batch_size)
-    print(f"{save(sde, args.out)}: {len(data):,} samples of shape {tuple(data.shape[1:])}, {history!r}")
+    sde = build(args.process, args.net, shape=tuple(data.shape[1:]), **options)
+    if not transforms:
+        sde.accept(torch.as_tensor(data[:1]) if isinstance(data, np.memmap) else data, "data")
+    for name in ("steps", "batch-size", "every"):
+        whole(name, getattr(args, name.replace("-", "_")))
+    engine = _launched()
+    history = fit(
+        sde,
+        data,
+        given=given or None,
+        transforms=transforms,
+        validation=validation,
+        patience=args.patience,
+        steps=args.steps,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        out=args.out,
+        every=args.every,
+        resume=args.resume,
+        accelerator=engine,
+    )
+    _say(engine, f"{args.out}: {len(data):,} samples of shape {tuple(data.shape[1:])}, {history!r}")
 
 
 def _sample(args: argparse.Namespace) -> None:
-    _writable(args.out, ".npy", ".csv")
+    _writable(args.out, *files.WRITERS)
     generator = torch.Generator().manual_seed(args.seed)
-    solution = solve(load(args.model), args.n, solver=args.solver, steps=args.steps, generator=generator)
-    write(args.out, solution.x[-1])
-    print(f"{args.out}: {args.n:,} samples, {float(solution.nfe.double().mean()):.0f} evaluations each")
+    sde = load(args.model)
+    given = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in args.given)}
+    engine = _launched()
+    if engine is not None:
+        sde.to(engine.device)
+    with sharded():
+        solution = solve(sde.given(**given) if given else sde, args.n, solver=args.solver, steps=args.steps, generator=generator)
+    if engine is None or engine.is_main_process:
+        files.write(args.out, solution.x[-1])
+    _say(engine, f"{args.out}: {args.n:,} samples, {float(solution.nfe.double().mean()):.0f} evaluations each")
 
 
 def _log_prob(args: argparse.Namespace) -> None:
     if args.out:
-        _writable(args.out, ".npy", ".csv")
-    how = {} if args.tolerance is None else {"rtol": args.tolerance, "atol": args.tolerance}
-    result = likelihood(load(args.model), read(args.data), solver=args.solver, trace=args.trace, **how)
-    if args.out:
-        write(args.out, result.log_prob)
-    values = result.log_prob.double()
-    error = float(values.std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    print(f"mean log p(x): {float(values.mean()):.4f} ± {error:.4f} nats over {len(values):,} samples")
+        _writable(args.out, *files.WRITERS)
+    how: dict[str, Any] = {"solver": args.solver, "trace": args.trace}
+    if args.tolerance is not None:
+        how |= {"rtol": args.tolerance, "atol": args.tolerance}
+    sde, data = load(args.model), _values(files.read(args.data, split=args.split).values)
+    engine = _launched()
+    if engine is not None:
+        sde.to(engine.device)
+    with sharded():
+        if data.dtype == torch.uint8:
+            result: Any = bits_per_dim(
+                sde, data[: args.n], Uniform(args.levels), generator=torch.Generator().manual_seed(0), **how
+            )
+            values, unit, mean, error = result.bits, "bits/dim", result.mean, result.mean_stderr
+        else:
+            result = likelihood(sde, data[: args.n], **how)
+            values, unit = result.log_prob, "nats"
+            mean = float(values.double().mean())
+            error = float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    if args.out and (engine is None or engine.is_main_process):
+        files.write(args.out, values)
+    what = "mean bits per dimension" if unit == "bits/dim" else "mean log p(x)"
+    _say(engine, f"{what}: {mean:.4f} ± {error:.4f} {unit} over {len(values):,} samples")
     errors = {"solver": result.solver_error, "prior": result.prior_gap, "trace": result.stderr}
     sizes = ", ".join(f"{name} {float(size.mean()):.0e}" if bool(size.any()) else f"{name} 0" for name, size in errors.items())
-    print(f"errors of one value, in nats: {sizes}; {float(result.nfe.double().mean()):.0f} evaluations each")
+    _say(engine, f"errors of one value, in {unit}: {sizes}; {float(result.nfe.double().mean()):.0f} evaluations each")
 
 
 _VERBS = {"demo": _demo, "fit": _fit, "sample": _sample, "log-prob": _log_prob}

@@ -323,7 +323,8 @@ class TruncatedNormal(Dequantization):
         Examples
         --------
         >>> bumps = scoresde.toy.GaussianMixture([[0.125], [0.375], [0.625], [0.875]], stds=0.05)
-        >>> TruncatedNormal.fitted(scoresde.oracle(bumps, scoresde.VPSDE()), torch.arange(4).repeat(16)[:, None], 4).std
+        >>> sde, values = scoresde.oracle(bumps, scoresde.VPSDE()), torch.arange(4).repeat(16)[:, None]
+        >>> TruncatedNormal.fitted(sde, values, 4, generator=torch.Generator().manual_seed(1)).std
         0.2
         """
         from .bits import bits_per_dim  # which imports this module

@@ -17,7 +17,11 @@ import torch
 
 import scoresde
 from conftest import generator
-from scoresde.cli import main, read
+from scoresde.cli import main
+
+
+def read(path: Path) -> torch.Tensor:
+    return torch.from_numpy(np.array(scoresde.files.read(path).values))
 
 
 @pytest.fixture(scope="module")
@@ -292,3 +296,80 @@ def test_demo_draws_four_panels_and_prints_the_table(
     assert numbers["gap"] == pytest.approx(numbers["nll"] - scoresde.toy.Moons().entropy(), abs=4 * 1.0 / 500**0.5)
     assert numbers["gap"] > -4 * numbers["gap_error"]
     assert numbers["nfe_sample"] == 200
+
+
+def test_an_interrupted_fit_goes_on_and_ends_where_an_uninterrupted_one_does(
+    table: np.ndarray, model: Path, tmp_path: Path
+) -> None:
+    """The newest checkpoint is removed, as if the run had been killed before it."""
+    np.save(tmp_path / "data.npy", table)
+    out = tmp_path / "run"
+    command = ["fit", str(tmp_path / "data.npy"), "--out", str(out), "--steps", "30", "--batch-size", "64", "--seed", "3"]
+    main([*command, "--every", "20"])
+    for path in out.glob("step-00000030*"):
+        path.unlink()
+    (out / "model.json").unlink()
+    assert sorted(path.name for path in out.glob("*.json")) == ["step-00000020.json"]
+    main([*command, "--every", "20", "--resume"])
+    for key, value in scoresde.load(model).state_dict().items():
+        assert torch.equal(scoresde.load(out).state_dict()[key], value), key
+
+
+def test_a_run_is_not_overwritten_unasked(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", str(model.parent / "data.npy"), "--out", str(model), "--steps", "30", "--batch-size", "64"])
+    assert re.search(r"holds a run at step 30.*resume", capsys.readouterr().err)
+
+
+def test_columns_are_conditions_and_options_are_the_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = "\n".join(f"{i % 7},{i % 5},{'ab'[i % 2]}" for i in range(60))
+    (tmp_path / "t.csv").write_text("u,v,kind\n" + rows)
+    how = ["--condition", "y=kind", "--option", "width=8", "--option", "depth=1", "--validation", str(tmp_path / "t.csv")]
+    main(["fit", str(tmp_path / "t.csv"), "--out", str(tmp_path / "m"), "--steps", "5", "--batch-size", "8", *how])
+    assert "validation=" in capsys.readouterr().out
+    sde = scoresde.load(tmp_path / "m")
+    assert (sde.shape, sde.net.classes, sde.net.out.in_features, len(sde.net.hidden)) == ((2,), 2, 8, 1)
+    main(["sample", str(tmp_path / "m"), "-n", "3", "--given", "y=1", "--out", str(tmp_path / "x.npz")])
+    wanted = scoresde.sample(sde.given(y=1), 3, generator=generator(0))
+    assert torch.equal(read(tmp_path / "x.npz"), wanted)
+
+
+def test_bytes_are_dequantized_and_scored_in_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (40, 1, 3, 3)).astype(np.uint8)
+    np.save(tmp_path / "i.npy", images)
+    how = ["--transform", "flip", "--option", "width=8", "--option", "depth=1", "--option", "fourier=0"]
+    main(["fit", str(tmp_path / "i.npy"), "--out", str(tmp_path / "m"), "--steps", "5", "--batch-size", "8", *how])
+    sde = scoresde.load(tmp_path / "m")
+    assert 0.4 < float(sde.mean) < 0.6  # on the unit scale
+    capsys.readouterr()
+    main(["log-prob", str(tmp_path / "m"), str(tmp_path / "i.npy"), "-n", "20"])
+    said = re.search(r"mean bits per dimension: (\S+) ± (\S+) bits/dim over 20 samples", capsys.readouterr().out)
+    assert said is not None
+    wanted = scoresde.bits_per_dim(sde, torch.from_numpy(images[:20]), scoresde.dequantize.Uniform(256), generator=generator(0))
+    assert float(said[1]) == pytest.approx(wanted.mean, abs=1e-4)
+    assert abs(wanted.mean - 8) < 1.5  # uniform noise
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (["--option", "width"], "NAME=VALUE"),
+        (["--option", "widht=8"], "widht.*width"),
+        (["--transform", "flop"], "flop.*flip"),
+        (["--transform", "flip"], "flip"),
+        (["--condition", "y=label"], "no .label."),
+        (["--patience", "3"], "validation"),
+        (["--every", "0"], "every"),
+        (["--validation", "nowhere.npy"], "nowhere"),
+    ],
+)
+def test_a_bad_option_of_fit_ends_in_one_line(
+    how: list[str], message: str, table: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "data.npy", table)
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", str(tmp_path / "data.npy"), "--out", str(tmp_path / "m"), "--steps", "3", *how])
+    said = capsys.readouterr().err
+    assert caught.value.code == 2
+    assert re.search(message, said), said
+    assert said.count("\n") == 1
