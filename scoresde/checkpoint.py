@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 import json
 import os
 import warnings
@@ -26,14 +27,13 @@ from . import storage
 from .checks import number
 from .engine import Engine
 from .errors import CheckpointError
-from .io import MODEL, PREFIX, STEP, describe, load, ready, weights
+from .io import AVERAGE, MODEL, PREFIX, STEP, describe, load, ready, weights
 from .sde import ScoreSDE
-from .weights import exponent, whole_tensor
+from .weights import copy_all, exponent, whole_tensor
 
 if TYPE_CHECKING:
     from .training import Run
 
-AVERAGE = "average-"
 KEPT = 2  # checkpoints
 PROFILES = (0.05, 0.10)  # σ_rel of the two averages that others are composed of (Karras et al. 2024, section 3)
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -44,7 +44,10 @@ class Checkpoint:
 
     def __init__(self, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
         self.about, self.tensors = about, tensors
-        self.seed, self.step = int(about["seed"]), int(about["step"])
+        seed, config = about.get("seed"), about.get("config")
+        if not isinstance(seed, int) or not isinstance(config, dict):
+            raise CheckpointError("its newest checkpoint holds a model, but not the run that made it: choose another folder")
+        self.seed, self.config = seed, config
 
 
 class Checkpoints:
@@ -84,7 +87,9 @@ class Checkpoints:
             self._stack.enter_context(storage.Lock(self.folder))
             storage.sweep(self.folder)
             stems = storage.records(self.folder, STEP)
-            if not stems:
+            if not stems:  # snapshots of a run that was killed before its first checkpoint are not this one's
+                for stem in storage.records(self.folder, AVERAGE):
+                    storage.remove(self.folder, stem)
                 return None
             if not self.resume:
                 raise CheckpointError(
@@ -125,7 +130,7 @@ class Checkpoints:
         self._config = json.loads(json.dumps({**config, "model": self._model}))
         if self.newest is None:
             return
-        before, now = self.newest.about["config"], self._config
+        before, now = self.newest.config, self._config
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 raise CheckpointError(
@@ -135,8 +140,7 @@ class Checkpoints:
 
     def restore(self, run: Run) -> None:
         """Put a run where the newest checkpoint left it."""
-        if self.newest is None:
-            return
+        assert self.newest is not None
         about, tensors = self.newest.about, self.newest.tensors
         try:
             _restore(run, about, tensors)
@@ -145,12 +149,14 @@ class Checkpoints:
         self.newest = None  # its memory is wanted
 
     def save(self, run: Run) -> None:
-        """Write a checkpoint, and remove all but the last two."""
+        """Write a checkpoint, and remove all but the last two. One of a later step is damaged, and replaced then."""
+        run.verify()
         about, tensors = _state(run)
 
         def write() -> None:
             storage.write(self.folder, f"{STEP}{run.step:08d}", tensors, {**about, "model": self._model, "config": self._config})
-            for stem in storage.records(self.folder, STEP)[:-KEPT]:
+            stems = [stem for stem in storage.records(self.folder, STEP) if int(stem[len(STEP) :]) <= run.step]
+            for stem in stems[:-KEPT]:
                 storage.remove(self.folder, stem)
             storage.sweep(self.folder)
 
@@ -275,13 +281,13 @@ def _state(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if run.best is not None:
         named |= {f"best.{name}": whole_tensor(value) for name, value in weights.named(run.best).items()}
     if run.law is not None:
-        named |= {"law.moments": run.law.moments, "law.sums": run.law.sums}
-    named["total"] = run.engine.mean(run.total)
+        named |= {"law.moments": run.law.moments, "law.sums": run.engine.each(run.law.sums)}
+    named["total"] = run.engine.each(run.total)
     scaler = run.engine.scaler()
     about = {
         "step": run.step,
         "seed": run.seed,
-        "position": run.source.position,
+        "position": {k: v * run.engine.world if k == "batch" else v for k, v in run.source.position.items()},
         "averaged": run.average.count,
         "stopped": run.stopped,
         "history": vars(run.history),
@@ -290,17 +296,28 @@ def _state(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return about, named
 
 
+def _compare(tensors: Mapping[str, Tensor], prefix: str, wanted: Mapping[str, Tensor]) -> None:
+    """See that the tensors after a prefix have the names and shapes of a network's."""
+    theirs = {name.removeprefix(prefix): tuple(value.shape) for name, value in tensors.items() if name.startswith(prefix)}
+    wrong = sorted({name for name, _ in theirs.items() ^ {name: tuple(value.shape) for name, value in wanted.items()}.items()})
+    if wrong:
+        raise ValueError(f"{len(wrong)} weights are missing, unknown, frozen or of another shape, first {wrong[0]!r}")
+
+
 def _restore(run: Run, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     sde, weights = run.sde, run.weights
+    _compare(tensors, PREFIX + "net.", sde.net.state_dict())
+    _compare(tensors, f"optimizer.{MOMENTS[0]}.", weights.named([p.detach() for p in weights.parts]))
     with torch.no_grad():
         for name in ("mean", "scale", "measured"):
             getattr(sde, name).copy_(tensors[PREFIX + name])
-        for name, buffer in sde.net.named_buffers():
-            if PREFIX + "net." + name in tensors:
-                buffer.copy_(tensors[PREFIX + "net." + name])
+        for net in (sde.net, run.shown):
+            for name, value in itertools.chain(net.named_parameters(), net.named_buffers()):
+                if not value.requires_grad and PREFIX + "net." + name in tensors:  # what is not trained
+                    value.copy_(tensors[PREFIX + "net." + name])
     weights.fill([p.detach() for p in weights.parts], tensors, PREFIX + "net.")
     weights.fill(run.average.parts, tensors, PREFIX + "ema.")
-    torch._foreach_copy_(run.sound, run.average.parts)
+    copy_all(run.sound, run.average.parts)
     optimizer = getattr(run.optimizer, "optimizer", run.optimizer)
     moments = {key: [torch.zeros_like(p.detach()) for p in weights.parts] for key in MOMENTS}
     for key, parts in moments.items():
@@ -316,10 +333,11 @@ def _restore(run: Run, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
         profile.count = int(about["step"])
     if run.law is not None:
         run.law.moments.copy_(tensors["law.moments"])
-        run.law.sums.copy_(tensors["law.sums"])
-    run.total.copy_(tensors["total"])
+        run.law.sums.copy_(run.engine.own(tensors["law.sums"]))
+    run.total.copy_(run.engine.own(tensors["total"]))
     run.step, run.average.count, run.stopped = int(about["step"]), int(about["averaged"]), bool(about["stopped"])
-    run.source.position = dict(about["position"])
+    world = run.engine.world  # that take turns at a loader's batches
+    run.source.position = {k: -(-v // world) if k == "batch" else v for k, v in about["position"].items()}
     run.history = type(run.history)(**about["history"])
     if run.history.best is not None:
         run.best = weights.copies()

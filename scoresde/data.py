@@ -25,7 +25,9 @@ from .transforms import apply, resolve
 
 Batch = tuple[Tensor, dict[str, Tensor], int]  # samples of k steps, their conditions, k
 
-SAMPLED = 50_000  # samples that measure mean and scale where the data are not at hand all at once
+SAMPLED = 50_000  # samples that measure mean and scale where the data are not at hand all at once …
+LAWFUL = 2**28, 1000  # … and of a law no more than have so many numbers, but so many samples at least
+PART = 2**22  # numbers that are looked at together
 TOGETHER = 64  # steps whose data and noise are made at once, so that small batches are not a matter of many small calls …
 NUMBERS = 2**16  # … with at most so many numbers
 EMPTY = "the data are empty, or can be iterated only once: a pass over them yielded no batch"
@@ -88,8 +90,9 @@ class Source:
         if batch_size % world:
             raise ValueError(f"batch_size={batch_size} is of all {world} processes together: take a multiple of {world}")
         self._device, self._shape, self._dtype = sde.scale.device, sde.shape, sde.state_dtype
-        self._seed, self._rank, self._world, self._size = seed, rank, world, batch_size
+        self._seed, self._rank, self._world, self._size, self._dim = seed, rank, world, batch_size, sde.dim
         self._transforms = resolve(transforms)
+        self._accepts = sde.given
         self.together = max(1, min(TOGETHER, NUMBERS // (batch_size // world * sde.dim)))
         self.position: dict[str, int] = {}
         self.about: dict[str, Any] = {"kind": type(data).__name__}
@@ -97,6 +100,10 @@ class Source:
             data = data.tensors[0]
         if isinstance(data, tuple):
             raise TypeError("data is a tuple; give the samples as data and name the rest: fit(sde, x, given={'y': y})")
+        if hasattr(data, "to_numpy"):  # whose .sample(n) is something else
+            raise TypeError(f"data is a tensor or array, got {type(data).__name__}: give its numbers, data.to_numpy()")
+        if np.ma.is_masked(data):
+            raise ValueError("data is an array with masked values, which can't be learnt from: drop those rows")
         self.batches: Callable[..., Iterator[Batch]]
         if isinstance(data, Tensor | np.ndarray | list):
             self._table(data, given, sde)
@@ -140,15 +147,18 @@ class Source:
             if isinstance(self._rows, Tensor) and not self._transforms:
                 yield self._rows
                 return
-            step = max(1, 2**22 // max(1, int(np.prod(self._shape))))
+            step = max(1, PART // self._dim)
             for i in range(0, len(self._rows), step):
                 yield self._changed(self._taken(slice(i, i + step)), -1, i)
         elif self.batches == self._drawn:
-            yield self._draw(SAMPLED, -1)
+            numbers, least = LAWFUL
+            n, step = min(SAMPLED, max(least, numbers // self._dim)), max(1, PART // self._dim)
+            for i in range(0, n, step):
+                yield self._draw(min(step, n - i), -1 - i, 0)
         else:
             loader = self._loader if self.batches == self._looped else DataLoader(self._rows, self._size)
             seen = 0
-            for x, _ in self._items(iter(loader), 0, 0):
+            for x, _ in self._items(self._begun(loader, 0), 0, 0, rank=0, world=1):  # the same on all ranks
                 yield x
                 seen += len(x)
                 if seen >= SAMPLED:
@@ -186,8 +196,10 @@ class Source:
     def _table(self, data: Any, given: Mapping[str, Tensor] | None, sde: ScoreSDE) -> None:
         mapped = isinstance(data, np.memmap)
         if not isinstance(data, Tensor) and not mapped:
-            data = torch.as_tensor(np.ascontiguousarray(data))
+            data = np.ascontiguousarray(data)
+            data = torch.as_tensor(data.astype(data.dtype.newbyteorder("="), copy=False))
         if not mapped:
+            data = data.detach()
             if data.is_floating_point() or not self._transforms:
                 data = as_floats(data, self._shape, "data")
                 # float64 data are standardized in float64, whatever the model's own
@@ -199,8 +211,9 @@ class Source:
         if tuple(data.shape[1:]) != self._shape or not n:
             wanted = ", ".join(["n", *map(str, self._shape)])
             raise ValueError(f"data have shape {tuple(data.shape)}, wanted ({wanted}), n at least 1")
-        for i in range(0, n, 2**12) if mapped else [0]:  # what is read later was looked at before
-            self._changed(self._taken(slice(i, i + (2**12 if mapped else 1))), -1, i)
+        step = max(1, PART // self._dim)
+        for i in range(0, n, step) if mapped else [0]:  # what is read later was looked at before
+            self._changed(self._taken(slice(i, i + (step if mapped else 1))), -1, i)
         if not isinstance(given, Mapping | None):
             raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(given).__name__}")
         self._given = {name: torch.as_tensor(value).to(self._device) for name, value in (given or {}).items()}
@@ -213,15 +226,16 @@ class Source:
             "samples": n,
             "dtype": str(data.dtype).removeprefix("torch."),
             "sha256": hashlib.sha256(b"".join(some)).hexdigest(),
+            "given": {name: _digest(value[:: -(-n // 64)]) for name, value in self._given.items()},
         }
         self.batches = self._tabled
 
     def _taken(self, rows: slice | Tensor) -> Tensor:
         if isinstance(self._rows, Tensor):
             return self._rows[rows] if isinstance(rows, slice) else self._rows.index_select(0, rows)
-        return torch.from_numpy(np.ascontiguousarray(self._rows[rows if isinstance(rows, slice) else rows.numpy()])).to(
-            self._device
-        )
+        part = self._rows[rows if isinstance(rows, slice) else rows.numpy()]
+        # in the machine's byte order, and never a view of a file that must not be written to
+        return torch.from_numpy(np.require(part, part.dtype.newbyteorder("="), ["C", "W"])).to(self._device)
 
     def _tabled(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
         k, size, share = self.together, self._size, self._size // self._world
@@ -254,21 +268,16 @@ class Source:
                 start = i * self._size + self._rank * share
                 yield order(start, start + share).tolist()
 
-        for x, condition in self._items(iter(DataLoader(self._rows, batch_sampler=_Sampler(batches))), 0, step):
+        items = iter(DataLoader(self._rows, batch_sampler=_Sampler(batches)))
+        for x, condition in self._items(items, 0, step, rank=self._rank, world=1):
             yield x, condition, 1
 
     def _looped(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
         """Batches of a loader, epoch after epoch; those before the position are passed over."""
         epoch, skip = (position or {}).get("epoch", 0), (position or {}).get("batch", 0)
         while True:
-            with isolated() as seed:
-                seed(self._seed, ORDER, epoch, everything=True)
-                for generator in {getattr(self._loader, "generator", None), getattr(self._loader.sampler, "generator", None)}:
-                    if generator is not None:
-                        generator.manual_seed(_word(self._seed, epoch))
-                items = iter(self._loader)
-            empty = True
-            for i, (x, condition) in enumerate(self._items(items, epoch, 0, skip)):
+            items, empty = self._begun(self._loader, epoch), True
+            for i, (x, condition) in enumerate(self._items(items, epoch, 0, skip, rank=self._rank, world=self._world)):
                 empty = False
                 self.position = {"epoch": epoch, "batch": skip + i + 1}
                 yield x, condition, 1
@@ -276,34 +285,55 @@ class Source:
                 raise ValueError(EMPTY)
             epoch, skip = epoch + 1, 0
 
-    def _items(self, items: Iterator[Any], epoch: int, first: int, skip: int = 0) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-        """What an iterator yields for this rank, checked and moved; it may use the global generators, seeded item by item."""
-        looped = self.batches == self._looped
+    def _begun(self, loader: Any, epoch: int) -> Iterator[Any]:
+        """A pass over a loader, whose shuffle and workers are seeded by us."""
+        with isolated() as seed:
+            seed(self._seed, ORDER, epoch, everything=True)
+            inner = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+            for generator in {getattr(part, "generator", None) for part in (loader, loader.sampler, inner)}:
+                if generator is not None:
+                    generator.manual_seed(_word(self._seed, epoch))
+            return iter(loader)
+
+    def _items(
+        self, items: Iterator[Any], epoch: int, first: int, skip: int = 0, *, rank: int, world: int
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """One of every `world` items, checked and moved; they may use the global generators, seeded item by item."""
         for i in itertools.count(first):
             with isolated() as seed:
-                seed(self._seed, DRAWS, epoch, i, 0 if looped else self._rank, everything=True)
-                several = list(itertools.islice(items, self._world if looped else 1))
-            if len(several) < (self._world if looped else 1):
+                seed(self._seed, DRAWS, epoch, i, rank if world == 1 else 0, everything=True)
+                several = list(itertools.islice(items, world))
+            if len(several) < world:
                 return
             if i < skip:
                 continue
-            item = several[self._rank if looped else 0]
+            item = several[rank if world > 1 else 0]
             x, *rest = item if isinstance(item, list | tuple) else (item,)
+            if isinstance(x, Mapping):
+                raise TypeError(
+                    f"the data's items are dicts of {', '.join(map(repr, x))}; "
+                    "say which is what: scoresde.files.columns(data, 'image', y='label')"
+                )
             if len(rest) > 1 or (rest and not isinstance(rest[0], Mapping)):
                 raise TypeError("batches are x, (x,) or (x, {'y': labels}): name the labels")
-            condition = {n: v.to(self._device) for n, v in rest[0].items()} if rest else {}
-            x = x.to(self._device) if isinstance(x, Tensor) else x
-            yield self._changed(x, epoch, i, self._rank), condition
+            x = self._changed(x.detach().to(self._device) if isinstance(x, Tensor) else x, epoch, i, rank)
+            condition = dict(rest[0]) if rest else {}
+            for name, value in condition.items():
+                if not isinstance(value, Tensor) or value.shape[:1] != x.shape[:1]:
+                    came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+                    raise TypeError(f"condition {name!r} of a batch of {len(x)} has {came}, wanted a tensor, one row per sample")
+            self._accepts(**condition)  # before they are on a device, where a wrong label is hard to name
+            yield x, {name: value.to(self._device) for name, value in condition.items()}
 
     # ------------------------------------------------------------------ laws
 
     def _drawn(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
         k, share = self.together, self._size // self._world
         for group in itertools.count(step // k):
-            yield self._draw(share * k, group), {}, k
+            yield self._draw(share * k, group, self._rank), {}, k
 
-    def _draw(self, n: int, group: int) -> Tensor:
-        law, words = self._rows, (self._seed, DRAWS, group, self._rank if group >= 0 else 0)
+    def _draw(self, n: int, group: int, rank: int) -> Tensor:
+        law, words = self._rows, (self._seed, DRAWS, group, rank)
         with isolated() as seed:
             seed(*words, everything=True)
             if isinstance(law, torch.distributions.Distribution):
@@ -312,7 +342,10 @@ class Source:
                 x = law.sample(n, generator=seeded("cpu", *words))
             else:
                 x = law.sample(n)
-        return self._changed(x.to(self._device) if isinstance(x, Tensor) else x, group, self._rank)
+        x = self._changed(x.detach().to(self._device) if isinstance(x, Tensor) else x, group, rank)
+        if len(x) != n:
+            raise ValueError(f"{type(law).__name__}.sample({n}) returned {len(x)} samples")
+        return x
 
 
 class _Sampler:
@@ -346,6 +379,10 @@ class _Order:
                 self._known = block, rows
             parts.append(self._known[1][max(start - block * size, 0) : stop - block * size])
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _digest(x: Tensor) -> str:
+    return hashlib.sha256(x.cpu().double().contiguous().numpy().tobytes()).hexdigest()
 
 
 def _word(*words: int) -> int:

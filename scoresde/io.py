@@ -11,6 +11,7 @@ import copy
 import inspect
 import itertools
 import json
+import math
 import os
 import re
 import warnings
@@ -29,7 +30,7 @@ from .process import PROCESSES
 from .sde import ScoreSDE, require_sde
 from .storage import brief
 
-MODEL, STEP = "model", "step-"  # the records that a folder of ours may hold
+MODEL, STEP, AVERAGE = "model", "step-", "average-"  # the records that a folder of ours may hold
 PREFIX = "model."
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 WRONG = (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, MemoryError)
@@ -103,7 +104,7 @@ def ready(folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        ours = (folder / f"{MODEL}.json").exists() or storage.records(folder, STEP)
+        ours = (folder / f"{MODEL}.json").exists() or storage.records(folder, STEP) or storage.records(folder, AVERAGE)
         if not ours and {path.name for path in folder.iterdir()} - {storage.LOCK, *storage.leftovers(folder)}:
             raise CheckpointError(f"{folder} holds something that is not a scoresde model; choose another folder")
     except OSError as error:
@@ -329,21 +330,24 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
 def _on_paper(about: dict[str, Any], count: int) -> dict[str, tuple[tuple[int, ...], str]]:
     """Names, shapes and kinds of the weights that the JSON asks for, before any are allocated: it may ask for anything."""
     shape, name, options = event_shape(about["shape"]), about["net"]["name"], about["net"]["options"]
-    left = [4 * count + 100]  # constructors may assign a parameter more than once
+    left = [4.0 * count + 100]  # constructors may assign a parameter more than once
 
     def stop(*_: Any) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise ValueError(f"the network has many more weights than the {count} in the file")
 
-    handle = torch.nn.modules.module.register_module_parameter_registration_hook(stop)
+    handle = None
     try:
+        handle = torch.nn.modules.module.register_module_parameter_registration_hook(stop)
         with torch.device("meta"):
             net = BACKBONES.build(name, shape, **options)
     except RuntimeError:  # a constructor that looks at its numbers can't be built on paper
         net = BACKBONES.build(name, shape, **options)
     finally:
-        handle.remove()
+        left[0] = math.inf  # the hook is torch's, for all modules: after an interrupt just now it must do no harm
+        if handle is not None:
+            handle.remove()
     statistic = shape[:1] + (1,) * (len(shape) - 1)
     wanted: dict[str, tuple[tuple[int, ...], str]] = {
         "mean": (statistic, "float"),

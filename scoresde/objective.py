@@ -402,7 +402,7 @@ class AdaptiveLaw:
 
     def __call__(self, process: Process, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return levels φ, the factors 1/p of their losses, and the intervals they are of."""
-        density = self.moments.sqrt()
+        density = self.moments.sqrt() + 1e-300  # uniform if all are 0
         density = (1 - self.UNIFORM) * density / density.mean() + self.UNIFORM
         edges = torch.cat([density.new_zeros(1), density.cumsum(0) / self.BINS])
         bins = torch.searchsorted(edges[1:-1], q, right=True)
@@ -410,9 +410,13 @@ class AdaptiveLaw:
         return self.base(process, there.clamp(0, 1)), 1 / density[bins], bins
 
     def note(self, bins: Tensor, losses: Tensor) -> None:
-        """Count losses, one a row, as they are without the factors 1/p; `learn` makes them tell."""
+        """Count losses, one a row, as they are without the factors 1/p; `learn` makes them tell. Infinite and NaN ones are not
+        counted: mixed precision passes over such steps.
+        """
+        square = losses.double().square()
+        finite = square.isfinite()
         which = torch.nn.functional.one_hot(bins, self.BINS).to(self.sums.dtype)  # a product, whose order of summation is fixed
-        self.sums += torch.stack([losses.double().square(), torch.ones_like(losses, dtype=torch.float64)]) @ which
+        self.sums += torch.stack([square.where(finite, 0), finite.to(square)]) @ which
 
     def learn(self) -> None:
         """Move the moments towards what was counted since, where anything was, and begin to count anew."""

@@ -319,18 +319,20 @@ class Lock:
                     os.close(fd)
                 fd = os.open(place, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
                 _grab(fd)
-        except OSError as error:
+            with contextlib.suppress(OSError):  # a courtesy to who comes second
+                os.ftruncate(fd, 0)
+                os.write(fd, str(os.getpid()).encode())
+        except BaseException as error:  # an interrupt, too, must not leave it locked
             if fd >= 0:
                 os.close(fd)
+            if not isinstance(error, OSError):
+                raise
             if isinstance(error, BlockingIOError):
                 who = _holder(place)
                 raise CheckpointError(f"{self.folder} is being written by {who}; wait, or choose another folder") from None
             raise CheckpointError(f"can't write to {self.folder}: {error.strerror or error}") from error
         self.fd = fd
         _HELD.add(self)
-        with contextlib.suppress(OSError):  # a courtesy to who comes second
-            os.ftruncate(fd, 0)
-            os.write(fd, str(os.getpid()).encode())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:

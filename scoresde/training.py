@@ -10,6 +10,7 @@ import contextlib
 import copy
 import math
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -30,10 +31,12 @@ from .objective import NOISES, AdaptiveLaw, Examples, answer, check_names, corru
 from .plan import check_generator
 from .random import FIXED, LEVELS, NETWORK, draw_seed, isolated, seeded
 from .sde import ScoreSDE, require_sde
-from .weights import Average, exponent, half_life, power
+from .transforms import resolve
+from .weights import Average, copy_all, exponent, half_life, power, whole_tensor
 
 CLIP = 1.0  # norm that gradients are scaled down to
-FIXED_EXAMPLES = 8192  # of the validation loss, at least half and at most twice as many
+FIXED_EXAMPLES = 8192  # of the validation loss, at least half and at most twice as many …
+FIXED_NUMBERS = 2**24  # … and fewer where samples are large
 
 
 @torch.inference_mode(False)
@@ -141,15 +144,13 @@ def fit(
     sde = require_sde(sde, "fit")
     check_generator(generator)
     check_names(weight, noise)
-    for name, value in (("steps", steps), ("batch_size", batch_size), ("every", every)):
-        whole(name, value)
-    whole("snapshots", snapshots, 0)
-    number("lr", lr, 0, math.inf, hint="try 3e-3")
-    number("ema", ema, 0, math.inf, closed=True, hint="it is a half-life in steps: try 700, or 0 for none")
+    steps, batch_size, every = whole("steps", steps), whole("batch_size", batch_size), whole("every", every)
+    snapshots, lr = whole("snapshots", snapshots, 0), number("lr", lr, 0, math.inf, hint="try 3e-3")
+    ema = number("ema", ema, 0, math.inf, closed=True, hint="it is a half-life in steps: try 700, or 0 for none")
     if 0 < ema < 1:
         raise ValueError(f"ema is a half-life in steps, got {ema:g}; a decay of 0.999 a step has a half-life of 700")
     if patience is not None:
-        whole("patience", patience)
+        patience = whole("patience", patience)
         if validation is None:
             raise ValueError("patience= goes with validation=, whose loss it watches")
     if out is None and (resume or snapshots):
@@ -158,13 +159,15 @@ def fit(
         raise ValueError("fit trains the whole model, not one conditioned by given(...): pass labels as fit(..., given={'y': y})")
     if not any(p.requires_grad for p in sde.net.parameters()):
         raise ValueError("this model's network has no parameters to train (an oracle?)")
+    transforms = resolve(transforms)
     engine = Engine(accelerator, sde)
-    seed = engine.agree(draw_seed(generator))
     config = {
         "steps": steps, "batch_size": batch_size, "lr": lr, "weight": weight, "noise": noise, "ema": ema, "snapshots": snapshots,
         "patience": patience, "every": every if validation is not None else None,
     }  # fmt: skip
+    seed = engine.agree(draw_seed(generator), config | {"out": out is not None, "resume": resume, "compile": compile})
     with contextlib.ExitStack() as stack:
+        stack.enter_context(engine.telling())
         checkpoints = stack.enter_context(Checkpoints(out, resume, engine)) if out is not None else None
         if checkpoints is not None and checkpoints.newest is not None:
             seed = checkpoints.newest.seed
@@ -172,16 +175,18 @@ def fit(
         rank = {"rank": engine.rank, "world": engine.world}
         source = Source(data, sde, batch_size, seed=seed, given=given, transforms=transforms, **rank)
         held_out = None if validation is None else _held_out(sde, validation, batch_size, transforms)
-        config |= {"transforms": repr(transforms), "data": source.about, "validation": held_out and held_out.about}
-        measured = bool(sde.measured)
+        told = [re.sub(r" at 0x[0-9a-fA-F]+", "", repr(each)) for each in transforms]  # an address is another's tomorrow
+        config |= {"transforms": told, "data": source.about, "validation": held_out and held_out.about}
         if checkpoints is not None:
             checkpoints.check(sde, config)
-        if not measured and (checkpoints is None or checkpoints.newest is None):
-            sde.standardize(source.measure())
+        engine.share([*sde.parameters(), *sde.buffers()], config)
         run = Run(sde, source, engine, seed, steps, lr, weight, noise, ema, snapshots)
         stack.callback(run.close)
-        if checkpoints is not None:
+        if checkpoints is not None and checkpoints.newest is not None:
             checkpoints.restore(run)
+        elif not bool(sde.measured):
+            sde.standardize(source.measure())
+        engine.share([sde.mean, sde.scale, sde.measured], last=True)
         run.examples = None if held_out is None else _fixed(sde, held_out, weight, noise)
         if compile:
             run.call = Compiled(run.call)
@@ -199,13 +204,15 @@ def fit(
                 bar.update(step - bar.n)
             if run.examples is not None and (step % every == 0 or last):
                 run.validate(patience)
+                if run.stopped and run.history.step[-1:] != [step]:
+                    run.note()
             run.history.seconds = before + time.perf_counter() - begun
             if checkpoints is not None:
                 if step in keep:
                     checkpoints.snapshot(run)
                 if step % every == 0 or last or run.stopped:
                     checkpoints.save(run)
-        run.publish(run.best if run.best is not None else run.average.parts)
+        run.close()
         if checkpoints is not None:
             checkpoints.finish(sde)
     return run.history
@@ -240,7 +247,7 @@ class Run:
         self.weight, self.step, self.stopped = weight, 0, False
         self.device, self.process = sde.scale.device, sde.process
         self.shown = copy.deepcopy(sde.net).requires_grad_(False)  # what becomes the averaged network
-        self.call, self.weights, self.optimizer = engine.prepare(sde.net, lr)
+        self.call, self.weights, self.optimizer = engine.prepare(sde, lr)
         before = sde.ema
         self.average = Average(self.weights, half_life(ema), 0 if before is None else 10**9)
         if before is not None:  # a second fit goes on with the average as well
@@ -254,13 +261,16 @@ class Run:
         self.best: list[Tensor] | None = None
         self.lowest = math.inf
         self.sound = [p.clone() for p in self.average.parts]  # the average when the loss was last seen to be finite
-        self.moved = False
+        self.moved = self.closed = False
+        self.before = [value.clone() for value in (sde.mean, sde.scale, sde.measured)], sde.training
         sde.train()
 
     def steps_to_go(self, reseed: Callable[..., None]) -> Iterator[int]:
         """Make step after step, and yield the number of each that was made."""
         k, rank, engine = self.source.together, self.engine.rank, self.engine
         net, weights, optimizer, law = self.call, self.weights, self.optimizer, self.law
+        if self.stopped or self.step >= self.steps:  # a finished run that is resumed: no data are asked for
+            return
         warm = max(1, min(200, self.steps // 10))
         for x0, condition, together in self.source.batches(self.step, self.source.position):
             if self.step >= self.steps:
@@ -286,7 +296,7 @@ class Run:
                 weights.zero_grad()
                 for rows, share in engine.micro(start, b):
                     part = examples[rows]
-                    with engine.syncing(net, rows.stop == start + b):
+                    with engine.syncing(rows.stop == start + b):
                         out = answer(net, part)
                         if law is None or ratio is None:
                             value = mean_error(out, part)
@@ -307,26 +317,35 @@ class Run:
                     return
 
     def note(self) -> None:
-        """Write down the mean loss since the last note, and see that all is finite: the one place that waits for the device."""
-        mean = float(self.engine.mean(self.total)) / (self.step - (self.history.step[-1] if self.history.step else 0))
-        if not (math.isfinite(mean) and all(bool(p.isfinite().all()) for p in self.average.parts)):
-            torch._foreach_copy_(self.average.parts, self.sound)
-            torch._foreach_copy_([p.detach() for p in self.weights.parts], self.sound)
-            raise TrainingError(f"the loss is {mean} after step {self.step}, or a weight not finite; lower lr (now {self.lr:g})")
-        torch._foreach_copy_(self.sound, self.average.parts)
+        """Write down the mean loss since the last note."""
+        mean = self.verify()
         self.history.step.append(self.step)
         self.history.loss.append(mean)
         self.total.zero_()
+
+    def verify(self) -> float:
+        """Return the mean loss since the last note, once all is seen to be finite: only here the device is waited for.
+
+        Who writes a checkpoint asks before: one with NaN could not be gone on with, and would push out one that can.
+        """
+        mean = float(self.engine.mean(self.total)) / max(1, self.step - (self.history.step[-1] if self.history.step else 0))
+        if not (math.isfinite(mean) and all(bool(whole_tensor(p.isfinite().all())) for p in self.average.parts)):
+            copy_all(self.average.parts, self.sound)
+            copy_all([p.detach() for p in self.weights.parts], self.sound)
+            raise TrainingError(f"the loss is {mean} after step {self.step}, or a weight not finite; lower lr (now {self.lr:g})")
+        copy_all(self.sound, self.average.parts)
+        return mean
 
     @torch.no_grad()
     def validate(self, patience: int | None) -> None:
         """Evaluate the averaged weights on the fixed examples, and stop if they have not been at their best for too long."""
         assert self.examples is not None
+        self.verify()
         self.sde.eval()
         with self.weights.holding(self.average.parts):
             found = [mean_error(answer(self.call, part), part) * len(part) for part in self.examples]
         self.sde.train()
-        value = float(torch.stack(found).sum()) / sum(map(len, self.examples))
+        value = float(self.engine.mean(torch.stack(found).sum())) / sum(map(len, self.examples))
         self.history.checked.append(self.step)
         self.history.validation.append(value)
         if patience is None:
@@ -346,11 +365,19 @@ class Run:
 
     def close(self) -> None:
         """Leave a model that can be used, whatever happened."""
-        if self.moved:  # else what there was before is better
+        if self.closed:
+            return
+        self.closed = True
+        if self.moved:
             self.publish(self.best if self.best is not None else self.average.parts)
         self.weights.release()
         self.engine.release(self.sde)
         self.sde.eval()
+        if not self.moved:  # nothing was learnt: leave all as it was
+            values, mode = self.before
+            for mine, before in zip((self.sde.mean, self.sde.scale, self.sde.measured), values, strict=True):
+                mine.copy_(before)
+            self.sde.train(mode)
 
 
 class Compiled:
@@ -362,7 +389,7 @@ class Compiled:
     """
 
     def __init__(self, net: Callable[..., Any]) -> None:
-        self.net, self.fast, self.tried = net, torch.compile(net), False
+        self.net, self.fast, self.tried = net, net, False
 
     def __call__(self, *inputs: Any, **condition: Any) -> Any:
         """Call it."""
@@ -370,6 +397,7 @@ class Compiled:
             return self.fast(*inputs, **condition)
         self.tried = True
         try:
+            self.fast = torch.compile(self.net)
             return self.fast(*inputs, **condition)
         except Exception as error:
             self.fast = self.net
@@ -388,7 +416,7 @@ def _held_out(sde: ScoreSDE, validation: Any, batch_size: int, transforms: Any) 
 def _fixed(sde: ScoreSDE, source: Source, weight: str, noise: str) -> list[Examples]:
     """The same noise for the same held-out samples, whatever the run's seed: losses of several runs can be compared."""
     device = sde.scale.device
-    x0, condition = source.some(FIXED_EXAMPLES)
+    x0, condition = source.some(max(64, min(FIXED_EXAMPLES, FIXED_NUMBERS // sde.dim)))
     g = seeded(device, FIXED)
     eps = torch.randn(len(x0), sde.dim, generator=g, device=device, dtype=sde.state_dtype)
     phi = NOISES[noise](sde.process, quantiles(1, len(x0), g, device))

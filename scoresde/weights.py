@@ -10,11 +10,15 @@ views. With β_k the decay at step k, an average is
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .errors import TrainingError
 
 
 class Weights:
@@ -42,11 +46,13 @@ class Weights:
 
     def __init__(self, net: nn.Module, *, flat: bool = True) -> None:
         named = {name: p for name, p in net.named_parameters() if p.requires_grad}
-        self.flat = flat and all(type(p.data) is Tensor and _dense(p) for p in named.values())
+        plain = [p for p in net.parameters() if type(p.data) is Tensor]
+        self.flat = flat and all(type(p.data) is Tensor and _dense(p) for p in named.values()) and _apart(plain)
         self._layout: dict[str, tuple[int, int, torch.Size, tuple[int, ...]]] = {}
         self.parameters = list(named.values())
         if not self.flat:
             self.parts: list[Tensor] = list(self.parameters)
+            self._gathered: list[Any] = [module for module in net.modules() if hasattr(module, "reshard")]
             self._names = list(named)
             return
         kinds: dict[tuple[torch.dtype, torch.device], list[tuple[str, nn.Parameter]]] = {}
@@ -64,6 +70,7 @@ class Weights:
                 at += p.numel()
             part.requires_grad_().grad = grad
             self.parts.append(part)
+        self._places = [p.data_ptr() for p in self.parameters]
 
     def _view(self, part: Tensor, name: str) -> Tensor:
         _, at, shape, stride = self._layout[name]
@@ -97,14 +104,26 @@ class Weights:
         """Let the network have other weights for a while."""
         mine = [part.detach() for part in self.parts]
         own = [part.clone() for part in mine]
-        torch._foreach_copy_(mine, parts)
+        copy_all(mine, parts)
         try:
             yield
         finally:
-            torch._foreach_copy_(mine, own)
+            copy_all(mine, own)
+            for module in [] if self.flat else self._gathered:
+                module.reshard()  # what FSDP gathered for a forward pass it keeps for a backward one
 
     def zero_grad(self) -> None:
-        """Set gradients to zero, in place where they have a place."""
+        """Set gradients to zero, in place where they have a place.
+
+        Raises
+        ------
+        TrainingError
+            If the network has given a flat parameter other memory, where a step would not reach it.
+        """
+        if self.flat and self._places != [p.data_ptr() for p in self.parameters]:
+            raise TrainingError(
+                "the network gives a parameter other memory while it is trained (p.data = …): change it in place, p.data.copy_(…)"
+            )
         for part in self.parts:
             if self.flat and part.grad is not None:
                 part.grad.zero_()
@@ -132,6 +151,12 @@ def _dense(p: Tensor) -> bool:
     return p.is_contiguous() or (p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last))
 
 
+def _apart(tensors: Iterable[Tensor]) -> bool:
+    """Whether tensors that fill their stretches of memory share none: what two parameters share, they are to go on sharing."""
+    spans = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in tensors if p.numel() and _dense(p))
+    return all(end <= start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
 def whole_tensor(x: Tensor) -> Tensor:
     """Return a tensor that may be sharded over ranks as one, on every rank; all ranks have to ask.
 
@@ -150,6 +175,29 @@ def whole_tensor(x: Tensor) -> Tensor:
     """
     gather = getattr(x, "full_tensor", None)
     return x if gather is None else gather()
+
+
+def copy_all(targets: list[Tensor], values: list[Tensor]) -> None:
+    """Copy tensors into others, both in one piece or sharded alike.
+
+    Parameters
+    ----------
+    targets, values : list of Tensor
+
+    Examples
+    --------
+    >>> x = torch.zeros(2)
+    >>> copy_all([x], [torch.ones(2)])
+    >>> x
+    tensor([1., 1.])
+    """
+    torch._foreach_copy_([_local(x) for x in targets], [_local(x) for x in values])
+
+
+def _local(x: Tensor) -> Tensor:
+    """What a rank has of a tensor that may be sharded: there is no such operation on many of those."""
+    take = getattr(x, "to_local", None)
+    return x if take is None else take()
 
 
 def _put(view: Tensor, value: Tensor) -> None:
