@@ -76,7 +76,7 @@ def _launched() -> Any:
         from accelerate import Accelerator
     except ImportError:
         raise ImportError("several processes need Accelerate: pip install 'scoresde[train]'") from None
-    return Accelerator()
+    return Accelerator(cpu=not torch.accelerator.is_available())
 
 
 def _say(engine: Any, text: str) -> None:

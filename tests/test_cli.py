@@ -373,3 +373,23 @@ def test_a_bad_option_of_fit_ends_in_one_line(
     assert caught.value.code == 2
     assert re.search(message, said), said
     assert said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_several_processes_train_and_sample_as_one(table: np.ndarray, tmp_path: Path) -> None:
+    """Two processes write one run; what they draw together from it is what one process draws, to 1e-5."""
+    np.save(tmp_path / "data.npy", table)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "scoresde"]
+
+    def run(*command: str) -> None:
+        subprocess.run([*launch, *command], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+
+    run("fit", "data.npy", "--out", "run", "--steps", "60", "--batch-size", "64", "--every", "20")
+    assert sorted(path.name for path in (tmp_path / "run").glob("*.json")) == [
+        "model.json",
+        "step-00000040.json",
+        "step-00000060.json",
+    ]
+    run("sample", "run", "-n", "101", "--seed", "5", "--out", "x.npy")
+    wanted = scoresde.sample(scoresde.load(tmp_path / "run"), 101, generator=generator(5))
+    torch.testing.assert_close(read(tmp_path / "x.npy"), wanted, rtol=1e-5, atol=1e-5)
