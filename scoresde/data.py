@@ -60,6 +60,8 @@ class Source:
         What `batches` needs beside the step to go on.
     about : dict
         What the data are, to be recognized by.
+    names : set of str, or None
+        Names of the conditions of a table; of others they are not known before they come.
 
     Raises
     ------
@@ -95,6 +97,7 @@ class Source:
         self._accepts = sde.given
         self.together = max(1, min(TOGETHER, NUMBERS // (batch_size // world * sde.dim)))
         self.position: dict[str, int] = {}
+        self.names: set[str] | None = None
         self.about: dict[str, Any] = {"kind": type(data).__name__}
         if isinstance(data, TensorDataset) and len(data.tensors) == 1:
             data = data.tensors[0]
@@ -217,6 +220,7 @@ class Source:
         if not isinstance(given, Mapping | None):
             raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(given).__name__}")
         self._given = {name: torch.as_tensor(value).to(self._device) for name, value in (given or {}).items()}
+        self.names = set(self._given)
         sde.given(**self._given)
         for name, value in self._given.items():
             if not value.ndim or len(value) != n:

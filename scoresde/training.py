@@ -30,6 +30,7 @@ from .history import History
 from .objective import NOISES, AdaptiveLaw, Examples, answer, check_names, corrupt, errors, mean_error, quantiles
 from .plan import check_generator
 from .random import FIXED, LEVELS, NETWORK, draw_seed, isolated, seeded
+from .ranks import shared
 from .sde import ScoreSDE, require_sde
 from .transforms import resolve
 from .weights import Average, copy_all, exponent, half_life, power, whole_tensor
@@ -155,6 +156,8 @@ def fit(
             raise ValueError("patience= goes with validation=, whose loss it watches")
     if out is None and (resume or snapshots):
         raise ValueError(f"{'resume' if resume else 'snapshots'}= needs a folder: out=")
+    if shared():
+        raise ValueError("fit has no place inside sharded(): to train on several ranks, give it accelerator=Accelerator()")
     if sde.condition:
         raise ValueError("fit trains the whole model, not one conditioned by given(...): pass labels as fit(..., given={'y': y})")
     if not any(p.requires_grad for p in sde.net.parameters()):
@@ -175,6 +178,11 @@ def fit(
         rank = {"rank": engine.rank, "world": engine.world}
         source = Source(data, sde, batch_size, seed=seed, given=given, transforms=transforms, **rank)
         held_out = None if validation is None else _held_out(sde, validation, batch_size, transforms)
+        if held_out is not None and source.names is not None and held_out.names != source.names:
+            raise ValueError(
+                f"validation has conditions {sorted(held_out.names or ())} where training has {sorted(source.names)}: "
+                "give both the same, validation=(x, {'y': y})"
+            )
         told = [re.sub(r" at 0x[0-9a-fA-F]+", "", repr(each)) for each in transforms]  # an address is another's tomorrow
         config |= {"transforms": told, "data": source.about, "validation": held_out and held_out.about}
         if checkpoints is not None:
@@ -248,11 +256,6 @@ class Run:
         self.device, self.process = sde.scale.device, sde.process
         self.shown = copy.deepcopy(sde.net).requires_grad_(False)  # what becomes the averaged network
         self.call, self.weights, self.optimizer = engine.prepare(sde, lr)
-        before = sde.ema
-        self.average = Average(self.weights, half_life(ema), 0 if before is None else 10**9)
-        if before is not None:  # a second fit goes on with the average as well
-            self.weights.fill(self.average.parts, dict(before.named_parameters()))
-        self.profiles = [Average(self.weights, power(exponent(s))) for s in PROFILES] if snapshots else []
         self.law = AdaptiveLaw(NOISES[noise], self.device) if noise == "adaptive" else None
         self.noise = NOISES[noise]
         self.total = torch.zeros((), device=self.device)
@@ -260,10 +263,19 @@ class Run:
         self.examples: list[Examples] | None = None
         self.best: list[Tensor] | None = None
         self.lowest = math.inf
-        self.sound = [p.clone() for p in self.average.parts]  # the average when the loss was last seen to be finite
         self.moved = self.closed = False
         self.before = [value.clone() for value in (sde.mean, sde.scale, sde.measured)], sde.training
-        sde.train()
+        try:
+            before = sde.ema
+            self.average = Average(self.weights, half_life(ema), 0 if before is None else 10**9)
+            if before is not None:  # a second fit goes on with the average as well
+                self.weights.fill(self.average.parts, dict(before.named_parameters()))
+            self.profiles = [Average(self.weights, power(exponent(s))) for s in PROFILES] if snapshots else []
+            self.sound = [p.clone() for p in self.average.parts]  # the average when the loss was last seen to be finite
+            sde.train()
+        except BaseException:  # before there is a run that can be closed
+            self.weights.release()
+            raise
 
     def steps_to_go(self, reseed: Callable[..., None]) -> Iterator[int]:
         """Make step after step, and yield the number of each that was made."""

@@ -308,6 +308,16 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     "lr = 0": (lambda: fit(points(), lr=0.0), ValueError, "lr is greater than 0, got 0"),
     "lr = nan": (lambda: fit(points(), lr=math.nan), ValueError, "lr.*got nan"),
     "ema is a decay": (lambda: fit(points(), ema=0.999), ValueError, r"half-life in steps, got 0\.999.*700"),
+    "validation without the labels": (
+        lambda: fit(
+            points(),
+            scoresde.build("vp", "mlp", shape=(2,), width=8, classes=3),
+            given={"y": torch.zeros(20, dtype=torch.int64)},
+            validation=points(),
+        ),
+        ValueError,
+        r"validation has conditions \[\] where training has \['y'\]",
+    ),
     "ema < 0": (lambda: fit(points(), ema=-1.0), ValueError, r"ema.*got -1.*half-life"),
     "ema = '0.9'": (lambda: fit(points(), ema="0.9"), TypeError, "ema is a number, got '0.9'"),
     "rtol < 0": (lambda: scoresde.sample(sde(), rtol=-1e-3), ValueError, "rtol is greater than 0, got -0.001; try 1e-5"),

@@ -1,7 +1,9 @@
 """A multilayer perceptron for points, tables and small images: the default backbone.
 
 Random Fourier features of the state (Tancik et al. 2020) let a small network draw sharp edges; a sinusoidal embedding of
-the noise label tells it how sharp they are; the output starts at zero.
+the noise label tells it how sharp they are; the output starts at zero. To it comes g(t)∘x, the state times a gain of each
+element that depends on the noise label: without it a network that is narrower than the data could not take off their noise,
+which has as many dimensions as they have.
 
 What a noise of sin φ has blurred has no fine structure left, so a feature that is finer than the noise can only do harm: there
 it bends a velocity that is smooth, and log p collects the divergence of every such ripple. The features are therefore those of
@@ -15,7 +17,7 @@ pixel's. With the noise label t = log tan φ, sin²φ = 1/(1 + e^{−2t}).
 Its trace has a closed form. With S_l = diag(s_l), the derivatives of the activations of layer l = 1 … L, and
 C = diag(s·cos ωx, −s·sin ωx), those of the Fourier features, s = exp(−½|ω|²·sin²φ),
 
-    ∂out/∂x = W_out·S_L·W_L ⋯ W_2·S_1·(A + W_c·C·Φ),
+    ∂out/∂x = W_out·S_L·W_L ⋯ W_2·S_1·(A + W_c·C·Φ) + diag(g),
 
 where A and W_c are the columns of W_1 that see x and its features, and Φ = (ω; ω). As tr XY = tr YX, a trace over D > h
 dimensions is one over the h units of the last layer: W_out is split as V·R with R of q = min(D, h) rows, (V, R) = (I, W_out)
@@ -44,7 +46,7 @@ from .base import BACKBONES, BUDGET
 
 @BACKBONES.register("mlp")
 class MLP(nn.Module):
-    """A perceptron on [x, s·sin ωx, s·cos ωx, embedding(t), embedding(y)] with SiLU activations.
+    """A perceptron on [x, s·sin ωx, s·cos ωx, embedding(t), embedding(y)] with SiLU activations, plus g(t)∘x.
 
     ω = 2πF are random frequencies, s = exp(−½|ω|²/(1 + e^{−2t})) fades those that are finer than the noise: the label t is
     understood as log σ/α, as a ScoreSDE that sees the "arc" hands it over.
@@ -113,6 +115,9 @@ class MLP(nn.Module):
         self.out = nn.Linear(width, n)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        self.gain = nn.Linear(2 * labels, n)
+        nn.init.zeros_(self.gain.weight)
+        nn.init.zeros_(self.gain.bias)
         self.classes = classes
         if classes:
             self.label = nn.Embedding(classes + 1, width)  # the last row means "no label"
@@ -139,10 +144,10 @@ class MLP(nn.Module):
         >>> net(torch.zeros(1, 2), torch.zeros(1), y=torch.tensor([2])).shape
         torch.Size([1, 2])
         """
-        h, *_ = self._first(x, t, y)
+        h, gain, *_ = self._first(x, t, y)
         for layer in self.hidden[1:]:
             h = layer(nn.functional.silu(h))
-        out: Tensor = self.out(nn.functional.silu(h))
+        out = torch.addcmul(self.out(nn.functional.silu(h)), gain, x.reshape(len(x), -1))
         return out.reshape(x.shape)
 
     def value_and_trace(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -173,7 +178,7 @@ class MLP(nn.Module):
         >>> torch.allclose(trace, jacobian.trace(), atol=1e-4)
         True
         """
-        a, sin, cos = self._first(x, t, y)
+        a, gain, sin, cos = self._first(x, t, y)
         one = a.new_ones(())
         derivatives = [torch.cat([cos, -sin], 1)] if sin.shape[1] else []
         for layer in [*self.hidden[1:], self.out]:
@@ -181,18 +186,20 @@ class MLP(nn.Module):
             h = a * gate
             derivatives.append(torch.lerp(h, one, gate))  # silu'(a) = h + σ(a)·(1 − h)
             a = layer(h)
-        return a.reshape(x.shape), self._trace(derivatives)
+        out = torch.addcmul(a, gain, x.reshape(len(x), -1))
+        return out.reshape(x.shape), self._trace(derivatives) + gain.sum(1)
 
-    def _first(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """What the first layer makes of x, t and y, and the Fourier features, sin and cos."""
+    def _first(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What the first layer makes of x, t and y, the gain of x itself, and the Fourier features, sin and cos."""
         flat = x.reshape(len(x), -1)
         phase, turn = flat @ self.frequencies, t.unsqueeze(1) * self.rates
         fade = torch.exp(torch.outer(torch.sigmoid(2 * t), -0.5 * self.frequencies.square().sum(0)))
         sin, cos = phase.sin() * fade, phase.cos() * fade
-        h: Tensor = self.hidden[0](torch.cat([flat, sin, cos, turn.sin(), turn.cos()], 1))
+        label = torch.cat([turn.sin(), turn.cos()], 1)
+        h: Tensor = self.hidden[0](torch.cat([flat, sin, cos, label], 1))
         if self.classes:
             h = h + self.label(torch.full((len(x),), self.classes, device=x.device) if y is None else y)
-        return h, sin, cos
+        return h, self.gain(label), sin, cos
 
     def _trace(self, s: list[Tensor]) -> Tensor:
         """The trace from the activations' derivatives s, one (B, h) per layer, after the features' one, C, if there are any."""
