@@ -73,7 +73,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike[str], resume: bool, engine: Engine) -> None:
-        self.folder, self.resume, self.engine = Path(folder), resume, engine
+        self.folder, self.resume, self.engine = Path(folder).absolute(), resume, engine
         self.newest: Checkpoint | None = None
         self._stack = contextlib.ExitStack()
         self._model: dict[str, Any] | None = None
@@ -87,6 +87,8 @@ class Checkpoints:
             self._stack.enter_context(storage.Lock(self.folder))
             storage.sweep(self.folder)
             stems = storage.records(self.folder, STEP)
+            if not stems and (self.folder / f"{MODEL}.json").exists():
+                raise CheckpointError(f"{self.folder} holds a model and no checkpoint of its run: a new run wants another folder")
             if not stems:  # snapshots of a run that was killed before its first checkpoint are not this one's
                 for stem in storage.records(self.folder, AVERAGE):
                     storage.remove(self.folder, stem)
@@ -169,7 +171,7 @@ class Checkpoints:
             for name, value in run.weights.named(profile.parts).items():
                 tensors[f"{i}.{name}"] = whole_tensor(value)
         self.engine.together(
-            lambda: storage.write(self.folder, f"{AVERAGE}{run.step:08d}", tensors, {"step": run.step, "steps": run.steps})
+            lambda: storage.write(self.folder, f"{AVERAGE}{run.step:08d}", tensors, {"step": run.step, "model": self._model})
         )
 
     def finish(self, sde: ScoreSDE) -> None:
@@ -232,6 +234,7 @@ def posthoc_ema(folder: str | os.PathLike[str], sigma: float = 0.1, *, step: int
             f"{folder} has no snapshot{'s' if step is None else f' of step {step}'}: fit(..., out=, snapshots=16)"
         )
     sde = load(folder)
+    model = describe(sde) | {"averaged": True}
     gammas = [exponent(width) for width in PROFILES]
     kinds = [(gamma, int(stem[len(AVERAGE) :])) for stem in stems for gamma in gammas]
     matrix = [[_inner(*a, *b) for b in kinds] for a in kinds]
@@ -239,7 +242,9 @@ def posthoc_ema(folder: str | os.PathLike[str], sigma: float = 0.1, *, step: int
     shares = np.linalg.lstsq(np.array(matrix), np.array(wanted), rcond=None)[0]
     total: dict[str, Tensor] = {}
     for stem, pair in zip(stems, shares.reshape(-1, len(gammas)), strict=True):
-        _, tensors = storage.read(folder, stem)
+        about, tensors = storage.read(folder, stem)
+        if about.get("model") != model:
+            raise CheckpointError(f"{folder / stem} is a snapshot of another model than the one in the folder")
         for name, value in tensors.items():
             i, _, inner = name.partition(".")
             total[inner] = total.get(inner, 0) + float(pair[int(i)]) * value.double()
@@ -270,6 +275,8 @@ def _state(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
     for part, net in (("net.", sde.net), ("ema.", run.shown)):
         for name, value in net.state_dict().items():
             named[PREFIX + part + name] = whole_tensor(value)
+    kept = sde.net.state_dict().keys()
+    named |= {f"buffer.{name}": value for name, value in sde.net.named_buffers() if name not in kept}  # not persistent, but there
     optimizer = getattr(run.optimizer, "optimizer", run.optimizer)
     states = [optimizer.state[p] for p in weights.parts]
     for key in MOMENTS:
@@ -315,6 +322,9 @@ def _restore(run: Run, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
             for name, value in itertools.chain(net.named_parameters(), net.named_buffers()):
                 if not value.requires_grad and PREFIX + "net." + name in tensors:  # what is not trained
                     value.copy_(tensors[PREFIX + "net." + name])
+        for name, value in sde.net.named_buffers():
+            if f"buffer.{name}" in tensors:
+                value.copy_(tensors[f"buffer.{name}"])
     weights.fill([p.detach() for p in weights.parts], tensors, PREFIX + "net.")
     weights.fill(run.average.parts, tensors, PREFIX + "ema.")
     copy_all(run.sound, run.average.parts)

@@ -67,6 +67,32 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
     return options
 
 
+def _classes(training: files.Samples, other: files.Samples, name: str) -> torch.Tensor:
+    """A condition of another file, its classes numbered as in the training data."""
+    values = torch.from_numpy(other.given[name])
+    words, known = other.names.get(name, ()), training.names.get(name, ())
+    if words == known:
+        return values
+    unknown = sorted(set(words) - set(known))
+    if unknown or not words:
+        raise ValueError(
+            f"condition {name!r} is {unknown or 'numbers'} here, and one of {list(known) or 'numbers'} in the training data"
+        )
+    return torch.tensor([known.index(word) for word in words])[values]
+
+
+def _given(pairs: Sequence[str]) -> dict[str, Any]:
+    """Conditions NAME=VALUE, of numbers."""
+    given = {}
+    for pair in pairs:
+        name, _, value = pair.partition("=")
+        try:
+            given[name] = json.loads(value)
+        except ValueError:
+            raise ValueError(f"a condition is NAME=NUMBER such as y=3, got {pair!r}") from None
+    return given
+
+
 def _launched() -> Any:
     """An Accelerator, if a launcher started this process as one of several or asked for another precision."""
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
@@ -131,6 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("model", help="folder")
     score.add_argument("data", help="as for fit; of bytes, bits per dimension are evaluated")
     score.add_argument("--split", default="train", help="of MNIST's or CIFAR-10's files: train or test (default: %(default)s)")
+    score.add_argument("--given", action="append", default=[], metavar="NAME=VALUE", help="a condition of all samples, e.g. y=3")
+    score.add_argument("--condition", action="append", default=[], metavar="NAME[=COLUMN]", help="as for fit: one in the data")
     score.add_argument("-n", type=int, help="how many samples, the first ones (default: all)")
     score.add_argument("--levels", type=int, default=256, help="of integer data (default: %(default)s)")
     score.add_argument("--solver", default="adams", help="an ODE solver")
@@ -185,7 +213,7 @@ def _fit(args: argparse.Namespace) -> None:
     if args.validation:
         split = "test" if args.validation == args.data and Path(args.data).is_dir() else "train"
         held_out = files.read(args.validation, conditions=columns, split=split)
-        validation = _values(held_out.values), {name: torch.from_numpy(held_out.given[name]) for name in columns}
+        validation = _values(held_out.values), {name: _classes(samples, held_out, name) for name in columns}
     torch.manual_seed(args.seed)
     sde = build(args.process, args.net, shape=tuple(data.shape[1:]), **options)
     if not transforms:
@@ -215,7 +243,7 @@ def _sample(args: argparse.Namespace) -> None:
     _writable(args.out, *files.WRITERS)
     generator = torch.Generator().manual_seed(args.seed)
     sde = load(args.model)
-    given = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in args.given)}
+    given = _given(args.given)
     engine = _launched()
     if engine is not None:
         sde.to(engine.device)
@@ -232,18 +260,21 @@ def _log_prob(args: argparse.Namespace) -> None:
     how: dict[str, Any] = {"solver": args.solver, "trace": args.trace}
     if args.tolerance is not None:
         how |= {"rtol": args.tolerance, "atol": args.tolerance}
-    sde, data = load(args.model), _values(files.read(args.data, split=args.split).values)
+    columns = {name: column or name for name, _, column in (pair.partition("=") for pair in args.condition)}
+    samples = files.read(args.data, conditions=columns, split=args.split)
+    sde, data = load(args.model), _values(samples.values)[: args.n]
+    given = _given(args.given) | {name: torch.from_numpy(samples.given[name])[: args.n] for name in columns}
+    if given:
+        sde = sde.given(**given)
     engine = _launched()
     if engine is not None:
         sde.to(engine.device)
     with sharded():
         if data.dtype == torch.uint8:
-            result: Any = bits_per_dim(
-                sde, data[: args.n], Uniform(args.levels), generator=torch.Generator().manual_seed(0), **how
-            )
+            result: Any = bits_per_dim(sde, data, Uniform(args.levels), generator=torch.Generator().manual_seed(0), **how)
             values, unit, mean, error = result.bits, "bits/dim", result.mean, result.mean_stderr
         else:
-            result = likelihood(sde, data[: args.n], **how)
+            result = likelihood(sde, data, **how)
             values, unit = result.log_prob, "nats"
             mean = float(values.double().mean())
             error = float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")

@@ -28,6 +28,7 @@ Batch = tuple[Tensor, dict[str, Tensor], int]  # samples of k steps, their condi
 SAMPLED = 50_000  # samples that measure mean and scale where the data are not at hand all at once …
 LAWFUL = 2**28, 1000  # … and of a law no more than have so many numbers, but so many samples at least
 PART = 2**22  # numbers that are looked at together
+HASHED = 2**28  # bytes up to which data are recognized by all of their rows, and beyond by 4,096
 TOGETHER = 64  # steps whose data and noise are made at once, so that small batches are not a matter of many small calls …
 NUMBERS = 2**16  # … with at most so many numbers
 EMPTY = "the data are empty, or can be iterated only once: a pass over them yielded no batch"
@@ -116,6 +117,9 @@ class Source:
         if isinstance(data, DataLoader | IterableDataset):
             self.together = 1
             self._loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size // world)
+            self.about["batch_size"] = self._loader.batch_size
+            if hasattr(self._loader.dataset, "__len__"):
+                self.about["samples"] = len(self._loader.dataset)
             self.batches = self._looped
         elif isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "features")):  # Hugging Face's
             self.together = 1
@@ -220,17 +224,26 @@ class Source:
         if not isinstance(given, Mapping | None):
             raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(given).__name__}")
         self._given = {name: torch.as_tensor(value).to(self._device) for name, value in (given or {}).items()}
+        for name, value in self._given.items():
+            if value.is_floating_point():  # numpy's are float64
+                self._given[name] = value.to(sde.state_dtype)
+                if not bool(value.isfinite().all()):
+                    raise ValueError(f"condition {name!r} has NaN or infinite values")
         self.names = set(self._given)
         sde.given(**self._given)
         for name, value in self._given.items():
             if not value.ndim or len(value) != n:
                 raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {n} samples")
-        some = [self._taken(slice(i, i + 1)).cpu().contiguous().numpy().tobytes() for i in range(0, n, -(-n // 64))]
+        size = n * self._dim * self._taken(slice(0, 1)).element_size()
+        rows = torch.arange(0, n, 1 if size <= HASHED else -(-n // 4096))
+        digest = hashlib.sha256()
+        for part in torch.split(rows.to(data.device) if isinstance(data, Tensor) else rows, step):
+            digest.update(self._taken(part).cpu().contiguous().numpy().tobytes())
         self.about = {
             "samples": n,
             "dtype": str(data.dtype).removeprefix("torch."),
-            "sha256": hashlib.sha256(b"".join(some)).hexdigest(),
-            "given": {name: _digest(value[:: -(-n // 64)]) for name, value in self._given.items()},
+            "sha256": digest.hexdigest(),
+            "given": {name: _digest(value) for name, value in self._given.items()},
         }
         self.batches = self._tabled
 

@@ -105,7 +105,8 @@ def ready(folder: str | os.PathLike[str]) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         ours = (folder / f"{MODEL}.json").exists() or storage.records(folder, STEP) or storage.records(folder, AVERAGE)
-        if not ours and {path.name for path in folder.iterdir()} - {storage.LOCK, *storage.leftovers(folder)}:
+        others = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        if not ours and others - {storage.LOCK, *storage.leftovers(folder)}:
             raise CheckpointError(f"{folder} holds something that is not a scoresde model; choose another folder")
     except OSError as error:
         raise CheckpointError(f"can't write a model to {folder}: {error}") from error

@@ -114,7 +114,8 @@ def fit(
         For several processes (DDP, FSDP2), mixed precision with loss scaling, and gradient accumulation. Needs
         `pip install scoresde[train]`.
     generator : torch.Generator, optional
-        The randomness of batches, noise and dropout. Without one, torch's global generator gives the seed.
+        The randomness of batches, noise and dropout. Without one, torch's global generator gives the seed. While it trains, `fit`
+        seeds the process's global generators, and puts them back at the end: other threads had better not draw from them.
     progress : bool
         Show a progress bar (on a terminal).
 
@@ -160,6 +161,12 @@ def fit(
         raise ValueError("fit has no place inside sharded(): to train on several ranks, give it accelerator=Accelerator()")
     if sde.condition:
         raise ValueError("fit trains the whole model, not one conditioned by given(...): pass labels as fit(..., given={'y': y})")
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in sde.net.parameters() if p.requires_grad):
+        warnings.warn(
+            "weights of half precision lose small updates, and their average lags: keep them float32 and train with "
+            "accelerator=Accelerator(mixed_precision='bf16')",
+            stacklevel=4,
+        )
     if not any(p.requires_grad for p in sde.net.parameters()):
         raise ValueError("this model's network has no parameters to train (an oracle?)")
     transforms = resolve(transforms)
@@ -167,6 +174,7 @@ def fit(
     config = {
         "steps": steps, "batch_size": batch_size, "lr": lr, "weight": weight, "noise": noise, "ema": ema, "snapshots": snapshots,
         "patience": patience, "every": every if validation is not None else None,
+        "dtype": str(next(sde.net.parameters()).dtype).removeprefix("torch."),
     }  # fmt: skip
     seed = engine.agree(draw_seed(generator), config | {"out": out is not None, "resume": resume, "compile": compile})
     with contextlib.ExitStack() as stack:
@@ -265,6 +273,7 @@ class Run:
         self.lowest = math.inf
         self.moved = self.closed = False
         self.before = [value.clone() for value in (sde.mean, sde.scale, sde.measured)], sde.training
+        self.names = {name for name, p in sde.net.named_parameters() if p.requires_grad}
         try:
             before = sde.ema
             self.average = Average(self.weights, half_life(ema), 0 if before is None else 10**9)
@@ -340,6 +349,11 @@ class Run:
 
         Who writes a checkpoint asks before: one with NaN could not be gone on with, and would push out one that can.
         """
+        names = {name for name, p in self.sde.net.named_parameters() if p.requires_grad}
+        if names != self.names:
+            raise TrainingError(
+                f"parameters came or went while the network was called: {sorted(names ^ self.names)[:3]}; make them before"
+            )
         mean = float(self.engine.mean(self.total)) / max(1, self.step - (self.history.step[-1] if self.history.step else 0))
         if not (math.isfinite(mean) and all(bool(whole_tensor(p.isfinite().all())) for p in self.average.parts)):
             copy_all(self.average.parts, self.sound)
@@ -358,6 +372,10 @@ class Run:
             found = [mean_error(answer(self.call, part), part) * len(part) for part in self.examples]
         self.sde.train()
         value = float(self.engine.mean(torch.stack(found).sum())) / sum(map(len, self.examples))
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the validation loss is {value} after step {self.step}; what the network says in eval mode is not finite"
+            )
         self.history.checked.append(self.step)
         self.history.validation.append(value)
         if patience is None:
@@ -401,18 +419,19 @@ class Compiled:
     """
 
     def __init__(self, net: Callable[..., Any]) -> None:
-        self.net, self.fast, self.tried = net, net, False
+        self.net, self.given_up = net, False
+        self.fast: Any = None
 
     def __call__(self, *inputs: Any, **condition: Any) -> Any:
         """Call it."""
-        if self.tried:
-            return self.fast(*inputs, **condition)
-        self.tried = True
+        if self.given_up:
+            return self.net(*inputs, **condition)
         try:
-            self.fast = torch.compile(self.net)
+            if self.fast is None:
+                self.fast = torch.compile(self.net)
             return self.fast(*inputs, **condition)
         except Exception as error:
-            self.fast = self.net
+            self.given_up = True
             out = self.net(*inputs, **condition)  # what is wrong with the network itself is raised here
             warnings.warn(f"torch.compile failed, training goes on without it: {str(error).splitlines()[0][:200]}", stacklevel=2)
             return out

@@ -381,7 +381,7 @@ FAIL = {  # what each rank raises, and words of its message
     "a_folder_in_use": [("CheckpointError", "holds a run at step 30"), ("CheckpointError", "said by the main process")],
     "other_arguments": [("ValueError", "lr is 0.1 on rank 0, 0.2 on rank 1")] * 2,
     "other_data": [("ValueError", "data is {")] * 2,
-    "another_model": [("ValueError", "model is [[[")] * 2,
+    "another_model": [("ValueError", 'dtype is "float64" on rank 0')] * 2,
     "bad_data_on_one_rank": [("TrainingError", "rank 1 failed: ValueError: data has shape"), ("ValueError", "data has shape")],
     "bad_values_on_one_rank": [("ValueError", "NaN"), ("TrainingError", "rank 0 failed: ValueError")],
     "an_odd_batch": [("ValueError", "take a multiple of 2")] * 2,

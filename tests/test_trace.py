@@ -65,7 +65,7 @@ BUILDS = [
 def built(shape: tuple[int, ...], **options: int) -> MLP:
     torch.manual_seed(0)
     net = MLP(shape, **options).double().eval()
-    for layer in (net.out, getattr(net, "label", net.out)):
+    for layer in (net.out, net.gain, getattr(net, "label", net.out)):
         nn.init.normal_(layer.weight)
     return net
 
