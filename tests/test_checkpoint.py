@@ -732,18 +732,6 @@ def test_the_last_step_is_always_a_checkpoint(every: int, tmp_path: Path) -> Non
     assert same(state(io.load(tmp_path / "new" / "folder")), state(bare))
 
 
-def test_a_model_in_the_folder_stays_until_the_run_has_another(tmp_path: Path) -> None:
-    """As `save` has it."""
-    old = build(7).eval()
-    io.save(old, tmp_path)
-    with stopped(7, KeyboardInterrupt()):
-        fit(build(), cloud(), every=3, out=tmp_path)
-    assert same(state(io.load(tmp_path)), state(old))
-    sde = build(1)
-    fit(sde, cloud(), every=3, out=tmp_path, resume=True)
-    assert same(state(io.load(tmp_path)), state(sde))
-
-
 class Nameless(Noisy):
     """Not registered."""
 
