@@ -7,6 +7,7 @@ rank alone, so that an interrupted run goes on with the data it would have seen.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import itertools
@@ -99,7 +100,7 @@ class Source:
         self.together = max(1, min(TOGETHER, NUMBERS // (batch_size // world * sde.dim)))
         self.position: dict[str, int] = {}
         self.names: set[str] | None = None
-        self.about: dict[str, Any] = {"kind": type(data).__name__}
+        self._kind: dict[str, Any] = {"kind": type(data).__name__}
         if isinstance(data, TensorDataset) and len(data.tensors) == 1:
             data = data.tensors[0]
         if isinstance(data, tuple):
@@ -117,15 +118,15 @@ class Source:
         if isinstance(data, DataLoader | IterableDataset):
             self.together = 1
             self._loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size // world)
-            self.about["batch_size"] = self._loader.batch_size
+            self._kind["batch_size"] = self._loader.batch_size
             if hasattr(self._loader.dataset, "__len__"):
-                self.about["samples"] = len(self._loader.dataset)
+                self._kind["samples"] = len(self._loader.dataset)
             self.batches = self._looped
         elif isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "features")):  # Hugging Face's
             self.together = 1
             self._rows: Any = data
-            self.about["samples"] = len(data)
-            if not self.about["samples"]:
+            self._kind["samples"] = len(data)
+            if not self._kind["samples"]:
                 raise ValueError("the data are empty: a dataset of length 0")
             self.batches = self._fetched
         elif callable(getattr(data, "sample", None)):
@@ -135,6 +136,23 @@ class Source:
             raise TypeError(
                 f"data is a tensor, array, Dataset, DataLoader or an object with .sample(n), got {type(data).__name__}"
             )
+
+    @functools.cached_property
+    def about(self) -> dict[str, Any]:
+        """What the data are, to be recognized by; tables by their rows, which takes a pass over them."""
+        if self.batches != self._tabled:
+            return self._kind
+        rows, n = self._rows, len(self._rows)
+        size = n * self._dim * self._taken(slice(0, 1)).element_size()
+        which, digest = torch.arange(0, n, 1 if size <= HASHED else -(-n // 4096)), hashlib.sha256()
+        for part in torch.split(which.to(rows.device) if isinstance(rows, Tensor) else which, max(1, PART // self._dim)):
+            digest.update(self._taken(part).cpu().contiguous().numpy().tobytes())
+        return {
+            "samples": n,
+            "dtype": str(rows.dtype).removeprefix("torch."),
+            "sha256": digest.hexdigest(),
+            "given": {name: _digest(value) for name, value in self._given.items()},
+        }
 
     def measure(self) -> Iterator[Tensor]:
         """Return the data, or as many as measure mean and scale, in parts.
@@ -234,17 +252,6 @@ class Source:
         for name, value in self._given.items():
             if not value.ndim or len(value) != n:
                 raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {n} samples")
-        size = n * self._dim * self._taken(slice(0, 1)).element_size()
-        rows = torch.arange(0, n, 1 if size <= HASHED else -(-n // 4096))
-        digest = hashlib.sha256()
-        for part in torch.split(rows.to(data.device) if isinstance(data, Tensor) else rows, step):
-            digest.update(self._taken(part).cpu().contiguous().numpy().tobytes())
-        self.about = {
-            "samples": n,
-            "dtype": str(data.dtype).removeprefix("torch."),
-            "sha256": digest.hexdigest(),
-            "given": {name: _digest(value) for name, value in self._given.items()},
-        }
         self.batches = self._tabled
 
     def _taken(self, rows: slice | Tensor) -> Tensor:

@@ -191,8 +191,10 @@ def fit(
                 f"validation has conditions {sorted(held_out.names or ())} where training has {sorted(source.names)}: "
                 "give both the same, validation=(x, {'y': y})"
             )
+        if checkpoints is not None or engine.world > 1:  # who compare: with the run before, and with one another
+            config |= {"data": source.about, "validation": held_out and held_out.about}
         told = [re.sub(r" at 0x[0-9a-fA-F]+", "", repr(each)) for each in transforms]  # an address is another's tomorrow
-        config |= {"transforms": told, "data": source.about, "validation": held_out and held_out.about}
+        config |= {"transforms": told}
         if checkpoints is not None:
             checkpoints.check(sde, config)
         engine.share([*sde.parameters(), *sde.buffers()], config)
