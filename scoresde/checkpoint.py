@@ -107,6 +107,7 @@ class Checkpoints:
                     continue
                 if problems:
                     warnings.warn(f"the newest checkpoint is not used: {problems[0]}", stacklevel=4)
+                self._prune(stem)
                 return stem
             raise problems[0]
 
@@ -156,13 +157,18 @@ class Checkpoints:
         about, tensors = _state(run)
 
         def write() -> None:
-            storage.write(self.folder, f"{STEP}{run.step:08d}", tensors, {**about, "model": self._model, "config": self._config})
-            stems = [stem for stem in storage.records(self.folder, STEP) if int(stem[len(STEP) :]) <= run.step]
-            for stem in stems[:-KEPT]:
-                storage.remove(self.folder, stem)
+            stem = f"{STEP}{run.step:08d}"
+            storage.write(self.folder, stem, tensors, {**about, "model": self._model, "config": self._config})
+            self._prune(stem)
             storage.sweep(self.folder)
 
         self.engine.together(write)
+
+    def _prune(self, newest: str) -> None:
+        """Keep two checkpoints up to the newest; a run that was killed between writing and removing has one more."""
+        stems = storage.records(self.folder, STEP)
+        for stem in stems[: stems.index(newest) + 1][:-KEPT]:
+            storage.remove(self.folder, stem)
 
     def snapshot(self, run: Run) -> None:
         """Write the two averages that others are composed of."""

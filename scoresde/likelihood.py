@@ -175,6 +175,11 @@ def likelihood(
         x, lost = _accept(sde, x, invalid)
         if prior is not None and not callable(getattr(prior, "log_prob", None)):
             raise TypeError(f"prior is the law of x at t = 1 and needs a log_prob method, got {type(prior).__name__}")
+        if isinstance(prior, torch.distributions.Distribution) and (prior.batch_shape, prior.event_shape) != ((), sde.shape):
+            raise ValueError(
+                f"prior must be one law of samples of shape {tuple(sde.shape)}, got batch_shape {tuple(prior.batch_shape)} and "
+                f"event_shape {tuple(prior.event_shape)}; torch.distributions.Independent makes one of several"
+            )
         how = plan(sde, solver, steps, spacing, options, forward=True)
         ode = Flow(sde, solver, how, trace, probes, graph, graph and differentiable, generator, errors)
         sde.rows(0, len(x), len(x))

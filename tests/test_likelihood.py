@@ -388,11 +388,23 @@ def test_the_raw_network_is_traced_as_it_is() -> None:
     torch.testing.assert_close(found.detach(), scoresde.log_prob(alone, x), rtol=0, atol=1e-9)
 
 
-def test_a_prior_gives_one_number_a_sample() -> None:
-    sde, x = small(), torch.zeros(2, 2, dtype=torch.float64)
-    for prior in (torch.distributions.Normal(0.0, 1.0), torch.distributions.MultivariateNormal(torch.zeros(4, 2), torch.eye(2))):
-        with pytest.raises(ValueError, match=r"prior.log_prob returned shape|broadcast|must be"):
+@pytest.mark.parametrize("validate", [True, False])  # torch.compile turns it off for a whole process
+def test_a_prior_gives_one_number_a_sample(validate: bool) -> None:
+    sde, x, law = small(), torch.zeros(2, 2, dtype=torch.float64), torch.distributions
+    for prior in (
+        law.Normal(0.0, 1.0, validate_args=validate),
+        law.MultivariateNormal(torch.zeros(4, 2), torch.eye(2), validate_args=validate),
+        law.MultivariateNormal(torch.zeros(3), torch.eye(3), validate_args=validate),
+    ):
+        with pytest.raises(ValueError, match="prior must be one law of samples of shape"):
             scoresde.log_prob(sde, x, prior=prior)
+
+    class Two:
+        def log_prob(self, x: torch.Tensor) -> torch.Tensor:
+            return -0.5 * x.square()
+
+    with pytest.raises(ValueError, match="prior.log_prob returned shape"):
+        scoresde.log_prob(sde, x, prior=Two())
 
 
 @pytest.mark.parametrize("far", [5.0, 20.0, 50.0])
