@@ -8,21 +8,35 @@
 torch.Size([1])
 """
 
-from . import dequantize, files, toy, transforms
+from . import dequantize, files, metrics, toy, transforms
 from .backbones import BACKBONES, MLP
 from .bits import Bits, bits_per_dim
 from .bounds import Bound, elbo, vlb
+from .bridge import BridgeMatching, SchrodingerBridge
 from .build import build
 from .checkpoint import posthoc_ema
+from .coupling import COUPLINGS, ConditionAwareOT, Coupling, Independent, MinibatchOT, Sinkhorn
 from .distribution import Distribution
 from .errors import CheckpointError, SolverError, TrainingError
 from .grids import SPACINGS
 from .history import History
 from .io import load, save
+from .jumps import ConsistencyTraining, MeanFlow
 from .likelihood import Likelihood, likelihood, log_prob, sample_and_log_prob
-from .metrics import energy_distance, energy_test
-from .objective import NOISES, WEIGHTS, loss
+from .metrics import (
+    classifier_test,
+    energy_distance,
+    energy_test,
+    evaluations,
+    mmd,
+    noise_floor,
+    sliced_wasserstein,
+    straightness,
+    wasserstein,
+)
+from .objective import NOISES, OBJECTIVES, WEIGHTS, Objective, loss
 from .oracle import oracle
+from .pairs import Pairs, reflow
 from .paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .prediction import PREDICTIONS
 from .process import PROCESSES, Process
@@ -37,9 +51,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BACKBONES",
+    "COUPLINGS",
     "EDM",
     "MLP",
     "NOISES",
+    "OBJECTIVES",
     "PREDICTIONS",
     "PROCESSES",
     "SOLVERS",
@@ -50,16 +66,27 @@ __all__ = [
     "AdaptiveRungeKutta",
     "Bits",
     "Bound",
+    "BridgeMatching",
     "CheckpointError",
+    "ConditionAwareOT",
+    "ConsistencyTraining",
     "Cosine",
+    "Coupling",
     "Distribution",
     "History",
+    "Independent",
     "Likelihood",
+    "MeanFlow",
+    "MinibatchOT",
+    "Objective",
+    "Pairs",
     "Process",
     "RectifiedFlow",
     "Registry",
     "RungeKutta",
+    "SchrodingerBridge",
     "ScoreSDE",
+    "Sinkhorn",
     "Solution",
     "Solver",
     "SolverError",
@@ -68,26 +95,35 @@ __all__ = [
     "TrainingError",
     "bits_per_dim",
     "build",
+    "classifier_test",
     "decode",
     "dequantize",
     "elbo",
     "encode",
     "energy_distance",
     "energy_test",
+    "evaluations",
     "files",
     "fit",
     "likelihood",
     "load",
     "log_prob",
     "loss",
+    "metrics",
+    "mmd",
+    "noise_floor",
     "oracle",
     "posthoc_ema",
+    "reflow",
     "sample",
     "sample_and_log_prob",
     "save",
     "sharded",
+    "sliced_wasserstein",
     "solve",
+    "straightness",
     "toy",
     "transforms",
     "vlb",
+    "wasserstein",
 ]

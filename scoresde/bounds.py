@@ -105,7 +105,7 @@ def elbo(
     Raises
     ------
     TypeError, ValueError
-        For x of the wrong shape or dtype, other bad arguments, or a model trained on coupled pairs, which has no score.
+        For x of the wrong shape or dtype, other bad arguments, or a model that has no score.
     SolverError
         If the network's output is not finite.
 

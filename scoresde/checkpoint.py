@@ -300,7 +300,7 @@ def _state(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
     about = {
         "step": run.step,
         "seed": run.seed,
-        "position": {k: v * run.engine.world if k == "batch" else v for k, v in run.source.position.items()},
+        "position": {k: v * run.engine.world if k == "batch" else v for k, v in run.pairing.at(run.step).items()},
         "averaged": run.average.count,
         "stopped": run.stopped,
         "history": vars(run.history),
@@ -353,7 +353,7 @@ def _restore(run: Run, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     run.total.copy_(run.engine.own(tensors["total"]))
     run.step, run.average.count, run.stopped = int(about["step"]), int(about["averaged"]), bool(about["stopped"])
     world = run.engine.world  # that take turns at a loader's batches
-    run.source.position = {k: -(-v // world) if k == "batch" else v for k, v in about["position"].items()}
+    run.position = {k: -(-v // world) if k == "batch" else v for k, v in about["position"].items()}
     run.history = type(run.history)(**about["history"])
     if run.history.best is not None:
         run.best = weights.copies()

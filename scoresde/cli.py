@@ -22,10 +22,12 @@ from .backbones import BACKBONES
 from .bits import bits_per_dim
 from .build import build
 from .checks import whole
+from .coupling import COUPLINGS
 from .dequantize import Uniform
 from .errors import SolverError, TrainingError
 from .io import load
 from .likelihood import likelihood
+from .objective import OBJECTIVES
 from .process import PROCESSES
 from .ranks import sharded
 from .sampling import solve
@@ -142,12 +144,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int, default=10_000, help="training steps (default: %(default)s)")
     train.add_argument("--batch-size", type=int, default=512, help="over all processes (default: %(default)s)")
     train.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: %(default)s)")
+    train.add_argument("--coupling", help=", ".join(COUPLINGS))
+    train.add_argument("--objective", help=", ".join(OBJECTIVES))
     train.add_argument("--seed", type=int, default=0)
 
     draw = verbs.add_parser("sample", help="draw samples from a model")
     draw.add_argument("model", help="folder")
     draw.add_argument("-n", type=int, default=1, help="how many (default: %(default)s)")
-    draw.add_argument("--solver", default="adams", help=", ".join(SOLVERS))
+    draw.add_argument("--solver", help="by default the model's own, mostly adams: " + ", ".join(SOLVERS))
     draw.add_argument("--steps", type=int, help="fixed number of steps; adaptive solvers go by tolerances without")
     draw.add_argument("--seed", type=int, default=0)
     draw.add_argument("--given", action="append", default=[], metavar="NAME=VALUE", help="a condition, e.g. y=3")
@@ -231,6 +235,8 @@ def _fit(args: argparse.Namespace) -> None:
         steps=args.steps,
         batch_size=args.batch_size,
         lr=args.lr,
+        coupling=args.coupling,
+        objective=args.objective,
         out=args.out,
         every=args.every,
         resume=args.resume,

@@ -207,7 +207,7 @@ def prior_gap(sde: ScoreSDE, z: Tensor, end: Level, traced: Traced, output: Call
     Returns
     -------
     Tensor, shape (B,)
-        Nats; NaN for a coupled model, whose x̂0 is no posterior mean.
+        Nats; NaN for a model without a score, whose x̂0 is no posterior mean.
 
     Examples
     --------
@@ -215,7 +215,7 @@ def prior_gap(sde: ScoreSDE, z: Tensor, end: Level, traced: Traced, output: Call
     """
     if end.cos < 1e-12:  # the path ends in pure noise
         return z.new_full((len(z),), torch.finfo(z.dtype).eps * z.shape[1])
-    if sde.coupled:
+    if sde.kind != "score":
         return z.new_full((len(z),), math.nan)
     c, factor, n = sde.coefficients(as_time(end.phi)), end.cos / end.sin**2, z.shape[1]
     with torch.no_grad():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -20,11 +19,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from .inputs import as_floats
+from .pairs import Pairs
 from .random import CHANGES, DRAWS, ORDER, isolated, seeded
 from .sde import ScoreSDE
+from .source import draw
 from .transforms import apply, resolve
 
-Batch = tuple[Tensor, dict[str, Tensor], int]  # samples of k steps, their conditions, k
+Batch = tuple[Tensor, Tensor | None, dict[str, Tensor], int]  # samples of k steps, where their paths begin, conditions, k
 
 SAMPLED = 50_000  # samples that measure mean and scale where the data are not at hand all at once …
 LAWFUL = 2**28, 1000  # … and of a law no more than have so many numbers, but so many samples at least
@@ -40,7 +41,7 @@ class Source:
 
     Parameters
     ----------
-    data : Tensor, array, Dataset, DataLoader, or an object with .sample(n)
+    data : Tensor, array, Dataset, DataLoader, Pairs, or an object with .sample(n)
         Samples of shape `sde.shape`. Datasets and loaders yield x, (x,), or (x, {"y": labels}).
     sde : ScoreSDE
         Gives shape, dtype and device.
@@ -64,6 +65,10 @@ class Source:
         What the data are, to be recognized by.
     names : set of str, or None
         Names of the conditions of a table; of others they are not known before they come.
+    rows : int, or None
+        Samples a step here; of a loader they are not known before they come.
+    paired : bool
+        Whether the samples come with where their paths begin.
 
     Raises
     ------
@@ -74,7 +79,7 @@ class Source:
     --------
     >>> import scoresde
     >>> sde = scoresde.build("vp", "mlp", shape=(2,))
-    >>> x, condition, k = next(Source(torch.rand(10, 2), sde, 4, seed=0).batches(0))
+    >>> x, _, condition, k = next(Source(torch.rand(10, 2), sde, 4, seed=0).batches(0))
     >>> x.shape, k
     (torch.Size([256, 2]), 64)
     """
@@ -100,6 +105,9 @@ class Source:
         self.together = max(1, min(TOGETHER, NUMBERS // (batch_size // world * sde.dim)))
         self.position: dict[str, int] = {}
         self.names: set[str] | None = None
+        self.rows: int | None = None if isinstance(data, DataLoader) else batch_size // world
+        self._starts: Any = None
+        self.paired = isinstance(data, Pairs)
         self._kind: dict[str, Any] = {"kind": type(data).__name__}
         if isinstance(data, TensorDataset) and len(data.tensors) == 1:
             data = data.tensors[0]
@@ -109,6 +117,10 @@ class Source:
             raise TypeError(f"data is a tensor or array, got {type(data).__name__}: give its numbers, data.to_numpy()")
         if np.ma.is_masked(data):
             raise ValueError("data is an array with masked values, which can't be learnt from: drop those rows")
+        if isinstance(data, Pairs):
+            if self._transforms or given:
+                raise TypeError("pairs are learnt as they are: their conditions are their own, and transforms= would part them")
+            self._starts, given, data = data.latent, data.given, data.x
         self.batches: Callable[..., Iterator[Batch]]
         if isinstance(data, Tensor | np.ndarray | list):
             self._table(data, given, sde)
@@ -146,13 +158,40 @@ class Source:
         size = n * self._dim * self._taken(slice(0, 1)).element_size()
         which, digest = torch.arange(0, n, 1 if size <= HASHED else -(-n // 4096)), hashlib.sha256()
         for part in torch.split(which.to(rows.device) if isinstance(rows, Tensor) else which, max(1, PART // self._dim)):
-            digest.update(self._taken(part).cpu().contiguous().numpy().tobytes())
+            for table in [rows] if self._starts is None else [rows, self._starts]:
+                digest.update(self._taken(part, table).cpu().contiguous().numpy().tobytes())
         return {
             "samples": n,
             "dtype": str(rows.dtype).removeprefix("torch."),
             "sha256": digest.hexdigest(),
             "given": {name: _digest(value) for name, value in self._given.items()},
         }
+
+    def gather(self, n: int) -> None:
+        """Let at least n samples come together.
+
+        Parameters
+        ----------
+        n : int
+
+        Raises
+        ------
+        ValueError
+            For data that come step by step.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> source = Source(torch.rand(10, 2), sde, 4, seed=0)
+        >>> source.gather(1000)
+        >>> source.together
+        250
+        """
+        if self.batches in (self._tabled, self._drawn) and self.rows:
+            self.together = max(self.together, -(-n // self.rows))
+        elif n > (self.rows or 0):
+            raise ValueError(f"size={n} goes with a tensor, array or law; of datasets and loaders, rows of a step are joined")
 
     def measure(self) -> Iterator[Tensor]:
         """Return the data, or as many as measure mean and scale, in parts.
@@ -232,6 +271,8 @@ class Source:
             else:
                 data = data.to(self._device)
         self._rows = data
+        if isinstance(self._starts, Tensor):
+            self._starts = self._starts.to(self._device, torch.promote_types(self._starts.dtype, self._dtype))
         n = len(data) if data.ndim else 0
         if tuple(data.shape[1:]) != self._shape or not n:
             wanted = ", ".join(["n", *map(str, self._shape)])
@@ -254,10 +295,11 @@ class Source:
                 raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {n} samples")
         self.batches = self._tabled
 
-    def _taken(self, rows: slice | Tensor) -> Tensor:
-        if isinstance(self._rows, Tensor):
-            return self._rows[rows] if isinstance(rows, slice) else self._rows.index_select(0, rows)
-        part = self._rows[rows if isinstance(rows, slice) else rows.numpy()]
+    def _taken(self, rows: slice | Tensor, table: Any = None) -> Tensor:
+        table = self._rows if table is None else table
+        if isinstance(table, Tensor):
+            return table[rows] if isinstance(rows, slice) else table.index_select(0, rows)
+        part = table[rows if isinstance(rows, slice) else rows.numpy()]
         # in the machine's byte order, and never a view of a file that must not be written to
         return torch.from_numpy(np.require(part, part.dtype.newbyteorder("="), ["C", "W"])).to(self._device)
 
@@ -272,8 +314,10 @@ class Source:
             x = self._taken(rows)
             if self._transforms or not isinstance(self._rows, Tensor):
                 x = self._changed(x, group, self._rank)
+            start = None if self._starts is None else self._taken(rows, self._starts)
+            start = start if start is None else start.to(torch.promote_types(start.dtype, self._dtype))
             rows = rows.to(self._device)
-            yield x, {name: value.index_select(0, rows) for name, value in self._given.items()}, k
+            yield x, start, {name: value.index_select(0, rows) for name, value in self._given.items()}, k
 
     def _changed(self, x: Tensor, *words: int) -> Tensor:
         if self._transforms:
@@ -294,7 +338,7 @@ class Source:
 
         items = iter(DataLoader(self._rows, batch_sampler=_Sampler(batches)))
         for x, condition in self._items(items, 0, step, rank=self._rank, world=1):
-            yield x, condition, 1
+            yield x, None, condition, 1
 
     def _looped(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
         """Batches of a loader, epoch after epoch; those before the position are passed over."""
@@ -304,7 +348,7 @@ class Source:
             for i, (x, condition) in enumerate(self._items(items, epoch, 0, skip, rank=self._rank, world=self._world)):
                 empty = False
                 self.position = {"epoch": epoch, "batch": skip + i + 1}
-                yield x, condition, 1
+                yield x, None, condition, 1
             if empty and not skip:
                 raise ValueError(EMPTY)
             epoch, skip = epoch + 1, 0
@@ -354,21 +398,13 @@ class Source:
     def _drawn(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
         k, share = self.together, self._size // self._world
         for group in itertools.count(step // k):
-            yield self._draw(share * k, group, self._rank), {}, k
+            yield self._draw(share * k, group, self._rank), None, {}, k
 
     def _draw(self, n: int, group: int, rank: int) -> Tensor:
-        law, words = self._rows, (self._seed, DRAWS, group, rank)
-        with isolated() as seed:
-            seed(*words, everything=True)
-            if isinstance(law, torch.distributions.Distribution):
-                x = law.sample(torch.Size((n,)))
-            elif "generator" in inspect.signature(law.sample).parameters:
-                x = law.sample(n, generator=seeded("cpu", *words))
-            else:
-                x = law.sample(n)
+        x = draw(self._rows, n, self._seed, DRAWS, group, rank)
         x = self._changed(x.detach().to(self._device) if isinstance(x, Tensor) else x, group, rank)
         if len(x) != n:
-            raise ValueError(f"{type(law).__name__}.sample({n}) returned {len(x)} samples")
+            raise ValueError(f"{type(self._rows).__name__}.sample({n}) returned {len(x)} samples")
         return x
 
 

@@ -28,7 +28,9 @@ from .errors import CheckpointError
 from .inputs import event_shape
 from .process import PROCESSES
 from .sde import ScoreSDE, require_sde
+from .source import Missing
 from .storage import brief
+from .toy import DENSITIES
 
 MODEL, STEP, AVERAGE = "model", "step-", "average-"  # the records that a folder of ours may hold
 PREFIX = "model."
@@ -189,7 +191,8 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
         "shape": list(sde.shape),
         "predict": sde.predict,
         "sees": sde.sees,
-        "coupled": sde.coupled,
+        "kind": sde.kind,
+        "source": _source(sde),
         "averaged": sde.ema is not None,
     }
     try:
@@ -322,10 +325,25 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
     shape = event_shape(about["shape"])
     process = PROCESSES.build(about["process"]["name"], **about["process"]["options"])
     net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
-    sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"], coupled=about["coupled"])
+    sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"], kind=about["kind"])
+    sde.source = _law(about["source"])
     if about["averaged"]:
         sde.ema = copy.deepcopy(net).requires_grad_(False)
     return sde
+
+
+def _source(sde: ScoreSDE) -> dict[str, Any] | None:
+    """The law that paths begin in, by name; of one that has none a file can say only that there is one."""
+    try:
+        return sde.source and {"name": DENSITIES.name_of(sde.source), "options": DENSITIES.options_of(sde.source)}
+    except ValueError:
+        return {"name": None, "options": {}}
+
+
+def _law(about: dict[str, Any] | None) -> Any:
+    if about is None:
+        return None
+    return Missing() if about["name"] is None else DENSITIES.build(about["name"], **about["options"])
 
 
 def _on_paper(about: dict[str, Any], count: int) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from .cnf import Flow, prior_gap, standard_normal
-from .plan import check_generator, chunks, each, plan
-from .random import PRIOR, Noise, draw_seed
+from .plan import check_generator, chunks, each, plan, starting_points
+from .random import draw_seed
 from .ranks import alone, shared, together
 from .registry import nearest
 from .sde import ScoreSDE, require_sde
@@ -112,7 +112,7 @@ def likelihood(
     probes : int
         How many such v.
     prior : object with .log_prob, optional
-        The law of x_1 in the units of the data, where it is known: only for tests of a solver.
+        The law of x_1 in the units of the data, where it is known: by default the model's source, if it has one.
     steps : int, optional
         Fixed number of steps; without it adaptive solvers go by rtol and atol, which rule the error of log p too: atol in nats,
         rtol relative to ∫ div v dφ.
@@ -173,6 +173,7 @@ def likelihood(
         if graph and shared():
             raise ValueError("gradients do not cross ranks: inside sharded() leave out differentiable=True, and give x.detach()")
         x, lost = _accept(sde, x, invalid)
+        prior = _start(sde) if prior is None else prior
         if prior is not None and not callable(getattr(prior, "log_prob", None)):
             raise TypeError(f"prior is the law of x at t = 1 and needs a log_prob method, got {type(prior).__name__}")
         if isinstance(prior, torch.distributions.Distribution) and (prior.batch_shape, prior.event_shape) != ((), sde.shape):
@@ -319,19 +320,30 @@ def sample_and_log_prob(
         seed = draw_seed(generator)
         how = plan(sde, solver, steps, spacing, options)
         ode = Flow(sde, solver, how, trace, probes, False, False, generator)
-        last = ode.nodes[-1]
-        like = sde.scale.new_empty(0, dtype=sde.state_dtype)
+        last, source = ode.nodes[-1], _start(sde)
         batches = chunks(sde, n, batch_size, cost=ode.cost)
         sde.rows(0, n, n)
 
         def work(part: ScoreSDE, start: int, stop: int) -> tuple[Tensor, Tensor]:
-            z = Noise(seed, PRIOR, start, stop, sde.dim, like)()
+            z = starting_points(part, seed, start, stop)
             end, lost, *_ = ode.carry(part, z, start, stop)
-            value = standard_normal(z) - lost - sde.dim * math.log(last.radius) - part.log_scale
+            if source is None:
+                begun = standard_normal(z)
+            else:
+                far = ode.nodes[0].radius
+                begun = source.log_prob(part.to_data(z * far)).to(z) + part.log_scale + sde.dim * math.log(far)
+            value = begun - lost - sde.dim * math.log(last.radius) - part.log_scale
             return part.to_data(end * last.radius), value
 
         x, log_p = each(sde, n, batches, work)
         return x, log_p
+
+
+def _start(sde: ScoreSDE) -> Any:
+    """The law that a path begins in, if it is no Gaussian."""
+    if sde.source is not None and not callable(getattr(sde.source, "log_prob", None)):
+        raise ValueError(f"the likelihood needs log p at t = 1, and this model's source has none: {sde.source!r}; give prior=")
+    return sde.source
 
 
 def check_how(

@@ -12,18 +12,21 @@ as one, for as many training steps at a time as one likes.
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .plan import check_generator
 from .process import Process
-from .registry import nearest
+from .random import draw_seed
+from .registry import Registry, nearest
 from .sde import ScoreSDE, misshapen, require_sde
+from .source import starts
 
 Weight = Callable[[Process, Tensor], Tensor]
 
@@ -74,15 +77,29 @@ def _likelihood_law(process: Process, q: Tensor) -> Tensor:
     return torch.asin(low * (math.sin(process.phi_max) / low) ** q)
 
 
+def _logit_normal(process: Process, q: Tensor) -> Tensor:
+    """log(t/(1 − t)) ~ N(0, 1)."""
+    return process.phi(torch.sigmoid(torch.special.ndtri(q))).clamp_min(1e-6)
+
+
+def _u_shaped(process: Process, q: Tensor, a: float = 4.0) -> Tensor:
+    """t with density ∝ e^{at} + e^{a(1 − t)}, that is cosh(a·(t − ½)): sinh(a·(t − ½)) is uniform."""
+    return process.phi(0.5 + torch.asinh((2 * q - 1) * math.sinh(0.5 * a)) / a).clamp_min(1e-6)
+
+
 NOISES: dict[str, Callable[[Process, Tensor], Tensor]] = {
     "lognormal": _lognormal,
     "uniform": _uniform,
+    "logit_normal": _logit_normal,
+    "u_shaped": _u_shaped,
     "likelihood": _likelihood_law,
     "adaptive": _likelihood_law,
 }
 """Laws of the noise level in training, by name, as functions (process, quantile in (0, 1)) -> φ: `lognormal`
 (log σ/α ~ N(−1.5, 1.5²), the default: the law of Karras et al. 2022, table 1, with a P_mean and P_std that suit the likelihood
-of the ODE), `uniform` (t ~ U[0, 1]), `likelihood` (log sin φ
+of the ODE), `uniform` (t ~ U[0, 1]), `logit_normal` (log(t/(1 − t)) ~ N(0, 1), Esser et al. 2024, eq. 19: mostly the middle
+of the path), `u_shaped` (density ∝ e^{4t} + e^{4(1 − t)}: mostly its ends, for pairs that lie on straight paths, Lee et al. 2024,
+section 4.1, as their code draws it), `likelihood` (log sin φ
 uniform from φ0 = max(φ(0), `Process.hair`): with weight `edm`, which is 1, the loss times D·log(sin φ(1)/sin φ0) is −`elbo` but
 for a constant; so is, at more noise, D/2 times the loss with weight `likelihood` and uniform t. That is maximum-likelihood
 training with importance-sampled noise levels, Song et al. 2021b), `adaptive` (the same expectation as `likelihood`; `fit` learns
@@ -144,8 +161,11 @@ def loss(
     check_names(weight, noise)
     x0 = sde.accept(x0, "x0")
     given = (sde.given(**condition) if condition else sde).rows(0, len(x0), len(x0))
-    eps = torch.randn(len(x0), sde.dim, generator=generator, device=x0.device, dtype=sde.state_dtype)
-    phi = NOISES[noise](sde.process, quantiles(1, len(x0), generator, x0.device))
+    if sde.source is None:
+        eps = torch.randn(len(x0), sde.dim, generator=generator, device=x0.device, dtype=sde.state_dtype)
+    else:
+        eps = sde.from_start(starts(sde.source, draw_seed(generator), 0, len(x0), sde.shape).to(x0))
+    phi = law(noise)(sde.process, quantiles(1, len(x0), generator, x0.device))
     examples = corrupt(given, x0, eps, phi, weight, given.condition)
     return mean_error(answer(given.network(), examples), examples)
 
@@ -168,9 +188,38 @@ def check_names(weight: str, noise: str) -> None:
     Traceback (most recent call last):
     ValueError: unknown weight 'edn'. Did you mean 'edm'? There are: ...
     """
-    for kind, name, table in (("weight", weight, WEIGHTS), ("noise", noise, NOISES)):
-        if name not in table:
-            raise ValueError(f"unknown {kind} {name!r}. {nearest(name, table)}")
+    if weight not in WEIGHTS:
+        raise ValueError(f"unknown weight {weight!r}. {nearest(weight, WEIGHTS)}")
+    law(noise)
+
+
+def law(noise: str) -> Callable[[Process, Tensor], Tensor]:
+    """Return a law of noise levels: one of `NOISES`, or "nodes:k", the times 1/k, 2/k … 1 alone.
+
+    Parameters
+    ----------
+    noise : str
+
+    Returns
+    -------
+    callable (process, quantile) -> φ
+
+    Raises
+    ------
+    ValueError
+        With the nearest name.
+
+    Examples
+    --------
+    >>> law("nodes:1")(scoresde.RectifiedFlow(), torch.tensor([0.3, 0.8]).double())
+    tensor([1.5708, 1.5708], dtype=torch.float64)
+    """
+    name, colon, k = noise.partition(":") if isinstance(noise, str) else (noise, "", "")
+    if colon and name == "nodes" and k.isdecimal() and int(k):
+        return lambda process, q: process.phi(((q * int(k)).floor() + 1).clamp_max(int(k)) / int(k))
+    if noise not in NOISES:
+        raise ValueError(f"unknown noise {noise!r}. {nearest(noise, [*NOISES, 'nodes:1'])}")
+    return NOISES[noise]
 
 
 def quantiles(k: int, b: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -369,6 +418,98 @@ def mean_error(out: Tensor, examples: Examples) -> Tensor:
     if examples.weight is None:
         return torch.nn.functional.mse_loss(out, examples.target)
     return (examples.weight * (out - examples.target).square()).mean()
+
+
+class Objective(abc.ABC):
+    """What else a model can learn than to denoise: a loss of its own.
+
+    Subclass it, give `kind` and `__call__`, and register: `@scoresde.OBJECTIVES.register("name")`.
+
+    Attributes
+    ----------
+    kind : str
+        Of the model that it makes: see `ScoreSDE`.
+
+    Examples
+    --------
+    >>> list(OBJECTIVES)
+    ['denoising', ...]
+    """
+
+    kind: ClassVar[str]
+
+    def check(self, sde: ScoreSDE) -> None:
+        """Raise ValueError for a model that can't learn this.
+
+        Parameters
+        ----------
+        sde : ScoreSDE
+
+        Examples
+        --------
+        See `Objective`.
+        """
+        return
+
+    def coupling(self, sde: ScoreSDE) -> Any:
+        """Return the coupling that pairs come from unless `fit` is told, a name or an object.
+
+        Parameters
+        ----------
+        sde : ScoreSDE
+
+        Returns
+        -------
+        str or Coupling
+
+        Examples
+        --------
+        See `Objective`.
+        """
+        return "independent"
+
+    @abc.abstractmethod
+    def __call__(
+        self,
+        net: Callable[..., Any],
+        sde: ScoreSDE,
+        z0: Tensor,
+        eps: Tensor,
+        q: Tensor,
+        condition: dict[str, Tensor],
+        progress: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Return the loss of a batch, with gradients.
+
+        Parameters
+        ----------
+        net : callable (x, label, **condition)
+            The raw network.
+        sde : ScoreSDE
+        z0, eps : Tensor, shape (B, n)
+            Standardized data, and what their paths begin in.
+        q : Tensor, shape (B,), float64
+            Stratified quantiles in (0, 1), for noise levels.
+        condition : dict of str to Tensor
+        progress : float
+            Which part of all steps is done, in [0, 1].
+        generator : torch.Generator
+            For all further randomness.
+
+        Returns
+        -------
+        Tensor, shape ()
+
+        Examples
+        --------
+        See `Objective`.
+        """
+
+
+OBJECTIVES: Registry[Objective | None] = Registry("objective", "scoresde.OBJECTIVES")
+"""What `fit` can train a model for, by name. "denoising", the one of all models that have a score or a velocity, is `loss`."""
+OBJECTIVES.add("denoising", lambda: None)
 
 
 class AdaptiveLaw:

@@ -14,14 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .backbones.twodrifts import takes_tilt
+from .backbones.twotimes import takes_span
 from .checks import whole
 from .errors import SolverError
 from .grids import grid
 from .prediction import Coefficients
-from .random import BLOCK
+from .random import BLOCK, PRIOR, Noise
 from .ranks import alone, gather, share
 from .sde import ScoreSDE, evaluating
 from .solvers import SOLVERS, Counts, Level, Problem, Solver
+from .source import starts
 
 ROWS = 8192  # states evaluated at once when the user does not say: large enough to be fast, small enough for a cache
 NUMBERS = 2**22  # … and at most this many numbers
@@ -49,7 +52,7 @@ class Plan:
 
 def plan(
     sde: ScoreSDE,
-    solver: str | Solver,
+    solver: str | Solver | None,
     steps: int | None,
     spacing: str | None,
     options: dict[str, Any],
@@ -62,8 +65,8 @@ def plan(
     Parameters
     ----------
     sde : ScoreSDE
-    solver : str or Solver
-        A registered name, or an object.
+    solver : str, Solver or None
+        A registered name, or an object; None for the model's own.
     steps, spacing
         The fixed grid, or None for the solver's own choice.
     options : dict
@@ -92,14 +95,15 @@ def plan(
     Traceback (most recent call last):
     ValueError: unknown solver 'rk_45'. Did you mean 'rk45'? There are: ...
     """
+    if solver is None:
+        solver = sde.solver
     if isinstance(solver, str):
         solver = SOLVERS.build(solver, **options)
     elif not isinstance(solver, Solver):
         raise TypeError(f"solver is a name or a Solver object, got {type(solver).__name__}")
     elif options:
         raise TypeError(f"options {sorted(options)} go with a solver's name; give them to the {type(solver).__name__} itself")
-    if solver.stochastic:
-        sde.check_score()
+    sde.check(*solver.needs)
     useless = [name for name in solver.tolerances if name in options] if steps is not None else []
     if useless:
         raise ValueError(f"{useless[0]}= has no effect together with steps=, which fixes the grid; give one or the other")
@@ -248,7 +252,50 @@ def problem(sde: ScoreSDE, nodes: tuple[Level, ...], adaptive: bool, noise: Call
     def denoise(z: Tensor, i: int) -> tuple[Tensor, Tensor]:
         return solves[i].solve(z, output(z, nodes[i].phi))
 
-    return Problem(nodes, sde.flow(), denoise, noise, adaptive)
+    if takes_tilt(sde.network()):
+        tilts = (sde.scale.new_full((1,), tilt) for tilt in (1.0, -1.0))  # towards the data, towards the source
+        drifts = [sde.holding({**sde.condition, "tilt": tilt}).caller() for tilt in tilts]
+
+        def towards(z: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
+            return solves[i].solve(z, drifts[nodes[j].phi > nodes[i].phi](z, nodes[i].phi))
+
+        return Problem(nodes, sde.flow(), denoise, noise, adaptive, jump=towards, bridge=sde.process.noise)
+
+    if not takes_span(sde.network()):  # it has learnt where the ODE ends, if any: what it says at a level is all there is
+        return Problem(nodes, sde.flow(), denoise, noise, adaptive, jump=lambda z, i, j: denoise(z, i))
+
+    def jump(z: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
+        span = z.new_full((1,), nodes[i].phi - nodes[j].phi)
+        return solves[i].solve(z, sde.holding({**sde.condition, "span": span}).caller()(z, nodes[j].phi))
+
+    return Problem(nodes, sde.flow(), denoise, noise, adaptive, jump=jump)
+
+
+def starting_points(sde: ScoreSDE, seed: int, start: int, stop: int) -> Tensor:
+    """Draw where samples start to stop of a call begin: states on the arc at t = 1.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    seed : int
+        The call's.
+    start, stop : int
+
+    Returns
+    -------
+    Tensor, shape (stop − start, n)
+        Standard normal, or from the model's source.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> starting_points(scoresde.build("vp", "mlp", shape=(2,)), 7, 0, 3).shape
+    torch.Size([3, 2])
+    """
+    like = sde.scale.new_empty(0, dtype=sde.state_dtype)
+    if sde.source is None:
+        return Noise(seed, PRIOR, start, stop, sde.dim, like)()
+    return sde.from_start(starts(sde.source, seed, start, stop, sde.shape).to(like))
 
 
 def checked(problem: Problem, to_data: Callable[[Tensor], Tensor]) -> Problem:
@@ -291,7 +338,12 @@ def checked(problem: Problem, to_data: Callable[[Tensor], Tensor]) -> Problem:
         inspect_(x0 + eps, z, f"at t = {problem.levels[i].t:.4g}")
         return x0, eps
 
-    return dataclasses.replace(problem, velocity=velocity, denoise=denoise)
+    def jump(z: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
+        x0, eps = problem.jump(z, i, j)
+        inspect_(x0 + eps, z, f"at t = {problem.levels[i].t:.4g}")
+        return x0, eps
+
+    return dataclasses.replace(problem, velocity=velocity, denoise=denoise, jump=jump)
 
 
 def run(sde: ScoreSDE, solver: Solver, task: Problem, z: Tensor, again: Callable[[], Problem]) -> tuple[Tensor, Counts]:

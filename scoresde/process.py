@@ -22,6 +22,7 @@ from __future__ import annotations
 import abc
 import functools
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -72,6 +73,12 @@ class Process(abc.ABC):
     hair: float = 1e-4
     """Where σ(0) = 0 and the prediction is singular there, solvers stop at this φ (radians) instead of 0 and take the data for
     a sample at that level: a smoothing by 1e-4 standard deviations, O(1e-8) in log p of a smooth density."""
+
+    noise: float = 0.0
+    """σ of the Brownian motion that joins the two ends of a path, as `SchrodingerBridge` has it; 0 for all others."""
+
+    objective: ClassVar[str] = "denoising"
+    """What `fit` trains a model of this process for, unless told."""
 
     @abc.abstractmethod
     def alpha(self, t: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ BLOCK = 64  # fewer where a sample has more than 512 numbers, so that a few samp
 AHEAD = 4096  # numbers drawn ahead per sample, so that a cheap network does not wait for its noise
 
 PRIOR, PATH, PROBE = range(3)  # streams: starting points, noise along the path, trace probes
-ORDER, DRAWS, CHANGES, LEVELS, NETWORK, FIXED = range(3, 9)  # in training: shuffles, new data, transforms, noise, dropout, …
+ORDER, DRAWS, CHANGES, LEVELS, NETWORK, FIXED, STARTS, PAIRS = range(3, 11)  # in training: shuffles, new data, transforms, …
 
 
 def draw_seed(generator: torch.Generator | None) -> int:

@@ -58,6 +58,8 @@ class Registry(Generic[T]):
     ----------
     kind : str
         What is registered here, for messages: "process", "backbone", "solver".
+    table : str, optional
+        Where the registry is found, for messages; by default the kind's plural in capitals, in `scoresde`.
 
     Examples
     --------
@@ -74,8 +76,9 @@ class Registry(Generic[T]):
     ValueError: unknown animal 'cta'. Did you mean 'cat'? There are: cat.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, table: str | None = None) -> None:
         self.kind = kind
+        self.table = table or f"scoresde.{kind.upper()}{'E' if kind.endswith('s') else ''}S"
         self._makers: dict[str, Callable[..., T]] = {}
         self._aliases: dict[str, str] = {}
         self._families: dict[str, Callable[..., T]] = {}
@@ -111,7 +114,7 @@ class Registry(Generic[T]):
         """
 
         if not isinstance(name, str):
-            raise TypeError(f"write @{self.kind.upper()}{'E' if self.kind.endswith('s') else ''}S.register('name')")
+            raise TypeError(f"write @{self.table}.register('name')")
 
         def decorate(cls: C) -> C:
             self._check_free(name, cls)
@@ -276,8 +279,7 @@ class Registry(Generic[T]):
             if maker is type(thing):
                 return name
         raise ValueError(
-            f"{type(thing).__name__} is not a registered {self.kind}: decorate the class with "
-            f"@scoresde.{self.kind.upper()}{'E' if self.kind.endswith('s') else ''}S.register('name')"
+            f"{type(thing).__name__} is not a registered {self.kind}: decorate the class with @{self.table}.register('name')"
         )
 
     def options_of(self, thing: object) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plan import check_generator, chunks, each, levels, plan, problem, run, starts_at_data
-from .random import PATH, PRIOR, Noise, draw_seed
+from .plan import check_generator, chunks, each, levels, plan, problem, run, starting_points, starts_at_data
+from .random import PATH, Noise, draw_seed
 from .ranks import together
 from .sde import ScoreSDE, require_sde
 from .solvers import Problem, Solver
@@ -58,7 +58,7 @@ def solve(
     n: int = 1,
     *,
     start: Tensor | None = None,
-    solver: str | Solver = "adams",
+    solver: str | Solver | None = None,
     steps: int | None = None,
     spacing: str | None = None,
     times: Sequence[float] | Tensor | None = None,
@@ -68,8 +68,9 @@ def solve(
 ) -> Solution:
     """Move n samples from noise to data, or given states either way, and return the trajectory with its costs.
 
-    On the arc z = x/√(α² + σ²) every solver starts from z ~ N(0, I) at t = 1 and ends at t = 0. With `start=` it starts from
-    those states instead, and with times that increase from 0 to 1 it takes data to noise (see `encode` and `decode`).
+    On the arc z = x/√(α² + σ²) every solver starts from z ~ N(0, I) at t = 1, or from the model's `source`, and ends at t = 0.
+    With `start=` it starts from those states instead, and with times that increase from 0 to 1 it takes data to noise (see
+    `encode` and `decode`).
 
     Parameters
     ----------
@@ -78,8 +79,9 @@ def solve(
         Number of samples.
     start : Tensor, shape (n, *shape), optional
         States to start from, in the units of the data, at the first of `times`.
-    solver : str or Solver
-        A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object.
+    solver : str or Solver, optional
+        A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object. By default "adams"; for models
+        that jump, "consistency" or "flow_map"; for bridges, "bridge".
     steps : int, optional
         Fixed number of steps. Without it an adaptive solver goes by its tolerances and others take their default.
     spacing : str, optional
@@ -121,7 +123,7 @@ def solve(
     check_generator(generator)
     forward = start is not None and starts_at_data(times)
     how = plan(sde, solver, steps, spacing, options, times=times, forward=forward)
-    if forward and how.solver.stochastic:
+    if forward and how.solver.stochastic and not how.solver.reversible:
         raise ValueError(f"data go to noise along the ODE, and solver {solver!r} is stochastic; try 'adams'")
     given = None if start is None else sde.accept(start, "start")
     if given is not None:
@@ -140,7 +142,7 @@ def solve(
             return problem(part, nodes, how.adaptive, noise)
 
         if given is None:
-            z = Noise(seed, PRIOR, first, stop, sde.dim, like)()
+            z = starting_points(part, seed, first, stop)
         else:
             z = part.from_data(given[first:stop]) / nodes[0].radius
         seen = {0: z}
@@ -168,7 +170,7 @@ def sample(
     sde: ScoreSDE,
     n: int = 1,
     *,
-    solver: str | Solver = "adams",
+    solver: str | Solver | None = None,
     steps: int | None = None,
     spacing: str | None = None,
     generator: torch.Generator | None = None,
@@ -182,8 +184,9 @@ def sample(
     sde : ScoreSDE
     n : int
         Number of samples.
-    solver : str or Solver
-        A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object.
+    solver : str or Solver, optional
+        A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object. By default "adams"; for models
+        that jump, "consistency" or "flow_map"; for bridges, "bridge".
     steps : int, optional
         Fixed number of steps. Without it an adaptive solver goes by its tolerances and others take their default.
     spacing : str, optional

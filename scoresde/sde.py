@@ -24,9 +24,26 @@ from .inputs import as_floats, event_shape
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
 from .registry import nearest
+from .source import as_source
 
 LABEL_FLOOR = 2e-3
 SEES = ("arc", "raw")
+KINDS = {
+    "score": ("score", "velocity"),
+    "velocity": ("velocity",),
+    "jump": ("jump",),
+    "map": ("velocity", "jump", "map"),
+    "bridge": ("velocity", "bridge"),
+}
+"""What a model offers, by its kind."""
+
+LACKS = {
+    "score": "this model has no score, only a velocity: it learnt from coupled pairs, or another task; try solver='adams'",
+    "velocity": "this model has learnt where the ODE ends, not its velocity: it has samples, sample(sde, steps=1), and no more",
+    "jump": "this model has learnt a velocity, not where it leads: that takes fit(sde, data, objective='consistency')",
+    "map": "this model has no flow map: that takes a two-time network and fit(sde, data, objective='meanflow')",
+    "bridge": "this model is no Schrödinger bridge: that takes build('bridge', 'two_drifts', ...), a source, and fit(sde, data)",
+}
 
 
 def noise_label(phi: Tensor | float) -> Tensor | float:
@@ -73,9 +90,16 @@ class ScoreSDE(nn.Module):
     sees : str
         "arc": the network is handed the unit-variance state z and `noise_label(φ)`. "raw": it is handed the process's own
         x_t and t, for exact denoisers and for networks trained elsewhere.
-    coupled : bool
-        Whether it was trained on pairs (x0, ε) that depend on one another (reflow, optimal transport). Such a model has a
-        velocity and a likelihood, but no score: −ε̂/σ is not ∇log p_t, and stochastic solvers refuse it.
+    kind : str
+        What the network has learnt; `fit` sets it. "score": E[x0 | x_t], and so everything. "velocity": the velocity of pairs
+        (x0, ε) that depend on one another (reflow, optimal transport) or do not begin in a Gaussian. Such a model has an ODE
+        and a likelihood, but no score: −ε̂/σ is not ∇log p_t, and stochastic solvers refuse it. "jump": x0 at the end of the
+        ODE from x_t (consistency models, distilled ones): samples in one or few evaluations, no ODE and no likelihood. "map":
+        both the velocity and where the ODE is at any later time (MeanFlow). "bridge": the drifts of the SDEs that join data and
+        source, and so the velocity between them (`SchrodingerBridge`).
+    source : Tensor, array, or an object with .sample(n), optional
+        The law of x at t = 1, in the units of the data, instead of a Gaussian: rows of a data set, or a density, whose
+        log_prob(x) the likelihood then needs. For processes with α(1) = 0, such as the rectified flow.
 
     Attributes
     ----------
@@ -109,6 +133,7 @@ class ScoreSDE(nn.Module):
     scale: Tensor
     measured: Tensor
     ema: nn.Module | None
+    kind: str
 
     def __init__(
         self,
@@ -118,7 +143,8 @@ class ScoreSDE(nn.Module):
         shape: tuple[int, ...],
         predict: str = "edm",
         sees: str = "arc",
-        coupled: bool = False,
+        kind: str = "score",
+        source: Any = None,
     ) -> None:
         super().__init__()
         if not isinstance(process, Process):
@@ -128,6 +154,8 @@ class ScoreSDE(nn.Module):
             raise TypeError(f"net is an nn.Module, got {type(net).__name__}; scoresde.build takes names")
         if sees not in SEES:
             raise ValueError(f"unknown sees={sees!r}. {nearest(sees, SEES)}")
+        if kind not in KINDS:
+            raise ValueError(f"unknown kind={kind!r}. {nearest(kind, KINDS)}")
         process.check()
         check(predict, process)
         self.process = process
@@ -136,7 +164,9 @@ class ScoreSDE(nn.Module):
         self.shape = event_shape(shape)
         self.predict = predict
         self.sees = sees
-        self.coupled = bool(coupled)
+        self.kind = kind
+        self._source = (None,)
+        self.source = source
         self.condition: dict[str, Tensor] = {}
         statistic = self.shape[:1] + (1,) * (len(self.shape) - 1)
         self.register_buffer("mean", torch.zeros(statistic))
@@ -385,6 +415,22 @@ class ScoreSDE(nn.Module):
         return coefficients(self.predict, self.process, phi)
 
     @property
+    def source(self) -> Any:
+        """The law of x at t = 1, an object with .sample(n), or None for a Gaussian."""
+        return self._source[0]
+
+    @source.setter
+    def source(self, source: Any) -> None:
+        self._source = (as_source(source, self.shape),)  # in a tuple: one that is a module is none of ours
+        if source is not None:
+            if math.cos(self.process.phi_max) > 1e-6:
+                raise ValueError(
+                    f"a source takes the place of the noise where nothing else is left at t = 1, and {self.process} ends with "
+                    f"α(1) = {float(self.process.alpha(as_time(1.0))):.2g}; try RectifiedFlow() or Cosine()"
+                )
+            self.kind = "velocity" if self.kind == "score" else self.kind
+
+    @property
     def phi_min(self) -> float:
         """Where solves end and likelihoods begin, in radians: φ(0), or `hair` where the prediction is singular there."""
         start = self.process.phi_min
@@ -444,7 +490,7 @@ class ScoreSDE(nn.Module):
         Raises
         ------
         ValueError
-            For a wrong shape, a time outside [0, 1], or a model trained on coupled pairs.
+            For a wrong shape, a time outside [0, 1], or a model without a score; see `kind`.
 
         Examples
         --------
@@ -519,7 +565,7 @@ class ScoreSDE(nn.Module):
         return self._rate(x, t, noise=0.5)
 
     def check_score(self) -> None:
-        """Raise ValueError for a model that has no score, having been trained on coupled pairs.
+        """Raise ValueError for a model that has no score, having learnt something else; see `kind`.
 
         Raises
         ------
@@ -527,12 +573,38 @@ class ScoreSDE(nn.Module):
 
         Examples
         --------
-        >>> ScoreSDE(scoresde.RectifiedFlow(), torch.nn.Identity(), shape=(2,), coupled=True).check_score()
+        >>> ScoreSDE(scoresde.RectifiedFlow(), torch.nn.Identity(), shape=(2,), kind="velocity").check_score()
         Traceback (most recent call last):
-        ValueError: this model was trained on coupled pairs and has no score, only a velocity; try solver='adams'
+        ValueError: this model has no score, only a velocity: it learnt from coupled pairs, or another task; try solver='adams'
         """
-        if self.coupled:
-            raise ValueError("this model was trained on coupled pairs and has no score, only a velocity; try solver='adams'")
+        self.check("score")
+
+    def check(self, *needs: str) -> None:
+        """Raise ValueError unless the model offers one of what is needed; see `kind`.
+
+        Parameters
+        ----------
+        *needs : str
+            "score", "velocity", "jump" (where the ODE ends), "map" (where it is at any later time) or "bridge" (an SDE
+            between data and source).
+
+        Raises
+        ------
+        ValueError
+
+        Examples
+        --------
+        >>> ScoreSDE(scoresde.RectifiedFlow(), torch.nn.Identity(), shape=(2,), kind="jump").check("velocity")
+        Traceback (most recent call last):
+        ValueError: this model has learnt where the ODE ends, not its velocity: ...
+        """
+        if not set(needs) & set(KINDS[self.kind]):
+            raise ValueError(LACKS["velocity" if self.kind == "jump" else needs[0]])
+
+    @property
+    def solver(self) -> str:
+        """The solver that `sample` takes if none is named."""
+        return {"jump": "consistency", "map": "flow_map", "bridge": "bridge"}.get(self.kind, "adams")
 
     def _rate(self, x: Tensor, t: Tensor | float, noise: float) -> Tensor:
         z, phi, t = self._on_arc(x, t, floor=self.process.hair)
@@ -734,6 +806,26 @@ class ScoreSDE(nn.Module):
         """
         return ((x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)).reshape(len(x), self.dim)
 
+    def from_start(self, x: Tensor) -> Tensor:
+        """Return points at t = 1, where α = 0, as states on the arc: (x − mean)/(scale·σ(1)).
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+            In the units of the data.
+
+        Returns
+        -------
+        Tensor, shape (B, n)
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> scoresde.build("rectified", "mlp", shape=(2,)).from_start(torch.ones(1, 2))
+        tensor([[1., 1.]])
+        """
+        return self.from_data(x) / float(self.process.radius(as_time(1.0)))
+
     @property
     def dim(self) -> int:
         """Number of elements of one sample."""
@@ -780,6 +872,13 @@ class ScoreSDE(nn.Module):
         x = as_floats(x, self.shape, what)
         return x.to(self.scale.device, torch.promote_types(x.dtype, self.state_dtype))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a source that is a module would go past the property."""
+        if name == "source":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if self.ema is None and any(name.startswith(prefix + "ema.") for name in state_dict):
             self.ema = copy.deepcopy(self.net).requires_grad_(False)  # an averaged network is on its way
@@ -788,7 +887,8 @@ class ScoreSDE(nn.Module):
     def extra_repr(self) -> str:
         """Return what `repr` shows beside the modules."""
         text = f"process={self.process!r}, shape={self.shape}, predict={self.predict!r}, sees={self.sees!r}"
-        return text + ", coupled=True" * self.coupled
+        text += f", kind={self.kind!r}" * (self.kind != "score")
+        return text + f", source={self.source!r}" * (self.source is not None)
 
     def _solve(self, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         out = self.rows(0, len(z), len(z)).output(z, phi if phi.ndim else float(phi))

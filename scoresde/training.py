@@ -23,15 +23,28 @@ from tqdm.auto import tqdm
 
 from .checkpoint import PROFILES, Checkpoints
 from .checks import number, whole
+from .coupling import COUPLINGS, Coupling, Pairing
 from .data import Source
 from .engine import Engine
 from .errors import TrainingError
 from .history import History
-from .objective import NOISES, AdaptiveLaw, Examples, answer, check_names, corrupt, errors, mean_error, quantiles
-from .plan import check_generator
+from .objective import (
+    OBJECTIVES,
+    AdaptiveLaw,
+    Examples,
+    Objective,
+    answer,
+    check_names,
+    corrupt,
+    errors,
+    law,
+    mean_error,
+    quantiles,
+)
+from .plan import check_generator, starting_points
 from .random import FIXED, LEVELS, NETWORK, draw_seed, isolated, seeded
 from .ranks import shared
-from .sde import ScoreSDE, require_sde
+from .sde import KINDS, ScoreSDE, require_sde
 from .transforms import resolve
 from .weights import Average, copy_all, exponent, half_life, power, whole_tensor
 
@@ -54,7 +67,9 @@ def fit(
     batch_size: int = 512,
     lr: float = 3e-3,
     weight: str = "edm",
-    noise: str = "lognormal",
+    noise: str | None = None,
+    coupling: str | Coupling | None = None,
+    objective: str | Objective | None = None,
     ema: float = 700,
     snapshots: int = 0,
     out: str | os.PathLike[str] | None = None,
@@ -75,9 +90,9 @@ def fit(
     ----------
     sde : ScoreSDE
         Trained in place, and left in eval mode.
-    data : Tensor, array, Dataset, DataLoader, or an object with .sample(n)
+    data : Tensor, array, Dataset, DataLoader, Pairs, or an object with .sample(n)
         Samples of shape sde.shape, in any units; memory-mapped arrays stay on disk. Integers need
-        transforms="dequantize".
+        transforms="dequantize". Of `Pairs`, from `reflow` or anywhere, it is learnt which x_1 leads to which x_0.
     given : mapping of str to Tensor, optional
         Conditions by name, one row per sample, for tensors and arrays.
     transforms : str, Transform, or several
@@ -95,8 +110,15 @@ def fit(
         Peak learning rate.
     weight : str
         A key of `scoresde.WEIGHTS`.
-    noise : str
-        A key of `scoresde.NOISES`.
+    noise : str, optional
+        The law of noise levels, a key of `scoresde.NOISES`: by default "lognormal", and "uniform" where x1 tells about x0, as
+        coupled pairs do, and much is to be learnt where they begin. "nodes:k" distils `Pairs` for k steps of "ddim": only the
+        levels t = 1/k, 2/k … 1 are learnt.
+    coupling : str or Coupling, optional
+        Which noise, or which sample of the model's `source`, is joined with which x0: a name of `scoresde.COUPLINGS`. With any
+        but "independent" the model has no score.
+    objective : str or Objective, optional
+        What is learnt: a name of `scoresde.OBJECTIVES`; by default "denoising", and "bridge" for `SchrodingerBridge`.
     ema : float
         Half-life of the average in steps; 0 for none. It is shorter at first: about a thirteenth of the steps so far.
     snapshots : int
@@ -145,7 +167,22 @@ def fit(
     """
     sde = require_sde(sde, "fit")
     check_generator(generator)
-    check_names(weight, noise)
+    check_names(weight, "uniform" if noise is None else noise)
+    objective = sde.process.objective if objective is None else objective
+    aim = OBJECTIVES.build(objective) if isinstance(objective, str) else objective
+    if aim is not None:
+        if not isinstance(aim, Objective):
+            raise TypeError(f"objective is a name or an Objective, got {type(objective).__name__}")
+        if (weight, noise) != ("edm", None):
+            raise ValueError(f"weight= and noise= are of objective='denoising'; {objective!r} has its own")
+        if validation is not None and ("velocity" not in KINDS[aim.kind] or "bridge" in KINDS[aim.kind]):
+            raise ValueError(f"validation= measures how well a model denoises, which with {objective!r} it does not learn")
+        aim.check(sde)
+    if coupling is None:
+        coupling = "independent" if aim is None else aim.coupling(sde)
+    joined = COUPLINGS.build(coupling) if isinstance(coupling, str) else coupling
+    if not isinstance(joined, Coupling):
+        raise TypeError(f"coupling is a name or a Coupling, got {type(coupling).__name__}")
     steps, batch_size, every = whole("steps", steps), whole("batch_size", batch_size), whole("every", every)
     snapshots, lr = whole("snapshots", snapshots, 0), number("lr", lr, 0, math.inf, hint="try 3e-3")
     ema = number("ema", ema, 0, math.inf, closed=True, hint="it is a half-life in steps: try 700, or 0 for none")
@@ -172,7 +209,7 @@ def fit(
     transforms = resolve(transforms)
     engine = Engine(accelerator, sde)
     config = {
-        "steps": steps, "batch_size": batch_size, "lr": lr, "weight": weight, "noise": noise, "ema": ema, "snapshots": snapshots,
+        "steps": steps, "batch_size": batch_size, "lr": lr, "weight": weight, "ema": ema, "snapshots": snapshots,
         "patience": patience, "every": every if validation is not None else None,
         "dtype": str(next(sde.net.parameters()).dtype).removeprefix("torch."),
     }  # fmt: skip
@@ -185,6 +222,19 @@ def fit(
         reseed = stack.enter_context(isolated(sde.scale.device))
         rank = {"rank": engine.rank, "world": engine.world}
         source = Source(data, sde, batch_size, seed=seed, given=given, transforms=transforms, **rank)
+        pairing = Pairing(source, sde, joined, seed, engine.rank)
+        stack.callback(pairing.close)
+        coupled = source.paired or joined.joins
+        noise = ("uniform" if coupled or sde.source is not None else "lognormal") if noise is None else noise
+        if coupled and validation is not None:
+            raise ValueError("validation= measures the loss of independent pairs, which a model of coupled ones does not learn")
+        if noise.startswith("nodes:") and not source.paired:
+            raise ValueError(
+                f"noise={noise!r} distils pairs of points and what the ODE makes of them: fit(sde, reflow(teacher, n), ...)"
+            )
+        run, before = None, sde.kind
+        stack.callback(lambda: setattr(sde, "kind", sde.kind if run is not None and run.moved else before))
+        sde.kind = _kind(sde, coupled, aim, noise)
         held_out = None if validation is None else _held_out(sde, validation, batch_size, transforms)
         if held_out is not None and source.names is not None and held_out.names != source.names:
             raise ValueError(
@@ -194,11 +244,11 @@ def fit(
         if checkpoints is not None or engine.world > 1:  # who compare: with the run before, and with one another
             config |= {"data": source.about, "validation": held_out and held_out.about}
         told = [re.sub(r" at 0x[0-9a-fA-F]+", "", repr(each)) for each in transforms]  # an address is another's tomorrow
-        config |= {"transforms": told}
+        config |= {"noise": noise, "transforms": told, "coupling": repr(joined), "objective": str(objective)}
         if checkpoints is not None:
             checkpoints.check(sde, config)
         engine.share([*sde.parameters(), *sde.buffers()], config)
-        run = Run(sde, source, engine, seed, steps, lr, weight, noise, ema, snapshots)
+        run = Run(sde, pairing, aim, engine, seed, steps, lr, weight, noise, ema, snapshots)
         stack.callback(run.close)
         if checkpoints is not None and checkpoints.newest is not None:
             checkpoints.restore(run)
@@ -208,7 +258,7 @@ def fit(
         run.examples = None if held_out is None else _fixed(sde, held_out, weight, noise)
         if compile:
             run.call = Compiled(run.call)
-        begun, before = time.perf_counter(), run.history.seconds
+        begun, passed = time.perf_counter(), run.history.seconds
         bar = stack.enter_context(
             tqdm(total=steps, initial=run.step, desc="fit", disable=None if progress and engine.main else True, mininterval=0.5)
         )
@@ -224,7 +274,7 @@ def fit(
                 run.validate(patience)
                 if run.stopped and run.history.step[-1:] != [step]:
                     run.note()
-            run.history.seconds = before + time.perf_counter() - begun
+            run.history.seconds = passed + time.perf_counter() - begun
             if checkpoints is not None:
                 if step in keep:
                     checkpoints.snapshot(run)
@@ -242,7 +292,10 @@ class Run:
     Parameters
     ----------
     sde : ScoreSDE
-    source : Source
+    pairing : Pairing
+        The data.
+    objective : Objective or None
+        None for denoising.
     engine : Engine
     seed, steps, lr, weight, noise, ema, snapshots
         As for `fit`.
@@ -251,7 +304,8 @@ class Run:
     def __init__(
         self,
         sde: ScoreSDE,
-        source: Source,
+        pairing: Pairing,
+        objective: Objective | None,
         engine: Engine,
         seed: int,
         steps: int,
@@ -261,13 +315,15 @@ class Run:
         ema: float,
         snapshots: int,
     ) -> None:
-        self.sde, self.source, self.engine, self.seed, self.steps, self.lr = sde, source, engine, seed, steps, lr
+        self.sde, self.pairing, self.engine, self.seed, self.steps, self.lr = sde, pairing, engine, seed, steps, lr
+        self.objective = objective
+        self.position: dict[str, int] = {}  # in the data, to begin at
         self.weight, self.step, self.stopped = weight, 0, False
         self.device, self.process = sde.scale.device, sde.process
         self.shown = copy.deepcopy(sde.net).requires_grad_(False)  # what becomes the averaged network
         self.call, self.weights, self.optimizer = engine.prepare(sde, lr)
-        self.law = AdaptiveLaw(NOISES[noise], self.device) if noise == "adaptive" else None
-        self.noise = NOISES[noise]
+        self.noise = law(noise)
+        self.law = AdaptiveLaw(self.noise, self.device) if noise == "adaptive" else None
         self.total = torch.zeros((), device=self.device)
         self.history = History()
         self.examples: list[Examples] | None = None
@@ -290,27 +346,30 @@ class Run:
 
     def steps_to_go(self, reseed: Callable[..., None]) -> Iterator[int]:
         """Make step after step, and yield the number of each that was made."""
-        k, rank, engine = self.source.together, self.engine.rank, self.engine
+        rank, engine, objective = self.engine.rank, self.engine, self.objective
         net, weights, optimizer, law = self.call, self.weights, self.optimizer, self.law
         if self.stopped or self.step >= self.steps:  # a finished run that is resumed: no data are asked for
             return
         warm = max(1, min(200, self.steps // 10))
-        for x0, condition, together in self.source.batches(self.step, self.source.position):
+        for x0, eps, condition, together in self.pairing.batches(self.step, self.position):
             if self.step >= self.steps:
                 return
-            group, skip = divmod(self.step, k)
+            group, skip = divmod(self.step, together)
             b = len(x0) // together
             g = seeded(self.device, self.seed, LEVELS, group, rank)
-            eps = torch.randn(len(x0), self.sde.dim, generator=g, device=self.device, dtype=self.sde.state_dtype)
+            if eps is None:
+                eps = torch.randn(len(x0), self.sde.dim, generator=g, device=self.device, dtype=self.sde.state_dtype)
             q = quantiles(together, b, g, self.device)
-            if law is None:
-                phi, ratio = self.noise(self.process, q), None
+            if objective is not None:
+                examples = Examples(self.sde.from_data(x0).to(eps), q, eps, None, condition)
+            elif law is None:
+                examples, ratio = corrupt(self.sde, x0, eps, self.noise(self.process, q), self.weight, condition), None
             else:
                 if skip == 0:
                     engine.sum(law.sums)
                     law.learn()
                 phi, ratio, bins = law(self.process, q)
-            examples = corrupt(self.sde, x0, eps, phi, self.weight, condition, ratio)
+                examples = corrupt(self.sde, x0, eps, phi, self.weight, condition, ratio)
             for start in range(skip * b, together * b, b):
                 self.step = step = self.step + 1
                 for each in optimizer.param_groups:
@@ -320,11 +379,14 @@ class Run:
                 for rows, share in engine.micro(start, b):
                     part = examples[rows]
                     with engine.syncing(rows.stop == start + b):
-                        out = answer(net, part)
-                        if law is None or ratio is None:
-                            value = mean_error(out, part)
+                        if objective is not None:
+                            g = seeded(self.device, self.seed, LEVELS, step, rank, rows.start)
+                            told = part.condition
+                            value = objective(net, self.sde, part.x, part.target, part.t, told, step / self.steps, g)
+                        elif law is None or ratio is None:
+                            value = mean_error(answer(net, part), part)
                         else:
-                            each_error = errors(out, part)
+                            each_error = errors(answer(net, part), part)
                             value = each_error.mean()
                             law.note(bins[rows], each_error.detach() / ratio[rows])
                         engine.backward(value if share == 1 else share * value)
@@ -439,6 +501,15 @@ class Compiled:
             return out
 
 
+def _kind(sde: ScoreSDE, coupled: bool, objective: Objective | None, noise: str) -> str:
+    """What a model is after it has learnt such pairs."""
+    if objective is not None:
+        return objective.kind
+    if noise.startswith("nodes:"):
+        return "jump"
+    return "velocity" if coupled or sde.source is not None else "score"
+
+
 def _held_out(sde: ScoreSDE, validation: Any, batch_size: int, transforms: Any) -> Source:
     x, given = validation if isinstance(validation, tuple) and len(validation) == 2 else (validation, None)
     if not isinstance(x, Tensor | np.ndarray | list):
@@ -451,7 +522,10 @@ def _fixed(sde: ScoreSDE, source: Source, weight: str, noise: str) -> list[Examp
     device = sde.scale.device
     x0, condition = source.some(max(64, min(FIXED_EXAMPLES, FIXED_NUMBERS // sde.dim)))
     g = seeded(device, FIXED)
-    eps = torch.randn(len(x0), sde.dim, generator=g, device=device, dtype=sde.state_dtype)
-    phi = NOISES[noise](sde.process, quantiles(1, len(x0), g, device))
+    if sde.source is None:
+        eps = torch.randn(len(x0), sde.dim, generator=g, device=device, dtype=sde.state_dtype)
+    else:
+        eps = starting_points(sde, FIXED, 0, len(x0))
+    phi = law(noise)(sde.process, quantiles(1, len(x0), g, device))
     examples = corrupt(sde, x0, eps, phi, weight, condition)
     return [examples[i : i + 1024] for i in range(0, len(x0), 1024)]

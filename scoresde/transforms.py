@@ -91,7 +91,7 @@ class Transform(abc.ABC):
         """
 
 
-TRANSFORMS: Registry[Transform] = Registry("transform")
+TRANSFORMS: Registry[Transform] = Registry("transform", "scoresde.transforms.TRANSFORMS")
 """Transforms by name."""
 
 

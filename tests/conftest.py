@@ -69,6 +69,10 @@ class Renoise(scoresde.Stepper):
         return there.cos * x0 + there.sin * (keep * eps + math.sqrt(max(0.0, 1 - keep**2)) * problem.noise())
 
 
+ORDINARY = [name for name in scoresde.SOLVERS if {"score", "velocity"} & set(scoresde.SOLVERS.build(name).needs)]
+"""Solvers for models that have a score: all but those for models that have learnt to jump."""
+
+
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 

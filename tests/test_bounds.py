@@ -308,7 +308,7 @@ def test_a_model_trained_for_likelihood_has_a_better_bound() -> None:
 
 def test_bad_calls_end_at_once() -> None:
     sde, x = linear(scoresde.VPSDE()), torch.zeros(2, 3, dtype=torch.float64)
-    coupled = ScoreSDE(scoresde.RectifiedFlow(), Scaled(), shape=(3,), coupled=True)
+    coupled = ScoreSDE(scoresde.RectifiedFlow(), Scaled(), shape=(3,), kind="velocity")
     for call, error, text in [
         (lambda: scoresde.elbo(coupled, x), ValueError, "no score"),
         (lambda: scoresde.vlb(coupled, x), ValueError, "no score"),

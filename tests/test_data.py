@@ -51,7 +51,7 @@ class Rows(IterableDataset[Any]):
 
 def steps_of(source: Source) -> Iterator[Tensor]:
     """The data of one step after the other."""
-    for x, _, k in source.batches(0):
+    for x, _, _, k in source.batches(0):
         yield from x.split(len(x) // k)
 
 
@@ -131,7 +131,7 @@ def test_labels_of_a_dataset_and_of_given_stay_with_their_rows() -> None:
     y = torch.arange(N)
     sde = small(classes=N)
     for data, given in ((Pairs(x, y), None), (DataLoader(Pairs(x, y), 7), None), (x, {"y": y}), (x.numpy(), {"y": y.numpy()})):
-        for rows, condition, _ in itertools.islice(Source(data, sde, 16, seed=1, given=given).batches(0), 10):
+        for rows, _, condition, _ in itertools.islice(Source(data, sde, 16, seed=1, given=given).batches(0), 10):
             assert torch.equal(rows[:, 0].long(), condition["y"])
 
 
@@ -188,7 +188,7 @@ def feed(kind: str, x: Tensor, folder: Path) -> Any:
 def stream(source: Source, start: int, stop: int, position: Any = None) -> list[Tensor]:
     """The data of steps start … stop, one by one, as `fit` takes them."""
     k, out, step = source.together, [], start
-    for x, condition, together in source.batches(start, position):
+    for x, _, condition, together in source.batches(start, position):
         assert together == k
         parts = x.split(len(x) // k)
         labels = [(c.split(len(x) // k)) for c in condition.values()]
@@ -289,7 +289,7 @@ def test_an_order_is_a_shuffle_of_each_epoch_however_it_is_cut(n: int) -> None:
 @pytest.mark.parametrize("n", [1, 3])
 def test_few_rows_fill_a_large_batch_evenly(n: int) -> None:
     x = torch.arange(float(n))[:, None].expand(n, 2)
-    batch, _, k = next(Source(x, small(), 512, seed=0).batches(10**9))
+    batch, _, _, k = next(Source(x, small(), 512, seed=0).batches(10**9))
     times = torch.bincount(batch[:, 0].long(), minlength=n)
     assert len(batch) == 512 * k
     assert int(times.max() - times.min()) <= 2  # an epoch may be cut at both ends
@@ -309,7 +309,7 @@ def test_data_on_the_device_are_not_copied() -> None:
     source = Source(pixels, small(shape=(1, 4, 4)), 16, seed=0, transforms="dequantize")
     assert source._rows.data_ptr() == pixels.data_ptr()
     assert source._rows.dtype == torch.uint8
-    a, b = (x for x, _, _ in itertools.islice(source.batches(0), 2))
+    a, b = (x for x, _, _, _ in itertools.islice(source.batches(0), 2))
     bins = (a * 256).floor().to(torch.uint8)  # each batch has noise of its own within the bins
     assert bool((bins.flatten(1)[:, None] == pixels.flatten(1)[None]).all(2).any(1).all())
     assert not torch.equal(*(((v * 256) % 1).flatten().sort().values for v in (a, b)))
@@ -330,9 +330,9 @@ def test_a_memory_mapped_file_stays_on_the_disk(tmp_path: Path) -> None:
     source = Source(x, sde, 512, seed=0)
     before, biggest, taken = owned(), 0, source._taken
 
-    def noting(rows: slice | Tensor) -> Tensor:
+    def noting(*rows: Any) -> Tensor:
         nonlocal biggest
-        part = taken(rows)
+        part = taken(*rows)
         biggest = max(biggest, part.nbytes)
         return part
 
@@ -377,7 +377,7 @@ def test_conditions_stay_with_their_rows_through_transforms(kind: Any) -> None:
     pixels = y.to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 3, 3)
     sde = small(shape=(1, 3, 3), classes=200)
     source = Source(pixels, sde, 16, seed=0, given={"y": kind(y.tolist())}, transforms=("flip", Dequantize(256)))
-    for x, condition, _ in itertools.islice(source.batches(0), 3):
+    for x, _, condition, _ in itertools.islice(source.batches(0), 3):
         assert torch.equal((x * 256).floor().long()[:, 0, 0, 0], condition["y"])
     x, condition = source.some(50)
     assert torch.equal((x * 256).floor().long()[:, 0, 0, 0], condition["y"])

@@ -27,7 +27,14 @@ def blocks(page: Path) -> Iterator[tuple[str, str, int]]:
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let a page add names to the tables, for itself alone."""
-    for registry in (scoresde.PROCESSES, scoresde.BACKBONES, scoresde.SOLVERS, scoresde.transforms.TRANSFORMS):
+    for registry in (
+        scoresde.PROCESSES,
+        scoresde.BACKBONES,
+        scoresde.SOLVERS,
+        scoresde.COUPLINGS,
+        scoresde.OBJECTIVES,
+        scoresde.transforms.TRANSFORMS,
+    ):
         monkeypatch.setattr(registry, "_makers", dict(registry._makers))
     dictionaries = (scoresde.PREDICTIONS, scoresde.WEIGHTS, scoresde.NOISES, scoresde.SPACINGS)
     before = [dict(table) for table in dictionaries]

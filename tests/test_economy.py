@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import scoresde
-from conftest import generator
+from conftest import ORDINARY, generator
 from scoresde import SOLVERS, ScoreSDE
 
-FIXED = [name for name in SOLVERS if not name.startswith("doctest")]
+FIXED = [name for name in ORDINARY if not name.startswith("doctest")]
 WAITS = ("_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "is_nonzero", "unique")  # each waits for a GPU
 
 

@@ -29,3 +29,13 @@ def test_distribution_example_infers_and_trains_on(capsys: pytest.CaptureFixture
     assert abs(mean + 0.99) < 0.5
     assert after < before + 0.02
     assert f"{after:.3f}" in capsys.readouterr().out
+
+
+def test_rectified_flow_example_reflows_and_draws_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A short run: after a reflow one step is better than before, and paths are straighter, by half at least."""
+    main = runpy.run_path(str(EXAMPLES / "rectified_flow.py"))["main"]
+    before, after = main(steps=300, pairs=3000, points=1000, out=str(tmp_path))
+    assert after["E² of one step / floor"] < 0.5 * before["E² of one step / floor"]
+    assert after["straightness S"] < 0.5 * before["straightness S"]
+    assert (tmp_path / "paths.png").stat().st_size > 5000
+    assert f"{after['curvature']:.4g}" in capsys.readouterr().out

@@ -403,7 +403,7 @@ def test_a_prior_gives_one_number_a_sample(validate: bool) -> None:
         def log_prob(self, x: torch.Tensor) -> torch.Tensor:
             return -0.5 * x.square()
 
-    with pytest.raises(ValueError, match="prior.log_prob returned shape"):
+    with pytest.raises(ValueError, match=r"prior\.log_prob returned shape"):
         scoresde.log_prob(sde, x, prior=Two())
 
 

@@ -518,3 +518,56 @@ def test_a_rate_that_is_much_too_high_is_an_error_and_the_model_is_as_good_as_be
         scoresde.fit(sde, cloud(), lr=1e6, steps=50, progress=False, generator=generator())
     assert all(bool(value.isfinite().all()) for value in sde.state_dict().values())
     assert bool(scoresde.sample(sde, 3, generator=generator()).isfinite().all())
+
+
+# ---------------------------------------------------------------------------------------------------- laws of t for flows
+
+
+class Cosh(scipy.stats.rv_continuous):
+    """Density ∝ e^{4t} + e^{4(1 − t)} on [0, 1] (Lee et al. 2024), of which scipy is told the distribution function."""
+
+    def _cdf(self, t: Any) -> Any:
+        return ((np.exp(4 * t) - 1) + (np.exp(4.0) - np.exp(4 * (1 - t)))) / (2 * (np.exp(4.0) - 1))
+
+
+T_LAWS: dict[str, tuple[Any, Any]] = {  # the distribution function of t, and its quantiles
+    "logit_normal": (lambda t: scipy.stats.norm.cdf(np.log(t / (1 - t))), lambda q: scipy.special.expit(scipy.stats.norm.ppf(q))),
+    "u_shaped": (Cosh(a=0, b=1).cdf, Cosh(a=0, b=1, xtol=1e-15).ppf),
+}
+
+
+@pytest.mark.parametrize("law", list(T_LAWS))
+def test_quantiles_of_time_laws_are_scipys(law: str) -> None:
+    """To 1e-12 in t where t is φ's own clock; elsewhere in the process's own t, through φ and back."""
+    q = torch.linspace(0.001, 0.999, 333, dtype=torch.float64)
+    wanted = torch.as_tensor(T_LAWS[law][1](q.numpy()))
+    for name in PROCESSES:
+        process = scoresde.PROCESSES.build(name)
+        got = process.time(NOISES[law](process, q))
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12 if name in ("rectified", "cosine") else 1e-9)
+    ends = NOISES[law](scoresde.RectifiedFlow(), torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(ends, torch.tensor([1e-6, math.pi / 4, math.pi / 2], dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_the_u_shaped_density_is_the_papers() -> None:
+    """The distribution function of the tests, differentiated: ∝ e^{4t} + e^{4(1 − t)}, and of integral 1."""
+    t = np.linspace(0.01, 0.99, 99)
+    slope = (T_LAWS["u_shaped"][0](t + 1e-5) - T_LAWS["u_shaped"][0](t - 1e-5)) / 2e-5
+    density = 2 * (np.exp(4 * t) + np.exp(4 * (1 - t))) / (np.exp(4.0) - 1)
+    np.testing.assert_allclose(slope, density, rtol=1e-8)
+    assert T_LAWS["u_shaped"][0](np.array([0.0, 1.0])).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("law", list(T_LAWS))
+def test_the_loss_draws_t_by_its_law(law: str) -> None:
+    """What the network is shown, 20 batches of 64: one t in each 64th of the law, so its distance from the law is a 64th at most.
+
+    And the places within the strata by Kolmogorov–Smirnov: a false alarm in 10,000.
+    """
+    net = Answers(torch.zeros(64, 2, dtype=torch.float64))
+    sde = ScoreSDE(scoresde.RectifiedFlow(), net, shape=(2,), predict="v", sees="raw").double()
+    for seed in range(20):
+        scoresde.loss(sde, torch.zeros(64, 2, dtype=torch.float64), noise=law, generator=generator(seed))
+    strata = 64 * T_LAWS[law][0](torch.stack([t for _, t in net.seen]).numpy())
+    assert np.array_equal(np.sort(np.floor(strata), 1), np.tile(np.arange(64.0), (20, 1)))
+    assert scipy.stats.kstest(strata.ravel() % 1, "uniform").pvalue > 1e-4

@@ -13,10 +13,10 @@ import scoresde
 
 ROOMS = [
     "errors ranks storage checks registry random inputs process",
-    "paths prediction grids solvers backbones toy",
+    "paths prediction grids solvers backbones toy source",
     "sde trace",
-    "plan sampling cnf likelihood bounds dequantize bits distribution oracle metrics plotting "
-    "objective weights engine data files transforms io checkpoint history training",
+    "plan sampling pairstore cnf likelihood bounds dequantize bits distribution oracle metrics plotting "
+    "objective weights engine coupling pairs jumps bridge straightness data files transforms io checkpoint history training",
     "build cli demo __init__ __main__",
 ]
 FLOOR = {name: floor for floor, room in enumerate(ROOMS) for name in room.split()}
@@ -52,6 +52,7 @@ def public() -> list[tuple[str, object]]:
         scoresde.dequantize,
         scoresde.files,
         scoresde.transforms,
+        scoresde.metrics,
         scoresde.solvers,
         scoresde.backbones,
     ]
@@ -71,13 +72,13 @@ def public() -> list[tuple[str, object]]:
 
 
 OVERRIDES = {"alpha", "sigma", "dalpha", "dsigma", "time", "f", "g2", "reverse_g2", "run", "step", "nfe", "extra_repr"}
-OVERRIDES |= {"curve", "observe", "log_det"}
+OVERRIDES |= {"curve", "observe", "log_det", "join", "check"}
 
 
 @pytest.mark.parametrize(("name", "thing"), public(), ids=[name for name, _ in public()])
 def test_everything_public_is_documented_and_shown(name: str, thing: object) -> None:
     method = name.rpartition(".")[2]
-    if method in OVERRIDES and "." in name and name.split(".")[0] not in ("Process", "Solver", "Stepper"):
+    if method in OVERRIDES and "." in name and name.split(".")[0] not in ("Process", "Solver", "Stepper", "Coupling"):
         return  # documented where it is defined first
     text = inspect.getdoc(thing) or ""
     assert len(text.splitlines()[0]) > 12 if text else False, f"{name} has no docstring"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import scoresde
-from conftest import MIXTURES, PROCESSES, generator
+from conftest import MIXTURES, ORDINARY, PROCESSES, generator
 from scoresde import SOLVERS, ScoreSDE, toy
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
@@ -49,7 +49,7 @@ def test_encoding_has_its_trajectory_and_images_their_shape() -> None:
     torch.testing.assert_close(back.x.flip(0), path.x, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("solver", [name for name in SOLVERS if not SOLVERS.build(name).stochastic])
+@pytest.mark.parametrize("solver", [name for name in ORDINARY if not SOLVERS.build(name).stochastic])
 def test_every_deterministic_solver_runs_both_ways(solver: str) -> None:
     """Data to noise and back, with enough steps for 3%."""
     mixture = toy.GaussianMixture(torch.zeros(1, 2, dtype=torch.float64), 0.5)
@@ -96,9 +96,9 @@ def test_mistakes_are_named(name: str) -> None:
 
 
 def test_a_model_of_coupled_pairs_has_a_velocity_and_no_score(tmp_path: object) -> None:
-    sde = ScoreSDE(scoresde.RectifiedFlow(), Flow(), shape=(2,), coupled=True)
-    for solver in SOLVERS:
-        if SOLVERS.build(solver).stochastic:
+    sde = ScoreSDE(scoresde.RectifiedFlow(), Flow(), shape=(2,), kind="velocity")
+    for solver in ORDINARY:
+        if SOLVERS.build(solver).needs == ("score",):
             with pytest.raises(ValueError, match="coupled pairs"):
                 scoresde.sample(sde, 2, solver=solver)
     for call in (sde.score, sde.drift):
@@ -106,8 +106,8 @@ def test_a_model_of_coupled_pairs_has_a_velocity_and_no_score(tmp_path: object) 
             call(torch.zeros(1, 2), 0.5)
     assert bool(scoresde.log_prob(sde, scoresde.sample(sde, 3, generator=generator())).isfinite().all())
     built = scoresde.build("rectified", "mlp", shape=(2,))
-    built.coupled = True
-    assert scoresde.load(scoresde.save(built, tmp_path / "model")).coupled
+    built.kind = "velocity"
+    assert scoresde.load(scoresde.save(built, tmp_path / "model")).kind == "velocity"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -124,7 +124,7 @@ def test_networks_in_half_precision_keep_states_in_float32(dtype: torch.dtype) -
             return self.v.expand_as(x)
 
     process = scoresde.RectifiedFlow()
-    for solver in SOLVERS:
+    for solver in ORDINARY:
         sde = ScoreSDE(process, Constant(), shape=(2,))
         steps = None if SOLVERS.build(solver).steps is None else 20
         x = scoresde.sample(sde, 5, solver=solver, steps=steps, generator=generator())

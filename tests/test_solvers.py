@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import scoresde
-from conftest import MIXTURES, PROCESSES, at, generator
+from conftest import MIXTURES, ORDINARY, PROCESSES, at, generator
 from scoresde import SOLVERS, Process, ScoreSDE, toy
 from scoresde.plan import levels, plan, problem
 
@@ -130,6 +130,7 @@ RECURSIONS: dict[str, Callable[..., np.ndarray]] = {
 OTHER_ORACLES = {  # in a file of their own
     "adams",
     "annealed_langevin",
+    "consistency",
     "deis",
     "dpm_2",
     "dpm_3",
@@ -141,6 +142,8 @@ OTHER_ORACLES = {  # in a file of their own
     "dpmpp_3m_sde",
     "dpmpp_3s",
     "edm",
+    "flow_map",
+    "flow_sde",
     "ggf",
     "restart",
     "reverse_diffusion",
@@ -207,7 +210,7 @@ def test_ddpm_and_ddim_equal_diffusers_step_for_step(solver: str, steps: int, mo
     assert worst < 1e-5
 
 
-@pytest.mark.parametrize("solver", [name for name in SOLVERS if not SOLVERS.build(name).stochastic])
+@pytest.mark.parametrize("solver", [name for name in ORDINARY if not SOLVERS.build(name).stochastic])
 @pytest.mark.parametrize("name", ["edm", "ve"])
 def test_deterministic_solvers_have_their_order(solver: str, name: str) -> None:
     """Slope of the end point's RMS error over six halvings, by least squares: within 0.15 of the stated order.
@@ -307,7 +310,7 @@ def test_finished_samples_cost_nothing() -> None:
     assert sum(seen) == int(solution.nfe.sum())
     assert min(seen) < 100
     seen.clear()
-    for solver in SOLVERS:
+    for solver in ORDINARY:
         solution = scoresde.solve(sde, 10, solver=solver, steps=10, generator=generator())
         assert sum(seen) == int(solution.nfe.sum()), solver
         seen.clear()
@@ -320,7 +323,7 @@ class Elementwise(nn.Module):
         return torch.tanh(3 * x) * 0.8 - 0.3 * x * t.reshape(-1, *(1,) * (x.ndim - 1))
 
 
-@pytest.mark.parametrize("solver", list(SOLVERS))
+@pytest.mark.parametrize("solver", ORDINARY)
 @pytest.mark.parametrize("steps", [None, 20])
 def test_batch_mates_do_not_matter_at_all(solver: str, steps: int | None) -> None:
     """Replace 63 of 64 samples: the 64th is the same to the last bit."""
@@ -344,7 +347,7 @@ def test_batch_mates_do_not_matter_at_all(solver: str, steps: int | None) -> Non
         assert torch.equal(result, results[0])
 
 
-@pytest.mark.parametrize("solver", list(SOLVERS))
+@pytest.mark.parametrize("solver", ORDINARY)
 def test_samples_do_not_depend_on_batch_size_or_number(solver: str) -> None:
     torch.manual_seed(0)
     sde = scoresde.build("vp", "mlp", shape=(2,), width=32)
@@ -410,7 +413,7 @@ class Broken(nn.Module):
         return torch.where(bad[:, None], float("nan"), -0.1 * x)
 
 
-@pytest.mark.parametrize("solver", list(SOLVERS))
+@pytest.mark.parametrize("solver", ORDINARY)
 @pytest.mark.parametrize("steps", [None, 10])
 def test_nan_is_an_error_that_says_where(solver: str, steps: int | None) -> None:
     sde = ScoreSDE(scoresde.VPSDE(), Broken(0.5), shape=(2,), sees="raw")

@@ -2,5 +2,7 @@
 
 from .base import BACKBONES
 from .mlp import MLP
+from .twodrifts import TwoDrifts
+from .twotimes import TwoTimes
 
-__all__ = ["BACKBONES", "MLP"]
+__all__ = ["BACKBONES", "MLP", "TwoDrifts", "TwoTimes"]

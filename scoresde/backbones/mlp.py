@@ -64,6 +64,9 @@ class MLP(nn.Module):
     bandwidth : float
         Their frequencies: entries of F are N(0, bandwidth²·2/D), in cycles per standard deviation of the data, D = ∏shape.
         Faded by the noise, they can be higher than those of a plain encoding.
+    blur : bool
+        Whether to fade them. Not for what is sharp where the noise is greatest: flows from another source than noise, reflowed
+        and distilled ones.
     classes : int
         If positive, the network takes a label `y` in 0 … classes − 1, shape (B,); without one it is unconditional.
 
@@ -96,6 +99,7 @@ class MLP(nn.Module):
         depth: int = 4,
         fourier: int = 64,
         bandwidth: float = 0.5,
+        blur: bool = True,
         classes: int = 0,
     ) -> None:
         super().__init__()
@@ -118,7 +122,7 @@ class MLP(nn.Module):
         self.gain = nn.Linear(2 * labels, n)
         nn.init.zeros_(self.gain.weight)
         nn.init.zeros_(self.gain.bias)
-        self.classes = classes
+        self.blur, self.classes = blur, classes
         if classes:
             self.label = nn.Embedding(classes + 1, width)  # the last row means "no label"
             nn.init.zeros_(self.label.weight)
@@ -193,8 +197,10 @@ class MLP(nn.Module):
         """What the first layer makes of x, t and y, the gain of x itself, and the Fourier features, sin and cos."""
         flat = x.reshape(len(x), -1)
         phase, turn = flat @ self.frequencies, t.unsqueeze(1) * self.rates
-        fade = torch.exp(torch.outer(torch.sigmoid(2 * t), -0.5 * self.frequencies.square().sum(0)))
-        sin, cos = phase.sin() * fade, phase.cos() * fade
+        sin, cos = phase.sin(), phase.cos()
+        if self.blur:
+            fade = torch.exp(torch.outer(torch.sigmoid(2 * t), -0.5 * self.frequencies.square().sum(0)))
+            sin, cos = sin * fade, cos * fade
         label = torch.cat([turn.sin(), turn.cos()], 1)
         h: Tensor = self.hidden[0](torch.cat([flat, sin, cos, label], 1))
         if self.classes:

@@ -3,9 +3,12 @@
 from .adams import Adams
 from .adaptive_sde import GottaGoFast
 from .base import SOLVERS, Adaptive, Counts, Level, Problem, Solver, Stepper
+from .bridge import Bridge
 from .exponential import EXPONENTIALS, AdaptiveSinglestep, Exponential, Singlestep
 from .external import AdaptiveTorchDiffEq, SciPy, TorchDiffEq
 from .external_sde import TorchSDE
+from .flow_sde import FORMS, FlowSDE
+from .jump import Consistency, FlowMap
 from .langevin import CORRECTORS, AnnealedLangevin, PredictorCorrector
 from .multistep import METHODS, Multistep
 from .runge_kutta import AdaptiveRungeKutta, RungeKutta
@@ -17,6 +20,7 @@ __all__ = [
     "CORRECTORS",
     "DDIM",
     "EXPONENTIALS",
+    "FORMS",
     "METHODS",
     "SOLVERS",
     "TABLEAUS",
@@ -26,10 +30,14 @@ __all__ = [
     "AdaptiveSinglestep",
     "AdaptiveTorchDiffEq",
     "AnnealedLangevin",
+    "Bridge",
     "ChurnedHeun",
+    "Consistency",
     "Counts",
     "EulerMaruyama",
     "Exponential",
+    "FlowMap",
+    "FlowSDE",
     "GottaGoFast",
     "Level",
     "Multistep",

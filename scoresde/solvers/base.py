@@ -57,6 +57,11 @@ class Level:
 
 Velocity = Callable[[Tensor, "float | Tensor", "Tensor | None"], Tensor]
 Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+Jump = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
+
+
+def _no_jump(z: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
+    raise AssertionError("this problem has no jumps: state them")
 
 
 def rms(error: Tensor) -> Tensor:
@@ -148,6 +153,11 @@ class Problem:
         The levels that it cares for, where telling costs something; None: all.
     measure : callable (B, n) -> (B,), optional
         The size of a local error in absolute units, of which a solver that estimates them keeps account: see `Counts.error`.
+    jump : callable (z, i, j) -> (x̂0, ε̂), optional
+        Such that cos φ_j·x̂0 + sin φ_j·ε̂ is where the ODE leads from z at level i to level j: of models that have learnt it.
+        Of a bridge, where its SDE would lead but for the noise, if the end that it heads for stayed as it is.
+    bridge : float
+        The noise σ of a bridge; 0 for all other models.
 
     Examples
     --------
@@ -163,6 +173,8 @@ class Problem:
     observe: Callable[[int, Tensor], None] = lambda i, z: None
     wanted: frozenset[int] | None = None
     measure: Callable[[Tensor], Tensor] | None = None
+    jump: Jump = field(default_factory=lambda: _no_jump)
+    bridge: float = 0.0
 
     def wants(self, i: int) -> bool:
         """Whether level i is one of those wanted.
@@ -231,6 +243,8 @@ class Solver(abc.ABC):
         Order of convergence of the end point in the step size (weak order for stochastic solvers).
     stochastic : bool
         Whether it draws noise on the way; such a solver serves no likelihood.
+    reversible : bool
+        Whether a stochastic one may also go from data to noise.
     ode : bool
         Whether it integrates `problem.velocity` alone, so that it can carry a log-density along.
     steps : int or None
@@ -239,6 +253,9 @@ class Solver(abc.ABC):
         The grid when the user names none.
     tolerances : tuple of str
         Options that rule an adaptive solve and mean nothing on a fixed grid.
+    needs : tuple of str
+        Which of "score", "velocity", "jump", "map", "bridge" a model must offer one of; by default a score if it is stochastic, a
+        velocity otherwise.
 
     Examples
     --------
@@ -249,9 +266,15 @@ class Solver(abc.ABC):
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = False
     ode: ClassVar[bool] = False
+    reversible: ClassVar[bool] = False
     steps: ClassVar[int | None] = 100
     spacing: ClassVar[str] = "time"
     tolerances: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a model must offer, one of these."""
+        return ("score",) if self.stochastic else ("velocity",)
 
     @abc.abstractmethod
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:

@@ -53,6 +53,11 @@ class DDIM(Stepper):
         return self.eta > 0
 
     @property
+    def needs(self) -> tuple[str, ...]:
+        """A score, or for the deterministic method a velocity, or values of x0 that stay the same along a path."""
+        return ("score",) if self.stochastic else ("velocity", "jump")
+
+    @property
     def spacing(self) -> str:  # type: ignore[override]
         """Uniform in t, as the papers' grids; ancestral steps in λ, where each draws the same share of noise anew."""
         return "logsnr" if self.stochastic else "time"

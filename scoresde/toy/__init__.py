@@ -5,12 +5,16 @@
 torch.Size([5])
 """
 
+from ..registry import Registry
 from .curves import Moons, NoisyCurve, Rings, SwissRoll, TwoSpirals
 from .density import Density
 from .mixture import EightGaussians, GaussianMixture, Grid25
 from .shapes import Checkerboard, Pinwheel
 
-DENSITIES: dict[str, type[Density]] = {
+DENSITIES: Registry[Density] = Registry("density", "scoresde.toy.DENSITIES")
+"""Toy densities by name."""
+
+for _name, _density in {
     "eight_gaussians": EightGaussians,
     "grid25": Grid25,
     "checkerboard": Checkerboard,
@@ -19,7 +23,8 @@ DENSITIES: dict[str, type[Density]] = {
     "pinwheel": Pinwheel,
     "swiss_roll": SwissRoll,
     "two_spirals": TwoSpirals,
-}
+}.items():
+    DENSITIES.register(_name)(_density)
 
 __all__ = [
     "DENSITIES",

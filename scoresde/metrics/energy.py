@@ -1,4 +1,4 @@
-"""Distances between two sets of samples.
+"""The energy distance between two sets of samples, and the permutation test that goes with it.
 
 The energy distance between the laws of X and Y, X′ and Y′ being independent copies, is
 
@@ -13,32 +13,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_PAIRS = 2**19  # distances held at a time: 4 MB, in cache
+from . import points as blocks
+from .points import distances, points, total
+
 _LIMIT = 8192  # pooled points in a permutation test
-
-
-def _points(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    for name, value in (("x", x), ("y", y)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is a {type(value).__name__}; wanted a tensor, try torch.as_tensor({name})")
-        if value.ndim < 1 or value.shape[0] < 2:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; wanted (n, *shape) with n ≥ 2")
-        if value.is_complex() or not value.isfinite().all():
-            raise ValueError(f"{name} is complex or holds NaN or infinity; wanted finite samples: find the culprit")
-    if x.shape[1:] != y.shape[1:]:
-        raise ValueError(f"x of shape {tuple(x.shape)}, y {tuple(y.shape)}; wanted the same shape but for the first")
-    return x.reshape(len(x), -1).double(), y.reshape(len(y), -1).to(x.device, torch.float64)
-
-
-def _distances(x: Tensor, y: Tensor) -> Tensor:
-    return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")  # as fast in the plane, and exact
-
-
-def _total(x: Tensor, y: Tensor) -> Tensor:
-    total = x.new_zeros(())
-    for part in torch.split(x, max(1, _PAIRS // len(y))):
-        total += _distances(part, y).sum()
-    return total
 
 
 @torch.no_grad()
@@ -76,9 +54,9 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     >>> energy_distance(torch.tensor([0.0, 1.0]), torch.tensor([0.0, 3.0]))     # 2·1.5 − 1 − 3
     tensor(-1., dtype=torch.float64)
     """
-    x, y = _points(x, y)
+    x, y = points(x, y)
     n, m = len(x), len(y)
-    return 2 * _total(x, y) / (n * m) - _total(x, x) / (n * (n - 1)) - _total(y, y) / (m * (m - 1))
+    return 2 * total(x, y) / (n * m) - total(x, x) / (n * (n - 1)) - total(y, y) / (m * (m - 1))
 
 
 @torch.no_grad()
@@ -122,7 +100,7 @@ def energy_test(x: Tensor, y: Tensor, permutations: int = 999, generator: torch.
     >>> energy_test(x, x + 1.0, permutations=99, generator=torch.Generator().manual_seed(1))
     0.01
     """
-    x, y = _points(x, y)
+    x, y = points(x, y)
     n, N = len(x), len(x) + len(y)
     if N > _LIMIT:
         hint = f"subsample, x[torch.randperm(len(x))[:{_LIMIT // 2}]]"
@@ -136,8 +114,8 @@ def energy_test(x: Tensor, y: Tensor, permutations: int = 999, generator: torch.
     z = x.new_full((1 + permutations, N), -1 / (N - n)).scatter(1, mine, 1 / n).T.contiguous()
     pool = torch.cat([x, y])
     energy = x.new_zeros(1 + permutations)
-    rows = max(1, _PAIRS // N)
+    rows = max(1, blocks.HELD // N)
     for part, sign in zip(torch.split(pool, rows), torch.split(z, rows), strict=True):
-        energy -= (sign * (_distances(part, pool) @ z)).sum(0)
-    slack = 1e-12 * _distances(pool[:1], pool).mean()  # deals that tie must count, whatever the rounding
+        energy -= (sign * (distances(part, pool) @ z)).sum(0)
+    slack = 1e-12 * distances(pool[:1], pool).mean()  # deals that tie must count, whatever the rounding
     return int((energy >= energy[0] - slack).sum()) / (1 + permutations)

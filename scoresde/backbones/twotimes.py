@@ -1,0 +1,126 @@
+"""Any backbone with a second time: the network of a flow map, which is told where on the arc it is and where it is to land.
+
+F(z, φ, s) = cos δ·z − sin δ·w(z, φ, s) takes a state from the angle φ to the angle s = φ − δ (see `scoresde.jumps`). The
+backbone gets the noise label of s, where the jump lands, and one more channel that holds the span δ. For δ = 0 the two agree,
+w is the velocity, and the network is like any other. It matters which of the two times the label is: a network scales its
+features by the label, `MLP` fades those that are finer than the noise, and what a jump makes is as sharp as where it lands.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from .base import BACKBONES
+
+
+@BACKBONES.register("two_times")
+class TwoTimes(nn.Module):
+    """A backbone that takes a span: net(x, t, span=δ), where t is the noise label of where a jump lands, δ back from x's level.
+
+    The span is one more feature of points and one more channel of images; what the backbone says of it is dropped. Without a
+    span, that is δ = 0, this is an ordinary network, but with no closed form of its trace.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of one sample.
+    backbone : str
+        A name of `scoresde.BACKBONES`: what is built, with one more feature or channel than shape says.
+    **options
+        Of the backbone, e.g. width=256.
+
+    Raises
+    ------
+    ValueError
+        For unknown names or options, or a backbone that takes a span already.
+
+    Examples
+    --------
+    >>> net = TwoTimes((2,), width=32)
+    >>> net(torch.randn(5, 2), torch.zeros(5), span=torch.full((5,), 0.3)).shape
+    torch.Size([5, 2])
+    >>> TwoTimes((1, 8, 8), backbone="mlp", width=32)(torch.randn(5, 1, 8, 8), torch.zeros(5)).shape
+    torch.Size([5, 1, 8, 8])
+    """
+
+    def __init__(self, shape: tuple[int, ...], backbone: str = "mlp", **options: str | float) -> None:
+        super().__init__()
+        self.net = BACKBONES.build(backbone, (shape[0] + 1, *shape[1:]), **options)
+        if takes_span(self.net):
+            raise ValueError(f"backbone {backbone!r} takes a span already; use it as it is")
+
+    def forward(self, x: Tensor, t: Tensor, span: Tensor | None = None, **condition: Tensor) -> Tensor:
+        """Return the network's output.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+        t : Tensor, shape (B,)
+            Noise labels of the levels that jumps land at.
+        span : Tensor, shape (B,), optional
+            How far back on the arc x is, in radians; 0 unless given.
+        **condition : Tensor
+            The backbone's.
+
+        Returns
+        -------
+        Tensor, shape (B, *shape)
+
+        Examples
+        --------
+        See `TwoTimes`.
+        """
+        channel = torch.zeros_like(x[:, :1])
+        if span is not None:
+            channel = channel + span.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+        out: Tensor = self.net(torch.cat([x, channel], 1), t, **condition)
+        return out[:, :-1].contiguous()
+
+    def check_condition(self, span: Tensor | None = None, **condition: Tensor) -> None:
+        """Raise unless conditions are what the backbone takes; called once before a solve, not at every evaluation.
+
+        Parameters
+        ----------
+        span : Tensor, shape (n,), optional
+        **condition : Tensor
+
+        Raises
+        ------
+        ValueError
+
+        Examples
+        --------
+        >>> TwoTimes((2,), classes=3).check_condition(y=torch.tensor([3]))
+        Traceback (most recent call last):
+        ValueError: labels y run from 0 to 2, got 3 to 3
+        """
+        takes = inspect.signature(self.net.forward).parameters
+        for name in condition:
+            if name not in takes and not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+                raise ValueError(f"the backbone takes no condition {name!r}; it takes {list(takes)[2:]}")
+        check = getattr(self.net, "check_condition", None)
+        if check is not None and condition:
+            check(**condition)
+
+
+def takes_span(net: nn.Module) -> bool:
+    """Whether a network has a parameter `span`: a second time.
+
+    Parameters
+    ----------
+    net : nn.Module
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> takes_span(TwoTimes((2,))), takes_span(scoresde.MLP((2,)))
+    (True, False)
+    """
+    inside = getattr(net, "_orig_mod", net)  # of torch.compile
+    return "span" in inspect.signature(inside.forward).parameters

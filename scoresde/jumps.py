@@ -1,0 +1,270 @@
+"""Learning where the ODE leads: flow maps on the arc, of which mean flows and consistency models are two uses.
+
+The flow map F(z, φ, s) takes a state z at the angle φ along dz/dφ = v(z, φ) to the angle s = φ − δ. It is written as a turn,
+
+    F(z, φ, s) = cos δ·z − sin δ·w(z, φ, s),        w(z, φ, φ) = v(z, φ),
+
+so that for s = φ the network w is an ordinary velocity, and for s = 0 F is what x̂0 = cos φ·z − sin φ·w says. F is right if and
+only if it stays the same while its start moves along the path, dF/dφ = 0 at fixed s, and dF/dφ is
+
+    R = cos δ·(v − w) − sin δ·(z + dw/dφ),        dw/dφ = ∂w/∂φ + (v·∇)w.
+
+For δ = 0 this is the error of flow matching. The loss E‖w − sg(w + R)‖²/D, where sg stops gradients, moves w by R, at all δ
+alike: for small δ by the MeanFlow identity (Geng et al. 2025, eq. 6), for s = 0 as continuous-time consistency training does
+(Lu & Song 2025), both in a form that is finite throughout.
+
+R is linear in v, so v = E[cos φ·ε − sin φ·x0 | z] may be replaced by that of a single pair. In the first term it is; along dw
+the model's own v = sg w(z, φ, φ) has less variance (Geng et al. 2025b). That term is a central difference, exact to O(h²),
+
+    dw/dφ ≈ (w(z + h·v, φ + h, s) − w(z − h·v, φ − h, s))/2h,
+
+at two evaluations without a graph: cheaper than forward-mode differentiation, and it asks nothing of the network but float32
+(in half precision the difference drowns).
+
+In a batch half of the rows have s = φ, with the law of φ that denoising has. The others have φ uniform on the arc, as the noise
+end is where one step starts from, and s = φ_min (the data) for a share of them, uniform between that and φ for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .backbones.twotimes import takes_span
+from .checks import number
+from .objective import NOISES, OBJECTIVES, Objective
+from .sde import ScoreSDE
+from .solvers.base import column
+
+H = 0.01
+
+AverageVelocity = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def average_velocity(net: Callable[..., Any], sde: ScoreSDE, condition: dict[str, Tensor]) -> AverageVelocity:
+    """Return w(z, φ, s) of a network that takes a span.
+
+    Parameters
+    ----------
+    net : callable (x, label, span, **condition)
+    sde : ScoreSDE
+        Says what the network is shown.
+    condition : dict of str to Tensor
+        One row per state, or one for all.
+
+    Returns
+    -------
+    callable (z, φ, s) -> w
+        z of shape (B, n), angles φ and s of shape (B,), float64.
+
+    Examples
+    --------
+    >>> sde = scoresde.build("rectified", "two_times", shape=(2,))
+    >>> angle = torch.full((1,), 0.5, dtype=torch.float64)
+    >>> average_velocity(sde.net, sde, {})(torch.ones(1, 2), angle, 0 * angle)
+    tensor([[-0., -0.]], grad_fn=...)
+    """
+    parameter = next(sde.net.parameters(), None)
+
+    def w(z: Tensor, phi: Tensor, s: Tensor) -> Tensor:
+        x, label, _ = sde.inputs(z, s, z.dtype if parameter is None else parameter.dtype)
+        told = {name: value.expand(len(x), *value.shape[1:]) for name, value in condition.items()}
+        out: Tensor = net(x, label, span=(phi - s).to(x.dtype), **told)
+        return -out.reshape(z.shape).to(z.dtype)
+
+    return w
+
+
+def drift(w: AverageVelocity, z: Tensor, v: Tensor, phi: Tensor, s: Tensor, h: float = H) -> Tensor:
+    """Return dw/dφ along a velocity at fixed s, by a central difference.
+
+    Parameters
+    ----------
+    w : callable (z, φ, s) -> w
+    z, v : Tensor, shape (B, n)
+        States and their velocities.
+    phi, s : Tensor, shape (B,), float64
+        Angles in radians.
+    h : float
+        Half of the distance, in radians.
+
+    Returns
+    -------
+    Tensor, shape (B, n)
+        Per radian, to O(h²).
+
+    Examples
+    --------
+    >>> angle = torch.ones(1, dtype=torch.float64)
+    >>> drift(lambda z, phi, s: 2 * z + phi[:, None], torch.zeros(1, 1), torch.ones(1, 1), angle, angle)
+    tensor([[3.0000]], dtype=torch.float64)
+    """
+    both = w(torch.cat([z + h * v, z - h * v]), torch.cat([phi + h, phi - h]), torch.cat([s, s]))
+    ahead, behind = both.chunk(2)
+    return (ahead - behind) / (2 * h)
+
+
+def residual(w: Tensor, dw: Tensor, z: Tensor, v: Tensor, span: Tensor) -> Tensor:
+    """Return R = cos δ·(v − w) − sin δ·(z + dw/dφ), by which a flow map changes while its start moves along the path.
+
+    Parameters
+    ----------
+    w, dw : Tensor, shape (B, n)
+        The average velocity, and its derivative along the path.
+    z, v : Tensor, shape (B, n)
+        State and velocity.
+    span : Tensor, shape (B,), float64
+        δ, in radians.
+
+    Returns
+    -------
+    Tensor, shape (B, n)
+        Per radian.
+
+    References
+    ----------
+    Lu and Song, Simplifying, stabilizing and scaling continuous-time consistency models, ICLR 2025.
+
+    Examples
+    --------
+    >>> one, zero = torch.ones(1, 1), torch.zeros(1, 1)
+    >>> residual(zero, zero, one, one, torch.zeros(1))  # δ = 0: the error of the velocity
+    tensor([[1.]])
+    """
+    cos, sin = column(torch.cos(span), z), column(torch.sin(span), z)
+    return cos * (v - w) - sin * (z + dw)
+
+
+@OBJECTIVES.register("meanflow")
+@dataclass(frozen=True)
+class MeanFlow(Objective):
+    """Learn the flow map between any two levels, the velocity included: MeanFlow, in the turning form of the module's formula.
+
+    It takes a network with a span, such as `build(process, "two_times", shape=..., backbone="mlp")`, and costs about twice a
+    denoising step. The model has a velocity, so that ODE solvers and likelihoods stay valid, and is sampled by "flow_map" in
+    one step or a few.
+
+    Parameters
+    ----------
+    to_data : float
+        Share of the jumps that go all the way to the data: more serves one step, less serves several.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Unless 0 ≤ to_data ≤ 1.
+
+    References
+    ----------
+    Geng, Deng, Bai, Kolter and He, Mean flows for one-step generative modeling, 2025, eq. 6 and algorithm 1; Geng et al.,
+    Improved mean flows, 2025b; Boffi, Albergo and Vanden-Eijnden, Flow map matching, 2024.
+
+    Examples
+    --------
+    >>> sde = scoresde.build("rectified", "two_times", shape=(2,), width=32)
+    >>> history = scoresde.fit(sde, scoresde.toy.Moons(), objective="meanflow", steps=20, progress=False)
+    >>> scoresde.sample(sde, 3, solver="flow_map", steps=1).shape
+    torch.Size([3, 2])
+    """
+
+    to_data: float = 0.5
+    kind: ClassVar[str] = "map"
+
+    def __post_init__(self) -> None:
+        number("to_data", self.to_data, 0, 1, closed=True, hint="try 0.5")
+
+    def check(self, sde: ScoreSDE) -> None:  # noqa: D102
+        if not takes_span(sde.net):
+            raise ValueError(
+                f"a flow map has a second time, and {type(sde.net).__name__} takes no span=; "
+                "try build(process, 'two_times', shape=..., backbone='mlp')"
+            )
+        if sde.predict != "edm":
+            raise ValueError(f"a flow map is learnt as a velocity on the arc, predict='edm', got {sde.predict!r}")
+
+    def __call__(  # noqa: D102
+        self,
+        net: Callable[..., Any],
+        sde: ScoreSDE,
+        z0: Tensor,
+        eps: Tensor,
+        q: Tensor,
+        condition: dict[str, Tensor],
+        progress: float,
+        generator: torch.Generator,
+    ) -> Tensor:
+        rows = q.argsort()  # the lower half of the quantiles is for the diagonal, and both halves are stratified
+        z0, eps, q = z0[rows], eps[rows], q[rows]
+        condition = {name: value if len(value) == 1 else value[rows] for name, value in condition.items()}
+        m = len(q) // 2
+        jumps = {name: value if len(value) == 1 else value[m:] for name, value in condition.items()}
+        phi, s = self.angles(sde, q, m, generator)
+        cos, sin = column(torch.cos(phi), z0), column(torch.sin(phi), z0)
+        z, v = cos * z0 + sin * eps, cos * eps - sin * z0
+        w = average_velocity(net, sde, condition)(z, phi, s)
+        with torch.no_grad():
+            along = average_velocity(net, sde, jumps)(z[m:], phi[m:], phi[m:])
+            twice = {name: value if len(value) == 1 else torch.cat([value, value]) for name, value in jumps.items()}
+            dw = torch.zeros_like(z)
+            dw[m:] = drift(average_velocity(net, sde, twice), z[m:], along, phi[m:], s[m:])
+            target = w + residual(w, dw, z, v, phi - s)
+        return torch.nn.functional.mse_loss(w, target)
+
+    def angles(self, sde: ScoreSDE, q: Tensor, m: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw the angles φ and s of a batch: the first m with s = φ, the others with s < φ.
+
+        Parameters
+        ----------
+        sde : ScoreSDE
+        q : Tensor, shape (B,), float64
+            Sorted quantiles.
+        m : int
+        generator : torch.Generator or None
+
+        Returns
+        -------
+        phi, s : Tensor, shape (B,), float64
+
+        Examples
+        --------
+        >>> sde, q = scoresde.build("rectified", "two_times", shape=(2,)), torch.tensor([0.2, 0.5, 0.75, 1.0]).double()
+        >>> phi, s = MeanFlow(to_data=1.0).angles(sde, q, 2, None)
+        >>> phi[2:], s[2:]
+        (tensor([0.7854, 1.5708], dtype=torch.float64), tensor([0., 0.], dtype=torch.float64))
+        """
+        n, low, high = len(q), sde.phi_min, sde.process.phi_max
+        diagonal = NOISES["lognormal"](sde.process, q[:m] * (n / max(m, 1)))
+        phi = low + (high - low) * ((q[m:] * n - m) / (n - m))
+        way = torch.rand(n - m, generator=generator, device=q.device, dtype=torch.float64)
+        way = ((way - self.to_data) / max(1 - self.to_data, 1e-9)).clamp(0, 1)  # which part of the way to φ s is
+        return torch.cat([diagonal, phi]), torch.cat([diagonal, low + (phi - low) * way])
+
+
+@OBJECTIVES.register("consistency")
+@dataclass(frozen=True)
+class ConsistencyTraining(MeanFlow):
+    """Learn where the ODE ends, from every level: consistency training in continuous time, without a teacher.
+
+    It is "meanflow" with all jumps going to the data; the velocity, learnt beside by the same network, is what the consistency
+    loss follows (as in Peng et al. 2025). The model is sampled by "consistency" in one step, or in a few with fresh noise
+    between.
+
+    References
+    ----------
+    Song, Dhariwal, Chen and Sutskever, Consistency models, ICML 2023; Lu and Song, Simplifying, stabilizing and scaling
+    continuous-time consistency models, ICLR 2025; Peng et al., Flow-anchored consistency models, 2025.
+
+    Examples
+    --------
+    >>> sde = scoresde.build("rectified", "two_times", shape=(2,), width=32)
+    >>> history = scoresde.fit(sde, scoresde.toy.Moons(), objective="consistency", steps=20, progress=False)
+    >>> scoresde.sample(sde, 3, steps=1).shape
+    torch.Size([3, 2])
+    """
+
+    to_data: float = 1.0
+    kind: ClassVar[str] = "jump"

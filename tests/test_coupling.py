@@ -1,0 +1,354 @@
+"""Couplings join what they should, the stream of pairs can be gone on with anywhere, and a source is a law like another."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog
+from scipy.stats import multivariate_normal
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+import scoresde
+from scoresde import CheckpointError, ScoreSDE, training
+from scoresde.coupling import COUPLINGS, ConditionAwareOT, Independent, MinibatchOT, Pairing, Sinkhorn
+from scoresde.data import Source
+from scoresde.pairs import Pairs
+
+RNG = np.random.default_rng(0)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def build(process: str = "rectified", seed: int = 0, **options: Any) -> ScoreSDE:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return scoresde.build(process, "mlp", shape=(2,), **({"width": 8, "depth": 1, "fourier": 0} | options))
+
+
+def cloud(n: int = 96, seed: int = 0, shift: float = 3.0) -> Tensor:
+    return shift + torch.randn(n, 2, generator=generator(seed)) * torch.tensor([1.0, 2.0])
+
+
+# ---------------------------------------------------------------------------------------------------- who with whom
+
+
+def test_minibatch_ot_is_the_optimum_of_the_linear_program() -> None:
+    for n, d in ((1, 3), (7, 1), (12, 4)):
+        x0, x1 = RNG.normal(size=(n, d)), RNG.normal(size=(n, d))
+        found = MinibatchOT().join(x0, x1, {}, RNG)
+        assert sorted(found) == list(range(n))
+        cost = ((x0[:, None] - x1[None]) ** 2).sum(2)
+        rows = np.kron(np.eye(n), np.ones(n)), np.kron(np.ones(n), np.eye(n))
+        best = linprog(cost.ravel(), A_eq=np.vstack(rows), b_eq=np.ones(2 * n)).fun
+        assert cost[np.arange(n), found].sum() == pytest.approx(best, rel=1e-9)
+
+
+def test_rows_that_are_all_the_same_are_joined_somehow() -> None:
+    for x0, x1 in ((np.zeros((4, 2)), RNG.normal(size=(4, 2))), (np.ones((4, 2)), np.ones((4, 2)))):
+        for coupling in (MinibatchOT(), ConditionAwareOT()):
+            assert sorted(coupling.join(x0, x1, {"c": np.ones((4, 1))}, RNG)) == [0, 1, 2, 3]
+
+
+def test_in_one_dimension_transport_sorts() -> None:
+    x0, x1 = RNG.normal(size=(200, 1)), RNG.normal(size=(200, 1))
+    found = MinibatchOT().join(x0, x1, {}, RNG)
+    assert np.array_equal(x1[found][x0[:, 0].argsort()], np.sort(x1, 0))
+
+
+def test_condition_aware_transport_is_that_of_each_label() -> None:
+    x0, x1 = RNG.normal(size=(60, 2)), RNG.normal(size=(60, 2))
+    y, w = RNG.integers(0, 3, 60), RNG.integers(0, 2, 60).astype(bool)
+    found = ConditionAwareOT().join(x0, x1, {"y": y, "w": w[:, None]}, RNG)
+    assert sorted(found) == list(range(60))
+    assert np.array_equal(y[found], y)
+    assert np.array_equal(w[found], w)
+    for a, b in itertools.product(range(3), (False, True)):
+        rows = np.flatnonzero((y == a) & (w == b))
+        assert np.array_equal(found[rows], rows[MinibatchOT().join(x0[rows], x1[rows], {}, RNG)])
+
+
+@pytest.mark.parametrize("ratio", [0.02, 0.1, 0.4])
+def test_the_weight_of_real_conditions_lets_the_ratio_of_exchanges_pay(ratio: float) -> None:
+    """And at ratio 1 the condition does not matter, while a tiny one leaves all where it was."""
+    x0, x1, c = RNG.normal(size=(80, 2)), RNG.normal(size=(80, 2)), RNG.normal(size=(80, 1))
+    cost = ((x0[:, None] - x1[None]) ** 2).sum(2)
+    gap = (c - c.T) ** 2
+    w = scoresde.coupling._weight(cost, gap, ratio)
+    pays = (cost + w * gap <= np.diag(cost)[:, None] + 1e-9).mean()
+    assert pays == pytest.approx(ratio, abs=2 / 80**2)
+    found = ConditionAwareOT(ratio=ratio).join(x0, x1, {"c": c}, RNG)
+    total = cost + w * gap
+    other = scoresde.coupling._assign(total)
+    assert total[np.arange(80), found].sum() == pytest.approx(total[np.arange(80), other].sum(), rel=1e-12)
+    assert np.array_equal(ConditionAwareOT(ratio=1.0).join(x0, x1, {"c": c}, RNG), MinibatchOT().join(x0, x1, {}, RNG))
+    moved = [abs(c[ConditionAwareOT(ratio=r).join(x0, x1, {"c": c}, RNG)] - c).mean() for r in (0.013, 0.1, 1.0)]
+    assert moved[0] < moved[1] < moved[2]
+
+
+def test_sinkhorn_draws_from_the_plan_between_gaussians() -> None:
+    """Entropic transport of N(0, 1) to itself is a Gaussian with E x0·x1 = √(1 + r²) − r, r = reg/4 (Janati et al. 2020)."""
+    pytest.importorskip("ot")
+    n, reg = 1000, 0.5
+    x0, x1 = RNG.normal(size=(n, 1)), RNG.normal(size=(n, 1))
+    found = Sinkhorn(reg=reg).join(x0, x1, {}, np.random.default_rng(1))
+    r = reg / 4
+    product = x0[:, 0] * x1[found, 0]
+    # 4 standard errors of the mean: a false alarm in 16,000 seeds, if the two sets were the laws; 0.05 for what they are not
+    assert abs(product.mean() - (math.sqrt(1 + r * r) - r)) < 4 * product.std() / math.sqrt(n) + 0.05
+    assert np.array_equal(found, Sinkhorn(reg=reg).join(x0, x1, {}, np.random.default_rng(1)))
+
+
+# ---------------------------------------------------------------------------------------------------- the stream
+
+
+@pytest.mark.parametrize("reuse", [1, 3])
+@pytest.mark.parametrize("size", [None, 24])
+def test_the_stream_joins_blocks_and_shows_each_pair_as_often_as_said(reuse: int, size: int | None) -> None:
+    sde, coupling = build(), MinibatchOT(size=size, reuse=reuse)
+    source = Source(cloud(), sde, 8, seed=1)
+    source.together = 2
+    pairing = Pairing(source, sde, coupling, 1, 0)
+    with contextlib.closing(pairing):
+        batches = [next(it) for it in [pairing.batches(0)] for _ in range(2 * reuse)]
+    k = batches[0][3]
+    assert k == (3 if size else 2)
+    for group in (batches[:reuse], batches[reuse:]):
+        first = torch.cat([group[0][0], group[0][1]], 1)
+        for x0, eps, _, _ in group:
+            both = torch.cat([x0, eps], 1)
+            assert torch.equal(both[both[:, 0].argsort()], first[first[:, 0].argsort()])
+        x0, eps = sde.from_data(group[0][0]).double().numpy(), group[0][1].double().numpy()
+        for rows in (slice(i, i + (size or 8)) for i in range(0, len(x0), size or 8)):
+            assert np.array_equal(MinibatchOT().join(x0[rows], eps[rows], {}, RNG), np.arange(size or 8))
+    assert not torch.equal(batches[0][1], batches[-1][1])
+
+
+def data(kind: str) -> Any:
+    x = cloud()
+    return {
+        "table": x,
+        "law": scoresde.toy.Moons(),
+        "loader": DataLoader(torch.utils.data.TensorDataset(x, torch.zeros(len(x))), 8, shuffle=True, collate_fn=_first),
+        "pairs": Pairs(x, cloud(seed=1)),
+    }[kind]
+
+
+def _first(rows: list[Any]) -> Tensor:
+    return torch.stack([row[0] for row in rows])
+
+
+@pytest.mark.parametrize("kind", ["table", "law", "loader"])
+@pytest.mark.parametrize("coupling", [MinibatchOT(reuse=1), MinibatchOT(reuse=3), MinibatchOT(size=32, reuse=2), Independent()])
+@pytest.mark.parametrize("sourced", [False, True])
+def test_a_run_in_pieces_ends_as_one_in_one_go(kind: str, coupling: Any, sourced: bool, tmp_path: Path) -> None:
+    if kind == "loader" and coupling.size:
+        coupling = MinibatchOT(reuse=2)
+
+    def run(out: Path, steps: int | None = None) -> ScoreSDE:
+        sde = build()
+        if sourced:
+            sde.source = scoresde.toy.EightGaussians()
+        how: dict[str, Any] = {"steps": 30, "batch_size": 8, "every": 7, "out": out, "resume": True, "progress": False}
+        with stopped(steps) if steps else contextlib.nullcontext():
+            scoresde.fit(sde, data(kind), coupling=coupling, generator=generator(), **how)
+        return sde
+
+    whole = run(tmp_path / "whole")
+    for steps in (5, 9, 15, 22, 26):
+        run(tmp_path / "parts", steps)
+    parts = run(tmp_path / "parts")
+    assert whole.kind == parts.kind == ("velocity" if coupling.joins or sourced else "score")
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
+
+
+@contextlib.contextmanager
+def stopped(at: int) -> Iterator[None]:
+    original = training.Run.steps_to_go
+
+    def steps_to_go(self: Any, reseed: Any) -> Iterator[int]:
+        for step in original(self, reseed):
+            yield step
+            if step >= at:
+                raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Run, "steps_to_go", steps_to_go)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def test_a_failing_coupling_says_so_and_leaves_no_thread_behind() -> None:
+    import threading
+
+    class Broken(MinibatchOT):
+        def join(self, *_: Any) -> Any:
+            raise ZeroDivisionError("in join")
+
+    sde = build()
+    with pytest.raises(ZeroDivisionError, match="in join"):
+        scoresde.fit(sde, cloud(), steps=3, coupling=Broken(), progress=False)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("scoresde")]
+    assert sde.kind == "score"  # nothing was learnt
+
+
+# ---------------------------------------------------------------------------------------------------- sources
+
+
+class Affine(torch.nn.Module):
+    """The velocity of pairs x1 = A·x0 + b along straight lines: known in closed form, x_t = ((1−t)·I + t·A)·x0 + t·b."""
+
+    def __init__(self, a: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.a, self.b = a, b
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        one = torch.eye(2, dtype=x.dtype)
+        matrix = (1 - t)[:, None, None] * one + t[:, None, None] * self.a
+        x0 = torch.linalg.solve(matrix, x - t[:, None] * self.b)
+        return x0 @ (self.a - one).T + self.b
+
+
+def affine() -> tuple[ScoreSDE, Tensor, Tensor]:
+    a, b = torch.tensor([[2.0, 0.5], [0.0, 0.7]]).double(), torch.tensor([1.0, -2.0]).double()
+    source = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+    net = Affine(a, b)
+    sde = ScoreSDE(scoresde.RectifiedFlow(), net, shape=(2,), predict="v", sees="raw", source=source).double().eval()
+    return sde, a, b
+
+
+def test_samples_and_likelihood_between_two_laws_are_those_of_the_map() -> None:
+    """x1 ~ N(0, I) and x0 = A⁻¹(x1 − b), so x0 ~ N(−A⁻¹b, (AᵀA)⁻¹)."""
+    sde, a, b = affine()
+    x, log_p = scoresde.sample_and_log_prob(sde, 300, rtol=1e-8, atol=1e-8, generator=generator())
+    inverse = torch.linalg.inv(a)
+    law = multivariate_normal((-inverse @ b).numpy(), (inverse @ inverse.T).numpy())
+    exact = torch.from_numpy(law.logpdf(x.numpy()))
+    torch.testing.assert_close(log_p, exact, rtol=0, atol=1e-6)
+    torch.testing.assert_close(scoresde.log_prob(sde, x, rtol=1e-8, atol=1e-8), exact, rtol=0, atol=1e-6)
+    again = scoresde.sample(sde, 300, batch_size=64, rtol=1e-8, atol=1e-8, generator=generator())
+    torch.testing.assert_close(again, x, rtol=0, atol=1e-6)
+    start = scoresde.solve(sde, 300, generator=generator()).x[0]
+    torch.testing.assert_close(start, x @ a.T + b, rtol=0, atol=1e-6)
+    torch.testing.assert_close(scoresde.encode(sde, x, rtol=1e-8, atol=1e-8), start, rtol=0, atol=1e-6)
+
+
+def test_the_loss_with_a_source_is_that_of_its_pairs() -> None:
+    """From the point (3, 4) to 0 the velocity is (3, 4), and a network that says 0 has the loss ‖(3, 4)‖²/2."""
+    sde = scoresde.build("rectified", "mlp", shape=(2,), predict="v")
+    sde.source = torch.tensor([[3.0, 4.0]]).repeat(5, 1)
+    value = scoresde.loss(sde, torch.zeros(1000, 2), weight="velocity", noise="uniform", generator=generator())
+    assert float(value.detach()) == pytest.approx(12.5, rel=1e-5)
+
+
+def test_a_source_is_saved_by_name_or_asked_for(tmp_path: Path) -> None:
+    sde = build()
+    sde.source = scoresde.toy.EightGaussians(radius=2.0)
+    back = scoresde.load(scoresde.save(sde, tmp_path / "named"))
+    assert isinstance(back.source, scoresde.toy.EightGaussians)
+    assert torch.equal(back.source.sample(9, generator=generator()), sde.source.sample(9, generator=generator()))
+    assert back.kind == "velocity"
+    sde.source = cloud()
+    back = scoresde.load(scoresde.save(sde, tmp_path / "samples"))
+    with pytest.raises(ValueError, match=r"set sde\.source"):
+        scoresde.sample(back, 2)
+    back.source = cloud()
+    assert torch.equal(scoresde.sample(back, 70, generator=generator()), scoresde.sample(sde, 70, generator=generator()))
+    with pytest.raises(ValueError, match="source has none"):
+        scoresde.log_prob(back, cloud(3))
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "match"),
+    [
+        (cloud()[:, :1], ValueError, "shape"),
+        (cloud()[:0], ValueError, "no samples"),
+        (torch.full((4, 2), math.nan), ValueError, "NaN"),
+        (torch.ones(4, 2, dtype=torch.long), TypeError, "floating"),
+        (object(), TypeError, "tensor of samples or an object"),
+        ("moons", TypeError, "tensor of samples or an object"),
+        (torch.distributions.Normal(0.0, 1.0), ValueError, "shape"),
+    ],
+)
+def test_bad_sources_are_refused(source: Any, error: type[Exception], match: str) -> None:
+    sde = build()
+    with pytest.raises(error, match=match):
+        sde.source = source
+    assert sde.source is None
+    assert sde.kind == "score"
+
+
+def test_a_process_that_keeps_data_at_the_noise_end_takes_no_source() -> None:
+    with pytest.raises(ValueError, match=r"RectifiedFlow\(\) or Cosine\(\)"):
+        build("vp").source = cloud()
+    build("cosine").source = cloud()
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+def test_bad_couplings_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    sde, x = build(), cloud()
+    y = {"y": torch.zeros(len(x), dtype=torch.long)}
+    labelled = build(classes=2)
+    loader = DataLoader(x, 8, collate_fn=torch.stack)  # type: ignore[arg-type, unused-ignore]
+    for change, error, match in (
+        ({"coupling": "minibatch_to"}, ValueError, "Did you mean 'minibatch_ot'"),
+        ({"coupling": 3}, TypeError, "a name or a Coupling"),
+        ({"coupling": "condition_aware_ot"}, ValueError, "these data have none"),
+        ({"objective": "denoise"}, ValueError, "Did you mean 'denoising'"),
+        ({"objective": 3}, TypeError, "a name or an Objective"),
+        ({"noise": "nodes:1"}, ValueError, "distils pairs"),
+        ({"noise": "nodes:0"}, ValueError, "unknown noise"),
+        ({"noise": "nodes:x"}, ValueError, "unknown noise"),
+        ({"data": Pairs(x, x), "coupling": "minibatch_ot"}, TypeError, "pairs already"),
+        ({"data": Pairs(x, x), "given": y}, TypeError, "their conditions are their own"),
+        ({"data": Pairs(x, x), "transforms": "flip"}, TypeError, "would part them"),
+        ({"data": loader, "coupling": MinibatchOT(size=64)}, ValueError, "rows of a step are joined"),
+    ):
+        with pytest.raises(error, match=match):
+            scoresde.fit(sde, change.pop("data", x), **{"steps": 2, "progress": False, **change})
+        assert sde.kind == "score"
+    with pytest.warns(UserWarning, match="condition_aware_ot"):
+        scoresde.fit(labelled, x, given=y, coupling="minibatch_ot", steps=1, batch_size=8, progress=False)
+    monkeypatch.setattr(scoresde.coupling, "SLOW", 40)
+    with pytest.warns(UserWarning, match=r"joining 50 rows takes about 2\.5e-05 s on one core, and 0 MB"):
+        scoresde.fit(sde, x, coupling=MinibatchOT(size=50), steps=1, batch_size=25, progress=False)
+    for bad in ({"size": 0}, {"reuse": 0}, {"size": 2.5}):
+        with pytest.raises((ValueError, TypeError)):
+            COUPLINGS.build("minibatch_ot", **bad)
+
+
+def test_a_run_goes_on_with_its_coupling_only(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"steps": 6, "every": 2, "batch_size": 8, "out": tmp_path, "progress": False, "resume": True}
+    with stopped(3):
+        scoresde.fit(build(), cloud(), coupling="minibatch_ot", **how)
+    with pytest.raises(CheckpointError, match="coupling="):
+        scoresde.fit(build(), cloud(), **how)
+
+
+def test_fitting_independent_pairs_again_gives_the_score_back() -> None:
+    sde = build()
+    scoresde.fit(sde, cloud(), coupling="minibatch_ot", steps=2, batch_size=8, progress=False)
+    assert sde.kind == "velocity"
+    with pytest.raises(ValueError, match="no score"):
+        scoresde.sample(sde, 2, solver="ancestral")
+    scoresde.fit(sde, cloud(), steps=2, batch_size=8, progress=False)
+    assert sde.kind == "score"
+
+
+def test_couplings_are_learnt_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scoresde.fit(build(), cloud(), coupling="minibatch_ot", steps=2, batch_size=8, progress=False)
