@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .checks import number, whole
 from .data import Batch, Source
+from .inputs import as_floats
 from .random import PAIRS, STARTS, seeded
 from .registry import Registry
 from .sde import ScoreSDE
@@ -37,6 +38,7 @@ COUPLINGS: Registry[Coupling] = Registry("coupling")
 """All couplings by name."""
 
 Array = NDArray[np.float64]
+AT_ONCE = 16  # steps that are joined in one go, before the first of them is taken
 SLOW = 1024  # rows whose assignment takes a noticeable part of a second
 CUBIC = 2e-10  # seconds of an assignment of n rows, over n³
 
@@ -162,7 +164,7 @@ class MinibatchOT(Coupling):
             warnings.warn(
                 f"{type(self).__name__} joins rows whatever their conditions {sorted(names)}, so that a conditional model starts "
                 "from the wrong place when it samples: take coupling='condition_aware_ot'",
-                stacklevel=4,
+                stacklevel=7,
             )
 
     def join(self, x0: Array, x1: Array, condition: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> NDArray[np.intp]:
@@ -184,7 +186,8 @@ class ConditionAwareOT(Coupling):
     size, reuse
         As for `Coupling`.
     ratio : float
-        Of exchanges (i, j) with cost_ij + w·‖c_i − c_j‖² ≤ cost_ii, in [0, 1].
+        Of exchanges of i with j ≠ i, of the same label, that have cost_ij + w·‖c_i − c_j‖² ≤ cost_ii, in [0, 1]. Conditions
+        are taken as they are: bring them to one scale.
 
     Raises
     ------
@@ -216,17 +219,14 @@ class ConditionAwareOT(Coupling):
         labels = [value.reshape(b, -1) for value in condition.values() if value.dtype.kind in "iub"]
         values = [value.reshape(b, -1).astype(float) for value in condition.values() if value.dtype.kind == "f"]
         which = np.unique(np.hstack(labels), axis=0, return_inverse=True)[1].reshape(b) if labels else np.zeros(b, int)
-        found = np.arange(b)
+        cost, found = _cost(x0, x1), np.arange(b)
+        if values:
+            c = np.hstack(values)
+            cost, gap = _squares(x0, x1), _squares(c, c).clip(0)
+            cost += _weight(cost, gap, (which[:, None] == which) & ~np.eye(b, dtype=bool), self.ratio) * gap
         for group in range(which.max() + 1):
             rows = np.flatnonzero(which == group)
-            cost = _cost(x0[rows], x1[rows])
-            if values:
-                c = np.hstack(values)[rows]
-                gap = _squares(c, c).clip(0)
-                np.fill_diagonal(gap, 0)
-                cost = _squares(x0[rows], x1[rows])
-                cost += _weight(cost, gap, self.ratio) * gap
-            found[rows] = rows[_assign(cost)]
+            found[rows] = rows[_assign(cost[np.ix_(rows, rows)])]
         return found
 
 
@@ -269,8 +269,30 @@ class Sinkhorn(MinibatchOT):
         except ImportError:
             raise ImportError("coupling='sinkhorn' needs POT: pip install scoresde[ot]; or take 'minibatch_ot'") from None
 
-    def join(self, x0: Array, x1: Array, condition: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> NDArray[np.intp]:
-        """Return a draw from each row of the plan."""
+    def plan(self, x0: Array, x1: Array) -> Array:
+        """Return the joint probabilities of rows of x0 and x1.
+
+        Parameters
+        ----------
+        x0, x1 : array, shape (b, n)
+
+        Returns
+        -------
+        array, shape (b, b)
+            Whose rows and columns all have the sum 1/b: what the iteration has left of their errors is spread over all entries
+            (Altschuler et al. 2017, algorithm 2).
+
+        Warns
+        -----
+        UserWarning
+            If that is more than a tenth of the plan.
+
+        Examples
+        --------
+        >>> Sinkhorn(reg=1e3).plan(np.zeros((2, 1)), np.ones((2, 1))) * 4
+        array([[1., 1.],
+               [1., 1.]])
+        """
         import ot
 
         cost = _squares(x0, x1)
@@ -278,8 +300,18 @@ class Sinkhorn(MinibatchOT):
         cost -= cost.min(1, keepdims=True)
         cost -= cost.min(0)
         method = "sinkhorn" if cost.max() < 400 * self.reg else "sinkhorn_log"  # a hundred times as long, but nothing underflows
-        plan = ot.sinkhorn(even, even, cost, self.reg, method=method, numItermax=1000, stopThr=1e-6, warn=False)
-        edges = np.cumsum(plan, 1)
+        plan: Array = ot.sinkhorn(even, even, cost, self.reg, method=method, numItermax=1000, stopThr=1e-6, warn=False)
+        plan = plan * np.minimum(1, even / np.maximum(plan.sum(1), 1e-300))[:, None]
+        plan = plan * np.minimum(1, even / np.maximum(plan.sum(0), 1e-300))
+        rows, columns = (np.maximum(even - plan.sum(axis), 0) for axis in (1, 0))
+        lost = rows.sum()
+        if lost > 0.1:
+            warnings.warn(f"sinkhorn: {lost:.0%} of the plan has not converged at reg={self.reg:g}: take more", stacklevel=2)
+        return plan + np.outer(rows, columns) / lost if lost > 0 else plan
+
+    def join(self, x0: Array, x1: Array, condition: Mapping[str, NDArray[Any]], rng: np.random.Generator) -> NDArray[np.intp]:
+        """Return a draw from each row of the plan."""
+        edges = np.cumsum(self.plan(x0, x1), 1)
         found: NDArray[np.intp] = (edges < rng.random((len(x0), 1)) * edges[:, -1:]).sum(1)
         return found
 
@@ -305,12 +337,13 @@ def _assign(cost: Array) -> NDArray[np.intp]:
     return found
 
 
-def _weight(cost: Array, gap: Array, ratio: float) -> float:
-    """w such that cost_ij + w·gap_ij ≤ cost_ii for the given ratio of all (i, j)."""
-    gain = np.diag(cost)[:, None] - cost  # what an exchange saves
-    worth = np.full_like(gain, -1.0)  # up to which w it pays
-    np.divide(gain, gap, out=worth, where=gap > 0)
-    worth[(gap <= 0) & (gain >= 0)] = np.inf
+def _weight(cost: Array, gap: Array, pairs: NDArray[np.bool_], ratio: float) -> float:
+    """w such that cost_ij + w·gap_ij ≤ cost_ii for the given ratio of some pairs (i, j)."""
+    gain, gap = (np.diag(cost)[:, None] - cost)[pairs], gap[pairs]  # what an exchange saves, and what it costs
+    if not len(gain):
+        return 0.0
+    worth = np.where(gain >= 0, np.inf, -1.0)  # up to which w it pays
+    np.divide(gain, gap, out=worth, where=gap > 1e-12 * gap.max())
     return float(np.clip(np.quantile(worth, 1 - ratio, method="higher"), 0, 1e8))
 
 
@@ -336,31 +369,37 @@ class Pairing:
     >>> pairing = Pairing(Source(torch.rand(10, 2), sde, 4, seed=0), sde, MinibatchOT(), 0, 0)
     >>> x0, eps, condition, k = next(pairing.batches(0))
     >>> x0.shape, eps.shape, k
-    (torch.Size([256, 2]), torch.Size([256, 2]), 64)
+    (torch.Size([64, 2]), torch.Size([64, 2]), 16)
     """
 
     def __init__(self, source: Source, sde: ScoreSDE, coupling: Coupling, seed: int, rank: int) -> None:
         self._source, self._sde, self._coupling, self._seed, self._rank = source, sde, coupling, seed, rank
         self._pool: ThreadPoolExecutor | None = None
-        self._closed = False
+        self._closed = self._looked = False
         self._span: tuple[int, bool, dict[str, int], dict[str, int]] = 0, False, {}, {}
         if not coupling.joins:
             return
         if source.paired:
             raise TypeError("these data are pairs already: leave coupling= out")
-        coupling.check(source.names)
-        if coupling.size is not None:
-            source.gather(coupling.size)
-        size = coupling.size or source.rows or 0
-        if size > SLOW:
-            warnings.warn(
-                f"joining {size} rows takes about {CUBIC * size**3:.2g} s on one core, and {size**2 * 8e-6:.0f} MB: "
-                "take a smaller size=, or batch_size=",
-                stacklevel=4,
-            )
+        if not sde.process.ends_in_noise:
+            raise ValueError(f"a coupling joins the ends of paths, and {sde.process} has none at t = 1; try RectifiedFlow()")
+        source.gather(coupling.size, AT_ONCE)
+        if source.names is not None:
+            self._look(source.names, coupling.size or source.rows or 0)
         self._pool = ThreadPoolExecutor(1, "scoresde-coupling")
 
-    def batches(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
+    def _look(self, names: set[str], size: int) -> None:
+        """Say what is wrong with data of which this is known, once."""
+        self._looked = True
+        self._coupling.check(names)
+        if size > SLOW:
+            warnings.warn(
+                f"joining {size} rows takes about {CUBIC * size**3:.2g} s on one core, and {size**2 * 8e-6:.0f} MB, each time: "
+                "take a smaller size=, or batch_size=",
+                stacklevel=6,
+            )
+
+    def batches(self, step: int, position: Mapping[str, int] | None = None, stop: float = math.inf) -> Iterator[Batch]:
         """Yield (x0, ε, conditions, k) of the steps after so many, k at a time; ε of None is for whoever asks to draw.
 
         Parameters
@@ -368,6 +407,8 @@ class Pairing:
         step : int
         position : dict, optional
             What `at` said of that step.
+        stop : int, optional
+            The last step: nothing is joined that is not learnt.
 
         Yields
         ------
@@ -382,13 +423,16 @@ class Pairing:
         --------
         See `Pairing`.
         """
-        k, reuse = self._source.together, self._coupling.reuse if self._coupling.joins else 1
+        reuse = self._coupling.reuse if self._coupling.joins else 1
+        # of those that come step by step several are joined and served together, so that each row meets others every time
+        several = max(1, min(reuse, math.ceil(stop / reuse))) if self._source.together == 1 and stop < math.inf else 1
+        k = self._source.together * several
         first = step // k // reuse
         ready: list[tuple[Any, ...]] = []
         taken, before = self._source.batches(first * k, position or {}), dict(position or {})
         for group in itertools.count(first):
-            while len(ready) < (2 if self._pool else 1):
-                ready.append((before, *self._begun(next(taken), group + len(ready))))
+            while not ready or (self._pool and len(ready) < 2 and (group + 1) * k * reuse < stop):
+                ready.append((before, *self._begun([next(taken) for _ in range(several)], group + len(ready))))
                 before = dict(self._source.position)
             mine, x0, eps, condition, which = ready.pop(0)
             after = ready[0][0] if ready else before
@@ -423,35 +467,50 @@ class Pairing:
         end, over, mine, after = self._span
         return after if over and step >= end else mine
 
-    def _begun(self, batch: Any, group: int) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Future[Tensor] | None]:
-        """A batch, what it is to be joined with, and the promise of how."""
-        x0, start, condition, _ = batch
+    def _begun(self, batches: list[Batch], group: int) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Future[Tensor] | None]:
+        """Batches as one, what it is to be joined with, and the promise of how."""
+        x0, start, condition, _ = batches[0]
+        sizes = [len(x0) // self._source.together] * self._source.together
+        if len(batches) > 1:
+            x0, sizes = torch.cat([batch[0] for batch in batches]), [len(batch[0]) for batch in batches]
+            condition = {name: torch.cat([batch[2][name] for batch in batches]) for name in condition}
         sde, eps = self._sde, None
         words = self._seed, STARTS, group, self._rank
         if start is not None:
             eps = sde.from_start(start).to(sde.state_dtype)
         elif sde.source is not None:
-            drawn = torch.as_tensor(draw(sde.source, len(x0), *words)).to(x0.device)
+            drawn = as_floats(torch.as_tensor(draw(sde.source, len(x0), *words)), sde.shape, "source.sample(n)").to(x0.device)
             eps = sde.from_start(drawn).to(sde.state_dtype)
         elif self._pool is not None:
             g = seeded(x0.device, *words)
             eps = torch.randn(len(x0), sde.dim, generator=g, device=x0.device, dtype=sde.state_dtype)
         if self._pool is None or eps is None:
             return x0, eps, condition, None
+        if not self._looked:
+            self._look(set(condition), self._coupling.size or sizes[0])
+        if self._coupling.size is not None:
+            sizes = [self._coupling.size] * -(-len(x0) // self._coupling.size)
         data, noise = (x.detach().cpu().double().numpy() for x in (sde.from_data(x0), eps))
         given = {name: value.detach().cpu().numpy() for name, value in condition.items()}
-        return x0, eps, condition, self._pool.submit(self._joined, data, noise, given, words)
+        return x0, eps, condition, self._pool.submit(self._joined, data, noise, given, sizes, words)
 
-    def _joined(self, x0: Array, x1: Array, condition: dict[str, NDArray[Any]], words: tuple[int, ...]) -> Tensor:
-        size = self._coupling.size or len(x0) // self._source.together
-        rng, parts = np.random.default_rng(words), []
-        for i in range(0, len(x0), size):
+    def _joined(
+        self, x0: Array, x1: Array, condition: dict[str, NDArray[Any]], sizes: list[int], words: tuple[int, ...]
+    ) -> Tensor:
+        rng, parts, name = np.random.default_rng(words), [], type(self._coupling).__name__
+        for start, stop in itertools.pairwise(itertools.accumulate(sizes, initial=0)):
             if self._closed:
                 raise RuntimeError("the training has ended")
-            rows = slice(i, i + size)
-            given = {name: value[rows] for name, value in condition.items()}
-            parts.append(i + self._coupling.join(x0[rows], x1[rows], given, rng))
-        return torch.from_numpy(np.concatenate(parts))
+            rows = slice(start, stop)
+            b = len(x0[rows])
+            found = np.asarray(self._coupling.join(x0[rows], x1[rows], {n: value[rows] for n, value in condition.items()}, rng))
+            if found.shape != (b,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= b:
+                raise ValueError(
+                    f"{name}.join returned {found.dtype} of shape {found.shape} for {b} rows, which row of x1 goes "
+                    f"with each of x0, wanted integers from 0 to {b - 1} of shape ({b},)"
+                )
+            parts.append(start + found)
+        return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
     def close(self) -> None:
         """Let the side worker go.

@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -120,7 +122,7 @@ class Source:
         if isinstance(data, Pairs):
             if self._transforms or given:
                 raise TypeError("pairs are learnt as they are: their conditions are their own, and transforms= would part them")
-            self._starts, given, data = data.latent, data.given, data.x
+            self._starts, self._unit, given, data = data.latent, data.unit, data.given, data.x
         self.batches: Callable[..., Iterator[Batch]]
         if isinstance(data, Tensor | np.ndarray | list):
             self._table(data, given, sde)
@@ -167,12 +169,13 @@ class Source:
             "given": {name: _digest(value) for name, value in self._given.items()},
         }
 
-    def gather(self, n: int) -> None:
-        """Let at least n samples come together.
+    def gather(self, n: int | None, most: int) -> None:
+        """Let samples come together in a multiple of n; without n those of so many steps at most.
 
         Parameters
         ----------
-        n : int
+        n : int, optional
+        most : int
 
         Raises
         ------
@@ -184,12 +187,14 @@ class Source:
         >>> import scoresde
         >>> sde = scoresde.build("vp", "mlp", shape=(2,))
         >>> source = Source(torch.rand(10, 2), sde, 4, seed=0)
-        >>> source.gather(1000)
+        >>> source.gather(10, 16)
         >>> source.together
-        250
+        5
         """
-        if self.batches in (self._tabled, self._drawn) and self.rows:
-            self.together = max(self.together, -(-n // self.rows))
+        if n is None:
+            self.together = min(self.together, most)
+        elif self.batches in (self._tabled, self._drawn) and self.rows:
+            self.together = n // math.gcd(n, self.rows)
         elif n > (self.rows or 0):
             raise ValueError(f"size={n} goes with a tensor, array or law; of datasets and loaders, rows of a step are joined")
 
@@ -229,6 +234,61 @@ class Source:
                     break
             if not seen:
                 raise ValueError(EMPTY)
+
+    def settle(self, sde: ScoreSDE) -> None:
+        """Give a model that has none yet mean and scale: of the data, or of what its pairs begin in if it has no source.
+
+        Parameters
+        ----------
+        sde : ScoreSDE
+
+        Raises
+        ------
+        ValueError
+            If pairs begin elsewhere than the model does.
+
+        Warns
+        -----
+        UserWarning
+            If pairs do not say what they begin in.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> Source(torch.tensor([[0.0, 10.0], [2.0, 30.0]]), sde, 1, seed=0).settle(sde)
+        >>> sde.scale
+        tensor([ 1., 10.])
+        """
+        known = bool(sde.measured)
+        if not self.paired or sde.source is not None:
+            if not known:
+                sde.standardize(self.measure())
+            return
+        if self._unit is not None and not known:
+            for mine, theirs in zip((sde.mean, sde.scale), self._unit, strict=True):
+                mine.copy_(theirs)
+            sde.measured.fill_(True)
+            return
+        n, step = len(self._rows), max(1, PART // self._dim)
+        some = [self._taken(slice(i, i + step), self._starts) for i in range(0, min(n, max(step, SAMPLED)), step)]
+        some = [part.to(torch.promote_types(part.dtype, self._dtype)) for part in some]
+        if not known:
+            warnings.warn(
+                "these pairs don't say what their x_1 are drawn from: they are taken for a Gaussian of their mean and scale; if "
+                "they are not, set sde.source = pairs.latent, or their law",
+                stacklevel=5,
+            )
+            radius = float(sde.process.radius(torch.ones((), dtype=torch.float64)))
+            sde.standardize(part / radius for part in some)
+            return
+        z = torch.cat([sde.from_start(part) for part in some])
+        mean, std = float(z.mean()), float(z.std(correction=0))
+        if n >= 64 and (abs(mean) > 0.25 or not 0.75 < std < 1.33):
+            raise ValueError(
+                f"these pairs begin in another law than this model does: their x_1 have mean {mean:.2g} and standard deviation "
+                f"{std:.2g} in its units; set sde.source = pairs.latent, or train a new model on them"
+            )
 
     def some(self, n: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Return about n rows of a table, transformed, each as often as the others: evenly spaced ones, or all several times.

@@ -325,8 +325,9 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
     shape = event_shape(about["shape"])
     process = PROCESSES.build(about["process"]["name"], **about["process"]["options"])
     net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
-    sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"], kind=about["kind"])
-    sde.source = _law(about["source"])
+    kind = about.get("kind") or ("velocity" if about["coupled"] else "score")  # as it was said before there were other kinds
+    sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"], kind=kind)
+    sde.source = _law(about.get("source"))
     if about["averaged"]:
         sde.ema = copy.deepcopy(net).requires_grad_(False)
     return sde
@@ -335,7 +336,9 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
 def _source(sde: ScoreSDE) -> dict[str, Any] | None:
     """The law that paths begin in, by name; of one that has none a file can say only that there is one."""
     try:
-        return sde.source and {"name": DENSITIES.name_of(sde.source), "options": DENSITIES.options_of(sde.source)}
+        if sde.source is None:
+            return None
+        return {"name": DENSITIES.name_of(sde.source), "options": DENSITIES.options_of(sde.source)}
     except ValueError:
         return {"name": None, "options": {}}
 

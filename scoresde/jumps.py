@@ -197,12 +197,14 @@ class MeanFlow(Objective):
         progress: float,
         generator: torch.Generator,
     ) -> Tensor:
-        rows = q.argsort()  # the lower half of the quantiles is for the diagonal, and both halves are stratified
-        z0, eps, q = z0[rows], eps[rows], q[rows]
+        # Quantiles of these rows' own, sorted, so that the first m are on the diagonal: q is stratified over a batch, and these
+        # may be a piece of one whose gradients are accumulated. Only its order, which is random, is used.
+        rows, n, m = q.argsort(), len(q), len(q) // 2
+        z0, eps = z0[rows], eps[rows]
         condition = {name: value if len(value) == 1 else value[rows] for name, value in condition.items()}
-        m = len(q) // 2
         jumps = {name: value if len(value) == 1 else value[m:] for name, value in condition.items()}
-        phi, s = self.angles(sde, q, m, generator)
+        jitter = torch.rand(n, generator=generator, device=q.device, dtype=torch.float64)
+        phi, s = self.angles(sde, (torch.arange(n, device=q.device) + jitter) / n, generator)
         cos, sin = column(torch.cos(phi), z0), column(torch.sin(phi), z0)
         z, v = cos * z0 + sin * eps, cos * eps - sin * z0
         w = average_velocity(net, sde, condition)(z, phi, s)
@@ -214,15 +216,14 @@ class MeanFlow(Objective):
             target = w + residual(w, dw, z, v, phi - s)
         return torch.nn.functional.mse_loss(w, target)
 
-    def angles(self, sde: ScoreSDE, q: Tensor, m: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Draw the angles φ and s of a batch: the first m with s = φ, the others with s < φ.
+    def angles(self, sde: ScoreSDE, q: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Draw the angles φ and s of a batch: with s = φ where q < ½, with s < φ elsewhere.
 
         Parameters
         ----------
         sde : ScoreSDE
         q : Tensor, shape (B,), float64
-            Sorted quantiles.
-        m : int
+            Quantiles in [0, 1].
         generator : torch.Generator or None
 
         Returns
@@ -232,16 +233,16 @@ class MeanFlow(Objective):
         Examples
         --------
         >>> sde, q = scoresde.build("rectified", "two_times", shape=(2,)), torch.tensor([0.2, 0.5, 0.75, 1.0]).double()
-        >>> phi, s = MeanFlow(to_data=1.0).angles(sde, q, 2, None)
+        >>> phi, s = MeanFlow(to_data=1.0).angles(sde, q, None)
         >>> phi[2:], s[2:]
         (tensor([0.7854, 1.5708], dtype=torch.float64), tensor([0., 0.], dtype=torch.float64))
         """
-        n, low, high = len(q), sde.phi_min, sde.process.phi_max
-        diagonal = NOISES["lognormal"](sde.process, q[:m] * (n / max(m, 1)))
-        phi = low + (high - low) * ((q[m:] * n - m) / (n - m))
-        way = torch.rand(n - m, generator=generator, device=q.device, dtype=torch.float64)
+        low, high, diagonal = sde.phi_min, sde.process.phi_max, q < 0.5
+        usual = NOISES["lognormal"](sde.process, (2 * q).clamp_max(1))
+        phi = torch.where(diagonal, usual, low + (high - low) * (2 * q - 1))
+        way = torch.rand(len(q), generator=generator, device=q.device, dtype=torch.float64)
         way = ((way - self.to_data) / max(1 - self.to_data, 1e-9)).clamp(0, 1)  # which part of the way to φ s is
-        return torch.cat([diagonal, phi]), torch.cat([diagonal, low + (phi - low) * way])
+        return phi, torch.where(diagonal, phi, low + (phi - low) * way)
 
 
 @OBJECTIVES.register("consistency")

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from .cnf import Flow, prior_gap, standard_normal
 from .plan import check_generator, chunks, each, plan, starting_points
@@ -173,14 +174,7 @@ def likelihood(
         if graph and shared():
             raise ValueError("gradients do not cross ranks: inside sharded() leave out differentiable=True, and give x.detach()")
         x, lost = _accept(sde, x, invalid)
-        prior = _start(sde) if prior is None else prior
-        if prior is not None and not callable(getattr(prior, "log_prob", None)):
-            raise TypeError(f"prior is the law of x at t = 1 and needs a log_prob method, got {type(prior).__name__}")
-        if isinstance(prior, torch.distributions.Distribution) and (prior.batch_shape, prior.event_shape) != ((), sde.shape):
-            raise ValueError(
-                f"prior must be one law of samples of shape {tuple(sde.shape)}, got batch_shape {tuple(prior.batch_shape)} and "
-                f"event_shape {tuple(prior.event_shape)}; torch.distributions.Independent makes one of several"
-            )
+        prior = _start(sde, prior)
         how = plan(sde, solver, steps, spacing, options, forward=True)
         ode = Flow(sde, solver, how, trace, probes, graph, graph and differentiable, generator, errors)
         sde.rows(0, len(x), len(x))
@@ -190,17 +184,7 @@ def likelihood(
             z = part.from_data(x[start:stop]) / first.radius
             z, gained, stderr, traced, counts = ode.carry(part, z, start, stop)
             latent = part.to_data(z * last.radius)
-            if prior is None:
-                log_p = standard_normal(z)
-            else:
-                log_p = prior.log_prob(latent)
-                if log_p.shape != (len(z),):
-                    raise ValueError(
-                        f"prior.log_prob returned shape {tuple(log_p.shape)}, wanted ({len(z)},): one number a sample; "
-                        "torch.distributions.Independent makes one of several"
-                    )
-                log_p = log_p.to(z) + part.log_scale + sde.dim * math.log(last.radius)
-            log_p = log_p + gained
+            log_p = _begun(part, prior, z, last.radius) + gained
             # Rounding adds up like a random walk; an error of the state moves log p(z_1) by |z_1|/√D of its own size.
             rounding = ode.eps * (gained.abs() + log_p.abs()) * torch.as_tensor(counts.nfe, device=z.device).sqrt()
             reach = (z.detach().norm(dim=1) / math.sqrt(sde.dim)).clamp_min(1)
@@ -320,30 +304,68 @@ def sample_and_log_prob(
         seed = draw_seed(generator)
         how = plan(sde, solver, steps, spacing, options)
         ode = Flow(sde, solver, how, trace, probes, False, False, generator)
-        last, source = ode.nodes[-1], _start(sde)
+        last, source = ode.nodes[-1], _start(sde, None)
         batches = chunks(sde, n, batch_size, cost=ode.cost)
         sde.rows(0, n, n)
 
         def work(part: ScoreSDE, start: int, stop: int) -> tuple[Tensor, Tensor]:
             z = starting_points(part, seed, start, stop)
             end, lost, *_ = ode.carry(part, z, start, stop)
-            if source is None:
-                begun = standard_normal(z)
-            else:
-                far = ode.nodes[0].radius
-                begun = source.log_prob(part.to_data(z * far)).to(z) + part.log_scale + sde.dim * math.log(far)
-            value = begun - lost - sde.dim * math.log(last.radius) - part.log_scale
+            value = _begun(part, source, z, ode.nodes[0].radius) - lost - sde.dim * math.log(last.radius) - part.log_scale
             return part.to_data(end * last.radius), value
 
         x, log_p = each(sde, n, batches, work)
         return x, log_p
 
 
-def _start(sde: ScoreSDE) -> Any:
-    """The law that a path begins in, if it is no Gaussian."""
-    if sde.source is not None and not callable(getattr(sde.source, "log_prob", None)):
-        raise ValueError(f"the likelihood needs log p at t = 1, and this model's source has none: {sde.source!r}; give prior=")
-    return sde.source
+def _start(sde: ScoreSDE, prior: Any) -> Any:
+    """The law at t = 1, the prior that a user gave or else the model's source, checked; None for the Gaussian."""
+    law, what = (sde.source, "source") if prior is None else (prior, "prior")
+    if law is None:
+        return None
+    if not callable(getattr(law, "log_prob", None)):
+        if what == "prior":
+            raise TypeError(f"prior is the law of x at t = 1 and needs a log_prob method, got {type(law).__name__}")
+        raise ValueError(f"the likelihood needs log p at t = 1, and this model's source has none: {law!r}; give prior=")
+    if isinstance(law, Distribution) and (law.batch_shape, law.event_shape) != ((), sde.shape):
+        raise ValueError(
+            f"{what} must be one law of samples of shape {tuple(sde.shape)}, got batch_shape {tuple(law.batch_shape)} and "
+            f"event_shape {tuple(law.event_shape)}; torch.distributions.Independent makes one of several"
+        )
+    return law
+
+
+def _begun(sde: ScoreSDE, law: Any, z: Tensor, radius: float) -> Tensor:
+    """log p at t = 1 of states on the arc, shape (B,): of the law of x there, or of N(0, I)."""
+    if law is None:
+        return standard_normal(z)
+    x = sde.to_data(z * radius)
+    inside = _inside(law, x)
+    if inside is not None and not bool(inside.any()):
+        return z.new_full((len(z),), -math.inf)
+    x = x if inside is None else x[inside]
+    log_p: Tensor = law.log_prob(x)
+    if log_p.shape != (len(x),):
+        raise ValueError(
+            f"{'source' if law is sde.source else 'prior'}.log_prob returned shape {tuple(log_p.shape)}, wanted ({len(x)},): "
+            "one number a sample; torch.distributions.Independent makes one of several"
+        )
+    log_p = log_p.to(z)
+    if inside is not None:
+        log_p = z.new_full((len(z),), -math.inf).index_put((inside,), log_p)
+    return log_p + sde.log_scale + sde.dim * math.log(radius)
+
+
+def _inside(law: Any, x: Tensor) -> Tensor | None:
+    """Which points have a density by a torch distribution, which raises at others; None for all."""
+    if not isinstance(law, Distribution):
+        return None
+    try:
+        support: Any = law.support
+    except NotImplementedError:  # a law that does not say
+        return None
+    inside: Tensor = support.check(x)
+    return None if bool(inside.all()) else inside
 
 
 def check_how(

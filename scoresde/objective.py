@@ -111,7 +111,7 @@ def loss(
     x0: Tensor,
     *,
     weight: str = "edm",
-    noise: str = "lognormal",
+    noise: str | None = None,
     generator: torch.Generator | None = None,
     **condition: Tensor,
 ) -> Tensor:
@@ -128,8 +128,9 @@ def loss(
         Data, in their own units.
     weight : str
         A key of `scoresde.WEIGHTS`.
-    noise : str
-        A key of `scoresde.NOISES`: the law of the noise level; one stratified draw per batch.
+    noise : str, optional
+        A key of `scoresde.NOISES`: the law of the noise level; one stratified draw per batch. As in `fit`, by default
+        "lognormal", and "uniform" for a model with a source.
     generator : torch.Generator, optional
         On the model's device.
     **condition : Tensor
@@ -158,6 +159,7 @@ def loss(
     """
     sde = require_sde(sde, "loss")
     check_generator(generator)
+    noise = ("lognormal" if sde.source is None else "uniform") if noise is None else noise
     check_names(weight, noise)
     x0 = sde.accept(x0, "x0")
     given = (sde.given(**condition) if condition else sde).rows(0, len(x0), len(x0))
@@ -490,7 +492,7 @@ class Objective(abc.ABC):
         z0, eps : Tensor, shape (B, n)
             Standardized data, and what their paths begin in.
         q : Tensor, shape (B,), float64
-            Stratified quantiles in (0, 1), for noise levels.
+            Quantiles in (0, 1), for noise levels; stratified over the batch, of which these rows may be a piece.
         condition : dict of str to Tensor
         progress : float
             Which part of all steps is done, in [0, 1].

@@ -83,6 +83,8 @@ class Pairs:
     x: Any
     latent: Any
     given: dict[str, Tensor]
+    unit: tuple[Tensor, ...] | None = None
+    """Mean and scale of the Gaussian that `reflow` drew latents from, or None: a model that learns the pairs takes them over."""
 
     def __init__(self, x: Any, latent: Any, given: Mapping[str, Any] | None = None) -> None:
         self.x, self.latent = _floats(x, "x"), _floats(latent, "latent")
@@ -160,7 +162,8 @@ class Pairs:
         path = Path(folder)
         if not os.path.lexists(path / f"{RECORD}.json"):
             raise CheckpointError(f"no pairs at {path}: it has no {RECORD}.json; reflow(..., out=folder) writes them")
-        return _made(Folder.read(path))
+        store = Folder.read(path)
+        return _made(store, store.settings.get("unit"))
 
 
 def reflow(
@@ -274,13 +277,14 @@ def reflow(
             first, stop = store.done, min(store.done + store.rows, n)
             store.put(draw(store.seed, first, stop))
             bar.update(stop - first)
-        return _made(store)
+        return _made(store, _unit(sde))
 
 
-def _made(store: Store) -> Pairs:
+def _made(store: Store, unit: Any) -> Pairs:
     """Pairs of what is stored, whose numbers were looked at as they came."""
     found = Pairs.__new__(Pairs)
     (found.x, found.latent), found.given = store.columns()
+    found.unit = None if unit is None else tuple(torch.as_tensor(value) for value in unit)
     return found
 
 
@@ -304,7 +308,11 @@ def _settings(sde: ScoreSDE, solver: str | Solver, how: Mapping[str, Any]) -> di
     plain = {name: value if isinstance(value, str | int | float | None) else _said(value) for name, value in sorted(how.items())}
     given = {name: _sha(value) for name, value in _conditions(sde)}
     weights = hashlib.sha256("".join(name + _sha(value) for name, value in sorted(io.weights(bare).items())).encode())
-    return {"model": model, "weights": weights.hexdigest(), "given": given, **plain}
+    return {"model": model, "weights": weights.hexdigest(), "given": given, "unit": _unit(sde), **plain}
+
+
+def _unit(sde: ScoreSDE) -> list[Any] | None:
+    return None if sde.source is not None else [sde.mean.tolist(), sde.scale.tolist()]
 
 
 def _said(value: Any) -> str:

@@ -82,7 +82,7 @@ class Folder:
     def __init__(self, folder: Path, about: dict[str, Any], digests: Tensor) -> None:
         self._folder, self._about = folder, about
         self.seed, self.n, self.rows, self.done = (about[name] for name in ("seed", "n", "rows", "done"))
-        self._names = about["names"]
+        self._names, self.settings = about["names"], about["settings"]
         if not all(type(k) is int for k in (self.seed, self.n, self.rows, self.done)) or not 0 <= self.done <= self.n:
             raise ValueError("its numbers are not those of pairs")
         if not isinstance(about["settings"], dict) or self.rows < 1 or (self.done % self.rows and self.done < self.n):

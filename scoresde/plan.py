@@ -22,7 +22,7 @@ from .grids import grid
 from .prediction import Coefficients
 from .random import BLOCK, PRIOR, Noise
 from .ranks import alone, gather, share
-from .sde import ScoreSDE, evaluating
+from .sde import LACKS, ScoreSDE, evaluating
 from .solvers import SOLVERS, Counts, Level, Problem, Solver
 from .source import starts
 
@@ -103,7 +103,11 @@ def plan(
         raise TypeError(f"solver is a name or a Solver object, got {type(solver).__name__}")
     elif options:
         raise TypeError(f"options {sorted(options)} go with a solver's name; give them to the {type(solver).__name__} itself")
-    sde.check(*solver.needs)
+    wanted = _times(times, forward)
+    if sde.nodes:
+        steps = _distilled(sde, solver, steps, spacing, wanted, forward)
+    else:
+        sde.check(*solver.needs)
     useless = [name for name in solver.tolerances if name in options] if steps is not None else []
     if useless:
         raise ValueError(f"{useless[0]}= has no effect together with steps=, which fixes the grid; give one or the other")
@@ -111,7 +115,6 @@ def plan(
     adaptive = steps is None
     if adaptive and spacing is not None:
         raise ValueError(f"spacing={spacing!r} places a fixed number of steps: give steps= too")
-    wanted = _times(times, forward)
     if adaptive or steps is None:
         nodes = wanted
     else:
@@ -126,6 +129,15 @@ def plan(
         last = len(nodes) - 1
         return Plan(solver, nodes.flip(0), adaptive, tuple(last - k for k in reversed(keep)))
     return Plan(solver, nodes, adaptive, keep)
+
+
+def _distilled(sde: ScoreSDE, solver: Solver, steps: int | None, spacing: str | None, wanted: Tensor, forward: bool) -> int:
+    """The number of steps that a distilled model takes; at other levels than theirs its network has learnt nothing."""
+    k = sde.nodes
+    asked = solver == SOLVERS.build(sde.solver) and steps in (None, k) and spacing in (None, "time") and not forward
+    if not asked or bool(((wanted * k).round() / k - wanted).abs().max() > 1e-6):
+        raise ValueError(LACKS["nodes"].format(k=k))
+    return k
 
 
 def _joined(nodes: Tensor, wanted: Tensor, phi: Callable[[Tensor], Tensor]) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .plan import check_generator, chunks, each, levels, plan, problem, run, starting_points, starts_at_data
 from .random import PATH, Noise, draw_seed
 from .ranks import together
-from .sde import ScoreSDE, require_sde
+from .sde import LACKS, ScoreSDE, require_sde
 from .solvers import Problem, Solver
 
 
@@ -81,7 +81,7 @@ def solve(
         States to start from, in the units of the data, at the first of `times`.
     solver : str or Solver, optional
         A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object. By default "adams"; for models
-        that jump, "consistency" or "flow_map"; for bridges, "bridge".
+        that jump, "consistency" or "flow_map"; for bridges, "bridge"; for distilled ones, "ddim" with their own steps.
     steps : int, optional
         Fixed number of steps. Without it an adaptive solver goes by its tolerances and others take their default.
     spacing : str, optional
@@ -123,8 +123,13 @@ def solve(
     check_generator(generator)
     forward = start is not None and starts_at_data(times)
     how = plan(sde, solver, steps, spacing, options, times=times, forward=forward)
-    if forward and how.solver.stochastic and not how.solver.reversible:
-        raise ValueError(f"data go to noise along the ODE, and solver {solver!r} is stochastic; try 'adams'")
+    if forward and not how.solver.reversible:
+        if how.solver.stochastic:
+            raise ValueError(f"data go to noise along the ODE, and solver {solver!r} is stochastic; try 'adams'")
+        if "velocity" not in how.solver.needs:
+            raise ValueError(f"data go to noise along the ODE, and solver {solver!r} jumps towards the data; try 'adams'")
+        if "velocity" not in sde.offers:
+            raise ValueError(f"data go to noise along the ODE: {LACKS['velocity']}")
     given = None if start is None else sde.accept(start, "start")
     if given is not None:
         if n not in (1, len(given)):
@@ -133,7 +138,7 @@ def solve(
     nodes = levels(sde, how.times)
     batches = chunks(sde, n, batch_size)
     sde.rows(0, n, n)
-    seed = draw_seed(generator)
+    seed = draw_seed(generator) if start is None or how.solver.stochastic else 0
     like = sde.scale.new_empty(0, dtype=sde.state_dtype)
 
     def work(part: ScoreSDE, first: int, stop: int) -> list[Tensor]:
@@ -186,7 +191,7 @@ def sample(
         Number of samples.
     solver : str or Solver, optional
         A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object. By default "adams"; for models
-        that jump, "consistency" or "flow_map"; for bridges, "bridge".
+        that jump, "consistency" or "flow_map"; for bridges, "bridge"; for distilled ones, "ddim" with their own steps.
     steps : int, optional
         Fixed number of steps. Without it an adaptive solver goes by its tolerances and others take their default.
     spacing : str, optional
@@ -262,7 +267,7 @@ def encode(
     Raises
     ------
     TypeError, ValueError
-        For a stochastic solver, or data of the wrong shape or type.
+        For a stochastic solver or one that jumps, a model without a velocity, or data of the wrong shape or type.
     SolverError
         As `sample`.
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.base import can_trace
+from .backbones.twotimes import takes_span
 from .inputs import as_floats, event_shape
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
@@ -34,8 +35,9 @@ KINDS = {
     "jump": ("jump",),
     "map": ("velocity", "jump", "map"),
     "bridge": ("velocity", "bridge"),
+    "nodes": ("nodes",),
 }
-"""What a model offers, by its kind."""
+"""What a model offers, by its kind; that of "nodes:k" by what is before the colon."""
 
 LACKS = {
     "score": "this model has no score, only a velocity: it learnt from coupled pairs, or another task; try solver='adams'",
@@ -43,6 +45,8 @@ LACKS = {
     "jump": "this model has learnt a velocity, not where it leads: that takes fit(sde, data, objective='consistency')",
     "map": "this model has no flow map: that takes a two-time network and fit(sde, data, objective='meanflow')",
     "bridge": "this model is no Schrödinger bridge: that takes build('bridge', 'two_drifts', ...), a source, and fit(sde, data)",
+    "nodes": "this model has learnt the steps of 'ddim' with steps={k} and spacing='time' that lead to the data, and no more: "
+    "sample(sde) takes them by itself",
 }
 
 
@@ -94,9 +98,10 @@ class ScoreSDE(nn.Module):
         What the network has learnt; `fit` sets it. "score": E[x0 | x_t], and so everything. "velocity": the velocity of pairs
         (x0, ε) that depend on one another (reflow, optimal transport) or do not begin in a Gaussian. Such a model has an ODE
         and a likelihood, but no score: −ε̂/σ is not ∇log p_t, and stochastic solvers refuse it. "jump": x0 at the end of the
-        ODE from x_t (consistency models, distilled ones): samples in one or few evaluations, no ODE and no likelihood. "map":
-        both the velocity and where the ODE is at any later time (MeanFlow). "bridge": the drifts of the SDEs that join data and
-        source, and so the velocity between them (`SchrodingerBridge`).
+        ODE from x_t (consistency models): samples in one or few evaluations, no ODE and no likelihood. "nodes:2": what 2 steps
+        of "ddim" need, and no more (models distilled with noise="nodes:2"). "map": both the velocity and where the ODE is at any
+        later time (MeanFlow). "bridge": the drifts of the SDEs that join data and source, and so the velocity between them
+        (`SchrodingerBridge`). One that is conditioned by `given` has its model's.
     source : Tensor, array, or an object with .sample(n), optional
         The law of x at t = 1, in the units of the data, instead of a Gaussian: rows of a data set, or a density, whose
         log_prob(x) the likelihood then needs. For processes with α(1) = 0, such as the rectified flow.
@@ -133,7 +138,6 @@ class ScoreSDE(nn.Module):
     scale: Tensor
     measured: Tensor
     ema: nn.Module | None
-    kind: str
 
     def __init__(
         self,
@@ -154,8 +158,6 @@ class ScoreSDE(nn.Module):
             raise TypeError(f"net is an nn.Module, got {type(net).__name__}; scoresde.build takes names")
         if sees not in SEES:
             raise ValueError(f"unknown sees={sees!r}. {nearest(sees, SEES)}")
-        if kind not in KINDS:
-            raise ValueError(f"unknown kind={kind!r}. {nearest(kind, KINDS)}")
         process.check()
         check(predict, process)
         self.process = process
@@ -164,8 +166,9 @@ class ScoreSDE(nn.Module):
         self.shape = event_shape(shape)
         self.predict = predict
         self.sees = sees
+        self._kind = ["score"]  # a list, which copies made by `given` share: it says what their one network has learnt
         self.kind = kind
-        self._source = (None,)
+        self._source: list[Any] = [None]  # in a list that `given` views share; one that is a module is none of ours
         self.source = source
         self.condition: dict[str, Tensor] = {}
         statistic = self.shape[:1] + (1,) * (len(self.shape) - 1)
@@ -415,20 +418,48 @@ class ScoreSDE(nn.Module):
         return coefficients(self.predict, self.process, phi)
 
     @property
+    def kind(self) -> str:
+        """What the network has learnt."""
+        return self._kind[0]
+
+    @kind.setter
+    def kind(self, kind: str) -> None:
+        name, _, k = str(kind).partition(":")
+        if name not in KINDS or not (k.isdecimal() and int(k) if name == "nodes" else kind == name):
+            raise ValueError(f"unknown kind={kind!r}. {nearest(kind, ['nodes:1', *(set(KINDS) - {'nodes'})])}")
+        net = self.net.module if isinstance(self.net, nn.parallel.DistributedDataParallel) else self.net
+        if name == "map" and not takes_span(net):
+            raise ValueError(f"a model of kind 'map' has a second time, and {type(net).__name__} takes no span=")
+        self._kind[0] = f"nodes:{int(k)}" if k else name
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """What it can serve: of "score", "velocity", "jump", "map", "bridge" and "nodes", those that go with its kind."""
+        return KINDS[self.kind.partition(":")[0]]
+
+    @property
+    def nodes(self) -> int:
+        """The number k of steps that a model of kind "nodes:k" has learnt; 0 for all others."""
+        return int(self.kind.partition(":")[2] or 0)
+
+    @property
     def source(self) -> Any:
         """The law of x at t = 1, an object with .sample(n), or None for a Gaussian."""
         return self._source[0]
 
     @source.setter
     def source(self, source: Any) -> None:
-        self._source = (as_source(source, self.shape),)  # in a tuple: one that is a module is none of ours
-        if source is not None:
-            if math.cos(self.process.phi_max) > 1e-6:
-                raise ValueError(
-                    f"a source takes the place of the noise where nothing else is left at t = 1, and {self.process} ends with "
-                    f"α(1) = {float(self.process.alpha(as_time(1.0))):.2g}; try RectifiedFlow() or Cosine()"
-                )
-            self.kind = "velocity" if self.kind == "score" else self.kind
+        before, source = self.source, as_source(source, self.shape)
+        if source is not None and not self.process.ends_in_noise:
+            raise ValueError(
+                f"a source takes the place of the noise where nothing else is left at t = 1, and {self.process} ends with "
+                f"α(1) = {float(self.process.alpha(as_time(1.0))):.2g}; try RectifiedFlow() or Cosine()"
+            )
+        if self.ema is not None and before is None and source is not None:
+            warnings.warn("this model was trained on paths that begin in a Gaussian: train it from its source", stacklevel=3)
+        self._source[0] = source
+        if self.ema is None and {before is None, source is None} == {True, False} and self.kind in ("score", "velocity"):
+            self.kind = "score" if source is None else "velocity"
 
     @property
     def phi_min(self) -> float:
@@ -523,7 +554,7 @@ class ScoreSDE(nn.Module):
         Raises
         ------
         ValueError
-            For a wrong shape or a time outside [0, 1].
+            For a wrong shape, a time outside [0, 1], or a model without a velocity; see `kind`.
 
         Examples
         --------
@@ -532,6 +563,7 @@ class ScoreSDE(nn.Module):
         >>> scoresde.oracle(gaussian, scoresde.VPSDE()).velocity(torch.ones(1, 2), 0.5).abs() < 1e-6
         tensor([[True, True]])
         """
+        self.check("velocity")
         return self._rate(x, t, noise=0.0)
 
     def drift(self, x: Tensor, t: Tensor | float) -> Tensor:
@@ -585,8 +617,8 @@ class ScoreSDE(nn.Module):
         Parameters
         ----------
         *needs : str
-            "score", "velocity", "jump" (where the ODE ends), "map" (where it is at any later time) or "bridge" (an SDE
-            between data and source).
+            "score", "velocity", "jump" (where the ODE ends), "map" (where it is at any later time), "bridge" (an SDE
+            between data and source) or "nodes" (a few steps of "ddim").
 
         Raises
         ------
@@ -598,13 +630,15 @@ class ScoreSDE(nn.Module):
         Traceback (most recent call last):
         ValueError: this model has learnt where the ODE ends, not its velocity: ...
         """
-        if not set(needs) & set(KINDS[self.kind]):
-            raise ValueError(LACKS["velocity" if self.kind == "jump" else needs[0]])
+        if not set(needs) & set(self.offers):
+            lack = "nodes" if self.nodes else "velocity" if "velocity" not in self.offers else needs[0]
+            raise ValueError(LACKS[lack].format(k=self.nodes))
 
     @property
     def solver(self) -> str:
         """The solver that `sample` takes if none is named."""
-        return {"jump": "consistency", "map": "flow_map", "bridge": "bridge"}.get(self.kind, "adams")
+        name = self.kind.partition(":")[0]
+        return {"jump": "consistency", "map": "flow_map", "bridge": "bridge", "nodes": "ddim"}.get(name, "adams")
 
     def _rate(self, x: Tensor, t: Tensor | float, noise: float) -> Tensor:
         z, phi, t = self._on_arc(x, t, floor=self.process.hair)

@@ -89,6 +89,27 @@ class Missing:
         """
         raise ValueError("this model starts from data or a law that was not saved with it: set sde.source to it")
 
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Raise, too.
+
+        Parameters
+        ----------
+        x : Tensor
+
+        Raises
+        ------
+        ValueError
+
+        Examples
+        --------
+        See `Missing.sample`.
+        """
+        return self.sample(len(x))
+
+    def __repr__(self) -> str:
+        """What it stands for."""
+        return "Missing()"
+
 
 def as_source(source: Any, shape: tuple[int, ...]) -> Any:
     """Return what a user gave as an object with `.sample(n)`: samples are drawn from with replacement.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import math
 import os
 import re
@@ -45,6 +46,7 @@ from .plan import check_generator, starting_points
 from .random import FIXED, LEVELS, NETWORK, draw_seed, isolated, seeded
 from .ranks import shared
 from .sde import KINDS, ScoreSDE, require_sde
+from .source import starts
 from .transforms import resolve
 from .weights import Average, copy_all, exponent, half_life, power, whole_tensor
 
@@ -182,7 +184,8 @@ def fit(
         coupling = "independent" if aim is None else aim.coupling(sde)
     joined = COUPLINGS.build(coupling) if isinstance(coupling, str) else coupling
     if not isinstance(joined, Coupling):
-        raise TypeError(f"coupling is a name or a Coupling, got {type(coupling).__name__}")
+        hint = f": write {coupling.__name__}()" if isinstance(coupling, type) else ""
+        raise TypeError(f"coupling is a name or a Coupling, got {type(coupling).__name__}{hint}")
     steps, batch_size, every = whole("steps", steps), whole("batch_size", batch_size), whole("every", every)
     snapshots, lr = whole("snapshots", snapshots, 0), number("lr", lr, 0, math.inf, hint="try 3e-3")
     ema = number("ema", ema, 0, math.inf, closed=True, hint="it is a half-life in steps: try 700, or 0 for none")
@@ -225,6 +228,8 @@ def fit(
         pairing = Pairing(source, sde, joined, seed, engine.rank)
         stack.callback(pairing.close)
         coupled = source.paired or joined.joins
+        if source.paired and not sde.process.ends_in_noise:
+            raise ValueError(f"pairs are the two ends of paths, and at t = 1 {sde.process} is not at one; try RectifiedFlow()")
         noise = ("uniform" if coupled or sde.source is not None else "lognormal") if noise is None else noise
         if coupled and validation is not None:
             raise ValueError("validation= measures the loss of independent pairs, which a model of coupled ones does not learn")
@@ -243,6 +248,9 @@ def fit(
             )
         if checkpoints is not None or engine.world > 1:  # who compare: with the run before, and with one another
             config |= {"data": source.about, "validation": held_out and held_out.about}
+            if sde.source is not None:
+                few = starts(sde.source, FIXED, 0, 64, sde.shape)
+                config |= {"source": hashlib.sha256(few.cpu().double().numpy().tobytes()).hexdigest()}
         told = [re.sub(r" at 0x[0-9a-fA-F]+", "", repr(each)) for each in transforms]  # an address is another's tomorrow
         config |= {"noise": noise, "transforms": told, "coupling": repr(joined), "objective": str(objective)}
         if checkpoints is not None:
@@ -252,8 +260,8 @@ def fit(
         stack.callback(run.close)
         if checkpoints is not None and checkpoints.newest is not None:
             checkpoints.restore(run)
-        elif not bool(sde.measured):
-            sde.standardize(source.measure())
+        else:
+            source.settle(sde)
         engine.share([sde.mean, sde.scale, sde.measured], last=True)
         run.examples = None if held_out is None else _fixed(sde, held_out, weight, noise)
         if compile:
@@ -351,7 +359,7 @@ class Run:
         if self.stopped or self.step >= self.steps:  # a finished run that is resumed: no data are asked for
             return
         warm = max(1, min(200, self.steps // 10))
-        for x0, eps, condition, together in self.pairing.batches(self.step, self.position):
+        for x0, eps, condition, together in self.pairing.batches(self.step, self.position, self.steps):
             if self.step >= self.steps:
                 return
             group, skip = divmod(self.step, together)
@@ -506,7 +514,7 @@ def _kind(sde: ScoreSDE, coupled: bool, objective: Objective | None, noise: str)
     if objective is not None:
         return objective.kind
     if noise.startswith("nodes:"):
-        return "jump"
+        return noise
     return "velocity" if coupled or sde.source is not None else "score"
 
 

@@ -539,7 +539,7 @@ def test_samples_of_every_rank_are_fed_as_they_are(shape: tuple[int, ...], kind:
     x = torch.arange(30.0 * math.prod(shape)).reshape(30, *shape)
     sde = ScoreSDE(scoresde.VPSDE(), scoresde.BACKBONES.build("test_linear", shape), shape=shape)
     batches = Source(KINDS[kind](x), sde, 10, seed=1).batches(0)
-    seen = torch.cat(list(itertools.islice((part for b, _, k in batches for part in b.split(len(b) // k)), 3)))
+    seen = torch.cat(list(itertools.islice((part for b, _, _, k in batches for part in b.split(len(b) // k)), 3)))
     if kind == "DataLoader":  # of batches of 16
         seen = seen[:30]
     assert torch.equal(seen.double().reshape(30, -1).sort(0).values, x.double().reshape(30, -1))

@@ -151,7 +151,7 @@ def test_rows_are_drawn_as_the_module_says(kind: str) -> None:
     """Half of the rows on the diagonal; the others stratified over the whole arc, and `to_data` of them go to the data."""
     sde = scoresde.build("rectified", "two_times", shape=(2,)).to(getattr(torch, kind))
     q = quantiles(1, 4096, generator(), torch.device("cpu")).sort().values
-    phi, s = MeanFlow(to_data=0.25).angles(sde, q, 2048, generator(1))
+    phi, s = MeanFlow(to_data=0.25).angles(sde, q, generator(1))
     assert torch.equal(phi[:2048], s[:2048])
     low = torch.arange(2048) / 2048 * math.pi / 2
     assert bool((phi[2048:] >= low).all() & (phi[2048:] <= low + math.pi / 4096 + 1e-12).all())
@@ -160,6 +160,32 @@ def test_rows_are_drawn_as_the_module_says(kind: str) -> None:
     assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 2048)  # 4 standard errors: false alarms 6e-5
     way = (s / phi)[2048:][s[2048:] > 0].sort().values
     assert abs(way - (torch.arange(len(way)) + 0.5) / len(way)).max() < 2.2 / math.sqrt(len(way))  # Kolmogorov: 1e-4
+
+
+@pytest.mark.parametrize("b", [1, 2, 3, 5])
+def test_levels_have_the_same_law_in_batches_of_every_size(b: int) -> None:
+    """Also in pieces of a batch whose gradients are accumulated: half of all rows are on the diagonal, with the usual law; the
+    others are uniform on the arc. Each within 4 standard errors, or Kolmogorov's 1e-4, which stratification only betters.
+    """
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    class Watching(MeanFlow):
+        def angles(self, *args: Any) -> tuple[Tensor, Tensor]:
+            seen.append(super().angles(*args))
+            return seen[-1]
+
+    sde = scoresde.build("rectified", "two_times", shape=(2,), width=8)
+    whole, n = quantiles(1, 600 * b, generator(), torch.device("cpu")), 600 * b
+    for i in range(0, n, b):
+        z0, eps = torch.randn(2, b, 2, generator=generator(i))
+        loss = Watching()(sde.net, sde, z0, eps, whole[i : i + b], {}, 0.5, generator(i + 1))
+        assert bool(loss.isfinite())
+    phi, s = (torch.cat(column) for column in zip(*seen, strict=True))
+    on = phi == s
+    assert abs(float(on.double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(n)
+    quantile = (torch.tan(phi[on]).log() + 1.5) / 1.5
+    for levels in (torch.special.ndtr(quantile), phi[~on] / (math.pi / 2)):
+        assert (levels.sort().values - (torch.arange(len(levels)) + 0.5) / len(levels)).abs().max() < 2.2 / math.sqrt(len(levels))
 
 
 # ------------------------------------------------------------------ solvers

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..checks import whole
 from ..random import draw_seed, seeded
+from ..source import draw
 
 Metric = Callable[[Tensor, Tensor], "Tensor | float"]
 
@@ -110,7 +111,7 @@ def noise_floor(
     ----------
     metric : callable (x, y) -> number
         `energy_distance`, `wasserstein`, a functools.partial or lambda of one with options, or one's own.
-    law : object with sample(n, generator=), or Tensor of shape (N, *shape)
+    law : object with sample(n), or Tensor of shape (N, *shape)
         The truth; of a tensor, N ≥ 2n true samples, each pair of sets is drawn without replacement, and pairs overlap.
     n : int
         Samples of a set: as many as there are of the model's, since every floor depends on n.
@@ -144,7 +145,7 @@ def noise_floor(
         if law.ndim < 1 or len(law) < 2 * n:
             raise ValueError(f"law holds samples of shape {tuple(law.shape)}; two sets of n = {n} want at least {2 * n}")
     elif not callable(getattr(law, "sample", None)):
-        raise TypeError(f"law is a {type(law).__name__}; wanted true samples, or an object with sample(n, generator=)")
+        raise TypeError(f"law is a {type(law).__name__}; wanted true samples, or an object with sample(n)")
     device = torch.device("cpu") if generator is None else generator.device
     seed = draw_seed(generator)
 
@@ -154,7 +155,7 @@ def noise_floor(
             order = torch.randperm(len(law), generator=own, device=device).to(law.device)
             x, y = law[order[:n]], law[order[n : 2 * n]]
         else:
-            x, y = law.sample(n, generator=own), law.sample(n, generator=own)
+            x, y = (torch.as_tensor(draw(law, n, own.initial_seed(), j)) for j in (0, 1))
         return float(metric(x, y))
 
     return NoiseFloor(torch.tensor([value(i) for i in range(repeats)], dtype=torch.float64))

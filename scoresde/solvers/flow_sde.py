@@ -15,6 +15,7 @@ moves, with κ = ½·(K summed so far) and λ = −log tan φ,
     d(z·e^κ/sin φ) = e^μ·x̂0 dμ + noise,        μ = λ + κ,
 
 so that x̂0 may be extrapolated to the middle of the step in μ, as DPM-Solver++(2M) does in λ: order 2 for one evaluation.
+Without noise that serves the way from data to noise as well.
 
 A form of w enters by an antiderivative of w/σ² alone, and is a row of `FORMS`.
 """
@@ -126,7 +127,7 @@ class FlowSDE(Solver):
         return self.noise * max(0.0, form(here) - form(there)) if self.noise else 0.0
 
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
-        gap, before = 0.0, z  # the length in μ of the last step, and its x̂0
+        gap, before = math.inf, z  # the length in μ of the last step, and its x̂0
         for i in range(problem.last):
             here, there = problem.levels[i], problem.levels[i + 1]
             x0, eps = problem.denoise(z, i)
@@ -134,11 +135,12 @@ class FlowSDE(Solver):
                 z = there.cos * x0
             else:
                 k = self._relaxed(here, there)
-                length = _log(there.cos) - _log(there.sin) - _log(here.cos) + _log(here.sin) + 0.5 * k
+                length = abs(_log(there.cos) - _log(there.sin) - _log(here.cos) + _log(here.sin) + 0.5 * k)
                 keep = there.sin * math.exp(-0.5 * k)
                 z = torch.add(there.cos * x0, eps, alpha=keep)
-                if self.order == 2 and gap < math.inf and length <= _REACH * gap:
-                    z.add_(x0 - before, alpha=0.5 * length / gap * (there.cos - keep * here.cos / here.sin))
+                ahead = 0.5 * length if there.cos else 1.0  # into pure noise: the mean of |μ' − μ| with the weight e^μ'
+                if self.order == 2 and 0 < gap < math.inf and 2 * ahead <= _REACH * gap:
+                    z.add_(x0 - before, alpha=ahead / gap * (there.cos - keep * here.cos / here.sin))
                 if self.stochastic:
                     z.add_(problem.noise(), alpha=there.sin * math.sqrt(-math.expm1(-k)))
                 gap, before = length, x0
