@@ -750,3 +750,14 @@ def test_adams_in_all_sizes_equals_the_closed_form(n: int, shape: tuple[int, ...
     spread = (alpha**2 * std**2 + sigma**2).sqrt()
     wanted = alpha[1] * mean + spread[1] / spread[0] * (solution.x[0] - alpha[0] * mean)
     torch.testing.assert_close(solution.x[-1], wanted, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("solver", "least"), [("dpmpp_2m", 1.8), ("dpmpp_3m", 2.4), ("deis", 1.8)])
+def test_data_go_into_pure_noise_in_the_same_order(solver: str, least: float) -> None:
+    """Of data whose mean is not 0: the step to α = 0 had the wrong weight of x̂0, and order 1.5."""
+    law = scoresde.toy.GaussianMixture([[2.0, 1.0], [3.5, 0.0]], 0.5)
+    sde = scoresde.oracle(law, scoresde.RectifiedFlow()).double()
+    x = law.sample(100, generator=torch.Generator().manual_seed(0)).double()
+    exact = scoresde.encode(sde, x, rtol=1e-10, atol=1e-10)
+    coarse, fine = ((scoresde.encode(sde, x, solver=solver, steps=n) - exact).square().mean().sqrt() for n in (80, 320))
+    assert math.log(coarse / fine, 4) > least

@@ -201,7 +201,7 @@ def _ddim(row: Row, here: Level, there: Level, noise: float) -> Step:
     if here.sin < 1e-6:  # from the data: z is x̂0 itself, and the value is ε̂
         return Step(there.cos, [there.sin], [], 0.0)
     keep = 0.0 if row.tau else there.sin / here.sin
-    return Step(keep, [there.cos], [], noise)
+    return Step(keep, [there.cos - keep * here.cos], [], noise)
 
 
 @dataclass(frozen=True)
