@@ -149,7 +149,7 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         TypeError,
         "solver is a name or a Solver object, got",
     ),
-    "a solver that is None": (lambda: scoresde.sample(sde(), solver=None), TypeError, "solver is a name or a Solver"),
+    "a solver that is a number": (lambda: scoresde.sample(sde(), solver=45), TypeError, "solver is a name or a Solver"),
     # options
     "unknown option of a solver": (
         lambda: scoresde.sample(sde(), solver="rk45", rtoll=1e-3),

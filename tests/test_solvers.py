@@ -130,6 +130,7 @@ RECURSIONS: dict[str, Callable[..., np.ndarray]] = {
 OTHER_ORACLES = {  # in a file of their own
     "adams",
     "annealed_langevin",
+    "bridge",
     "consistency",
     "deis",
     "dpm_2",
