@@ -16,8 +16,7 @@ average, transport within the batch of 256). The floor is W2² between two sets 
 laws scales as 1/n). Default `mlp` with blur=False, `--steps` steps each, 100,000 pairs. After each reflow also the model
 distilled for one step from the same pairs.
 
-`onestep`: E² over the same floor of consistency models, mean flows and distilled 2-rectified flows by 1 and 2 evaluations,
-the mean of four draws of 10,000.
+`onestep`: E² over the same floor of consistency models and mean flows by 1 and 2 evaluations, the mean of four draws of 10,000.
 
 `cost`: time per step of `fit` at batch 256 with coupling="minibatch_ot" over that without, interleaved; beside torchcfm's.
 """

@@ -33,7 +33,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .backbones.twodrifts import takes_tilt
+from .backbones.base import takes
 from .checks import number
 from .coupling import Sinkhorn
 from .objective import OBJECTIVES, Objective
@@ -108,7 +108,7 @@ class BridgeMatching(Objective):
     def check(self, sde: ScoreSDE) -> None:  # noqa: D102
         if not sde.process.noise:
             raise ValueError(f"a bridge has noise on the way, and {sde.process} has none; try SchrodingerBridge(noise=0.5)")
-        if not takes_tilt(sde.net):
+        if not takes(sde.net, "tilt"):
             raise ValueError(
                 f"a bridge has two drifts, and {type(sde.net).__name__} takes no tilt=; "
                 "try build('bridge', 'two_drifts', shape=..., backbone='mlp')"

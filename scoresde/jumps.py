@@ -34,7 +34,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .backbones.twotimes import takes_span
+from .backbones.base import takes
 from .checks import number
 from .objective import NOISES, OBJECTIVES, Objective
 from .sde import ScoreSDE
@@ -178,7 +178,7 @@ class MeanFlow(Objective):
         number("to_data", self.to_data, 0, 1, closed=True, hint="try 0.5")
 
     def check(self, sde: ScoreSDE) -> None:  # noqa: D102
-        if not takes_span(sde.net):
+        if not takes(sde.net, "span"):
             raise ValueError(
                 f"a flow map has a second time, and {type(sde.net).__name__} takes no span=; "
                 "try build(process, 'two_times', shape=..., backbone='mlp')"

@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbones.twodrifts import takes_tilt
-from .backbones.twotimes import takes_span
+from .backbones.base import takes
 from .checks import whole
 from .errors import SolverError
 from .grids import grid
@@ -264,7 +263,7 @@ def problem(sde: ScoreSDE, nodes: tuple[Level, ...], adaptive: bool, noise: Call
     def denoise(z: Tensor, i: int) -> tuple[Tensor, Tensor]:
         return solves[i].solve(z, output(z, nodes[i].phi))
 
-    if takes_tilt(sde.network()):
+    if takes(sde.network(), "tilt"):
         tilts = (sde.scale.new_full((1,), tilt) for tilt in (1.0, -1.0))  # towards the data, towards the source
         drifts = [sde.holding({**sde.condition, "tilt": tilt}).caller() for tilt in tilts]
 
@@ -273,7 +272,7 @@ def problem(sde: ScoreSDE, nodes: tuple[Level, ...], adaptive: bool, noise: Call
 
         return Problem(nodes, sde.flow(), denoise, noise, adaptive, jump=towards, bridge=sde.process.noise)
 
-    if not takes_span(sde.network()):  # it has learnt where the ODE ends, if any: what it says at a level is all there is
+    if not takes(sde.network(), "span"):  # it has learnt where the ODE ends, if any: what it says at a level is all there is
         return Problem(nodes, sde.flow(), denoise, noise, adaptive, jump=lambda z, i, j: denoise(z, i))
 
     def jump(z: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .backbones.base import can_trace
-from .backbones.twotimes import takes_span
+from .backbones.base import can_trace, takes
 from .inputs import as_floats, event_shape
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
@@ -428,7 +427,7 @@ class ScoreSDE(nn.Module):
         if name not in KINDS or not (k.isdecimal() and int(k) if name == "nodes" else kind == name):
             raise ValueError(f"unknown kind={kind!r}. {nearest(kind, ['nodes:1', *(set(KINDS) - {'nodes'})])}")
         net = self.net.module if isinstance(self.net, nn.parallel.DistributedDataParallel) else self.net
-        if name == "map" and not takes_span(net):
+        if name == "map" and not takes(net, "span"):
             raise ValueError(f"a model of kind 'map' has a second time, and {type(net).__name__} takes no span=")
         self._kind[0] = f"nodes:{int(k)}" if k else name
 

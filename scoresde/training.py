@@ -251,8 +251,11 @@ def fit(
             if sde.source is not None:
                 few = starts(sde.source, FIXED, 0, 64, sde.shape)
                 config |= {"source": hashlib.sha256(few.cpu().double().numpy().tobytes()).hexdigest()}
-        told = [re.sub(r" at 0x[0-9a-fA-F]+", "", repr(each)) for each in transforms]  # an address is another's tomorrow
-        config |= {"noise": noise, "transforms": told, "coupling": repr(joined), "objective": str(objective)}
+        *told, paired, aimed = (
+            re.sub(r" at 0x[0-9a-fA-F]+", "", str(each))  # an address is another's tomorrow
+            for each in (*transforms, joined, objective)
+        )
+        config |= {"noise": noise, "transforms": told, "coupling": paired, "objective": aimed}
         if checkpoints is not None:
             checkpoints.check(sde, config)
         engine.share([*sde.parameters(), *sde.buffers()], config)

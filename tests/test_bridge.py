@@ -20,7 +20,7 @@ import scoresde
 from conftest import generator
 from scoresde import ScoreSDE
 from scoresde.backbones import BACKBONES, TwoDrifts
-from scoresde.backbones.twodrifts import takes_tilt
+from scoresde.backbones.base import takes
 from scoresde.bridge import BridgeMatching, SchrodingerBridge
 from scoresde.coupling import Sinkhorn
 from scoresde.objective import quantiles
@@ -276,7 +276,7 @@ def test_a_bridge_is_saved_and_loaded(tmp_path: Any) -> None:
     assert sde.kind == "bridge"
     assert sde.solver == "bridge"
     loaded = scoresde.load(scoresde.save(sde, tmp_path / "model"))
-    assert (loaded.kind, loaded.process, takes_tilt(loaded.net)) == ("bridge", SchrodingerBridge(0.7), True)
+    assert (loaded.kind, loaded.process, takes(loaded.net, "tilt")) == ("bridge", SchrodingerBridge(0.7), True)
     for solver in ("bridge", "adams"):
         a, b = (scoresde.sample(m, 5, solver=solver, generator=generator(1)) for m in (sde, loaded))
         torch.testing.assert_close(a, b, rtol=0, atol=0)

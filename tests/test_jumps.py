@@ -17,7 +17,7 @@ import scoresde
 from conftest import PROCESSES, generator
 from scoresde import ScoreSDE
 from scoresde.backbones import BACKBONES, TwoTimes
-from scoresde.backbones.twotimes import takes_span
+from scoresde.backbones.base import takes
 from scoresde.jumps import ConsistencyTraining, MeanFlow, average_velocity, drift, residual
 from scoresde.objective import quantiles
 from scoresde.solvers import SOLVERS
@@ -319,7 +319,7 @@ def test_a_model_with_two_times_is_saved_and_keeps_its_velocity(tmp_path: Any) -
     sde = scoresde.build("vp", "two_times", shape=(2,), backbone="mlp", width=16)
     nn.init.normal_(sde.net.net.out.weight, std=0.3)  # type: ignore[union-attr, arg-type]
     again = scoresde.load(scoresde.save(sde, tmp_path / "model"))
-    assert takes_span(again.net)
+    assert takes(again.net, "span")
     x = normal(4, 2).float()
     torch.testing.assert_close(again.velocity(x, 0.5), sde.velocity(x, 0.5), rtol=0, atol=0)
     assert bool(scoresde.log_prob(again, x).isfinite().all())

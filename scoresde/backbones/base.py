@@ -21,6 +21,8 @@ True
 
 from __future__ import annotations
 
+import inspect
+
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks as _GLOBAL_HOOKS
 from torch.nn.modules.module import _global_forward_pre_hooks as _GLOBAL_PRE_HOOKS
@@ -84,3 +86,24 @@ def can_trace(net: nn.Module) -> bool:
 def _home(net: nn.Module) -> type:
     """The class that defines a network's `value_and_trace`."""
     return next(cls for cls in type(net).__mro__ if "value_and_trace" in vars(cls))
+
+
+def takes(net: nn.Module, name: str) -> bool:
+    """Whether a network has a parameter of that name beside x and t, such as `span`, a second time, or `tilt`, two drifts.
+
+    Parameters
+    ----------
+    net : nn.Module
+    name : str
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> takes(scoresde.MLP((2,)), "y"), takes(scoresde.MLP((2,)), "span")
+    (True, False)
+    """
+    inside = getattr(net, "_orig_mod", net)  # of torch.compile
+    return name in inspect.signature(inside.forward).parameters

@@ -12,12 +12,10 @@ element.)
 
 from __future__ import annotations
 
-import inspect
-
 import torch
 from torch import Tensor, nn
 
-from .base import BACKBONES
+from .base import BACKBONES, takes
 from .twotimes import TwoTimes
 
 
@@ -53,7 +51,7 @@ class TwoDrifts(TwoTimes):
     def __init__(self, shape: tuple[int, ...], backbone: str = "mlp", **options: str | float) -> None:
         nn.Module.__init__(self)
         self.net = BACKBONES.build(backbone, (2 * shape[0], *shape[1:]), **options)
-        if takes_tilt(self.net):
+        if takes(self.net, "tilt"):
             raise ValueError(f"backbone {backbone!r} takes a tilt already; use it as it is")
 
     def forward(  # type: ignore[override]
@@ -108,23 +106,3 @@ class TwoDrifts(TwoTimes):
         ValueError: labels y run from 0 to 2, got 3 to 3
         """
         super().check_condition(**condition)
-
-
-def takes_tilt(net: nn.Module) -> bool:
-    """Whether a network has a parameter `tilt`: two drifts.
-
-    Parameters
-    ----------
-    net : nn.Module
-
-    Returns
-    -------
-    bool
-
-    Examples
-    --------
-    >>> takes_tilt(TwoDrifts((2,))), takes_tilt(scoresde.MLP((2,)))
-    (True, False)
-    """
-    inside = getattr(net, "_orig_mod", net)  # of torch.compile
-    return "tilt" in inspect.signature(inside.forward).parameters

@@ -13,7 +13,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
-from .base import BACKBONES
+from .base import BACKBONES, takes
 
 
 @BACKBONES.register("two_times")
@@ -49,7 +49,7 @@ class TwoTimes(nn.Module):
     def __init__(self, shape: tuple[int, ...], backbone: str = "mlp", **options: str | float) -> None:
         super().__init__()
         self.net = BACKBONES.build(backbone, (shape[0] + 1, *shape[1:]), **options)
-        if takes_span(self.net):
+        if takes(self.net, "span"):
             raise ValueError(f"backbone {backbone!r} takes a span already; use it as it is")
 
     def forward(self, x: Tensor, t: Tensor, span: Tensor | None = None, **condition: Tensor) -> Tensor:
@@ -104,23 +104,3 @@ class TwoTimes(nn.Module):
         check = getattr(self.net, "check_condition", None)
         if check is not None and condition:
             check(**condition)
-
-
-def takes_span(net: nn.Module) -> bool:
-    """Whether a network has a parameter `span`: a second time.
-
-    Parameters
-    ----------
-    net : nn.Module
-
-    Returns
-    -------
-    bool
-
-    Examples
-    --------
-    >>> takes_span(TwoTimes((2,))), takes_span(scoresde.MLP((2,)))
-    (True, False)
-    """
-    inside = getattr(net, "_orig_mod", net)  # of torch.compile
-    return "span" in inspect.signature(inside.forward).parameters
