@@ -506,8 +506,8 @@ class Pairing:
             found = np.asarray(self._coupling.join(x0[rows], x1[rows], {n: value[rows] for n, value in condition.items()}, rng))
             if found.shape != (b,) or found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= b:
                 raise ValueError(
-                    f"{name}.join returned {found.dtype} of shape {found.shape} for {b} rows, which row of x1 goes "
-                    f"with each of x0, wanted integers from 0 to {b - 1} of shape ({b},)"
+                    f"{name}.join returned {found.dtype} of shape {found.shape} for {b} rows; wanted the row of x1 that goes "
+                    f"with each of x0: integers from 0 to {b - 1}, of shape ({b},)"
                 )
             parts.append(start + found)
         return torch.from_numpy(np.concatenate(parts).astype(np.int64))
