@@ -89,7 +89,7 @@ def test_bad_values_and_models_are_refused() -> None:
         law(rtoll=1.0)
     with pytest.raises(ValueError, match="shape"):
         law().log_prob(torch.zeros(4, 3))
-    with pytest.raises(ValueError, match="within the support|NaN or infinite"):
+    with pytest.raises(ValueError, match=r"within the support|NaN or infinite"):
         law().log_prob(torch.tensor([[float("nan"), 0.0]]))
     with pytest.raises(ValueError, match="shape"):
         law(validate_args=False).log_prob(torch.zeros(4, 3))
