@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 import scoresde
@@ -76,11 +77,9 @@ def source() -> scoresde.toy.EightGaussians:
 
 
 def transport(x: Tensor, y: Tensor) -> float:
-    """W2²."""
-    import ot
-
-    cost = ot.dist(x.double().numpy(), y.double().numpy())
-    return float(ot.emd2([], [], cost, numItermax=10**8))
+    """W2², by assignment: POT's emd2 of as many points on either side, in half the time."""
+    cost = torch.cdist(x.double(), y.double()).square().numpy()
+    return float(cost[linear_sum_assignment(cost)].mean())
 
 
 # ---------------------------------------------------------------------------------------------------- coupling
@@ -283,12 +282,13 @@ def main() -> None:
     parser.add_argument("what", choices=("coupling", "reflow", "onestep", "cost"))
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--steps", type=int, default=20_000)
+    parser.add_argument("--steps", type=int, help="of training: 20,000 for coupling, 1,000 for cost, else fit's 10,000")
     parser.add_argument("--points", type=int, default=POINTS)
     parser.add_argument("--row", nargs="*", help="only rows whose name has one of these in it")
     parser.add_argument("--density", nargs="*", choices=DENSITIES, help="of reflow and onestep; all if none is named")
     parser.add_argument("--out", help="a file to append every figure to")
     args = parser.parse_args()
+    args.steps = args.steps or {"coupling": 20_000, "cost": 1000}.get(args.what, 10_000)
     warnings.filterwarnings("ignore")
     {"coupling": coupling, "reflow": reflow, "onestep": onestep, "cost": cost}[args.what](args)
 

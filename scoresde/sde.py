@@ -36,7 +36,7 @@ KINDS = {
     "bridge": ("velocity", "bridge"),
     "nodes": ("nodes",),
 }
-"""What a model offers, by its kind; that of "nodes:k" by what is before the colon."""
+"""What a model offers, by its kind; that of "nodes:k" by what is before the colon: see `offers`."""
 
 LACKS = {
     "score": "this model has no score, only a velocity: it learnt from coupled pairs, or another task; try solver='adams'",
@@ -47,6 +47,26 @@ LACKS = {
     "nodes": "this model has learnt the steps of 'ddim' with steps={k} and spacing='time' that lead to the data, and no more: "
     "sample(sde) takes them by itself",
 }
+
+
+def offers(kind: str) -> tuple[str, ...]:
+    """Return what a model of a kind can serve.
+
+    Parameters
+    ----------
+    kind : str
+        A key of `KINDS`, or "nodes:k".
+
+    Returns
+    -------
+    tuple of str
+
+    Examples
+    --------
+    >>> offers("nodes:2")
+    ('nodes',)
+    """
+    return KINDS[kind.partition(":")[0]]
 
 
 def noise_label(phi: Tensor | float) -> Tensor | float:
@@ -434,7 +454,7 @@ class ScoreSDE(nn.Module):
     @property
     def offers(self) -> tuple[str, ...]:
         """What it can serve: of "score", "velocity", "jump", "map", "bridge" and "nodes", those that go with its kind."""
-        return KINDS[self.kind.partition(":")[0]]
+        return offers(self.kind)
 
     @property
     def nodes(self) -> int:

@@ -45,7 +45,7 @@ from .objective import (
 from .plan import check_generator, starting_points
 from .random import FIXED, LEVELS, NETWORK, draw_seed, isolated, seeded
 from .ranks import shared
-from .sde import KINDS, ScoreSDE, require_sde
+from .sde import ScoreSDE, offers, require_sde
 from .source import starts
 from .transforms import resolve
 from .weights import Average, copy_all, exponent, half_life, power, whole_tensor
@@ -177,7 +177,7 @@ def fit(
             raise TypeError(f"objective is a name or an Objective, got {type(objective).__name__}")
         if (weight, noise) != ("edm", None):
             raise ValueError(f"weight= and noise= are of objective='denoising'; {objective!r} has its own")
-        if validation is not None and ("velocity" not in KINDS[aim.kind] or "bridge" in KINDS[aim.kind]):
+        if validation is not None and ("velocity" not in offers(aim.kind) or "bridge" in offers(aim.kind)):
             raise ValueError(f"validation= measures how well a model denoises, which with {objective!r} it does not learn")
         aim.check(sde)
     if coupling is None:
