@@ -8,7 +8,7 @@
 torch.Size([1])
 """
 
-from . import dequantize, files, metrics, toy, transforms
+from . import dequantize, files, metrics, recipes, toy, transforms
 from .backbones import BACKBONES, MLP
 from .bits import Bits, bits_per_dim
 from .bounds import Bound, elbo, vlb
@@ -18,6 +18,8 @@ from .checkpoint import posthoc_ema
 from .coupling import COUPLINGS, ConditionAwareOT, Coupling, Independent, MinibatchOT, Sinkhorn
 from .distribution import Distribution
 from .errors import CheckpointError, SolverError, TrainingError
+from .evaluate import evaluate
+from .evaluation import Evaluation
 from .grids import SPACINGS
 from .history import History
 from .io import load, save
@@ -28,6 +30,7 @@ from .metrics import (
     energy_distance,
     energy_test,
     evaluations,
+    frechet_distance,
     mmd,
     noise_floor,
     sliced_wasserstein,
@@ -73,6 +76,7 @@ __all__ = [
     "Cosine",
     "Coupling",
     "Distribution",
+    "Evaluation",
     "History",
     "Independent",
     "Likelihood",
@@ -102,9 +106,11 @@ __all__ = [
     "encode",
     "energy_distance",
     "energy_test",
+    "evaluate",
     "evaluations",
     "files",
     "fit",
+    "frechet_distance",
     "likelihood",
     "load",
     "log_prob",
@@ -114,6 +120,7 @@ __all__ = [
     "noise_floor",
     "oracle",
     "posthoc_ema",
+    "recipes",
     "reflow",
     "sample",
     "sample_and_log_prob",

@@ -1,4 +1,4 @@
-"""The `scoresde` command: demo, fit, sample, log-prob. Arrays come in and go out as files; models are folders.
+"""The `scoresde` command: demo, fit, sample, log-prob, evaluate. Arrays come in and go out as files; models are folders.
 
 `accelerate launch -m scoresde …` runs fit, sample and log-prob on several processes.
 """
@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import fnmatch
 import inspect
 import json
 import os
@@ -20,19 +22,19 @@ import torch
 from . import files, toy
 from .backbones import BACKBONES
 from .bits import bits_per_dim
-from .build import build
 from .checks import whole
 from .coupling import COUPLINGS
 from .dequantize import Uniform
 from .errors import SolverError, TrainingError
+from .evaluate import evaluate
 from .io import load
 from .likelihood import likelihood
 from .objective import OBJECTIVES
 from .process import PROCESSES
 from .ranks import sharded
+from .recipes import PLAIN, RECIPES, recipe
 from .sampling import solve
 from .solvers import SOLVERS
-from .training import fit
 from .transforms import TRANSFORMS
 
 
@@ -113,6 +115,25 @@ def _say(engine: Any, text: str) -> None:
         print(text)
 
 
+def _device(name: str | None) -> torch.device:
+    """The device of that name; without one the accelerator, if there is one."""
+    if name is None:
+        name = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} can't be used: {str(error).splitlines()[0]}") from None
+
+
+def _split(path: str, split: str | None) -> str:
+    """Which set of a folder to read: the test set, if it has one and the user does not say."""
+    if split is not None or not os.path.isdir(path):
+        return split or "train"
+    inside = [name.lower() for name in os.listdir(path)]
+    takes = next((takes for pattern, (_, takes) in files.FOLDERS.items() if fnmatch.filter(inside, pattern)), "")
+    return "test" if "split" in takes else "train"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="scoresde", description="Score models: train, sample, log p(x).")
     verbs = parser.add_subparsers(dest="verb", required=True)
@@ -125,25 +146,30 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--out", default="demo.png", help="the figure (default: %(default)s)")
 
+    def default(name: str) -> str:
+        return f"(default: {PLAIN.how.get(name) or getattr(PLAIN, name, None)}, or the recipe's)"
+
     train = verbs.add_parser("fit", help="train a model on samples in a file or folder")
     train.add_argument("data", help=".npy, .npz, .csv, .parquet, MNIST's or CIFAR-10's files, or a folder of images")
     train.add_argument("--out", required=True, help="folder for checkpoints and the model")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the folder, if there is one")
-    train.add_argument("--every", type=int, default=500, help="steps between checkpoints (default: %(default)s)")
-    train.add_argument("--process", default="vp", help=", ".join(PROCESSES))
-    train.add_argument("--net", default="mlp", help=", ".join(BACKBONES))
+    train.add_argument("--recipe", help="all of the following as it was found good for: " + ", ".join(RECIPES))
+    train.add_argument("--device", help="where to train (default: cpu; with a recipe the accelerator, if there is one)")
+    train.add_argument("--every", type=int, help=f"steps between checkpoints {default('every')}")
+    train.add_argument("--process", help=f"{', '.join(PROCESSES)} {default('process')}")
+    train.add_argument("--net", help=f"{', '.join(BACKBONES)} {default('net')}")
     train.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the network, e.g. width=256")
     train.add_argument(
         "--condition", action="append", default=[], metavar="NAME[=COLUMN]", help="a condition in the data, e.g. y=label"
     )
-    train.add_argument("--transform", action="append", default=[], help=f"{', '.join(TRANSFORMS)}; bytes are dequantized anyway")
+    train.add_argument("--transform", action="append", help=f"{', '.join(TRANSFORMS)}; bytes are dequantized anyway")
     train.add_argument(
         "--validation", help="held-out samples, whose loss is noted; the folder of the data itself for its test set"
     )
     train.add_argument("--patience", type=int, help="stop after so many validations without a lower loss")
-    train.add_argument("--steps", type=int, default=10_000, help="training steps (default: %(default)s)")
-    train.add_argument("--batch-size", type=int, default=512, help="over all processes (default: %(default)s)")
-    train.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (default: %(default)s)")
+    train.add_argument("--steps", type=int, help=f"training steps {default('steps')}")
+    train.add_argument("--batch-size", type=int, help=f"over all processes {default('batch_size')}")
+    train.add_argument("--lr", type=float, help=f"peak learning rate {default('lr')}")
     train.add_argument("--coupling", help=", ".join(COUPLINGS))
     train.add_argument("--objective", help=", ".join(OBJECTIVES))
     train.add_argument("--seed", type=int, default=0)
@@ -169,6 +195,26 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--trace", default="exact", help="exact or hutchinson")
     score.add_argument("--tolerance", type=float, help="of an adaptive solver, in nats; 1e-5 unless given")
     score.add_argument("--out", help=".npy, .npz or .csv; without it only the mean is printed")
+
+    judge = verbs.add_parser("evaluate", help="bits/dim or log p of held-out data, a sheet of samples, the Fréchet distance")
+    judge.add_argument("model", help="folder")
+    judge.add_argument("data", help="as for fit")
+    judge.add_argument("--out", required=True, help="folder for evaluation.json and samples.png")
+    judge.add_argument("--split", help="of MNIST's or CIFAR-10's files: train or test (default: test)")
+    judge.add_argument("-n", type=int, default=1000, help="how many of the data, drawn at random (default: %(default)s)")
+    judge.add_argument("--trace", help="exact or hutchinson (default: exact up to 256 numbers a sample)")
+    judge.add_argument("--probes", type=int, help="of an estimated trace (default: 2)")
+    judge.add_argument("--draws", type=int, default=1, help="more than one for importance-weighted bits/dim as well")
+    judge.add_argument("--levels", type=int, default=256, help="of integer data (default: %(default)s)")
+    judge.add_argument("--solver", default="adams", help="an ODE solver")
+    judge.add_argument("--tolerance", type=float, help="of an adaptive solver, in nats; unless given 1e-5, of integers 1e-4")
+    judge.add_argument("--samples", type=int, default=64, help="on the sheet (default: %(default)s)")
+    judge.add_argument("--fid", type=int, default=0, metavar="N", help="N samples for the Fréchet distance to the data")
+    judge.add_argument("--features", default="inception", help="of the Fréchet distance: inception (FID), or pixels")
+    judge.add_argument("--given", action="append", default=[], metavar="NAME=VALUE", help="a condition of all samples, e.g. y=3")
+    judge.add_argument("--condition", action="append", default=[], metavar="NAME[=COLUMN]", help="as for fit: one in the data")
+    judge.add_argument("--device", help="where to compute (default: the accelerator, if there is one)")
+    judge.add_argument("--seed", type=int, default=0)
     return parser
 
 
@@ -202,16 +248,26 @@ def _demo(args: argparse.Namespace) -> None:
     demo(args.density, args.process, args.solver, steps=args.steps, out=args.out, seed=args.seed)
 
 
+def _columns(pairs: Sequence[str]) -> dict[str, str]:
+    """Conditions NAME=COLUMN, or NAME of a column of that name."""
+    return {name: column or name for name, _, column in (pair.partition("=") for pair in pairs)}
+
+
 def _fit(args: argparse.Namespace) -> None:
-    columns = {name: column or name for name, _, column in (pair.partition("=") for pair in args.condition)}
+    rule = recipe(args.recipe) if args.recipe else PLAIN
+    columns = _columns(args.condition)
     samples = files.read(args.data, conditions=columns)
     data = _values(samples.values, mapped=True)
-    transforms = list(args.transform)
+    if args.recipe:
+        rule.check(data)
+    said = {name: getattr(args, name) for name in ("steps", "batch_size", "lr", "every") if getattr(args, name) is not None}
+    how = {**PLAIN.how, **rule.how, **said}
+    transforms = list(how.pop("transforms") if args.transform is None else args.transform)
     if samples.values.dtype == np.uint8 and "dequantize" not in transforms:
         transforms.append("dequantize")
     given = {name: torch.from_numpy(samples.given[name]) for name in columns}
     options = _options(args.option)
-    if "y" in given and "classes" in inspect.signature(BACKBONES[args.net]).parameters:
+    if "y" in given and "classes" in inspect.signature(BACKBONES[args.net or rule.net]).parameters:
         options.setdefault("classes", int(given["y"].max()) + 1)
     validation = None
     if args.validation:
@@ -219,29 +275,18 @@ def _fit(args: argparse.Namespace) -> None:
         held_out = files.read(args.validation, conditions=columns, split=split)
         validation = _values(held_out.values), {name: _classes(samples, held_out, name) for name in columns}
     torch.manual_seed(args.seed)
-    sde = build(args.process, args.net, shape=tuple(data.shape[1:]), **options)
+    rule = dataclasses.replace(rule, shape=tuple(data.shape[1:]))
+    sde = rule.build(args.process, args.net, **options)
     if not transforms:
         sde.accept(torch.as_tensor(data[:1]) if isinstance(data, np.memmap) else data, "data")
     for name in ("steps", "batch-size", "every"):
-        whole(name, getattr(args, name.replace("-", "_")))
+        whole(name, how[name.replace("-", "_")])
     engine = _launched()
-    history = fit(
-        sde,
-        data,
-        given=given or None,
-        transforms=transforms,
-        validation=validation,
-        patience=args.patience,
-        steps=args.steps,
-        batch_size=args.batch_size,
-        lr=args.lr,
-        coupling=args.coupling,
-        objective=args.objective,
-        out=args.out,
-        every=args.every,
-        resume=args.resume,
-        accelerator=engine,
-    )
+    if engine is None and (args.device or args.recipe):
+        sde.to(_device(args.device))
+    how |= {"given": given or None, "transforms": transforms, "validation": validation, "patience": args.patience}
+    how |= {"coupling": args.coupling, "objective": args.objective, "out": args.out, "resume": args.resume}
+    history = rule.fit(sde, data, **how, accelerator=engine)
     _say(engine, f"{args.out}: {len(data):,} samples of shape {tuple(data.shape[1:])}, {history!r}")
 
 
@@ -266,7 +311,7 @@ def _log_prob(args: argparse.Namespace) -> None:
     how: dict[str, Any] = {"solver": args.solver, "trace": args.trace}
     if args.tolerance is not None:
         how |= {"rtol": args.tolerance, "atol": args.tolerance}
-    columns = {name: column or name for name, _, column in (pair.partition("=") for pair in args.condition)}
+    columns = _columns(args.condition)
     samples = files.read(args.data, conditions=columns, split=args.split)
     sde, data = load(args.model), _values(samples.values)[: args.n]
     given = _given(args.given) | {name: torch.from_numpy(samples.given[name])[: args.n] for name in columns}
@@ -293,4 +338,34 @@ def _log_prob(args: argparse.Namespace) -> None:
     _say(engine, f"errors of one value, in {unit}: {sizes}; {float(result.nfe.double().mean()):.0f} evaluations each")
 
 
-_VERBS = {"demo": _demo, "fit": _fit, "sample": _sample, "log-prob": _log_prob}
+def _evaluate(args: argparse.Namespace) -> None:
+    how = {} if args.tolerance is None else {"rtol": args.tolerance, "atol": args.tolerance}
+    columns = _columns(args.condition)
+    samples = files.read(args.data, conditions=columns, split=_split(args.data, args.split))
+    sde, constants = load(args.model), _given(args.given)
+    if constants:
+        sde = sde.given(**constants)
+    engine = _launched()
+    sde.to(_device(args.device) if engine is None else engine.device)
+    with sharded():
+        found = evaluate(
+            sde,
+            _values(samples.values),
+            given={name: torch.from_numpy(samples.given[name]) for name in columns},
+            n=args.n,
+            trace=args.trace,
+            probes=args.probes,
+            draws=args.draws,
+            levels=args.levels,
+            samples=args.samples,
+            fid=args.fid,
+            features=None if args.features == "pixels" else args.features,
+            seed=args.seed,
+            out=args.out,
+            solver=args.solver,
+            **how,
+        )
+    _say(engine, f"{found!r}\n{args.out}: evaluation.json{', samples.png' if found.sheet else ''}")
+
+
+_VERBS = {"demo": _demo, "fit": _fit, "sample": _sample, "log-prob": _log_prob, "evaluate": _evaluate}

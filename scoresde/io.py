@@ -27,6 +27,7 @@ from .backbones import BACKBONES
 from .errors import CheckpointError
 from .inputs import event_shape
 from .process import PROCESSES
+from .registry import loaded_only
 from .sde import ScoreSDE, require_sde
 from .source import Missing
 from .storage import brief
@@ -35,7 +36,7 @@ from .toy import DENSITIES
 MODEL, STEP, AVERAGE = "model", "step-", "average-"  # the records that a folder of ours may hold
 PREFIX = "model."
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-WRONG = (LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, MemoryError)
+WRONG = (ImportError, LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, MemoryError)
 
 
 def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
@@ -183,11 +184,11 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
     if sde.condition:
         raise ValueError(f"conditions {sorted(sde.condition)} are not saved: save the model that given(...) was called on")
     net = _inner(sde.net)
-    options = BACKBONES.options_of(net)
-    options.pop(next(iter(inspect.signature(type(net)).parameters), ""), None)  # the shape, whatever they call it
+    name, options = BACKBONES.name_of(net), BACKBONES.options_of(net)
+    options.pop(next(iter(inspect.signature(BACKBONES[name]).parameters), ""), None)  # the shape, whatever they call it
     about: dict[str, Any] = {
         "process": {"name": PROCESSES.name_of(sde.process), "options": PROCESSES.options_of(sde.process)},
-        "net": {"name": BACKBONES.name_of(net), "options": options},
+        "net": {"name": name, "options": options},
         "shape": list(sde.shape),
         "predict": sde.predict,
         "sees": sde.sees,
@@ -233,6 +234,7 @@ def weights(sde: ScoreSDE) -> dict[str, Tensor]:
     return {_COMPILED.sub("", name): value.detach() for name, value in found.items()}
 
 
+@loaded_only()  # a file must not choose what is imported
 def rebuild(about: Any, tensors: Mapping[str, Tensor], where: str = "the description") -> ScoreSDE:
     """Build a model from what `describe` and `weights` said, in eval mode; nothing of it is trusted.
 

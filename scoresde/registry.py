@@ -2,22 +2,36 @@
 
 A class that is registered under a name can be built from that name, remembers the options it was built with
 (so that a saved model can say how to rebuild it), and is enrolled in every test that loops over the registry.
+
+A name may also be an alias, which stands for another with options (a preset); a family, "library:member"; or a plug-in: an
+entry point of an installed package, in the group that is called as the table is, in lower case,
+
+    [project.entry-points."scoresde.backbones"]
+    mynet = "mypkg:MyNet"
+
+A plug-in is looked up when a name is missing, and loaded when it is asked for: never at the import of scoresde, never in place
+of a name that there is, and never for a file (see `loaded_only`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
+import importlib.metadata
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
+_OPEN: ContextVar[bool] = ContextVar("_OPEN", default=True)
 
-def nearest(name: str, choices: Iterable[str]) -> str:
+
+def nearest(name: str, choices: Iterable[str], offered: Iterable[str] = ()) -> str:
     """Say which names there are, the nearest first: the end of every "unknown name" message.
 
     Parameters
@@ -26,6 +40,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
         What was asked for.
     choices : iterable of str
         What there is.
+    offered : iterable of str
+        What there is too, but is not listed.
 
     Returns
     -------
@@ -38,9 +54,9 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     "Did you mean 'rk45'? There are: euler, rk45."
     """
     choices = sorted(choices)
-    if not choices:
+    plain = {_plain(choice): choice for choice in (*offered, *choices)}
+    if not plain:
         return "It takes none."
-    plain = {_plain(choice): choice for choice in choices}
     near = difflib.get_close_matches(_plain(str(name)), plain, n=1, cutoff=0.5)
     hint = f"Did you mean {plain[near[0]]!r}? " if near else ""
     return f"{hint}There are: {', '.join(choices)}."
@@ -51,6 +67,25 @@ def _plain(name: str) -> str:
     return re.sub(r"[-_ .]", "", name.lower().replace("++", "pp"))
 
 
+@contextlib.contextmanager
+def loaded_only() -> Iterator[None]:
+    """Let registries build only what has been loaded, and load no plug-in, within a `with` or a decorated function.
+
+    For names that come from a file: these must not choose what code is imported, not even in a network that builds another.
+
+    Examples
+    --------
+    >>> with loaded_only():
+    ...     scoresde.PROCESSES.build("vp")
+    VPSDE(beta_min=0.1, beta_max=20.0)
+    """
+    before = _OPEN.set(False)
+    try:
+        yield
+    finally:
+        _OPEN.reset(before)
+
+
 class Registry(Generic[T]):
     """A mapping from names to the classes (or factories) that build things of one kind.
 
@@ -59,7 +94,8 @@ class Registry(Generic[T]):
     kind : str
         What is registered here, for messages: "process", "backbone", "solver".
     table : str, optional
-        Where the registry is found, for messages; by default the kind's plural in capitals, in `scoresde`.
+        Where the registry is found, for messages; by default the kind's plural in capitals, in `scoresde`. In lower case it
+        is the group of the entry points of plug-ins.
 
     Examples
     --------
@@ -80,7 +116,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self.table = table or f"scoresde.{kind.upper()}{'E' if kind.endswith('s') else ''}S"
         self._makers: dict[str, Callable[..., T]] = {}
-        self._aliases: dict[str, str] = {}
+        self._aliases: dict[str, tuple[str, dict[str, Any]]] = {}
         self._families: dict[str, Callable[..., T]] = {}
 
     def register(self, name: str) -> Callable[[C], C]:
@@ -144,15 +180,22 @@ class Registry(Generic[T]):
         self._check_free(name, maker)
         self._makers[name] = maker
 
-    def alias(self, name: str, target: str) -> None:
-        """Let a second name stand for a registered one; it is not listed.
+    def alias(self, name: str, target: str, **options: Any) -> None:
+        """Let a second name stand for a registered one, with options; it is not listed.
 
         Parameters
         ----------
         name : str
-            The other name, as another library spells it.
+            The other name, as another library spells it, or that of a preset.
         target : str
-            A registered name.
+            A registered name. What is built is its own, and `name_of` says so.
+        **options
+            What it is built with, unless the user says otherwise.
+
+        Raises
+        ------
+        ValueError
+            If there is no such target, or the name is taken.
 
         Examples
         --------
@@ -160,12 +203,15 @@ class Registry(Generic[T]):
         >>> NUMBERS.add("seven", lambda: 7); NUMBERS.alias("sept", "seven")
         >>> NUMBERS.build("sept"), list(NUMBERS)
         (7, ['seven'])
+        >>> NUMBERS.add("power", lambda base, exponent=1: base**exponent); NUMBERS.alias("square", "power", exponent=2)
+        >>> NUMBERS.build("square", 3), NUMBERS.build("square", 3, exponent=4)
+        (9, 81)
         """
         if target not in self._makers:
             raise ValueError(f"unknown {self.kind} {target!r}. {nearest(target, self._makers)}")
-        if self._aliases.get(name) != target:
+        if self._aliases.get(name) != (target, options):
             self._check_free(name, None)
-        self._aliases[name] = target
+        self._aliases[name] = target, options
 
     def family(self, prefix: str, maker: Callable[..., T]) -> None:
         """Let names of the form "prefix:member" be built by maker(member, **options); they are not listed.
@@ -175,7 +221,7 @@ class Registry(Generic[T]):
         prefix : str
             Usually the name of another library.
         maker : callable
-            Called with the member's name and the options given by the user.
+            Called with the member's name and the options given by the user. If it is a class, its instances remember both.
 
         Examples
         --------
@@ -184,6 +230,8 @@ class Registry(Generic[T]):
         >>> NUMBERS.build("int:42")
         42
         """
+        if isinstance(maker, type):
+            _remember_options(maker)
         self._families[prefix] = maker
 
     def remove(self, name: str) -> None:
@@ -200,7 +248,8 @@ class Registry(Generic[T]):
         >>> NUMBERS.add("seven", lambda: 7); NUMBERS.remove("seven"); list(NUMBERS)
         []
         """
-        self[name]  # raises for one that there is not
+        if name not in self:
+            raise self._unknown(name)
         self._aliases.pop(name, None)
         self._makers.pop(name, None)
 
@@ -209,7 +258,7 @@ class Registry(Generic[T]):
         if ":" in name and name.partition(":")[0] in self._families:
             raise ValueError(f"names like {name!r} belong to {name.partition(':')[0]}; choose another")
         if name in self._aliases or (taken is not None and _place(taken) != _place(maker)):
-            by = f"stands for {self._aliases[name]!r}" if name in self._aliases else f"is taken by {taken!r}"
+            by = f"stands for {self._aliases[name][0]!r}" if name in self._aliases else f"is taken by {taken!r}"
             raise ValueError(f"the {self.kind} name {name!r} {by}; choose another")
 
     def build(self, name: str, *args: Any, **options: Any) -> T:
@@ -233,6 +282,8 @@ class Registry(Generic[T]):
             If the name or an option is unknown.
         TypeError
             If `name` is not a string.
+        ImportError
+            If the name is a plug-in's, and its package does not import.
 
         Examples
         --------
@@ -278,6 +329,8 @@ class Registry(Generic[T]):
         for name, maker in self._makers.items():
             if maker is type(thing):
                 return name
+        for prefix in self._families_of(thing):
+            return f"{prefix}:{next(iter(thing._options.values()))}"  # type: ignore[attr-defined]
         raise ValueError(
             f"{type(thing).__name__} is not a registered {self.kind}: decorate the class with @{self.table}.register('name')"
         )
@@ -293,7 +346,7 @@ class Registry(Generic[T]):
         Returns
         -------
         dict
-            By name; defaults that were not given are left out.
+            By name; defaults that were not given are left out, as is what `name_of` says.
 
         Examples
         --------
@@ -301,7 +354,11 @@ class Registry(Generic[T]):
         >>> scoresde.PROCESSES.options_of(scoresde.VPSDE(beta_max=10.0))
         {'beta_max': 10.0}
         """
-        return dict(getattr(thing, "_options", {}))
+        given = getattr(thing, "_options", {})
+        return dict(list(given.items())[bool(self._families_of(thing)) :])
+
+    def _families_of(self, thing: object) -> list[str]:
+        return [prefix for prefix, maker in self._families.items() if maker is type(thing)]
 
     def __repr__(self) -> str:
         """Kind and names."""
@@ -316,17 +373,64 @@ class Registry(Generic[T]):
         return iter(self._makers)
 
     def __getitem__(self, name: str) -> Callable[..., T]:
-        """The class or factory behind a name."""
-        name = self._aliases.get(name, name)
+        """The class or factory behind a name; a plug-in is loaded."""
+        if name not in self and name.partition(":")[0] not in self._families:
+            self._load(name)
+        name, options = self._aliases.get(name, (name, {}))
         prefix, colon, member = name.partition(":")
         if colon and prefix in self._families:
             return functools.partial(self._families[prefix], member)
         if name not in self._makers:
-            close = self._aliases.get(next((a for a in self._aliases if _plain(a) == _plain(name)), ""), name)
-            families = ", ".join(f"{prefix}:…" for prefix in self._families)
-            rest = f" Of other libraries: {families}." if families else ""
-            raise ValueError(f"unknown {self.kind} {name!r}. {nearest(close, self._makers)}{rest}")
-        return self._makers[name]
+            raise self._unknown(name)
+        return functools.partial(self._makers[name], **options) if options else self._makers[name]
+
+    def _unknown(self, name: str) -> ValueError:
+        presets = [alias for alias, (_, options) in self._aliases.items() if options]
+        names = {_plain(alias): alias if options else target for alias, (target, options) in self._aliases.items()}
+        close = names.get(_plain(name), name)
+        rest = f" Presets: {', '.join(presets)}." if presets else ""
+        if self._families:
+            rest += f" Of other libraries: {', '.join(f'{prefix}:…' for prefix in self._families)}."
+        plugins = sorted({entry.name for entry in self._plugins()} - {*self._makers, *self._aliases})
+        if plugins:
+            rest += f" Of plug-ins: {', '.join(plugins)}."
+        return ValueError(f"unknown {self.kind} {name!r}. {nearest(close, self._makers, [*presets, *plugins])}{rest}")
+
+    def _plugins(self) -> importlib.metadata.EntryPoints:
+        """The entry points of this table, none of them loaded."""
+        return importlib.metadata.entry_points(group=self.table.lower())
+
+    def _load(self, name: str) -> None:
+        """Load the plug-in of that name, if there is one, and register it."""
+        found = {entry.value: entry for entry in self._plugins() if entry.name == name}
+        if not found:
+            return
+        packages = " and ".join(sorted({entry.dist.name if entry.dist else value for value, entry in found.items()}))
+        if not _OPEN.get():
+            raise ValueError(
+                f"the {self.kind} {name!r} is a plug-in of {packages}, and files load none: load it with {self.table}[{name!r}]"
+            )
+        if len(found) > 1:
+            raise ValueError(
+                f"there are {len(found)} plug-ins for the {self.kind} {name!r}, of {packages}: uninstall all but one"
+            )
+        try:
+            thing = next(iter(found.values())).load()
+        except Exception as error:
+            raise ImportError(
+                f"the {self.kind} {name!r} is a plug-in of {packages}, which failed to import: {type(error).__name__}: {error}"
+            ) from error
+        known = next((other for other, maker in self._makers.items() if maker is thing), name)
+        if name in self:
+            return  # it has registered itself
+        if known != name:
+            self.alias(name, known)
+        elif isinstance(thing, type):
+            self.register(name)(thing)
+        elif callable(thing):
+            self.add(name, thing)
+        else:
+            raise TypeError(f"the {self.kind} {name!r} of {packages} is a {type(thing).__name__}, neither a class nor a function")
 
 
 def _place(maker: object) -> tuple[object, object]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +74,32 @@ class Renoise(scoresde.Stepper):
 
 ORDINARY = [name for name in scoresde.SOLVERS if {"score", "velocity"} & set(scoresde.SOLVERS.build(name).needs)]
 """Solvers for models that have a score: all but those for models that have learnt to jump."""
+
+
+SMALL = {"width": 16, "depth": 3, "channels": 8, "multipliers": (1, 2), "blocks": 1, "patch": 2, "heads": 2}
+SHAPES: tuple[tuple[int, ...], ...] = ((6,), (2, 8), (3, 8, 8), (1, 4, 4, 4))
+
+
+def options_of(name: str) -> set[str]:
+    """The names of a backbone's options; those of a wrapper's backbone too."""
+    parameters = inspect.signature(scoresde.BACKBONES[name]).parameters
+    inner = options_of("mlp") if "backbone" in parameters else set()
+    return inner | {p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD}
+
+
+def fitting(name: str, shapes: Sequence[tuple[int, ...]] = SHAPES) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The first of some shapes that a backbone takes, and options that make it small."""
+    options = {option: value for option, value in SMALL.items() if option in options_of(name)}
+    said = []
+    for shape in shapes:
+        try:
+            with torch.device("meta"):
+                scoresde.BACKBONES.build(name, shape, **options)(torch.empty(1, *shape), torch.empty(1))
+        except (ValueError, IndexError) as error:
+            said.append(str(error))
+        else:
+            return shape, options
+    raise AssertionError(f"{name} takes none of the shapes {shapes} with {options}: {said}")
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_recipes import cifar, mnist
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -39,3 +41,19 @@ def test_rectified_flow_example_reflows_and_draws_paths(tmp_path: Path, capsys: 
     assert after["straightness S"] < 0.5 * before["straightness S"]
     assert (tmp_path / "paths.png").stat().st_size > 5000
     assert f"{after['curvature']:.4g}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "files"), [("fashion_mnist", mnist), ("cifar10", cifar)])
+def test_image_examples_train_score_and_draw(
+    name: str, files: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten steps of a small network on random bytes: bits/dim near the 8 of noise, and a sheet."""
+    pytest.importorskip("matplotlib")
+    main = runpy.run_path(str(EXAMPLES / f"{name}.py"))["main"]
+    net = {"channels": 8, "multipliers": (1,), "blocks": 1, "patch": 4, "attention": ()}
+    how = {"n": 2, "net": net, "steps": 10, "batch_size": 4, "progress": False}
+    (tmp_path / "data").mkdir()
+    found = main(str(files(tmp_path / "data")), out=str(tmp_path / "run"), **how)
+    assert abs(found.score.mean - 8) < 1.5
+    assert (tmp_path / "run" / "samples.png").stat().st_size > 5000
+    assert f"{found.score.mean:.4f}" in capsys.readouterr().out

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import scoresde
-from conftest import PROCESSES, generator
+from conftest import PROCESSES, fitting, generator
 from scoresde import ScoreSDE
 from scoresde.backbones import BACKBONES, TwoTimes
 from scoresde.backbones.base import takes
@@ -285,10 +285,11 @@ def test_a_map_that_says_nan_is_an_error_that_says_where(solver: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name != "two_times" and not name.startswith(("doctest", "test"))])
-@pytest.mark.parametrize("shape", [(2,), (1, 4, 4)])
-def test_two_times_shows_any_backbone_the_span_as_one_more_channel(name: str, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shapes", [((2,), (2, 8)), ((1, 4, 4),)])
+def test_two_times_shows_any_backbone_the_span_as_one_more_channel(name: str, shapes: list[tuple[int, ...]]) -> None:
     torch.manual_seed(0)
-    net = TwoTimes(shape, backbone=name).double()
+    shape, options = fitting(name, shapes)
+    net = TwoTimes(shape, backbone=name, **options).double()
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.1)
     x, t, span = normal(5, *shape), normal(5, seed=1), normal(5, seed=2)

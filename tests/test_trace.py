@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from conftest import generator
+from conftest import fitting, generator
 from scoresde.backbones import BACKBONES, MLP
 from scoresde.backbones import mlp as mlp_module
 from scoresde.backbones.base import can_trace
@@ -174,12 +175,14 @@ def test_a_closed_form_is_only_believed_while_it_holds() -> None:
 @pytest.mark.parametrize("name", list(BACKBONES))
 def test_backbones_with_a_closed_form_are_right(name: str) -> None:
     torch.manual_seed(0)
-    net = BACKBONES.build(name, (6,)).double().eval()
+    shape, options = fitting(name)
+    net = BACKBONES.build(name, shape, **options).double().eval()
     for parameter in net.parameters():
         nn.init.normal_(parameter, std=0.3)
-    x, t = normal(3, 6), normal(3, seed=1)
-    _, trace = exact_trace(lambda z: net(z, t), x)
-    torch.testing.assert_close(trace, diagonal(lambda z: net(z, t), x), rtol=1e-7, atol=1e-7)
+    z, t = normal(3, math.prod(shape)), normal(3, seed=1)
+    x = z.reshape(3, *shape)
+    _, trace = exact_trace(lambda z: net(z.reshape(x.shape), t).flatten(1), z)
+    torch.testing.assert_close(trace, diagonal(lambda z: net(z.reshape(x.shape), t).flatten(1), z), rtol=1e-7, atol=1e-7)
     if can_trace(net):
         torch.testing.assert_close(net.value_and_trace(x, t)[1], trace, rtol=1e-10, atol=1e-10)  # type: ignore[operator]
 

@@ -1,8 +1,14 @@
 """Backbones: the networks. `BACKBONES` holds them all by name."""
 
 from .base import BACKBONES
+from .dit import DiT
+from .external import Diffusers
 from .mlp import MLP
+from .presets import PRESETS, Preset
+from .resmlp import ResMLP
 from .twodrifts import TwoDrifts
 from .twotimes import TwoTimes
+from .unet import UNet
+from .uvit import UViT
 
-__all__ = ["BACKBONES", "MLP", "TwoDrifts", "TwoTimes"]
+__all__ = ["BACKBONES", "MLP", "PRESETS", "DiT", "Diffusers", "Preset", "ResMLP", "TwoDrifts", "TwoTimes", "UNet", "UViT"]

@@ -41,7 +41,10 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import number, whole
+from ..registry import nearest
 from .base import BACKBONES, BUDGET
+from .embedding import WAVES
+from .labels import check_labels, show_labels
 
 
 @BACKBONES.register("mlp")
@@ -69,11 +72,16 @@ class MLP(nn.Module):
         and distilled ones.
     classes : int
         If positive, the network takes a label `y` in 0 … classes − 1, shape (B,); without one it is unconditional.
+    waves : str
+        How it sees the noise label t: "sinusoidal", with frequencies in a geometric row from 0.2 to 4 radians per unit, or
+        "fourier", with random ones, N(0, 2²).
+    condition_dropout : float
+        Probability that a training sample is shown without its label; with 0, a label that is left out is an error.
 
     Raises
     ------
     ValueError
-        For sizes that are not positive.
+        For sizes that are not positive, a dropout outside [0, 1], or unknown waves.
 
     References
     ----------
@@ -101,6 +109,8 @@ class MLP(nn.Module):
         bandwidth: float = 0.5,
         blur: bool = True,
         classes: int = 0,
+        waves: str = "sinusoidal",
+        condition_dropout: float = 0.1,
     ) -> None:
         super().__init__()
         for name, value, least in (
@@ -111,9 +121,13 @@ class MLP(nn.Module):
         ):
             whole(name, value, least)
         number("bandwidth", bandwidth, 0, math.inf, hint="try 0.5")
+        number("condition_dropout", condition_dropout, 0, 1, closed=True, hint="try 0.1")
+        if waves not in WAVES:
+            raise ValueError(f"unknown waves={waves!r}. {nearest(waves, WAVES)}")
         n, labels = math.prod(shape), 16
         self.register_buffer("frequencies", torch.randn(n, fourier) * (2 * math.pi * bandwidth * math.sqrt(2 / n)))
-        self.register_buffer("rates", torch.exp(torch.linspace(math.log(0.2), math.log(4.0), labels)))
+        row = torch.exp(torch.linspace(math.log(0.2), math.log(4.0), labels))
+        self.register_buffer("rates", row if waves == "sinusoidal" else 2 * torch.randn(labels))
         sizes = itertools.chain([n + 2 * fourier + 2 * labels], itertools.repeat(width, depth))  # no list: a file may ask for 10⁹
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.out = nn.Linear(width, n)
@@ -122,7 +136,7 @@ class MLP(nn.Module):
         self.gain = nn.Linear(2 * labels, n)
         nn.init.zeros_(self.gain.weight)
         nn.init.zeros_(self.gain.bias)
-        self.blur, self.classes = blur, classes
+        self.blur, self.classes, self.condition_dropout = blur, classes, condition_dropout
         if classes:
             self.label = nn.Embedding(classes + 1, width)  # the last row means "no label"
             nn.init.zeros_(self.label.weight)
@@ -204,7 +218,7 @@ class MLP(nn.Module):
         label = torch.cat([turn.sin(), turn.cos()], 1)
         h: Tensor = self.hidden[0](torch.cat([flat, sin, cos, label], 1))
         if self.classes:
-            h = h + self.label(torch.full((len(x),), self.classes, device=x.device) if y is None else y)
+            h = h + self.label(show_labels(x, y, self.classes, self.condition_dropout, self.training))
         return h, self.gain(label), sin, cos
 
     def _trace(self, s: list[Tensor]) -> Tensor:
@@ -255,12 +269,7 @@ class MLP(nn.Module):
         Traceback (most recent call last):
         ValueError: labels y run from 0 to 2, got 3 to 3
         """
-        if not self.classes:
-            raise ValueError("this MLP takes no label y; build it with classes=n")
-        if y.is_floating_point() or y.ndim != 1:
-            raise ValueError(f"labels y are integers of shape (n,), got {y.dtype} of shape {tuple(y.shape)}")
-        if not bool(((y >= 0) & (y < self.classes)).all()):
-            raise ValueError(f"labels y run from 0 to {self.classes - 1}, got {int(y.min())} to {int(y.max())}")
+        check_labels(y, self.classes, "MLP")
 
 
 def _meet(s: Sequence[Tensor], left: Tensor, joins: Tensor | None, weights: list[Tensor], right: Tensor) -> Tensor:

@@ -4,6 +4,7 @@
 - `mmd`: MMD², without a unit. Unbiased, wants a bandwidth.
 - `sliced_wasserstein`: SW_p, in the units of the data. Sets of any sizes, any dimension.
 - `wasserstein`: W_p, in the units of the data. Exact, for sets of one size, in n³ operations.
+- `frechet_distance`: FID's d², in squared units of the features. Of the first two moments only, biased upwards.
 - `energy_test`: a p-value by permutation, for 8192 points in all.
 - `classifier_test`: a p-value and an accuracy, from a network trained to tell the sets apart.
 - `noise_floor`: any of the distances between two sets of true samples, which no model can beat.
@@ -15,6 +16,7 @@ from .classifier import ClassifierTest, classifier_test
 from .energy import energy_distance, energy_test
 from .evaluations import Evaluations, evaluations
 from .floor import NoiseFloor, noise_floor
+from .frechet import frechet_distance, inception, moments
 from .kernel import mmd
 from .straightness import Estimate, Straightness, straightness
 from .transport import sliced_wasserstein, wasserstein
@@ -29,7 +31,10 @@ __all__ = [
     "energy_distance",
     "energy_test",
     "evaluations",
+    "frechet_distance",
+    "inception",
     "mmd",
+    "moments",
     "noise_floor",
     "sliced_wasserstein",
     "straightness",

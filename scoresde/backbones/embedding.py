@@ -1,0 +1,190 @@
+"""What a network is told beside the state: its noise label and named conditions, as one vector a sample.
+
+The noise label t is seen through waves, (sin ωt, cos ωt) with frequencies ω that span what matters of log σ/α: "sinusoidal" ones
+in a geometric row from 0.1 to 10 radians per unit, or random ones, "fourier", N(0, 2²). A perceptron makes a vector of them, to
+which those of the conditions are added:
+
+    y        a class label 0 … classes − 1, (B,)         a row of a table, whose last row says "no label"
+    vector   numbers, (B, vector)                        a linear map of them
+    image    channels, (B, image, *space)                joined to those of x
+
+All are optional. In training each sample is shown without its conditions with probability `condition_dropout`, so that the one
+network is conditional and unconditional, as classifier-free guidance needs it (Ho & Salimans 2021). With condition_dropout=0 a
+condition that is left out is an error.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ..checks import number, whole
+from ..registry import nearest
+
+WAVES = ("sinusoidal", "fourier")
+
+
+class Embedding(nn.Module):
+    """One vector a sample from its noise label and its conditions, and x with the channels of a condition joined to it.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of one sample.
+    width : int
+        Length of the vector.
+    features : int
+        Number of sines and cosines of the noise label, even.
+    waves : str
+        "sinusoidal" or "fourier".
+    classes, vector, image : int
+        Number of labels `y`, length of a condition `vector`, and channels of a condition `image`; 0 for none.
+    condition_dropout : float
+        Probability that a training sample is shown without its conditions.
+
+    Raises
+    ------
+    ValueError
+        For sizes that are negative, a dropout outside [0, 1], or unknown waves.
+
+    References
+    ----------
+    Ho & Salimans, Classifier-free diffusion guidance, 2021, Algorithm 1. Tancik et al., NeurIPS 2020, eq. 5.
+
+    Examples
+    --------
+    >>> embed = Embedding((3, 8, 8), width=16, features=8, classes=10, image=1)
+    >>> x, vector = embed(torch.zeros(2, 3, 8, 8), torch.zeros(2), y=torch.tensor([3, 4]))
+    >>> x.shape, vector.shape
+    (torch.Size([2, 4, 8, 8]), torch.Size([2, 16]))
+    """
+
+    rates: Tensor
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int,
+        features: int,
+        waves: str = "sinusoidal",
+        classes: int = 0,
+        vector: int = 0,
+        image: int = 0,
+        condition_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        for name, value in (("classes", classes), ("vector", vector), ("image", image)):
+            whole(name, value, 0)
+        number("condition_dropout", condition_dropout, 0, 1, closed=True, hint="try 0.1")
+        if waves not in WAVES:
+            raise ValueError(f"unknown waves={waves!r}. {nearest(waves, WAVES)}")
+        if image and len(shape) < 2:
+            raise ValueError(f"image={image} joins channels to those of a sample, and one of shape {tuple(shape)} has none")
+        count = features // 2
+        rates = (
+            torch.exp(torch.linspace(math.log(0.1), math.log(10.0), count)) if waves == "sinusoidal" else 2 * torch.randn(count)
+        )
+        self.register_buffer("rates", rates)
+        self.first, self.last = nn.Linear(2 * count, width), nn.Linear(width, width)
+        self.shape, self.classes, self.vectors, self.images = tuple(shape), classes, vector, image
+        self.condition_dropout = condition_dropout
+        self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.vector = nn.Linear(vector, width, bias=False) if vector else None
+
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, vector: Tensor | None = None, image: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return x with an image's channels, and the vector.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+        t : Tensor, shape (B,)
+            Noise labels.
+        y : Tensor of int, shape (B,), optional
+        vector : Tensor, shape (B, vector), optional
+        image : Tensor, shape (B, image, *space), optional
+
+        Returns
+        -------
+        x : Tensor, shape (B, C + image, *space)
+        vector : Tensor, shape (B, width)
+
+        Raises
+        ------
+        ValueError
+            For a condition that was left out where none ever was in training.
+
+        Examples
+        --------
+        See the class.
+        """
+        if not self.condition_dropout:
+            self._require(y=y, vector=vector, image=image)
+        turn = t.unsqueeze(1) * self.rates
+        told: Tensor = self.last(nn.functional.silu(self.first(torch.cat([turn.sin(), turn.cos()], 1))))
+        shown = None
+        if self.training and self.condition_dropout and not (y is None and vector is None and image is None):
+            shown = torch.rand(len(x), device=x.device) >= self.condition_dropout
+        if self.label is not None:
+            none = torch.full((len(x),), self.classes, device=x.device)
+            told = told + self.label(none if y is None else y if shown is None else torch.where(shown, y, none))
+        if self.vector is not None and vector is not None:
+            part = self.vector(vector.to(told.dtype))
+            told = told + (part if shown is None else part * shown.unsqueeze(1))
+        if self.images:
+            if image is None:
+                image = x.new_zeros(len(x), self.images, *x.shape[2:])
+            elif shown is not None:
+                image = image * shown.view(-1, *[1] * (x.ndim - 1))
+            x = torch.cat([x, image.to(x.dtype)], 1)
+        return x, told
+
+    def _require(self, **given: Tensor | None) -> None:
+        for name, size in (("y", self.classes), ("vector", self.vectors), ("image", self.images)):
+            if size and given[name] is None:
+                raise ValueError(
+                    f"this network has learnt with condition_dropout=0, always with {name}: write sde.given({name}=...)"
+                )
+
+    def check_condition(self, y: Tensor | None = None, vector: Tensor | None = None, image: Tensor | None = None) -> None:
+        """Raise unless conditions are what this network takes; called once before a solve or a loss, not at every evaluation.
+
+        Parameters
+        ----------
+        y : Tensor of int, shape (n,), optional
+        vector : Tensor, shape (n, vector), optional
+        image : Tensor, shape (n, image, *space), optional
+
+        Raises
+        ------
+        ValueError
+
+        Examples
+        --------
+        >>> Embedding((2,), width=4, features=4, classes=3).check_condition(y=torch.tensor([3]))
+        Traceback (most recent call last):
+        ValueError: labels y run from 0 to 2, got 3 to 3
+        >>> Embedding((2,), width=4, features=4, vector=5).check_condition(vector=torch.zeros(1, 4))
+        Traceback (most recent call last):
+        ValueError: vector has shape (n, 5), got (1, 4)
+        """
+        for name, value, size in (("y", y, self.classes), ("vector", vector, self.vectors), ("image", image, self.images)):
+            if value is not None and not size:
+                option = "classes" if name == "y" else name
+                raise ValueError(f"this network takes no condition {name}; build it with {option}=n")
+        if y is not None:
+            if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
+                raise ValueError(f"labels y are integers of shape (n,), got {y.dtype} of shape {tuple(y.shape)}")
+            if len(y) and not bool(((y >= 0) & (y < self.classes)).all()):
+                raise ValueError(f"labels y run from 0 to {self.classes - 1}, got {int(y.min())} to {int(y.max())}")
+        wanted = {"vector": (self.vectors,), "image": (self.images, *self.shape[1:])}
+        for name, value in (("vector", vector), ("image", image)):
+            if value is None:
+                continue
+            if value.shape[1:] != wanted[name] or value.ndim != 1 + len(wanted[name]):
+                raise ValueError(f"{name} has shape (n, {', '.join(map(str, wanted[name]))}), got {tuple(value.shape)}")
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(f"{name} has numbers that are NaN or infinite")

@@ -1,0 +1,101 @@
+"""Networks that papers have made known, as names that stand for a backbone with options.
+
+`scoresde.build("vp", "ddpmpp-cifar", shape=(3, 32, 32))` builds one; any option can be given another value, and any shape that
+fits. A saved model names the backbone and all its options, so that it does not depend on this table.
+
+Ours are not theirs to the last parameter: the noise label comes in as sines and cosines of log σ/α, there is a label more, which
+says "no label", and outputs are the prediction alone, without a variance. Whoever has weights of theirs can't load them here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from . import dit, unet, uvit  # noqa: F401  registers them
+from .base import BACKBONES
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A backbone with options, and what was published of it.
+
+    Parameters
+    ----------
+    net : str
+        A name of `scoresde.BACKBONES`.
+    options : dict
+        What it is built with.
+    shape : tuple of int
+        Shape of a sample there.
+    parameters : int
+        Number of parameters, as published, mostly rounded.
+    reference : str
+        Where it is described.
+
+    Examples
+    --------
+    >>> from scoresde.backbones.presets import PRESETS
+    >>> PRESETS["dit-s/2"].options["width"], PRESETS["dit-s/2"].parameters
+    (384, 33000000)
+    """
+
+    net: str
+    options: dict[str, Any] = field(hash=False)
+    shape: tuple[int, ...]
+    parameters: int
+    reference: str
+
+
+_DDPM = {"channels": 128, "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (16,), "heads": 1, "dropout": 0.1}
+_SONG = {"channels": 128, "multipliers": (2, 2, 2), "blocks": 4, "attention": (16,), "heads": 1, "dropout": 0.13}
+_SONG |= {"attention_up": "last", "condition": "shift", "project": True, "skip_scale": True}
+_ADM = {"channels": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "attention": (32, 16, 8), "head_channels": 64, "dropout": 0.1}
+_DIT = "Peebles & Xie, Scalable diffusion models with transformers, ICCV 2023, tables 1 and 4"
+_EDM = "Song et al., Score-based generative modeling through SDEs, ICLR 2021; sizes of Karras et al., NeurIPS 2022, table 7"
+
+
+def _dit(width: int, depth: int, heads: int, parameters: int) -> Preset:
+    options = {"patch": 2, "width": width, "depth": depth, "heads": heads, "classes": 1000}
+    return Preset("dit", options, (4, 32, 32), parameters, _DIT)
+
+
+PRESETS: dict[str, Preset] = {
+    "ddpm-cifar": Preset(
+        "unet",
+        {**_DDPM, "condition": "shift", "resample": "conv"},
+        (3, 32, 32),
+        35_700_000,
+        "Ho et al., Denoising diffusion probabilistic models, NeurIPS 2020, appendix B",
+    ),
+    "ddpmpp-cifar": Preset("unet", {**_SONG, "resample": "pool"}, (3, 32, 32), 55_700_000, _EDM),
+    "ncsnpp-cifar": Preset(
+        "unet",
+        {**_SONG, "resample": "fir", "residual_input": True, "waves": "fourier", "features": 256},
+        (3, 32, 32),
+        56_400_000,  # of EDM's code; 0.1 M more with its augmentation labels, which are not here
+        _EDM,
+    ),
+    "adm-64": Preset(
+        "unet",
+        {**_ADM, "condition": "scale_shift", "resample": "pool", "classes": 1000},
+        (3, 64, 64),
+        295_900_000,
+        "Dhariwal & Nichol, Diffusion models beat GANs on image synthesis, NeurIPS 2021; Karras et al. 2022, table 7",
+    ),
+    "dit-s/2": _dit(384, 12, 6, 33_000_000),
+    "dit-b/2": _dit(768, 12, 12, 130_000_000),
+    "dit-l/2": _dit(1024, 24, 16, 458_000_000),
+    "dit-xl/2": _dit(1152, 28, 16, 675_000_000),
+    "uvit-s/2": Preset(
+        "uvit",
+        {"patch": 2, "width": 512, "depth": 13, "heads": 8},
+        (3, 32, 32),
+        44_000_000,
+        "Bao et al., All are worth words: a ViT backbone for diffusion models, CVPR 2023, table 1",
+    ),
+}
+"""All presets by name."""
+
+for _name, _preset in PRESETS.items():
+    BACKBONES.alias(_name, _preset.net, **_preset.options)

@@ -1,0 +1,230 @@
+"""A transformer to which everything is a token, with long connections from its first blocks to its last: U-ViT.
+
+With tokens h (see `scoresde.backbones.tokens`): the patches, X·W + b, the noise label, and the conditions if there are any, to
+all of which learnt positions are added. A block is
+
+    h ← h + Attention(LN(h)),      h ← h + Perceptron(LN(h)),
+
+and of 2k + 1 blocks the last k begin by h ← [h, s]·W_s + b_s, where s is what block k, k − 1, … 1 gave: the fine structure goes
+round the middle, as in a U-Net. After the last block LN and a linear map turn the tokens of patches into patches, and a
+convolution of 3 along each axis of space smooths the seams. Its weights start at zero, and so does the output.
+
+The token of the noise label is silu of its waves, without the perceptron that `Embedding` has: nothing of it is learnt.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .base import BACKBONES
+from .embedding import Embedding
+from .tokens import Attention, Perceptron, check_sample, check_transformer, grid, patchify, unpatchify
+
+CONVOLUTIONS: tuple[type[nn.Conv1d | nn.Conv2d | nn.Conv3d], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@BACKBONES.register("uvit")
+class UViT(nn.Module):
+    """A U-shaped transformer for samples (C, *space) with 1 to 3 axes of space, which patches have to fill.
+
+    The paper's U-ViT-S/2 for CIFAR-10 is width 512, depth 13, 8 heads, patch 2.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of one sample.
+    patch : int
+        Elements of a patch along each axis.
+    width, depth, heads : int
+        Numbers a token, even; blocks, odd; and heads of attention, which divide the width.
+    ratio : float
+        Hidden units of a block's perceptron, in widths.
+    dropout : float
+        Of what a block adds to its tokens, in training.
+    waves, classes, vector, image, condition_dropout
+        See `Embedding`.
+
+    Raises
+    ------
+    ValueError
+        For sizes that are not positive, heads that do not divide the width, an odd width, an even depth, or patches that do not
+        fill a sample.
+
+    References
+    ----------
+    Bao et al., All are worth words: a ViT backbone for diffusion models, CVPR 2023, section 3 and figure 1.
+
+    Examples
+    --------
+    >>> net = UViT((3, 8, 8), width=32, depth=3, heads=2, classes=10)
+    >>> net(torch.randn(5, 3, 8, 8), torch.zeros(5), y=torch.arange(5)).abs().max()
+    tensor(0., grad_fn=...)
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        patch: int = 2,
+        width: int = 192,
+        depth: int = 7,
+        heads: int = 3,
+        ratio: float = 4.0,
+        dropout: float = 0.0,
+        waves: str = "sinusoidal",
+        classes: int = 0,
+        vector: int = 0,
+        image: int = 0,
+        condition_dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.shape, self.patch = tuple(shape), patch
+        places = grid(self.shape, patch)
+        check_transformer(width, depth, heads, ratio, dropout)
+        if depth % 2 == 0:
+            raise ValueError(f"depth is odd, as many blocks behind the middle one as before it, got {depth}; try {depth + 1}")
+        if width % 2:
+            raise ValueError(f"width is even, as many sines of the noise label as cosines, got {width}; try {width + 1}")
+        self.embed = _plain(Embedding(self.shape, width, width, waves, classes, vector, image, condition_dropout))
+        self.noise = _plain(Embedding(self.shape, width, width, waves)) if classes or vector else None
+        area, tokens = patch ** len(places), (2 if self.noise else 1) + math.prod(places)
+        self.first = nn.Linear((shape[0] + image) * area, width)
+        self.places = nn.Parameter(torch.empty(tokens, width))
+        half, hidden = depth // 2, int(ratio * width)
+        self.rising = nn.ModuleList(Block(width, heads, hidden, dropout) for _ in range(half))
+        self.middle = Block(width, heads, hidden, dropout)
+        self.falling = nn.ModuleList(Block(width, heads, hidden, dropout, skip=True) for _ in range(half))
+        self.norm, self.last = nn.LayerNorm(width), nn.Linear(width, shape[0] * area)
+        self.smooth = CONVOLUTIONS[len(places) - 1](shape[0], shape[0], 3, padding=1)
+        self._start()
+
+    def _start(self) -> None:
+        """Weights as the paper's code draws them, but for the zeros."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear | nn.Embedding):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+            if isinstance(layer, nn.Linear) and layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        nn.init.trunc_normal_(self.places, std=0.02)
+        nn.init.zeros_(self.smooth.weight)
+        if self.smooth.bias is not None:
+            nn.init.zeros_(self.smooth.bias)
+
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, vector: Tensor | None = None, image: Tensor | None = None
+    ) -> Tensor:
+        """Return the network's output.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+        t : Tensor, shape (B,)
+            Noise labels.
+        y, vector, image : Tensor, optional
+            Conditions; see `Embedding`.
+
+        Returns
+        -------
+        Tensor, shape (B, *shape)
+
+        Raises
+        ------
+        ValueError
+            For x of another shape.
+
+        Examples
+        --------
+        See `UViT`.
+        """
+        check_sample(x, self.shape)
+        joined, told = self.embed(x, t, y, vector, image)
+        extra = [told] if self.noise is None else [self.noise(x, t)[1], told]
+        patches = self.first(patchify(joined, self.patch))
+        h = torch.cat([*(each.unsqueeze(1).to(patches.dtype) for each in extra), patches], 1) + self.places
+        left = []
+        for block in self.rising:
+            h = block(h)
+            left.append(h)
+        h = self.middle(h)
+        for block in self.falling:
+            h = block(h, left.pop())
+        out: Tensor = self.smooth(unpatchify(self.last(self.norm(h[:, len(extra) :])), self.shape, self.patch))
+        return out
+
+    def check_condition(self, **condition: Tensor) -> None:
+        """Raise unless conditions are what this network takes; called once before a solve, not at every evaluation.
+
+        Parameters
+        ----------
+        **condition : Tensor
+            y, vector or image; see `Embedding.check_condition`.
+
+        Raises
+        ------
+        ValueError
+
+        Examples
+        --------
+        >>> UViT((1, 4, 4), width=4, heads=1, classes=3).check_condition(y=torch.tensor([3]))
+        Traceback (most recent call last):
+        ValueError: labels y run from 0 to 2, got 3 to 3
+        """
+        self.embed.check_condition(**condition)
+
+
+def _plain(embed: Embedding) -> Embedding:
+    """An embedding without its perceptron."""
+    embed.add_module("first", nn.Identity())
+    embed.add_module("last", nn.Identity())
+    return embed
+
+
+class Block(nn.Module):
+    """A block of U-ViT: attention and a perceptron, and a linear map of tokens and earlier ones before them if it is a late one.
+
+    Parameters
+    ----------
+    width, heads, hidden : int
+        Numbers a token, heads of attention, and units of the perceptron.
+    dropout : float
+        Of what is added to the tokens.
+    skip : bool
+        Whether it takes earlier tokens.
+
+    Examples
+    --------
+    >>> h = torch.randn(5, 3, 8)
+    >>> Block(8, 2, 32, skip=True)(h, h).shape
+    torch.Size([5, 3, 8])
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0, skip: bool = False) -> None:
+        super().__init__()
+        self.join = nn.Linear(2 * width, width) if skip else None
+        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads, bias=False)
+        self.norm2, self.perceptron = nn.LayerNorm(width), Perceptron(width, hidden)
+        self.dropout = dropout
+
+    def forward(self, h: Tensor, earlier: Tensor | None = None) -> Tensor:
+        """Return the tokens after the block.
+
+        Parameters
+        ----------
+        h : Tensor, shape (B, N, width)
+        earlier : Tensor, shape (B, N, width), optional
+
+        Returns
+        -------
+        Tensor, shape (B, N, width)
+
+        Examples
+        --------
+        See `Block`.
+        """
+        if self.join is not None and earlier is not None:
+            h = self.join(torch.cat([h, earlier], 2))
+        h = h + functional.dropout(self.attention(self.norm1(h)), self.dropout, self.training)
+        return h + functional.dropout(self.perceptron(self.norm2(h)), self.dropout, self.training)

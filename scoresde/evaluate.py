@@ -1,0 +1,319 @@
+"""What a trained model is worth on held-out data, in one call: bits/dim or log p, a sheet of samples, the Fréchet distance.
+
+Integers are scored in bits per dimension (see `scoresde.bits`), with uniform dequantization and, if several draws are asked for,
+by the importance-weighted bound as well. Of other data log p(x) is found, in nats.
+
+All that is random belongs to the seed: which of the data are scored, their noise, their probes, and the samples of the sheet.
+The data are scored `PART` at a time, each part with a stream of its own; after each, what is known is written down.
+
+An estimated trace makes the importance-weighted bound too low: log p with a normal error e enters as E log mean w·exp(e), which
+is at most ½·E e² above that of w alone. That much is reported as `bias`; it is 0 for the exact trace.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import t as student
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from . import plotting
+from .bits import bits_per_dim
+from .checks import whole
+from .dequantize import Uniform
+from .evaluation import Distance, Evaluation, Score
+from .inputs import as_floats
+from .likelihood import check_how, likelihood
+from .metrics.frechet import Features, frechet_distance, moments, resolve_features
+from .random import seeded
+from .ranks import share
+from .sampling import sample, solve
+from .sde import ScoreSDE, require_sde
+from .solvers import Solver
+
+PART = 128  # data scored between two notes
+DRAWN = 1024  # samples drawn at a time for the Fréchet distance
+EXACT = 256  # numbers of a sample up to which the trace is exact, unless the user says
+PROBES = 2
+TOLERANCE = 1e-4  # of the likelihood of integers, in nats, whose errors are divided by D·ln 2
+ROWS, SINGLE, WEIGHTED, DISTANCE = range(4)  # streams
+
+
+def evaluate(
+    sde: ScoreSDE,
+    data: Any,
+    *,
+    given: Mapping[str, Tensor] | None = None,
+    n: int = 1000,
+    trace: str | None = None,
+    probes: int | None = None,
+    draws: int = 1,
+    levels: int = 256,
+    samples: int = 64,
+    fid: int = 0,
+    features: str | Features | None = "inception",
+    seed: int = 0,
+    out: str | os.PathLike[str] | None = None,
+    solver: str | Solver = "adams",
+    progress: bool = True,
+    **options: Any,
+) -> Evaluation:
+    """Score held-out data, draw a sheet of samples, and measure the Fréchet distance, all as the seed has it.
+
+    Integers are scored in bits/dim, −log₂ P(v)/D from above, other numbers by the mean of log p(x) in nats. All is checked before
+    the work; of what is interrupted, the parts that were done stand in `out`.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    data : Tensor or array, shape (N, *shape)
+        Held-out: integers 0 … levels − 1 for a model of the unit scale, or floating-point data in their own units.
+    given : mapping of str to Tensor, optional
+        Conditions by name, one row per datum. Samples take those of the data in turn.
+    n : int
+        How many to score, a random subset of that seed; all if there are no more. 0 for none.
+    trace : str, optional
+        "exact" or "hutchinson". By default exact for samples of up to 256 numbers, unless probes are given.
+    probes : int, optional
+        Of an estimated trace: 2 by default. One tells nothing about the error of one value; that of the mean is told anyway.
+    draws : int
+        k. More than one evaluates the importance-weighted bound with k draws, after the usual one: k times as long.
+    levels : int
+        L, of integers.
+    samples : int
+        How many to draw; of images, (1 or 3, H, W), a sheet is drawn to out/samples.png, if there is an `out`. 0 for none.
+    fid : int
+        How many samples to draw for the Fréchet distance to all of `data`, n being far above the features for a useful one.
+        0 for none.
+    features : str, callable or None
+        As for `frechet_distance`; they are given bytes where data are integers of at most 256 levels.
+    seed : int
+        All randomness.
+    out : path, optional
+        A folder for evaluation.json and samples.png; made if it is not there.
+    solver : str or Solver
+        Of the likelihood. Samples go by the model's own.
+    progress : bool
+        Show a progress bar (on a terminal).
+    **options
+        Of the likelihood: rtol=, atol=, steps=, batch_size=, … For integers "adams" goes by rtol = atol = 1e-4 unless told.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    TypeError, ValueError, OSError, ImportError
+        For data of another shape or kind than the model's, bad arguments, a folder that can't be written, or a missing package.
+    SolverError
+        As `likelihood`.
+
+    References
+    ----------
+    Theis et al., ICLR 2016, and Burda et al., ICLR 2016, eq. 8, for the bits; Heusel et al., NeurIPS 2017, for the distance.
+
+    Examples
+    --------
+    >>> mixture = scoresde.toy.EightGaussians()
+    >>> sde = scoresde.oracle(mixture, scoresde.RectifiedFlow())
+    >>> found = evaluate(sde, mixture.sample(200), n=100, samples=4, fid=200, features=None, progress=False)
+    >>> found
+    model          RectifiedFlow(), MixtureDenoiser, (2,)  (0 parameters)
+    data           100 of 200, drawn at random with seed 0
+    mean log p(x)  -... ± ... nats  (100 data, exact trace, ... evaluations each, ... s)
+                   errors of one  (trace 0, solver ..., prior ...)
+    samples        4  (... evaluations each, ... s)
+    Fréchet d²     ...  (points, 200 samples, 200 data, ... s)
+    >>> abs(found.score.mean + mixture.entropy()) < 4 * found.score.stderr
+    True
+    """
+    sde = require_sde(sde, "evaluate")
+    n, samples, fid, seed = whole("n", n, 0), whole("samples", samples, 0), whole("fid", fid, 0), whole("seed", seed, 0)
+    draws = whole("draws", draws)
+    if fid == 1:
+        raise ValueError("fid is how many samples the Fréchet distance takes, at least 2, got 1")
+    trace, probes = _trace(sde, trace, probes)
+    data = data if isinstance(data, Tensor) else torch.as_tensor(np.require(data, requirements="W"))
+    discrete = not (data.is_floating_point() or data.is_complex() or data.dtype == torch.bool)
+    if draws > 1 and not discrete:
+        raise ValueError(f"draws={draws} are of the noise of integers, and the data are {data.dtype}")
+    if discrete and solver == "adams" and not {"rtol", "atol", "steps"} & options.keys():
+        options |= {"rtol": TOLERANCE, "atol": TOLERANCE}
+    some = _some(data, n, seed)
+    noise = Uniform(levels)
+    for part in (data[:1], data if fid else data[some]):
+        _accept(sde, part, noise if discrete else None)
+    given = {name: torch.as_tensor(value) for name, value in (given or {}).items()}
+    for name, value in given.items():
+        if not value.ndim or len(value) != len(data):
+            raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {len(data)} data")
+
+    def told(rows: Tensor) -> ScoreSDE:
+        return sde.given(**{name: value[rows.to(value.device)] for name, value in given.items()}) if given else sde
+
+    told(some)
+    if n:
+        check_how(sde, trace=trace, probes=probes, solver=solver, **options)
+    see: Features | None = None
+    truth = data.byte() if discrete and levels <= 256 else data
+    if fid:
+        see = resolve_features(features)
+        see = see.to(sde.scale.device) if isinstance(features, str) and isinstance(see, nn.Module) else see
+        moments(truth[:2], see)
+    drawn = bool(samples) and len(sde.shape) == 3 and sde.shape[0] in (1, 3) and out is not None
+    if drawn:
+        plotting._pyplot()
+    writes = out is not None and share(2**20)[0] == 0  # one of several ranks
+    if writes:
+        _ready(out)
+
+    found = Evaluation(
+        model=f"{sde.process!r}, {type(sde.net).__name__}, {sde.shape}",
+        parameters=sum(p.numel() for p in sde.net.parameters()),
+        data=f"{len(some):,} of {len(data):,}, " + ("drawn at random with seed " + str(seed) if len(some) < len(data) else "all"),
+        seed=seed,
+        solver=", ".join([str(solver), *(f"{name}={value}" for name, value in options.items())]),
+        device=_named(sde.scale.device),
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+    def note() -> None:
+        if writes:
+            assert out is not None
+            found.write(out)
+
+    note()
+    if samples:
+        began = time.perf_counter()
+        rows = torch.arange(samples) % max(1, len(data) if not n else len(some))
+        solution = solve(told(some[rows] if n else rows), samples, generator=torch.Generator().manual_seed(seed))
+        images = noise.values(solution.x[-1]).float() if discrete else solution.x[-1]
+        found.samples, found.samples_nfe = samples, float(solution.nfe.double().mean())
+        found.samples_seconds = time.perf_counter() - began
+        if drawn and writes:
+            assert out is not None
+            found.sheet = "samples.png"
+            title = f"{samples} samples, seed {seed}, {found.samples_nfe:.0f} evaluations each"
+            plotting.sheet(images, Path(out) / found.sheet, columns=math.ceil(math.sqrt(samples)), title=title)
+        note()
+    how = {"trace": trace, "probes": probes, "solver": solver, **options}
+    asked = [("score", 1 if discrete else 0, SINGLE), *([("weighted", draws, WEIGHTED)] if draws > 1 else [])]
+    for field, k, stream in asked if n else []:
+        columns: list[tuple[Tensor, ...]] = []
+        began = time.perf_counter()
+        with tqdm(total=len(some), desc=field, disable=None if progress else True, mininterval=0.5) as bar:
+            for i, rows in enumerate(torch.split(some, PART)):
+                columns.append(_values(told(rows), data[rows], noise if k else None, k, seeded("cpu", seed, stream, i), how))
+                setattr(found, field, _score(sde, columns, k, trace, probes, time.perf_counter() - began, found.score))
+                note()
+                bar.update(len(rows))
+    if fid:
+        began = time.perf_counter()
+        parts = []
+        for i, rows in enumerate(torch.split(torch.arange(fid) % len(data), DRAWN)):
+            x = sample(told(rows), len(rows), generator=seeded("cpu", seed, DISTANCE, i))
+            parts.append((noise.values(x).to(truth.dtype) if discrete else x).cpu())
+        d2 = float(frechet_distance(torch.cat(parts), truth, see))
+        found.distance = Distance(d2, _called(features), fid, len(data), time.perf_counter() - began)
+        note()
+    return found
+
+
+def _trace(sde: ScoreSDE, trace: str | None, probes: int | None) -> tuple[str, int]:
+    """How the trace is found, and with how many probes; 0 for the exact one."""
+    if trace == "exact" and probes is not None:
+        raise ValueError(f"probes={probes} are of an estimated trace; leave them out, or trace='exact'")
+    if trace is None:
+        trace = "exact" if probes is None and sde.dim <= EXACT else "hutchinson"
+    return trace, PROBES if probes is None else whole("probes", probes)
+
+
+def _some(data: Tensor, n: int, seed: int) -> Tensor:
+    """Which of the data are scored, in their order."""
+    if not data.ndim or not len(data):
+        raise ValueError(f"data are (N, *shape) and not empty, got shape {tuple(data.shape)}")
+    if n >= len(data):
+        return torch.arange(len(data))
+    return torch.randperm(len(data), generator=seeded("cpu", seed, ROWS))[:n].sort().values
+
+
+def _accept(sde: ScoreSDE, x: Tensor, noise: Uniform | None) -> None:
+    """Raise unless these are data that the model can score."""
+    if not len(x):
+        return
+    if noise is None:
+        as_floats(x, sde.shape, "data")
+        return
+    noise._accept(x)
+    if tuple(x.shape[1:]) != sde.shape:
+        raise ValueError(f"data have shape {tuple(x.shape[1:])} a sample, and the model's are {sde.shape}")
+
+
+def _ready(out: str | os.PathLike[str] | None) -> None:
+    """Make the folder, or say why not."""
+    if not isinstance(out, str | os.PathLike):
+        raise TypeError(f"out is a path, got {type(out).__name__}")
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"can't write to {out}: {error.strerror}") from None
+    if not os.access(out, os.W_OK):
+        raise ValueError(f"can't write to {out}: it is read-only")
+
+
+def _values(
+    sde: ScoreSDE, x: Tensor, noise: Uniform | None, draws: int, generator: torch.Generator, how: Mapping[str, Any]
+) -> tuple[Tensor, ...]:
+    """Of each datum: bits or log p, the errors of trace, solver and prior, and evaluations."""
+    if noise is not None:
+        bits = bits_per_dim(sde, x, noise, draws=draws, generator=generator, **how)
+        return bits.bits.cpu(), bits.stderr.cpu(), bits.solver_error.cpu(), bits.prior_gap.cpu(), bits.nfe
+    found = likelihood(sde, x, generator=generator, **how)
+    return found.log_prob.cpu(), found.stderr.cpu(), found.solver_error.cpu(), found.prior_gap.cpu(), found.nfe
+
+
+def _score(
+    sde: ScoreSDE, columns: list[tuple[Tensor, ...]], draws: int, trace: str, probes: int, seconds: float, single: Score | None
+) -> Score:
+    value, stderr, solver_error, prior_gap, nfe = (torch.cat(column).double() for column in zip(*columns, strict=True))
+    bias = 0.0
+    if draws > 1 and trace != "exact":
+        assert single is not None
+        widened = 0.5 * float(student.ppf(0.5 * (1 + math.erf(math.sqrt(2))), probes - 1)) if probes > 1 else math.nan
+        bias = 0.5 * (single.trace_error / widened) ** 2 * sde.dim * math.log(2)
+    return Score(
+        unit="bits/dim" if draws else "nats",
+        mean=float(value.mean()),
+        stderr=float(value.std()) / math.sqrt(len(value)) if len(value) > 1 else math.nan,
+        n=len(value),
+        draws=draws,
+        trace=trace,
+        probes=0 if trace == "exact" else probes,
+        trace_error=float(stderr.square().mean().sqrt()),
+        solver_error=float(solver_error.mean()),
+        prior_gap=float(prior_gap.mean()),
+        bias=bias,
+        nfe=float(nfe.mean()),
+        seconds=seconds,
+    )
+
+
+def _called(features: object) -> str:
+    """Features by name, for the table."""
+    if features is None or isinstance(features, str):
+        return features or "points"
+    return str(getattr(features, "__name__", type(features).__name__))
+
+
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads"

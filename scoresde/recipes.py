@@ -1,0 +1,254 @@
+"""Recipes: what was found to work for a data set, as one row of a table each, process, network, budget and all.
+
+A recipe is nothing but arguments: `build` hands its names to `scoresde.build`, and `fit` its keywords to `scoresde.fit`. What the
+user says goes before what the recipe says. The command `scoresde fit --recipe mnist FOLDER --out run` is, from Python,
+
+    recipe = scoresde.recipes.RECIPES["mnist"]
+    sde = recipe.build()
+    recipe.fit(sde, scoresde.files.read(FOLDER).values, out="run")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from .build import build
+from .history import History
+from .process import Process
+from .registry import nearest
+from .sde import ScoreSDE, require_sde
+from .training import fit
+
+__all__ = ["RECIPES", "Recipe", "recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A process, a network with its options, and keywords of `fit`, for data of one shape.
+
+    Attributes
+    ----------
+    sentence : str
+        What it is for.
+    shape : tuple of int
+        Of a sample.
+    process, net : str
+        Names of `scoresde.PROCESSES` and `scoresde.BACKBONES`.
+    options : mapping
+        Of the network.
+    how : mapping
+        Keywords of `scoresde.fit`: steps, batch_size, lr, transforms, …
+    machine : str
+        What it was measured for, and how long it takes there.
+    accelerated : bool
+        Whether on a GPU the network is compiled, and computes in bfloat16, for which it needs `pip install scoresde[train]`.
+
+    Examples
+    --------
+    >>> recipe = Recipe("Points.", (2,), net="mlp", options={"width": 32}, how={"steps": 20, "batch_size": 16})
+    >>> sde = recipe.build()
+    >>> recipe.fit(sde, torch.randn(100, 2), steps=5, progress=False)
+    History(steps=5, loss=..., seconds=...)
+    """
+
+    sentence: str
+    shape: tuple[int, ...]
+    process: str = "vp"
+    net: str = "unet"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    how: Mapping[str, Any] = field(default_factory=dict)
+    machine: str = ""
+    accelerated: bool = False
+
+    def build(self, process: str | Process | None = None, net: str | nn.Module | None = None, **options: Any) -> ScoreSDE:
+        """Return the recipe's model, untrained.
+
+        Parameters
+        ----------
+        process, net : str or object, optional
+            Others than the recipe's, as for `scoresde.build`. The recipe's options are its own network's, and go with it alone.
+        **options
+            Of the network, before the recipe's.
+
+        Returns
+        -------
+        ScoreSDE
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `scoresde.build`.
+
+        Examples
+        --------
+        >>> RECIPES["mnist"].build(net="mlp", width=32).shape
+        (1, 28, 28)
+        """
+        mine = self.options if net is None or net == self.net else {}
+        return build(process or self.process, net or self.net, shape=self.shape, **{**mine, **options})
+
+    def check(self, data: Any) -> None:
+        """Raise unless data are of the recipe's shape and kind: integers, where it dequantizes.
+
+        Parameters
+        ----------
+        data : Tensor or array, shape (N, *shape)
+
+        Raises
+        ------
+        ValueError
+
+        Examples
+        --------
+        >>> RECIPES["mnist"].check(torch.zeros(5, 3, 32, 32, dtype=torch.uint8))
+        Traceback (most recent call last):
+        ValueError: this recipe is for samples of shape (1, 28, 28), got (3, 32, 32). Those go with: cifar10, cifar10-10min.
+        """
+        shape = tuple(getattr(data, "shape", ()))[1:]
+        if shape != self.shape:
+            others = ", ".join(name for name, recipe in RECIPES.items() if recipe.shape == shape)
+            hint = f"Those go with: {others}." if others else "Without a recipe any shape goes."
+            raise ValueError(f"this recipe is for samples of shape {self.shape}, got {shape}. {hint}")
+        kind = str(data.dtype).removeprefix("torch.")
+        if "dequantize" in self.how.get("transforms", ()) and kind.startswith(("float", "bfloat", "complex", "bool")):
+            raise ValueError(f"this recipe is for integers 0 … 255, which it dequantizes, got {kind}")
+
+    def fit(self, sde: ScoreSDE, data: Any, **how: Any) -> History:
+        """Train a model as the recipe says.
+
+        Parameters
+        ----------
+        sde : ScoreSDE
+            From `build`, on the device where it is to be trained.
+        data : Tensor or array, shape (N, *shape)
+            Integers, where the recipe dequantizes: as `scoresde.files.read` has them.
+        **how
+            Keywords of `scoresde.fit`, before the recipe's: steps=, out=, resume=, validation=, …
+
+        Returns
+        -------
+        History
+
+        Raises
+        ------
+        TypeError, ValueError, TrainingError, CheckpointError
+            As `scoresde.fit`, and for data of another shape.
+
+        Examples
+        --------
+        See `Recipe`.
+        """
+        self.check(data)
+        device = require_sde(sde, "Recipe.fit").scale.device.type
+        return fit(sde, data, **self.keywords(device, **how))
+
+    def keywords(self, device: str = "cpu", **how: Any) -> dict[str, Any]:
+        """Return the keywords that `fit` gives to `scoresde.fit` on a kind of device.
+
+        Parameters
+        ----------
+        device : str
+            "cpu", "cuda", …
+        **how
+            The user's.
+
+        Returns
+        -------
+        dict of str to object
+
+        Raises
+        ------
+        ImportError
+            On a GPU, where the recipe computes in bfloat16, without Accelerate.
+
+        Examples
+        --------
+        >>> RECIPES["mnist"].keywords(steps=10)["steps"]
+        10
+        """
+        fast: dict[str, Any] = {}
+        if self.accelerated and device != "cpu":
+            fast["compile"] = True
+            if how.get("accelerator") is None:
+                try:
+                    from accelerate import Accelerator
+                except ImportError:
+                    raise ImportError("bfloat16 needs Accelerate: pip install 'scoresde[train]'") from None
+                fast["accelerator"] = Accelerator(mixed_precision="bf16")
+                how.pop("accelerator", None)
+        return {**self.how, **fast, **how}
+
+
+PLAIN = Recipe(
+    "Anything: what the command does without a recipe.",
+    (),
+    net="mlp",
+    how={"steps": 10_000, "batch_size": 512, "lr": 3e-3, "every": 500, "transforms": ()},
+)
+
+GRAY: dict[str, Any] = {"channels": 64, "patch": 2, "multipliers": (1, 2), "blocks": 2, "attention": (7,)}
+COLOR: dict[str, Any] = {"channels": 128, "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (16,), "dropout": 0.1}
+
+RECIPES: dict[str, Recipe] = {
+    "mnist": Recipe(
+        "Handwritten digits, 28×28.",
+        (1, 28, 28),
+        options=GRAY,
+        how={"steps": 6000, "batch_size": 128, "lr": 1e-3, "transforms": ("dequantize",)},
+        machine="2 CPU cores, 20 minutes",
+    ),
+    "fashion-mnist": Recipe(
+        "Clothes in gray, 28×28; mirrored at random.",
+        (1, 28, 28),
+        options=GRAY,
+        how={"steps": 6000, "batch_size": 128, "lr": 1e-3, "transforms": ("flip", "dequantize")},
+        machine="2 CPU cores, 20 minutes",
+    ),
+    "cifar10": Recipe(
+        "Small photographs in ten classes, 32×32; mirrored at random.",
+        (3, 32, 32),
+        options=COLOR,
+        how={"steps": 30_000, "batch_size": 256, "lr": 5e-4, "ema": 2000, "every": 2000, "transforms": ("flip", "dequantize")},
+        machine="one GPU, 30 minutes",
+        accelerated=True,
+    ),
+    "cifar10-10min": Recipe(
+        "The same in a third of the time.",
+        (3, 32, 32),
+        options={**COLOR, "channels": 96},
+        how={"steps": 12_000, "batch_size": 256, "lr": 1e-3, "ema": 1000, "every": 2000, "transforms": ("flip", "dequantize")},
+        machine="one GPU, 10 minutes",
+        accelerated=True,
+    ),
+}
+"""Recipes by name."""
+
+
+def recipe(name: str) -> Recipe:
+    """Return a recipe by its name; of an unknown one, say which there are.
+
+    Parameters
+    ----------
+    name : str
+
+    Returns
+    -------
+    Recipe
+
+    Raises
+    ------
+    ValueError
+
+    Examples
+    --------
+    >>> recipe("fashion_mnist")
+    Traceback (most recent call last):
+    ValueError: unknown recipe 'fashion_mnist'. Did you mean 'fashion-mnist'? There are: cifar10, cifar10-10min, ...
+    """
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}. {nearest(name, RECIPES)}")
+    return RECIPES[name]

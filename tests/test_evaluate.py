@@ -1,0 +1,297 @@
+"""`evaluate`, held against closed forms of bits, of log p and of the Fréchet distance, and against the verbs it is made of."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import scoresde
+from conftest import generator
+from scoresde import evaluate, plotting, toy
+from scoresde.cli import main
+from scoresde.evaluate import PART
+
+LEVELS = 8
+CENTRES = torch.tensor([[0.3, 0.3], [0.7, 0.6]], dtype=torch.float64)
+STD = 0.08
+
+
+def law() -> toy.GaussianMixture:
+    return toy.GaussianMixture(CENTRES, STD)
+
+
+def model() -> scoresde.ScoreSDE:
+    return scoresde.oracle(law(), scoresde.VPSDE())
+
+
+def integers(n: int, seed: int = 0) -> Tensor:
+    return scoresde.dequantize.Uniform(LEVELS).values(law().sample(n, generator=generator(seed)))
+
+
+def bits(values: Tensor) -> Tensor:
+    """−log₂ P(v)/D exactly: the mass of a normal law in a bin is a difference of its distribution function."""
+    edges = (torch.arange(LEVELS + 1, dtype=torch.float64) / LEVELS - CENTRES[..., None]) / STD  # (component, axis, edge)
+    mass = torch.special.ndtr(edges).diff(dim=-1)
+    each = mass[:, torch.arange(2), values]  # (component, sample, axis)
+    return -(each.prod(-1).mean(0)).log2() / 2
+
+
+def test_bits_are_those_of_bits_per_dim_and_fall_to_the_exact_ones_with_draws() -> None:
+    """The importance-weighted bound with k = 64 is the truth within 4 standard errors of its draws; the usual one is above."""
+    v = integers(60)
+    found = evaluate(model(), v, levels=LEVELS, draws=64, samples=0, rtol=1e-4, atol=1e-4, progress=False)
+    assert found.score is not None
+    assert found.weighted is not None
+    exact = float(bits(v).mean())
+    assert found.score.mean > exact + 0.1
+    assert abs(found.weighted.mean - exact) < 4 * found.weighted.trace_error / math.sqrt(60) < 0.04
+    noise = scoresde.dequantize.Uniform(LEVELS)  # the same law, other numbers
+    single = scoresde.bits_per_dim(model(), v, noise, generator=generator(9), rtol=1e-4, atol=1e-4)
+    assert abs(single.mean - found.score.mean) < 4 * math.hypot(single.mean_stderr, found.score.stderr)
+    assert (found.score.unit, found.score.n, found.score.draws, found.weighted.draws) == ("bits/dim", 60, 1, 64)
+    assert (found.score.trace, found.score.trace_error, found.weighted.bias) == ("exact", 0, 0)
+
+
+def test_an_estimated_trace_says_how_far_the_weighted_bound_is_too_low() -> None:
+    """At k = 64 the mean falls by no more than `bias` (and 0.01 for what k leaves), and by more than a tenth of it."""
+    v = integers(100)
+    how: dict[str, Any] = {"levels": LEVELS, "draws": 64, "samples": 0, "rtol": 1e-4, "atol": 1e-4, "progress": False}
+    exact, estimated = evaluate(model(), v, **how).weighted, evaluate(model(), v, probes=2, **how).weighted
+    assert exact is not None
+    assert estimated is not None
+    assert (estimated.trace, estimated.probes) == ("hutchinson", 2)
+    assert estimated.bias > 0.005
+    assert 0.1 * estimated.bias < exact.mean - estimated.mean < estimated.bias + 0.01
+    none = evaluate(model(), v[:3], probes=1, **how).weighted
+    assert none is not None
+    assert math.isnan(none.bias)  # one probe does not tell
+
+
+def test_points_are_scored_in_nats() -> None:
+    x = law().sample(3 * PART // 2, generator=generator(1))
+    read_only = x.numpy().copy()
+    read_only.setflags(write=False)  # as files come
+    found = evaluate(model(), read_only, samples=0, progress=False).score
+    assert found is not None
+    exact = law().log_prob(x)
+    assert found.mean == pytest.approx(float(exact.mean()), abs=1e-3)
+    assert found.stderr == pytest.approx(float(exact.std()) / math.sqrt(len(x)), rel=1e-3)
+    assert (found.unit, found.n, found.draws) == ("nats", 3 * PART // 2, 0)
+
+
+def test_the_seed_rules_which_are_scored_and_all_else(tmp_path: Path) -> None:
+    v = integers(50)
+    how: dict[str, Any] = {"n": 20, "levels": LEVELS, "samples": 3, "fid": 40, "features": None, "progress": False}
+
+    def found(seed: int) -> dict[str, Any]:
+        evaluate(model(), v, seed=seed, out=tmp_path, **how)
+        text = (tmp_path / "evaluation.json").read_text()
+        return json.loads(re.sub(r'("\w*seconds"|"date"): ("[^"]*"|[\d.e-]+)', r"\1: 0", text))
+
+    torch.manual_seed(1)
+    first = found(3)
+    torch.manual_seed(2)
+    assert found(3) == first
+    other = found(4)
+    assert first["data"] == "20 of 50, drawn at random with seed 3"
+    for part, key in (("score", "mean"), ("distance", "value")):
+        assert other[part][key] != first[part][key]
+
+
+def test_the_frechet_distance_is_that_of_the_laws() -> None:
+    """Of samples of N(½, 0.2²) to data of N(0.8, 0.2²) it is 2·0.3² within 0.03, some 4 standard deviations at n = 1000."""
+    sde = scoresde.oracle(toy.GaussianMixture([[0.5, 0.5]], 0.2), scoresde.VPSDE())
+    x = 0.8 + 0.2 * torch.randn(1000, 2, generator=generator(0))
+    found = evaluate(sde, x, n=0, samples=0, fid=1000, features=None, progress=False)
+    assert found.distance is not None
+    assert found.distance.value == pytest.approx(0.18, abs=0.03)
+    assert (found.score, found.distance.samples, found.distance.data) == (None, 1000, 1000)
+
+
+def image_model() -> scoresde.ScoreSDE:
+    torch.manual_seed(0)
+    sde = scoresde.build("vp", "mlp", shape=(1, 3, 3), width=8, depth=1, fourier=0, classes=3)
+    torch.nn.init.normal_(sde.net.out.weight, std=0.1)
+    return sde.eval()
+
+
+def images(n: int = 30) -> Tensor:
+    return torch.randint(256, (n, 1, 3, 3), generator=generator(5), dtype=torch.uint8)
+
+
+def test_a_sheet_has_the_samples_of_that_seed_and_features_see_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Tensor] = []
+    monkeypatch.setattr(plotting, "sheet", lambda images, *_, **__: drawn.append(images))
+
+    def brightness(x: Tensor) -> Tensor:
+        assert x.dtype == torch.uint8
+        return x.flatten(1).double().mean(1, keepdim=True)
+
+    sde = image_model()
+    found = evaluate(sde, images(), n=0, samples=7, fid=20, features=brightness, seed=4, out=tmp_path, progress=False)
+    assert torch.equal(drawn[0], scoresde.dequantize.Uniform(256).values(scoresde.sample(sde, 7, generator=generator(4))).float())
+    assert found.distance is not None
+    assert (found.samples, found.sheet, found.distance.features) == (7, "samples.png", "brightness")
+
+
+def test_conditions_go_with_their_data_and_samples_take_them_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Tensor] = []
+    monkeypatch.setattr(plotting, "sheet", lambda images, *_, **__: drawn.append(images))
+    sde, v, y = image_model(), images(5), torch.tensor([2, 0, 1, 1, 0])
+    found = evaluate(sde, v, given={"y": y}, samples=7, out=tmp_path, progress=False)
+    alone = [evaluate(sde.given(y=label), v, samples=0, progress=False).score for label in range(3)]  # the same noise
+    assert found.score is not None
+    assert all(each is not None for each in alone)
+    assert min(a.mean for a in alone if a) <= found.score.mean <= max(a.mean for a in alone if a)
+    wanted = scoresde.sample(sde.given(y=torch.tensor([2, 0, 1, 1, 0, 2, 0])), 7, generator=generator(0))
+    assert torch.equal(drawn[0], scoresde.dequantize.Uniform(256).values(wanted).float())
+
+
+def test_what_was_found_before_an_interruption_stands_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("scoresde.evaluate")
+    original, calls = module.bits_per_dim, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, "bits_per_dim", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model(), integers(PART + 10), levels=LEVELS, samples=2, out=tmp_path, rtol=1e-3, atol=1e-3, progress=False)
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["score"]["n"] == PART
+    assert found["samples"] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of bytes, and one of points, from the command."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    rng = np.random.default_rng(0)
+    np.save(folder / "images.npy", rng.integers(0, 256, (60, 1, 4, 4)).astype(np.uint8))
+    np.save(folder / "points.npy", rng.normal(size=(60, 2)))
+    for name in ("images", "points"):
+        small = ["--steps", "20", "--batch-size", "16", "--option", "width=8", "--option", "depth=1"]
+        main(["fit", str(folder / f"{name}.npy"), "--out", str(folder / name), *small])
+    return folder
+
+
+def test_the_command_writes_what_the_function_finds(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.image import imread
+
+    how = ["-n", "20", "--samples", "9", "--seed", "2", "--fid", "40", "--features", "pixels", "--device", "cpu", "--draws", "3"]
+    main(["evaluate", str(trained / "images"), str(trained / "images.npy"), "--out", str(tmp_path / "e"), *how])
+    said = capsys.readouterr().out
+    found = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    sde, v = scoresde.load(trained / "images"), torch.from_numpy(np.load(trained / "images.npy"))
+    wanted = evaluate(sde, v, n=20, draws=3, samples=9, fid=40, features=None, seed=2, progress=False)
+    assert wanted.score is not None
+    assert wanted.weighted is not None
+    assert wanted.distance is not None
+    assert found["score"]["mean"] == wanted.score.mean
+    assert found["weighted"]["mean"] == wanted.weighted.mean
+    assert found["distance"]["value"] == wanted.distance.value
+    assert found["parameters"] == sum(p.numel() for p in sde.net.parameters())
+    assert re.search(rf"bits/dim +{wanted.score.mean:.4f} ± {wanted.score.stderr:.4f}", said), said
+    assert re.search(rf"bits/dim, k = 3 +{wanted.weighted.mean:.4f}", said), said
+    assert "20 of 60, drawn at random with seed 2" in said
+    picture = imread(tmp_path / "e" / "samples.png")[..., :3]
+    assert picture.std() > 0.05
+    assert abs(wanted.score.mean - 8) < 1.5  # uniform noise
+
+
+def test_a_table_has_no_sheet_and_a_models_own_folder_may_hold_its_evaluation(
+    trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["evaluate", str(trained / "points"), str(trained / "points.npy"), "--out", str(trained / "points"), "-n", "10"])
+    assert re.search(r"mean log p\(x\) .* nats", capsys.readouterr().out)
+    assert (trained / "points" / "evaluation.json").exists()
+    assert not (trained / "points" / "samples.png").exists()
+    small = ["--steps", "20", "--batch-size", "16", "--option", "width=8", "--option", "depth=1"]
+    main(["fit", str(trained / "points.npy"), "--out", str(trained / "points"), "--resume", *small])
+
+
+def test_the_test_set_is_taken_where_there_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from test_recipes import mnist
+
+    mnist(tmp_path, train=30, test=12)
+    small = ["--steps", "2", "--batch-size", "4", "--option", "width=4", "--option", "depth=1"]
+    main(["fit", str(tmp_path), "--out", str(tmp_path / "run"), *small])
+    how = ["--samples", "0", "-n", "3", "--probes", "1", "--tolerance", "1e-2", "--device", "cpu"]
+    for split, total in (([], 12), (["--split", "train"], 30)):
+        main(["evaluate", str(tmp_path / "run"), str(tmp_path), "--out", str(tmp_path / "e"), *how, *split])
+        assert f"3 of {total}" in capsys.readouterr().out
+
+
+def test_a_mistake_of_the_command_is_one_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another model's data, and a set that a file does not have."""
+    for how, said in (
+        (["images.npy"], r"data have shape \(1, 4, 4\)"),
+        (["points.npy", "--split", "test"], "split='test' is for"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["evaluate", str(trained / "points"), str(trained / how[0]), *how[1:], "--out", str(tmp_path / "e")])
+        error = capsys.readouterr().err
+        assert (caught.value.code, error.count("\n")) == (2, 1)
+        assert re.search(said, error), error
+        assert list(tmp_path.iterdir()) == []
+
+
+X, V = torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.long)
+
+
+@pytest.mark.parametrize(
+    ("data", "how", "error", "said"),
+    [
+        (torch.zeros(4, 3), {}, ValueError, r"data has shape \(1, 3\), wanted \(batch, 2\)"),
+        (torch.zeros(4, 3, dtype=torch.uint8), {}, ValueError, r"data have shape \(3,\) a sample"),
+        (V + 9, {"levels": 8}, ValueError, "integers from 0 to 7, got 9"),
+        (torch.tensor([[0, 0]] * 50 + [[9, 0]]), {"levels": 8, "n": 1, "fid": 5, "features": None}, ValueError, "got 9"),
+        (torch.zeros(0, 2), {}, ValueError, "not empty"),
+        (X * math.nan, {}, ValueError, "NaN"),
+        (X, {"n": -1}, ValueError, "n is at least 0"),
+        (X, {"draws": 2}, ValueError, "draws=2 are of the noise of integers"),
+        (V, {"draws": 0}, ValueError, "draws is at least 1"),
+        (X, {"fid": 1}, ValueError, "at least 2"),
+        (X, {"fid": 10, "features": "incepton"}, ValueError, "Did you mean 'inception'"),
+        (X, {"fid": 10, "features": lambda x: x.sum()}, ValueError, r"\(2, F\)"),
+        (X, {"trace": "exact", "probes": 3}, ValueError, "probes=3 are of an estimated trace"),
+        (X, {"trace": "hutchison"}, ValueError, "hutchinson"),
+        (X, {"probes": 0}, ValueError, "probes is at least 1"),
+        (X, {"solver": "em"}, ValueError, "stochastic"),
+        (X, {"rtol": -1.0}, ValueError, "rtol"),
+        (X, {"given": {"y": torch.zeros(3)}}, ValueError, r"'y' has shape \(3,\) for 4 data"),
+        (X, {"out": 3}, TypeError, "out is a path"),
+        (X, {"seed": 0.5}, TypeError, "seed is an integer"),
+    ],
+)
+def test_mistakes_are_found_before_the_work(
+    data: Tensor, how: dict[str, Any], error: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("scoresde.evaluate")
+    for verb in ("solve", "sample", "likelihood", "bits_per_dim"):
+        monkeypatch.setattr(module, verb, lambda *_, **__: pytest.fail("work was begun"))
+    with pytest.raises(error, match=said):
+        evaluate(model(), data, progress=False, **{"out": tmp_path / "e", **how})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_can_not_be_made_and_a_model_that_is_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"can't write to .*file"):
+        evaluate(model(), X, out=tmp_path / "file" / "e")
+    with pytest.raises(TypeError, match="evaluate needs a ScoreSDE"):
+        evaluate(scoresde.VPSDE(), X)  # type: ignore[arg-type]

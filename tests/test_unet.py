@@ -1,0 +1,326 @@
+"""The U-Net: beside diffusers' own, weight by weight; its counts beside the papers'; its identities and its derivatives."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import scoresde
+from scoresde.backbones import resampling
+from scoresde.backbones.unet import UNet, _joined, _patched
+from scoresde.trace import exact_trace
+
+Options = dict[str, Any]
+
+DDPM: Options = {
+    "channels": 128,
+    "multipliers": (1, 2, 2, 2),
+    "attention": (16,),
+    "heads": 1,
+    "condition": "shift",
+    "resample": "conv",
+}
+DDPMPP: Options = {
+    **{"channels": 128, "multipliers": (2, 2, 2), "blocks": 4, "attention": (16,), "attention_up": "last", "heads": 1},
+    **{"condition": "shift", "project": True, "skip_scale": True},
+}
+NCSNPP: Options = {**DDPMPP, "resample": "fir", "residual_input": True, "waves": "fourier", "features": 256}
+ADM: Options = {"channels": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "attention": (32, 16, 8), "classes": 1000}
+LONG = {"multipliers": (1, 2, 2, 2)}
+
+TINY: Options = {"channels": 8, "multipliers": [1, 2], "blocks": 1, "heads": 2, "attention": [8]}
+FAMILY: dict[str, Options] = {
+    "ddpm": {**TINY, "condition": "shift", "resample": "conv"},
+    "ddpm++": {**TINY, "condition": "shift", "project": True, "skip_scale": True, "attention_up": "last"},
+    "ncsn++": {**TINY, "condition": "shift", "project": True, "skip_scale": True, "resample": "fir", "residual_input": True},
+    "adm": TINY,
+    "patched": {**TINY, "patch": 2, "residual_input": True, "attention": [4]},
+}
+SHAPES = [(2, 8), (3, 8, 8), (1, 8, 4, 4)]
+
+
+def awake(net: nn.Module, seed: int = 0) -> nn.Module:
+    """The network in float64, with no weight at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    net = net.double().eval()
+    for p in net.parameters():
+        p.data += 0.1 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+    return net
+
+
+def inputs(shape: tuple[int, ...], n: int = 3) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    draw = torch.randn(n, 1 + torch.Size(shape).numel(), generator=generator, dtype=torch.float64)
+    return draw[:, 1:].reshape(n, *shape), draw[:, 0]
+
+
+# --- counts ---
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "count", "ours"),
+    [
+        (DDPM, 32, 35_746_307, 0),  # Ho et al. 2020, "35.7M"; google/ddpm-cifar10-32
+        (DDPMPP, 32, 55_732_739, 0),  # Karras et al. 2022, their networks.SongUNet without augmentation labels
+        (NCSNPP, 32, 56_395_523, 0),
+        ({**DDPMPP, **LONG}, 32, 61_804_419, 0),  # Song et al. 2021
+        ({**NCSNPP, **LONG}, 32, 62_758_787, 0),
+        (ADM, 64, 295_899_267, 768),  # Dhariwal & Nichol 2021; the label "none" is ours
+    ],
+    ids=["ddpm", "ddpm++", "ncsn++", "ddpm++ of 4 levels", "ncsn++ of 4 levels", "adm"],
+)
+def test_counts(options: Options, size: int, count: int, ours: int) -> None:
+    with torch.device("meta"):
+        net = UNet((3, size, size), **options)
+    assert sum(p.numel() for p in net.parameters()) == count + ours
+
+
+# --- diffusers ---
+
+
+def _pair(ours: nn.Module, theirs: nn.Module) -> None:
+    for name, p in ours.named_parameters():
+        p.data.copy_(theirs.get_parameter(name).reshape(p.shape))
+
+
+def _block(ours: Any, theirs: Any, attention: Any = None) -> None:
+    names = {"norm1": "norm1", "conv1": "conv1", "affine": "time_emb_proj", "norm2": "norm2", "conv2": "conv2"}
+    for mine, its in names.items():
+        _pair(getattr(ours, mine), getattr(theirs, its))
+    if theirs.conv_shortcut is not None:
+        _pair(ours.skip, theirs.conv_shortcut)
+    assert (ours.attention is None) == (attention is None)
+    if attention is not None:
+        _pair(ours.attention.norm, attention.group_norm)
+        _pair(ours.attention.out, attention.to_out[0])
+        linear = (attention.to_q, attention.to_k, attention.to_v)
+        ours.attention.qkv.weight.data = torch.cat([m.weight for m in linear]).detach()
+        ours.attention.qkv.bias.data = torch.cat([m.bias for m in linear]).detach()
+
+
+def _side(ours: list[Any], changes: list[Any], theirs: Any) -> None:
+    """Copy one way, down or up: the blocks of each level, and between two levels what changes the size."""
+    for i, (mine, its) in enumerate(zip(ours, theirs, strict=True)):
+        attentions = getattr(its, "attentions", [None] * len(its.resnets))
+        for block, resnet, attention in zip(mine, its.resnets, attentions, strict=True):
+            _block(block, resnet, attention)
+        if i < len(ours) - 1:
+            (change,) = its.upsamplers if hasattr(its, "upsamplers") else its.downsamplers
+            _pair(changes[i].conv, change.conv) if isinstance(changes[i], resampling.Resample) else _block(changes[i], change)
+
+
+@pytest.mark.parametrize("member", ["ddpm", "adm"])
+def test_diffusers(member: str) -> None:
+    """Their weights in our network, and their vector of the time: the same output, and the same gradient."""
+    diffusers = pytest.importorskip("diffusers")
+    conv = member == "ddpm"
+    their = diffusers.UNet2DModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=2,
+        down_block_types=("DownBlock2D" if conv else "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D" if conv else "AttnUpBlock2D"),
+        norm_num_groups=4,
+        attn_norm_num_groups=4,
+        attention_head_dim=8,
+        resnet_time_scale_shift="default" if conv else "scale_shift",
+        **({} if conv else {"downsample_type": "resnet", "upsample_type": "resnet"}),
+    )
+    awake(their)
+    options: Options = {"condition": "shift", "resample": "conv"} if conv else {}
+    net: Any = UNet(
+        (3, 8, 8), channels=16, multipliers=(1, 2), attention=(4,) if conv else (8, 4), head_channels=8, groups=4, **options
+    )
+    net = net.double().eval()
+    _pair(net.stem, their.conv_in)
+    _side(list(net.encoder), list(net.downs), their.down_blocks)
+    _block(net.middle[0], their.mid_block.resnets[0], their.mid_block.attentions[0])
+    _block(net.middle[1], their.mid_block.resnets[1])
+    _side(list(net.decoder), list(net.ups), their.up_blocks)
+    _pair(net.norm, their.conv_norm_out)
+    _pair(net.out, their.conv_out)
+    x, t = inputs((3, 8, 8))
+    told: list[Tensor] = []
+    their.time_embedding.register_forward_hook(lambda _, __, out: told.append(out.detach()))
+
+    class Told(nn.Module):
+        def forward(self, x: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+            return x, told[0]
+
+    net.embed = Told()
+    x.requires_grad_()
+    out = [their(x, 100 * t.abs()).sample, net(x, t)]
+    assert out[0].std() > 0.1
+    torch.testing.assert_close(out[1], out[0], rtol=0, atol=1e-10)
+    first, second = (torch.autograd.grad(o.square().sum(), x)[0] for o in out)
+    torch.testing.assert_close(second, first, rtol=0, atol=1e-9)
+
+
+# --- identities ---
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_repetition_and_convolution_are_one_transposed_convolution(shape: tuple[int, ...]) -> None:
+    x, _ = inputs(shape)
+    layer = resampling.convolution(len(shape) - 1, shape[0], 5).double()
+    weight, bias = layer.get_parameter("weight"), nn.init.normal_(layer.get_parameter("bias"))
+    torch.testing.assert_close(resampling.doubled_convolution(x, weight, bias), layer(resampling.doubled(x)), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_doubling_is_the_transpose_of_halving(shape: tuple[int, ...]) -> None:
+    """⟨halved x, y⟩ = ⟨x, doubled y⟩/2^rank, with either filter; and both keep a constant inside."""
+    rank = len(shape) - 1
+    x, _ = inputs(shape)
+    y, _ = inputs((shape[0], *(n // 2 for n in shape[1:])))
+    for taps in (None, resampling.kernel("fir", rank).double()):
+        torch.testing.assert_close((resampling.halved(x, taps) * y).sum() * 2**rank, (x * resampling.doubled(y, taps)).sum())
+        for change in (resampling.halved, resampling.doubled):
+            inside = F.pad(change(torch.ones(1, 2, *[8] * rank, dtype=torch.float64), taps), [-1, -1] * rank)
+            torch.testing.assert_close(inside, torch.ones_like(inside))
+
+
+@pytest.mark.parametrize("name", list(resampling.FILTERS))
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_pyramid_is_a_convolution_and_then_a_filter(shape: tuple[int, ...], name: str) -> None:
+    """The order of the reference: W on a wide margin, then the filter with stride 2."""
+    rank = len(shape) - 1
+    x, _ = inputs(shape)
+    pyramid = resampling.Pyramid(rank, shape[0], 5, name).double()
+    weight, taps = pyramid.conv.get_parameter("weight"), resampling.kernel(name, rank).double()
+    wide = resampling.APPLY[rank](x, weight, padding=1 + (taps.shape[-1] - 1) // 2)
+    torch.testing.assert_close(pyramid(x), resampling.filtered(wide, taps, stride=2, padding=0), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_patches(shape: tuple[int, ...]) -> None:
+    x, _ = inputs(shape)
+    assert torch.equal(_joined(_patched(x, 2), 2), x)
+    if len(shape) == 3:
+        assert torch.equal(_patched(x, 2), F.pixel_unshuffle(x, 2))
+        assert torch.equal(_joined(_patched(x, 2), 2), F.pixel_shuffle(_patched(x, 2), 2))
+
+
+# --- what a backbone must be ---
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("member", list(FAMILY))
+def test_zero_at_first_then_all_parameters_learn_and_mates_do_not_mix(member: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    net = UNet(shape, **FAMILY[member], classes=3, vector=2, image=1).double()
+    x, t = inputs(shape)
+    condition = {"y": torch.tensor([0, 1, 2]), "vector": x.flatten(1)[:, :2], "image": x[:, :1]}
+    assert not net(x, t).any()
+    awake(net)
+    out = net(x, t, **condition)
+    torch.testing.assert_close(out[1:2], net(x[1:2], t[1:2], **{k: v[1:2] for k, v in condition.items()}), rtol=0, atol=1e-12)
+    assert out.is_contiguous()
+    assert out.shape == x.shape
+    for name in condition:
+        assert not torch.allclose(out, net(x, t, **{k: v for k, v in condition.items() if k != name}))
+    net.train()
+    net.embed.condition_dropout = 0
+    net(x, t, **condition).square().sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
+
+
+@pytest.mark.parametrize("member", list(FAMILY))
+def test_traces(member: str) -> None:
+    """exact_trace and forward mode, against the whole Jacobian."""
+    shape = (3, 8, 8)
+    torch.manual_seed(0)
+    net = awake(UNet(shape, **FAMILY[member]))
+    x, t = inputs(shape, 2)
+
+    def f(z: Tensor) -> Tensor:
+        out: Tensor = net(z.reshape(-1, *shape), t[: len(z)])
+        return out.flatten(1)
+
+    z = x.flatten(1)
+    jacobian: Tensor = torch.autograd.functional.jacobian(lambda v: f(v[None])[0], z[0])  # type: ignore[no-untyped-call]
+    out, trace = exact_trace(f, z)
+    torch.testing.assert_close(trace[0], jacobian.trace(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(out, f(z))
+    with sdpa_kernel(SDPBackend.MATH):  # no fused attention has a forward mode
+        pushed = torch.func.jvp(f, (z[:1],), (z[1:],))[1]
+    torch.testing.assert_close(pushed[0], jacobian @ z[1], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("member", ["patched", *(pytest.param(m, marks=pytest.mark.slow) for m in ("ncsn++", "adm"))])
+def test_compiles_without_breaks(member: str) -> None:
+    net = awake(UNet((3, 8, 8), **FAMILY[member]))
+    x, t = inputs((3, 8, 8))
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(x, t), net(x, t), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("member", list(FAMILY))
+def test_bfloat16(member: str) -> None:
+    """Mixed and pure bfloat16, whose unit is 2^-8, within a few percent of float64, for inputs of size 100 too."""
+    net = awake(UNet((3, 8, 8), **FAMILY[member]))
+    x, t = inputs((3, 8, 8))
+    for scale in (1.0, 100.0):
+        exact = net(scale * x, t)
+        single = copy.deepcopy(net).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            mixed = single((scale * x).float(), t.float())
+        pure = copy.deepcopy(net).bfloat16()((scale * x).bfloat16(), t.bfloat16())
+        for out in (mixed, pure):
+            assert out.dtype is torch.bfloat16
+            assert (out.double() - exact).norm() < 0.05 * exact.norm()
+
+
+def test_options_survive_json_and_models_their_file(tmp_path: Any) -> None:
+    options = json.loads(json.dumps({**FAMILY["ncsn++"], "attention": (8, 4)}))
+    sde = scoresde.build("vp", "unet", shape=(3, 8, 8), **options)
+    for p in sde.net.parameters():
+        nn.init.normal_(p, std=0.1)
+    scoresde.save(sde, tmp_path / "model")
+    again = scoresde.load(tmp_path / "model")
+    x, t = inputs((3, 8, 8))
+    torch.testing.assert_close(again.net(x.float(), t.float()), sde.net(x.float(), t.float()), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options", "message"),
+    [
+        ((3, 7, 7), {"multipliers": (1, 2)}, "multiples of 2, got \\(7, 7\\); try 6 or 8"),
+        ((1, 28, 28), {"multipliers": (1, 1, 1, 1)}, "4 levels .* multiples of 8.*try 24 or 32"),
+        ((1, 28, 28), {"patch": 4}, "patch=4 .* multiples of 16"),
+        ((2,), {}, "for points try 'mlp'"),
+        ((1, 2, 2, 2, 2), {}, r"\(C, n\), \(C, n, n\) or"),
+        ((3, 8, 8), {"attention": (16,)}, "attention=16 is no level of this U-Net; it has 8, 4, 2"),
+        ((3, 8, 8), {"multipliers": ()}, "multipliers is empty"),
+        ((3, 8, 8), {"multipliers": (1, 0)}, "multipliers is at least 1"),
+        ((3, 8, 8), {"resample": "fri"}, "unknown resample='fri'. Did you mean 'fir'"),
+        ((3, 8, 8), {"condition": "scale"}, "unknown condition"),
+        ((3, 8, 8), {"attention_up": "first"}, "unknown attention_up"),
+        ((3, 8, 8), {"channels": 8, "heads": 3}, "3 heads do not divide 16 channels"),
+        ((3, 8, 8), {"dropout": 1.5}, "dropout is between 0 and 1"),
+        ((3, 8, 8), {"blocks": 0}, "blocks is at least 1"),
+        ((3, 8, 8), {"waves": "cosine"}, "unknown waves"),
+    ],
+)
+def test_bad_options(shape: tuple[int, ...], options: Options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UNet(shape, **options)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 9, 8), (3, 8, 8), (2, 192)])
+def test_other_samples_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"takes samples of shape \(3, 8, 8\), got x of shape"):
+        UNet((3, 8, 8), **TINY)(torch.zeros(shape), torch.zeros(shape[0]))
+
+
+def test_28_is_halved_twice() -> None:
+    net = awake(UNet((1, 28, 28), channels=8, blocks=1, attention=(14, 7)))
+    x, t = inputs((1, 28, 28))
+    assert net(x, t).std() > 0.01
