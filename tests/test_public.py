@@ -16,7 +16,8 @@ ROOMS = [
     "paths prediction grids solvers backbones toy source",
     "sde trace",
     "plan sampling pairstore cnf likelihood bounds dequantize bits distribution oracle metrics plotting "
-    "objective weights engine coupling pairs jumps bridge straightness data files transforms io checkpoint history training evaluation",
+    "objective weights engine coupling pairs jumps bridge straightness data files transforms io checkpoint history training "
+    "evaluation",
     "build cli demo evaluate recipes __init__ __main__",
 ]
 FLOOR = {name: floor for floor, room in enumerate(ROOMS) for name in room.split()}

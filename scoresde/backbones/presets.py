@@ -73,7 +73,7 @@ PRESETS: dict[str, Preset] = {
         "unet",
         {**_SONG, "resample": "fir", "residual_input": True, "waves": "fourier", "features": 256},
         (3, 32, 32),
-        56_400_000,  # of EDM's code; 0.1 M more with its augmentation labels, which are not here
+        56_400_000,  # of EDM's code, without augmentation labels
         _EDM,
     ),
     "adm-64": Preset(
