@@ -44,7 +44,7 @@ class DiT(nn.Module):
         Hidden units of a block's perceptron, in widths.
     dropout : float
         Of what a block adds to its tokens, in training.
-    features, waves, classes, vector, image, condition_dropout
+    features, waves, classes, vector, image, condition_dropout, octaves
         See `Embedding`.
 
     Raises
@@ -80,15 +80,16 @@ class DiT(nn.Module):
         vector: int = 0,
         image: int = 0,
         condition_dropout: float = 0.1,
+        octaves: int = 0,
     ) -> None:
         super().__init__()
         self.shape, self.patch = tuple(shape), patch
         places = grid(self.shape, patch)
         check_transformer(width, depth, heads, ratio, dropout)
         whole("features", features, 2)
-        self.embed = Embedding(self.shape, width, features, waves, classes, vector, image, condition_dropout)
+        self.embed = Embedding(self.shape, width, features, waves, classes, vector, image, condition_dropout, octaves)
         area = patch ** len(places)
-        self.first = nn.Linear((shape[0] + image) * area, width)
+        self.first = nn.Linear(self.embed.channels * area, width)
         self.register_buffer("places", positions(places, width), persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, int(ratio * width), dropout) for _ in range(depth))
         self.turn, self.last = nn.Linear(width, 2 * width), nn.Linear(width, shape[0] * area)

@@ -1,4 +1,4 @@
-"""What a network is told beside the state: its noise label and named conditions, as one vector a sample.
+"""What a network is shown: its noise label and named conditions as one vector a sample, and channels that join those of x.
 
 The noise label t is seen through waves, (sin ωt, cos ωt) with frequencies ω that span what matters of log σ/α: "sinusoidal" ones
 in a geometric row from 0.1 to 10 radians per unit, or random ones, "fourier", N(0, 2²). A perceptron makes a vector of them, to
@@ -8,7 +8,13 @@ which those of the conditions are added:
     vector   numbers, (B, vector)                        a linear map of them
     image    channels, (B, image, *space)                joined to those of x
 
-All are optional. In training each sample is shown without its conditions with probability `condition_dropout`, so that the one
+All are optional, as are waves of x itself: sin 2πfx and cos 2πfx of each element at f = 1, 2, 4 … 2^(octaves − 1) cycles per
+standard deviation of the data, times exp(−½(2πf)²·sin²φ), which fades those that are finer than the noise (as those of
+`scoresde.backbones.mlp`, with the label t = log tan φ). An image of 256 levels has structure 100 times finer than its standard
+deviation, the levels themselves, and bits/dim are for the most part paid for not seeing it: a network without such waves hardly
+does (Kingma et al. 2021, section 5.1 and appendix C).
+
+In training each sample is shown without its conditions with probability `condition_dropout`, so that the one
 network is conditional and unconditional, as classifier-free guidance needs it (Ho & Salimans 2021). With condition_dropout=0 a
 condition that is left out is an error.
 """
@@ -43,6 +49,13 @@ class Embedding(nn.Module):
         Number of labels `y`, length of a condition `vector`, and channels of a condition `image`; 0 for none.
     condition_dropout : float
         Probability that a training sample is shown without its conditions.
+    octaves : int
+        Of the waves of x that are joined to its channels; 0 for none. 6 or 7 for images of 256 levels.
+
+    Attributes
+    ----------
+    channels : int
+        C·(1 + 2·octaves) + image, those of x as it is returned.
 
     Raises
     ------
@@ -51,7 +64,8 @@ class Embedding(nn.Module):
 
     References
     ----------
-    Ho & Salimans, Classifier-free diffusion guidance, 2021, Algorithm 1. Tancik et al., NeurIPS 2020, eq. 5.
+    Ho & Salimans, Classifier-free diffusion guidance, 2021, Algorithm 1. Tancik et al., NeurIPS 2020, eq. 5. Kingma et al.,
+    Variational diffusion models, NeurIPS 2021, appendix C.
 
     Examples
     --------
@@ -73,15 +87,19 @@ class Embedding(nn.Module):
         vector: int = 0,
         image: int = 0,
         condition_dropout: float = 0.1,
+        octaves: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("classes", classes), ("vector", vector), ("image", image)):
+        for name, value in (("classes", classes), ("vector", vector), ("image", image), ("octaves", octaves)):
             whole(name, value, 0)
         number("condition_dropout", condition_dropout, 0, 1, closed=True, hint="try 0.1")
         if waves not in WAVES:
             raise ValueError(f"unknown waves={waves!r}. {nearest(waves, WAVES)}")
-        if image and len(shape) < 2:
-            raise ValueError(f"image={image} joins channels to those of a sample, and one of shape {tuple(shape)} has none")
+        for name, value in (("image", image), ("octaves", octaves)):
+            if value and len(shape) < 2:
+                raise ValueError(f"{name}={value} joins channels to those of a sample, and one of shape {tuple(shape)} has none")
+        if octaves > 12:
+            raise ValueError(f"octaves={octaves}: more than 12 are finer than a model resolves; try 6")
         count = features // 2
         rates = (
             torch.exp(torch.linspace(math.log(0.1), math.log(10.0), count)) if waves == "sinusoidal" else 2 * torch.randn(count)
@@ -89,14 +107,15 @@ class Embedding(nn.Module):
         self.register_buffer("rates", rates)
         self.first, self.last = nn.Linear(2 * count, width), nn.Linear(width, width)
         self.shape, self.classes, self.vectors, self.images = tuple(shape), classes, vector, image
-        self.condition_dropout = condition_dropout
+        self.condition_dropout, self.octaves = condition_dropout, octaves
+        self.channels = shape[0] * (1 + 2 * octaves) + image
         self.label = nn.Embedding(classes + 1, width) if classes else None
         self.vector = nn.Linear(vector, width, bias=False) if vector else None
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, vector: Tensor | None = None, image: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return x with an image's channels, and the vector.
+        """Return x with its waves' and an image's channels, and the vector.
 
         Parameters
         ----------
@@ -109,7 +128,7 @@ class Embedding(nn.Module):
 
         Returns
         -------
-        x : Tensor, shape (B, C + image, *space)
+        x : Tensor, shape (B, channels, *space)
         vector : Tensor, shape (B, width)
 
         Raises
@@ -134,13 +153,18 @@ class Embedding(nn.Module):
         if self.vector is not None and vector is not None:
             part = self.vector(vector.to(told.dtype))
             told = told + (part if shown is None else part * shown.unsqueeze(1))
+        joined = [x]
+        for octave in range(self.octaves):
+            omega = 2 * math.pi * 2**octave
+            fade = torch.exp(-0.5 * omega**2 * torch.sigmoid(2 * t)).view(-1, *[1] * (x.ndim - 1))
+            joined += [fade * torch.sin(omega * x), fade * torch.cos(omega * x)]
         if self.images:
             if image is None:
                 image = x.new_zeros(len(x), self.images, *x.shape[2:])
             elif shown is not None:
                 image = image * shown.view(-1, *[1] * (x.ndim - 1))
-            x = torch.cat([x, image.to(x.dtype)], 1)
-        return x, told
+            joined.append(image.to(x.dtype))
+        return torch.cat(joined, 1) if len(joined) > 1 else x, told
 
     def _require(self, **given: Tensor | None) -> None:
         for name, size in (("y", self.classes), ("vector", self.vectors), ("image", self.images)):

@@ -80,6 +80,8 @@ class UNet(nn.Module):
         Length of the patches that are made channels at the door: what a step costs falls by about patch^rank.
     groups : int
         Of group norms, at most.
+    octaves : int
+        Of waves of x that join its channels, for images of many levels; see `scoresde.backbones.embedding`.
     features : int
         Sines and cosines of the noise label; 0 for as many as channels.
     waves, classes, vector, image, condition_dropout
@@ -123,6 +125,7 @@ class UNet(nn.Module):
         residual_input: bool = False,
         patch: int = 1,
         groups: int = 32,
+        octaves: int = 0,
         features: int = 0,
         waves: str = "sinusoidal",
         classes: int = 0,
@@ -146,9 +149,10 @@ class UNet(nn.Module):
                 raise ValueError(f"attention={size} is no level of this U-Net; it has {', '.join(map(str, sizes))}")
 
         self.shape, self.patch, rank, width = tuple(shape), patch, len(shape) - 1, 4 * channels
-        self.embed = Embedding(self.shape, width, features or channels, waves, classes, vector, image, condition_dropout)
+        told = (waves, classes, vector, image, condition_dropout, octaves)
+        self.embed = Embedding(self.shape, width, features or channels, *told)
         scale, filter = math.sqrt(0.5) if skip_scale else 1.0, "fir" if resample == "fir" else "box"
-        into, out = (shape[0] + image) * patch**rank, shape[0] * patch**rank
+        into, out = self.embed.channels * patch**rank, shape[0] * patch**rank
         wide = [channels * m for m in multipliers]
 
         def block(into: int, out: int, attends: bool = False, change: str = "") -> nn.Module:

@@ -45,7 +45,7 @@ class UViT(nn.Module):
         Hidden units of a block's perceptron, in widths.
     dropout : float
         Of what a block adds to its tokens, in training.
-    waves, classes, vector, image, condition_dropout
+    waves, classes, vector, image, condition_dropout, octaves
         See `Embedding`.
 
     Raises
@@ -79,6 +79,7 @@ class UViT(nn.Module):
         vector: int = 0,
         image: int = 0,
         condition_dropout: float = 0.1,
+        octaves: int = 0,
     ) -> None:
         super().__init__()
         self.shape, self.patch = tuple(shape), patch
@@ -88,10 +89,10 @@ class UViT(nn.Module):
             raise ValueError(f"depth is odd, as many blocks behind the middle one as before it, got {depth}; try {depth + 1}")
         if width % 2:
             raise ValueError(f"width is even, as many sines of the noise label as cosines, got {width}; try {width + 1}")
-        self.embed = _plain(Embedding(self.shape, width, width, waves, classes, vector, image, condition_dropout))
+        self.embed = _plain(Embedding(self.shape, width, width, waves, classes, vector, image, condition_dropout, octaves))
         self.noise = _plain(Embedding(self.shape, width, width, waves)) if classes or vector else None
         area, tokens = patch ** len(places), (2 if self.noise else 1) + math.prod(places)
-        self.first = nn.Linear((shape[0] + image) * area, width)
+        self.first = nn.Linear(self.embed.channels * area, width)
         self.places = nn.Parameter(torch.empty(tokens, width))
         half, hidden = depth // 2, int(ratio * width)
         self.rising = nn.ModuleList(Block(width, heads, hidden, dropout) for _ in range(half))
