@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # CPU wheels of torch: the default wheels for Linux bring several gigabytes of CUDA. Set TORCH_INDEX= for those.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo digits test test-slow lint docs bench-solvers bench-likelihood bench-training clean
+.PHONY: demo digits test test-slow lint docs bench-solvers bench-likelihood bench-training bench-flows bench-backbones clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python -m scoresde demo
@@ -35,6 +35,12 @@ bench-training: .venv-bench/.peers
 
 bench-likelihood: .venv-bench/.peers
 	.venv-bench/bin/python benchmarks/likelihood.py all $(BENCH)
+
+bench-flows: .venv-bench/.peers
+	for what in coupling reflow onestep cost; do .venv-bench/bin/python benchmarks/flows.py $$what $(BENCH) || exit 1; done
+
+bench-backbones: .venv-bench/.peers
+	.venv-bench/bin/python benchmarks/backbones.py $(BENCH)
 
 # The peers have demands of their own; k-diffusion's would break all others, and only one file of it is read.
 .venv-bench/.peers: benchmarks/requirements.txt constraints.txt

@@ -87,7 +87,9 @@ def transport(x: Tensor, y: Tensor) -> float:
 
 def ours(coupling: str, conditional: bool, seed: int, steps: int) -> Callable[[str, Tensor, Tensor], Tensor]:
     torch.manual_seed(seed)
-    sde = scoresde.build("rectified", "mlp", shape=(2,), width=128, depth=3, blur=False, classes=2 if conditional else 0)
+    sde = scoresde.build(
+        "rectified", "mlp", shape=(2,), width=128, depth=3, blur=False, classes=2 * conditional, condition_dropout=0
+    )
     sde.source = source()
     joined: Any = {"independent": coupling, "minibatch_ot": MinibatchOT(size=1024)}.get(coupling, ConditionAwareOT(size=1024))
     how: dict[str, Any] = {"steps": steps, "batch_size": 256, "noise": "uniform", "progress": False, "generator": generator(seed)}

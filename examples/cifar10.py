@@ -1,7 +1,7 @@
 """CIFAR-10, 32×32 photographs: the recipe "cifar10", bits/dim of 1,000 test images and a sheet of 64 samples.
 
-Takes a folder with the binary version (data_batch_1.bin, …, test_batch.bin). For one GPU and 30 minutes; `--recipe cifar10-10min`
-is for 10. Interrupted, the same line goes on from the last checkpoint. It is what these two commands do:
+Takes a folder with the binary version (data_batch_1.bin, …, test_batch.bin). Meant for one GPU and 30 minutes, `--recipe
+cifar10-10min` for 10; not measured yet. Interrupted, the same line goes on from the last checkpoint. It is what these do:
 
     scoresde fit --recipe cifar10 FOLDER --out cifar10 --resume
     scoresde evaluate cifar10 FOLDER --out cifar10

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fnmatch
+import importlib
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,13 +28,15 @@ from .checks import whole
 from .coupling import COUPLINGS
 from .dequantize import Uniform
 from .errors import SolverError, TrainingError
-from .evaluate import evaluate
+from .evaluate import check_seed, evaluate
 from .io import load
 from .likelihood import likelihood
+from .metrics.frechet import FEATURES
 from .objective import OBJECTIVES
 from .process import PROCESSES
 from .ranks import sharded
 from .recipes import PLAIN, RECIPES, recipe
+from .registry import nearest
 from .sampling import solve
 from .solvers import SOLVERS
 from .transforms import TRANSFORMS
@@ -57,6 +61,16 @@ def _values(values: np.ndarray, *, mapped: bool = False) -> Any:
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
+ELSEWHERE = {"net": "say --net", "process": "say --process", "shape": "that is the data's"}
+
+
+def _parsed(pair: str, value: str) -> Any:
+    try:
+        return json.loads(value)
+    except RecursionError:
+        raise ValueError(f"{pair[:20]}… is nested too deep") from None
+
+
 def _options(pairs: Sequence[str]) -> dict[str, Any]:
     """NAME=VALUE, …, with values that are numbers, true, false or words."""
     options = {}
@@ -64,11 +78,26 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
         name, equals, value = pair.partition("=")
         if not equals or not name.isidentifier():
             raise ValueError(f"an option of the network is NAME=VALUE such as width=256, got {pair!r}")
+        if name in ELSEWHERE:
+            raise ValueError(f"{name} is no option of the network: {ELSEWHERE[name]}")
         try:
-            options[name] = json.loads(value)
-        except ValueError:
+            options[name] = _parsed(pair, value)
+        except json.JSONDecodeError:
             options[name] = value
     return options
+
+
+def _number_of_classes(y: np.ndarray) -> int:
+    """How many classes labels have."""
+    if y.dtype.kind not in "iu" or y.ndim != 1:
+        raise ValueError(f"labels y are integers, one a sample, got {y.dtype} of shape {y.shape}")
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or high >= len(y):
+        raise ValueError(
+            f"labels y run from {low} to {high} in {len(y):,} samples; wanted are classes numbered 0, 1, …; if there are more of "
+            "them than samples, say --option classes=N"
+        )
+    return high + 1
 
 
 def _classes(training: files.Samples, other: files.Samples, name: str) -> torch.Tensor:
@@ -91,10 +120,18 @@ def _given(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, _, value = pair.partition("=")
         try:
-            given[name] = json.loads(value)
-        except ValueError:
-            raise ValueError(f"a condition is NAME=NUMBER such as y=3, got {pair!r}") from None
+            given[name] = torch.as_tensor(_parsed(pair, value))
+        except (json.JSONDecodeError, TypeError, RuntimeError):
+            raise ValueError(f"a condition is NAME=NUMBER such as y=3, got {pair[:80]!r}") from None
     return given
+
+
+def _told(args: argparse.Namespace) -> tuple[dict[str, str], dict[str, Any]]:
+    """Columns of --condition, and constants of --given."""
+    columns, constants = _columns(args.condition), _given(args.given)
+    if twice := sorted(columns.keys() & constants.keys()):
+        raise ValueError(f"condition {twice[0]!r} comes by both --condition and --given; leave one out")
+    return columns, constants
 
 
 def _launched() -> Any:
@@ -117,12 +154,19 @@ def _say(engine: Any, text: str) -> None:
 
 def _device(name: str | None) -> torch.device:
     """The device of that name; without one the accelerator, if there is one."""
-    if name is None:
-        name = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
-    try:
-        return torch.zeros((), device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} can't be used: {str(error).splitlines()[0]}") from None
+    kind = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+    there = ["cpu", *(f"{kind}:{i}" for i in range(torch.accelerator.device_count()) if kind != "cpu")]
+    name = kind if name is None else name
+    if name not in {*there, kind}:
+        raise ValueError(f"device {name!r} can't be used; there are: {', '.join(there)}")
+    return torch.device(name)
+
+
+def _placed(sde: Any, name: str | None) -> Any:
+    """Move a model to where it computes; an Accelerator, if there is one, knows best."""
+    engine = _launched()
+    sde.to(_device(name) if engine is None else engine.device)
+    return engine
 
 
 def _split(path: str, split: str | None) -> str:
@@ -132,6 +176,9 @@ def _split(path: str, split: str | None) -> str:
     inside = [name.lower() for name in os.listdir(path)]
     takes = next((takes for pattern, (_, takes) in files.FOLDERS.items() if fnmatch.filter(inside, pattern)), "")
     return "test" if "split" in takes else "train"
+
+
+DISTANCE = "N samples for the Fréchet distance to the data; published FIDs of CIFAR-10 are to its training set: --split train"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -172,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--lr", type=float, help=f"peak learning rate {default('lr')}")
     train.add_argument("--coupling", help=", ".join(COUPLINGS))
     train.add_argument("--objective", help=", ".join(OBJECTIVES))
-    train.add_argument("--seed", type=int, default=0)
+    train.add_argument("--seed", type=int, default=0, help="all randomness (default: 0); a run that is resumed keeps its own")
 
     draw = verbs.add_parser("sample", help="draw samples from a model")
     draw.add_argument("model", help="folder")
@@ -181,6 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--steps", type=int, help="fixed number of steps; adaptive solvers go by tolerances without")
     draw.add_argument("--seed", type=int, default=0)
     draw.add_argument("--given", action="append", default=[], metavar="NAME=VALUE", help="a condition, e.g. y=3")
+    draw.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
     draw.add_argument("--out", required=True, help=".npy, .npz or .csv")
 
     score = verbs.add_parser("log-prob", help="evaluate log p(x), in nats, of samples in a file")
@@ -194,12 +242,13 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("--solver", default="adams", help="an ODE solver")
     score.add_argument("--trace", default="exact", help="exact or hutchinson")
     score.add_argument("--tolerance", type=float, help="of an adaptive solver, in nats; 1e-5 unless given")
+    score.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
     score.add_argument("--out", help=".npy, .npz or .csv; without it only the mean is printed")
 
     judge = verbs.add_parser("evaluate", help="bits/dim or log p of held-out data, a sheet of samples, the Fréchet distance")
     judge.add_argument("model", help="folder")
     judge.add_argument("data", help="as for fit")
-    judge.add_argument("--out", required=True, help="folder for evaluation.json and samples.png")
+    judge.add_argument("--out", help="folder for evaluation.json and samples.png; without it the table is only printed")
     judge.add_argument("--split", help="of MNIST's or CIFAR-10's files: train or test (default: test)")
     judge.add_argument("-n", type=int, default=1000, help="how many of the data, drawn at random (default: %(default)s)")
     judge.add_argument("--trace", help="exact or hutchinson (default: exact up to 256 numbers a sample)")
@@ -209,12 +258,15 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("--solver", default="adams", help="an ODE solver")
     judge.add_argument("--tolerance", type=float, help="of an adaptive solver, in nats; unless given 1e-5, of integers 1e-4")
     judge.add_argument("--samples", type=int, default=64, help="on the sheet (default: %(default)s)")
-    judge.add_argument("--fid", type=int, default=0, metavar="N", help="N samples for the Fréchet distance to the data")
+    judge.add_argument("--fid", type=int, default=0, metavar="N", help=DISTANCE)
     judge.add_argument("--features", default="inception", help="of the Fréchet distance: inception (FID), or pixels")
     judge.add_argument("--given", action="append", default=[], metavar="NAME=VALUE", help="a condition of all samples, e.g. y=3")
     judge.add_argument("--condition", action="append", default=[], metavar="NAME[=COLUMN]", help="as for fit: one in the data")
     judge.add_argument("--device", help="where to compute (default: the accelerator, if there is one)")
     judge.add_argument("--seed", type=int, default=0)
+    said = "a module first, whose backbones the model needs: its file imports nothing, not even diffusers"
+    for verb in (train, draw, score, judge):
+        verb.add_argument("--import", action="append", default=[], dest="imports", metavar="MODULE", help=said)
     return parser
 
 
@@ -234,11 +286,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     parser = _parser()
     args = parser.parse_args(argv)
+    status = 2
     try:
+        check_seed(getattr(args, "seed", 0))
+        for name in getattr(args, "imports", ()):
+            importlib.import_module(name)
         _VERBS[args.verb](args)
+        return
     except (ValueError, TypeError, OSError, ImportError, SolverError, TrainingError) as error:
-        print(f"scoresde {args.verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        words = r"give it by --given \1=…" + r" or --condition \1" * hasattr(args, "condition")
+        said = re.sub(r"write sde\.given\((\w+)=\.\.\.\)", words, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("memory|overflow", str(error), re.IGNORECASE):
+            raise
+        said = f"there is not the memory for it: {str(error).splitlines()[0] if str(error) else 'on this machine'}"
+    except KeyboardInterrupt:
+        said, status = "interrupted" + _remains(args), 130
+    print(f"scoresde {args.verb}: {' '.join(said.split())}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+def _remains(args: argparse.Namespace) -> str:
+    """What an interrupted command leaves."""
+    if args.verb == "fit" and (steps := sorted(Path(args.out).glob("step-*.json"))):
+        return f"; the last checkpoint is of step {int(steps[-1].stem.partition('-')[2])}: go on with --resume"
+    if args.verb == "evaluate" and args.out and (Path(args.out) / "evaluation.json").exists():
+        return f"; what was found so far stands in {args.out}/evaluation.json"
+    return ""
 
 
 def _demo(args: argparse.Namespace) -> None:
@@ -254,7 +328,7 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _fit(args: argparse.Namespace) -> None:
-    rule = recipe(args.recipe) if args.recipe else PLAIN
+    rule = recipe(args.recipe) if args.recipe is not None else PLAIN
     columns = _columns(args.condition)
     samples = files.read(args.data, conditions=columns)
     data = _values(samples.values, mapped=True)
@@ -268,7 +342,7 @@ def _fit(args: argparse.Namespace) -> None:
     given = {name: torch.from_numpy(samples.given[name]) for name in columns}
     options = _options(args.option)
     if "y" in given and "classes" in inspect.signature(BACKBONES[args.net or rule.net]).parameters:
-        options.setdefault("classes", int(given["y"].max()) + 1)
+        options["classes"] = options.get("classes") or _number_of_classes(samples.given["y"])
     validation = None
     if args.validation:
         split = "test" if args.validation == args.data and Path(args.data).is_dir() else "train"
@@ -282,7 +356,7 @@ def _fit(args: argparse.Namespace) -> None:
     for name in ("steps", "batch-size", "every"):
         whole(name, how[name.replace("-", "_")])
     engine = _launched()
-    if engine is None and (args.device or args.recipe):
+    if engine is None and (args.device is not None or args.recipe is not None):
         sde.to(_device(args.device))
     how |= {"given": given or None, "transforms": transforms, "validation": validation, "patience": args.patience}
     how |= {"coupling": args.coupling, "objective": args.objective, "out": args.out, "resume": args.resume}
@@ -295,13 +369,11 @@ def _sample(args: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(args.seed)
     sde = load(args.model)
     given = _given(args.given)
-    engine = _launched()
-    if engine is not None:
-        sde.to(engine.device)
+    engine = _placed(sde, args.device)
     with sharded():
         solution = solve(sde.given(**given) if given else sde, args.n, solver=args.solver, steps=args.steps, generator=generator)
     if engine is None or engine.is_main_process:
-        files.write(args.out, solution.x[-1])
+        files.write(args.out, solution.x[-1].cpu())
     _say(engine, f"{args.out}: {args.n:,} samples, {float(solution.nfe.double().mean()):.0f} evaluations each")
 
 
@@ -311,15 +383,13 @@ def _log_prob(args: argparse.Namespace) -> None:
     how: dict[str, Any] = {"solver": args.solver, "trace": args.trace}
     if args.tolerance is not None:
         how |= {"rtol": args.tolerance, "atol": args.tolerance}
-    columns = _columns(args.condition)
+    columns, constants = _told(args)
     samples = files.read(args.data, conditions=columns, split=args.split)
     sde, data = load(args.model), _values(samples.values)[: args.n]
-    given = _given(args.given) | {name: torch.from_numpy(samples.given[name])[: args.n] for name in columns}
+    given = constants | {name: torch.from_numpy(samples.given[name])[: args.n] for name in columns}
     if given:
         sde = sde.given(**given)
-    engine = _launched()
-    if engine is not None:
-        sde.to(engine.device)
+    engine = _placed(sde, args.device)
     with sharded():
         if data.dtype == torch.uint8:
             result: Any = bits_per_dim(sde, data, Uniform(args.levels), generator=torch.Generator().manual_seed(0), **how)
@@ -330,7 +400,7 @@ def _log_prob(args: argparse.Namespace) -> None:
             mean = float(values.double().mean())
             error = float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
     if args.out and (engine is None or engine.is_main_process):
-        files.write(args.out, values)
+        files.write(args.out, values.cpu())
     what = "mean bits per dimension" if unit == "bits/dim" else "mean log p(x)"
     _say(engine, f"{what}: {mean:.4f} ± {error:.4f} {unit} over {len(values):,} samples")
     errors = {"solver": result.solver_error, "prior": result.prior_gap, "trace": result.stderr}
@@ -340,17 +410,19 @@ def _log_prob(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     how = {} if args.tolerance is None else {"rtol": args.tolerance, "atol": args.tolerance}
-    columns = _columns(args.condition)
-    samples = files.read(args.data, conditions=columns, split=_split(args.data, args.split))
-    sde, constants = load(args.model), _given(args.given)
+    columns, constants = _told(args)
+    names = ("pixels", *FEATURES)
+    if args.features not in names:
+        raise ValueError(f"unknown features {args.features!r}. {nearest(args.features, names)}")
+    split = _split(args.data, args.split)
+    samples, sde = files.read(args.data, conditions=columns, split=split), load(args.model)
     if constants:
         sde = sde.given(**constants)
-    engine = _launched()
-    sde.to(_device(args.device) if engine is None else engine.device)
+    engine = _placed(sde, args.device)
     with sharded():
         found = evaluate(
             sde,
-            _values(samples.values),
+            samples.values if samples.values.dtype.kind in "biu" else samples.values.astype(np.float32, copy=False),
             given={name: torch.from_numpy(samples.given[name]) for name in columns},
             n=args.n,
             trace=args.trace,
@@ -363,9 +435,12 @@ def _evaluate(args: argparse.Namespace) -> None:
             seed=args.seed,
             out=args.out,
             solver=args.solver,
+            notes={**vars(args), "model": os.path.abspath(args.model), "data": os.path.abspath(args.data), "split": split},
             **how,
         )
-    _say(engine, f"{found!r}\n{args.out}: evaluation.json{', samples.png' if found.sheet else ''}")
+    _say(engine, repr(found))
+    if args.out is not None:
+        _say(engine, f"{args.out}: evaluation.json{', samples.png' if found.sheet else ''}")
 
 
 _VERBS = {"demo": _demo, "fit": _fit, "sample": _sample, "log-prob": _log_prob, "evaluate": _evaluate}

@@ -25,7 +25,7 @@ from .pairs import Pairs
 from .random import CHANGES, DRAWS, ORDER, isolated, seeded
 from .sde import ScoreSDE
 from .source import draw
-from .transforms import apply, resolve
+from .transforms import apply, check_condition, resolve
 
 Batch = tuple[Tensor, Tensor | None, dict[str, Tensor], int]  # samples of k steps, where their paths begin, conditions, k
 
@@ -353,6 +353,7 @@ class Source:
         for name, value in self._given.items():
             if not value.ndim or len(value) != n:
                 raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {n} samples")
+        check_condition(self._transforms, self._given)
         self.batches = self._tabled
 
     def _taken(self, rows: slice | Tensor, table: Any = None) -> Tensor:
@@ -450,6 +451,7 @@ class Source:
                 if not isinstance(value, Tensor) or value.shape[:1] != x.shape[:1]:
                     came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
                     raise TypeError(f"condition {name!r} of a batch of {len(x)} has {came}, wanted a tensor, one row per sample")
+            check_condition(self._transforms, condition)
             self._accepts(**condition)  # before they are on a device, where a wrong label is hard to name
             yield x, {name: value.to(self._device) for name, value in condition.items()}
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import hashlib
 import json
 import math
 import os
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from .sde import ScoreSDE
 
 
 @dataclass(frozen=True)
@@ -21,21 +30,26 @@ class Score:
         "bits/dim" or "nats".
     mean, stderr : float
         Over the data scored; the standard error has the data, their noise and the trace's in it.
-    n : int
-        How many were scored.
+    n, of : int
+        How many were scored, of how many that were to be: fewer, if it was interrupted.
     draws : int
         k of the importance-weighted bound; 1 for uniform dequantization, 0 for data that are not discrete.
     trace : str
         "exact", or "hutchinson" with `probes` probes.
     probes : int
-    trace_error, solver_error, prior_gap : float
-        Errors of one value, as `Likelihood` has them, in `unit`: the root mean square of the first over the data, and means. With
-        several draws the first has the error of their mean in it, as `Bits` has.
+    trace_error : float
+        One standard deviation of the trace's error of one value, in `unit`, as its root mean square over the data has it: not
+        widened as that of a single `Likelihood` is. NaN, not known, of one probe. With several draws it is the error of their
+        mean, and not known if the trace is estimated too.
+    solver_error, prior_gap : float
+        Errors of one value, as `Likelihood` has them, in `unit`: means over the data.
     bias : float
-        How far `mean` may be too low for the trace's error, in `unit`.
+        How far `mean` may be too low for the trace's error, in `unit`; NaN if that is not known.
     nfe : float
         Network evaluations of each, over all draws.
     seconds : float
+    solver : str
+        With its options.
 
     Examples
     --------
@@ -46,6 +60,7 @@ class Score:
     mean: float
     stderr: float
     n: int
+    of: int
     draws: int
     trace: str
     probes: int
@@ -55,6 +70,7 @@ class Score:
     bias: float
     nfe: float
     seconds: float
+    solver: str
 
     def rows(self) -> list[tuple[str, str, str]]:
         """Return what is shown of it: label, number, and how it was found.
@@ -72,10 +88,14 @@ class Score:
         trace = "exact trace" if self.trace == "exact" else f"{self.probes} probe{'s'[: self.probes > 1]}"
         unit = " nats" if self.unit == "nats" else ""
         first = "trace" if self.draws < 2 else "trace and draws"
-        errors = f"{first} {self.trace_error:.1g}, solver {self.solver_error:.1g}, prior {self.prior_gap:.1g}"
-        errors += f"; the mean up to {self.bias:.1g} too low" if self.bias != 0 else ""
+        errors = ", ".join(
+            f"{name} {_known(size, '.1g')}"
+            for name, size in ((first, self.trace_error), ("solver", self.solver_error), ("prior", self.prior_gap))
+        )
+        errors += f"; the mean too low by up to: {_known(self.bias, '.1g')}" if self.bias != 0 else ""
+        data = f"{self.n:,} data" if self.n == self.of else f"so far {self.n:,} of {self.of:,} data"
         return [
-            (label, f"{self.mean:.4f} ± {self.stderr:.4f}{unit}", f"{how}{self.n:,} data, {trace}, {_cost(self)}"),
+            (label, f"{self.mean:.4f} ± {_known(self.stderr, '.4f')}{unit}", f"{how}{data}, {trace}, {_cost(self)}"),
             ("", "errors of one", errors),
         ]
 
@@ -115,12 +135,22 @@ class Evaluation:
         Process, network and shape of a sample.
     parameters : int
         Numbers of the network.
-    data : str
-        Which of the data were scored.
+    total : int
+        How many data there were.
+    levels : int
+        L, of integers; 0 for other data.
+    conditions : tuple of str
+        Names of those that the model was told.
     seed : int
-    solver : str
-        Of the likelihood, with its options.
-    device, date : str
+    fingerprint : str
+        Of model, data and conditions: see `fingerprint`.
+    device : str
+    notes : mapping
+        What `evaluate` was told for the file.
+    date : str
+        The beginning, UTC.
+    versions : mapping
+        Of scoresde and torch.
     score : Score or None
         With uniform dequantization, or log p(x).
     weighted : Score or None
@@ -139,11 +169,15 @@ class Evaluation:
 
     model: str
     parameters: int
-    data: str
+    total: int
+    levels: int
+    conditions: tuple[str, ...]
     seed: int
-    solver: str
+    fingerprint: str
     device: str
-    date: str
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    date: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
+    versions: Mapping[str, str] = field(default_factory=lambda: _versions())
     score: Score | None = None
     weighted: Score | None = None
     samples: int = 0
@@ -154,7 +188,11 @@ class Evaluation:
 
     def __repr__(self) -> str:
         """The table."""
-        rows = [("model", self.model, f"{self.parameters:,} parameters"), ("data", self.data, "")]
+        data = f"{self.total:,}"
+        if self.score:
+            some = self.score.of < self.total
+            data = f"{self.score.of:,} of {self.total:,}, " + (f"drawn at random with seed {self.seed}" if some else "all")
+        rows = [("model", self.model, f"{self.parameters:,} parameters"), ("data", data, "")]
         rows += self.score.rows() if self.score else []
         rows += self.weighted.rows() if self.weighted else []
         if self.samples:
@@ -168,12 +206,37 @@ class Evaluation:
         width = max(len(label) for label, *_ in rows)
         return "\n".join(f"{label:{width}}  {value}" + (f"  ({how})" if how else "") for label, value, how in rows)
 
-    def write(self, folder: str | os.PathLike[str]) -> None:
+    def kept(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
+        """Return the parts that folder/evaluation.json holds of the same model, data and seed; of any others, none.
+
+        Parameters
+        ----------
+        folder : path
+
+        Returns
+        -------
+        dict of str to object
+            As JSON has them.
+
+        Examples
+        --------
+        See `evaluate`.
+        """
+        try:
+            old = json.loads((Path(folder) / "evaluation.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        same = isinstance(old, dict) and (old.get("fingerprint"), old.get("seed")) == (self.fingerprint, self.seed)
+        return {part: old.get(part) for part in PARTS} if same else {}
+
+    def write(self, folder: str | os.PathLike[str], kept: Mapping[str, Any] | None = None) -> None:
         """Write folder/evaluation.json, whole or not at all; what is NaN becomes null.
 
         Parameters
         ----------
         folder : path
+        kept : mapping, optional
+            Parts from before, for those that this evaluation does not have.
 
         Examples
         --------
@@ -181,8 +244,56 @@ class Evaluation:
         """
         path = Path(folder) / "evaluation.json"
         partial = path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(_plain(dataclasses.asdict(self)), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        mine = _plain(dataclasses.asdict(self))
+        mine |= {part: value for part, value in (kept or {}).items() if not mine[part]}
+        partial.write_text(json.dumps(mine, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
         os.replace(partial, path)
+
+
+PARTS = ("score", "weighted", "samples", "samples_nfe", "samples_seconds", "sheet", "distance")
+
+
+def fingerprint(sde: ScoreSDE, data: Tensor, conditions: Mapping[str, Tensor], *numbers: int) -> str:
+    """Return a hash of a model and of data, by which a file is known to speak of the same.
+
+    It sees the weights, the options of process and network that are plain numbers or words, and what else it is given.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    data : Tensor
+    conditions : mapping of str to Tensor
+    *numbers : int
+
+    Returns
+    -------
+    str
+        64 bits, in hexadecimal digits.
+
+    Examples
+    --------
+    >>> sde, x = scoresde.build("vp", "mlp", shape=(2,)), torch.zeros(1, 2)
+    >>> fingerprint(sde, x, {}) == fingerprint(sde, x + 1, {})
+    False
+    """
+    known = hashlib.sha256(repr((sde.process, sde.shape, sde.predict, sde.sees, sde.kind, numbers)).encode())
+    for name, module in sde.named_modules():
+        plain = sorted(
+            (k, v) for k, v in vars(module).items() if isinstance(v, bool | int | float | str | tuple) and k != "training"
+        )
+        known.update(repr((name, type(module).__name__, plain)).encode())
+    for name, value in (*sde.state_dict().items(), *conditions.items(), ("data", data)):
+        known.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        known.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return known.hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    return {"scoresde": sys.modules["scoresde"].__version__, "torch": str(torch.__version__)}
+
+
+def _known(size: float, form: str) -> str:
+    return "not known" if math.isnan(size) else f"{size:{form}}"
 
 
 def _cost(score: Score) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-import itertools
 import json
 import math
+import numbers
 import os
 import re
 import warnings
@@ -36,6 +36,8 @@ from .toy import DENSITIES
 MODEL, STEP, AVERAGE = "model", "step-", "average-"  # the records that a folder of ours may hold
 PREFIX = "model."
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+SPARE = 2**26  # numbers that a network may leave out of its state: no weight of the file bounds them
+_NETS = ("net.", "ema.")
 WRONG = (ImportError, LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, MemoryError)
 
 
@@ -197,7 +199,7 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
         "averaged": sde.ema is not None,
     }
     try:
-        about = json.loads(json.dumps(about, allow_nan=False))  # as it will be read
+        about = json.loads(json.dumps(about, allow_nan=False, default=_number))  # as it will be read
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"a model is saved as names and plain options, and one is not plain: {error}") from None
     tensors = weights(sde)
@@ -269,9 +271,11 @@ def rebuild(about: Any, tensors: Mapping[str, Tensor], where: str = "the descrip
         tensors = _unwrapped(tensors, wanted)
         _compare(wanted, tensors)
         sde = _build(about)
-        for name, value in itertools.chain(sde.named_parameters(), sde.named_buffers()):
-            if name in tensors:  # what a network leaves out of its state keeps its own
-                value.data = value.data.to(tensors[name].dtype)
+        parts = [*sde.named_parameters(), *sde.named_buffers()]
+        told = [(value.dtype, tensors[name].dtype) for name, value in parts if name in tensors and name.startswith(_NETS)]
+        turned = dict(told)  # what a network leaves out of its state goes along, as Module.to would have it
+        for name, value in parts:
+            value.data = value.data.to(tensors[name].dtype if name in tensors else turned.get(value.dtype, value.dtype))
         sde.load_state_dict(tensors)
     except WRONG as error:
         raise CheckpointError(f"{where} does not describe a model that can be built here: {brief(error)}") from None
@@ -335,6 +339,15 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
     return sde
 
 
+def _number(value: object) -> int | float:
+    """A number of numpy's as one of Python's."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(f"{type(value).__name__} {value!r}")
+
+
 def _source(sde: ScoreSDE) -> dict[str, Any] | None:
     """The law that paths begin in, by name; of one that has none a file can say only that there is one."""
     try:
@@ -366,12 +379,18 @@ def _on_paper(about: dict[str, Any], count: int) -> dict[str, tuple[tuple[int, .
         handle = torch.nn.modules.module.register_module_parameter_registration_hook(stop)
         with torch.device("meta"):
             net = BACKBONES.build(name, shape, **options)
-    except RuntimeError:  # a constructor that looks at its numbers can't be built on paper
-        net = BACKBONES.build(name, shape, **options)
+    except RuntimeError as error:
+        if not (isinstance(error, NotImplementedError) or re.search(r"\bmeta\b", str(error))):
+            raise
+        net = BACKBONES.build(name, shape, **options)  # a constructor that looks at its numbers can't be built on paper
     finally:
         left[0] = math.inf  # the hook is torch's, for all modules: after an interrupt just now it must do no harm
         if handle is not None:
             handle.remove()
+    stated = net.state_dict()
+    spare = sum(value.numel() for key, value in net.named_buffers() if key not in stated)
+    if spare > SPARE:
+        raise ValueError(f"the network makes {spare} numbers that are in no file, more than {SPARE}")
     statistic = shape[:1] + (1,) * (len(shape) - 1)
     wanted: dict[str, tuple[tuple[int, ...], str]] = {
         "mean": (statistic, "float"),
@@ -379,7 +398,7 @@ def _on_paper(about: dict[str, Any], count: int) -> dict[str, tuple[tuple[int, .
         "measured": ((), _kind(torch.bool)),
     }
     for part in ("net", "ema") if about["averaged"] else ("net",):
-        wanted |= {f"{part}.{key}": (tuple(value.shape), _kind(value.dtype)) for key, value in net.state_dict().items()}
+        wanted |= {f"{part}.{key}": (tuple(value.shape), _kind(value.dtype)) for key, value in stated.items()}
     return wanted
 
 

@@ -181,8 +181,10 @@ def density_figure(
     return model
 
 
-def sheet(images: Tensor, out: str | Path, *, columns: int = 8, title: str = "") -> None:
-    """Save a sheet of small images, scaled from their common minimum to their common maximum.
+def sheet(
+    images: Tensor, out: str | Path, *, columns: int = 8, title: str = "", limits: tuple[float, float] | None = None
+) -> None:
+    """Save a sheet of small images, scaled from their common minimum to their common maximum, or between limits.
 
     Parameters
     ----------
@@ -193,6 +195,8 @@ def sheet(images: Tensor, out: str | Path, *, columns: int = 8, title: str = "")
         Images per row.
     title : str
         A line above.
+    limits : (float, float), optional
+        What is black and what is white, such as (0, 255).
 
     Raises
     ------
@@ -211,8 +215,8 @@ def sheet(images: Tensor, out: str | Path, *, columns: int = 8, title: str = "")
     images = images[:, None] if images.ndim == 3 else images
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
         raise ValueError(f"images have shape (n, 1 or 3, height, width), got {tuple(images.shape)}")
-    low, high = images.min(), images.max()
-    images = ((images - low) / (high - low).clamp_min(1e-12)).cpu()
+    low, high = (float(images.min()), float(images.max())) if limits is None else limits
+    images = ((images - low) / max(high - low, 1e-12)).clamp(0, 1).cpu()
     n, c, h, w = images.shape
     rows = math.ceil(n / columns)
     canvas = torch.ones(c, rows * (h + 1) + 1, columns * (w + 1) + 1)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from .build import build
@@ -42,10 +43,10 @@ class Recipe:
         Of the network.
     how : mapping
         Keywords of `scoresde.fit`: steps, batch_size, lr, transforms, …
-    machine : str
-        What it was measured for, and how long it takes there.
+    budget : str
+        What machine and time it is meant for. Those of GPUs are intended, and not measured yet.
     accelerated : bool
-        Whether on a GPU the network is compiled, and computes in bfloat16, for which it needs `pip install scoresde[train]`.
+        Whether on CUDA the network is compiled, and computes in bfloat16, for which it needs `pip install scoresde[train]`.
 
     Examples
     --------
@@ -61,7 +62,7 @@ class Recipe:
     net: str = "unet"
     options: Mapping[str, Any] = field(default_factory=dict)
     how: Mapping[str, Any] = field(default_factory=dict)
-    machine: str = ""
+    budget: str = ""
     accelerated: bool = False
 
     def build(self, process: str | Process | None = None, net: str | nn.Module | None = None, **options: Any) -> ScoreSDE:
@@ -89,7 +90,8 @@ class Recipe:
         (1, 28, 28)
         """
         mine = self.options if net is None or net == self.net else {}
-        return build(process or self.process, net or self.net, shape=self.shape, **{**mine, **options})
+        process, net = self.process if process is None else process, self.net if net is None else net
+        return build(process, net, shape=self.shape, **{**mine, **options})
 
     def check(self, data: Any) -> None:
         """Raise unless data are of the recipe's shape and kind: integers, where it dequantizes.
@@ -143,16 +145,16 @@ class Recipe:
         See `Recipe`.
         """
         self.check(data)
-        device = require_sde(sde, "Recipe.fit").scale.device.type
+        device = require_sde(sde, "Recipe.fit").scale.device
         return fit(sde, data, **self.keywords(device, **how))
 
-    def keywords(self, device: str = "cpu", **how: Any) -> dict[str, Any]:
-        """Return the keywords that `fit` gives to `scoresde.fit` on a kind of device.
+    def keywords(self, device: str | torch.device = "cpu", **how: Any) -> dict[str, Any]:
+        """Return the keywords that `fit` gives to `scoresde.fit` on a device.
 
         Parameters
         ----------
-        device : str
-            "cpu", "cuda", …
+        device : str or torch.device
+            "cpu", "cuda:1", … Where an Accelerator is made here, that one becomes CUDA's current device, as Accelerate wants it.
         **how
             The user's.
 
@@ -163,7 +165,9 @@ class Recipe:
         Raises
         ------
         ImportError
-            On a GPU, where the recipe computes in bfloat16, without Accelerate.
+            On CUDA, where the recipe computes in bfloat16, without Accelerate.
+        ValueError
+            If the process has an Accelerator of another precision.
 
         Examples
         --------
@@ -171,14 +175,22 @@ class Recipe:
         10
         """
         fast: dict[str, Any] = {}
-        if self.accelerated and device != "cpu":
+        device = torch.device(device)
+        if self.accelerated and device.type == "cuda":
             fast["compile"] = True
             if how.get("accelerator") is None:
                 try:
                     from accelerate import Accelerator
                 except ImportError:
                     raise ImportError("bfloat16 needs Accelerate: pip install 'scoresde[train]'") from None
-                fast["accelerator"] = Accelerator(mixed_precision="bf16")
+                if device.index is not None:
+                    torch.cuda.set_device(device)
+                try:
+                    fast["accelerator"] = Accelerator(mixed_precision="bf16")
+                except ValueError:
+                    raise ValueError(
+                        "this process has an Accelerator of another precision than the recipe's bfloat16; give it as accelerator="
+                    ) from None
                 how.pop("accelerator", None)
         return {**self.how, **fast, **how}
 
@@ -190,30 +202,37 @@ PLAIN = Recipe(
     how={"steps": 10_000, "batch_size": 512, "lr": 3e-3, "every": 500, "transforms": ()},
 )
 
-GRAY: dict[str, Any] = {"channels": 64, "patch": 2, "multipliers": (1, 2), "blocks": 2, "attention": (7,)}
-COLOR: dict[str, Any] = {"channels": 128, "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (16,), "dropout": 0.1}
+GRAY: dict[str, Any] = {"channels": 32, "patch": 2, "multipliers": (1, 2), "blocks": 2, "attention": (7,), "octaves": 7}
+COLOR: dict[str, Any] = {
+    "channels": 128,
+    "multipliers": (1, 2, 2, 2),
+    "blocks": 2,
+    "attention": (16,),
+    "dropout": 0.1,
+    "octaves": 6,
+}
 
 RECIPES: dict[str, Recipe] = {
     "mnist": Recipe(
         "Handwritten digits, 28×28.",
         (1, 28, 28),
         options=GRAY,
-        how={"steps": 6000, "batch_size": 128, "lr": 1e-3, "transforms": ("dequantize",)},
-        machine="2 CPU cores, 20 minutes",
+        how={"steps": 1800, "batch_size": 128, "lr": 2e-3, "transforms": ("dequantize",)},
+        budget="2 CPU cores, 20 minutes",
     ),
     "fashion-mnist": Recipe(
         "Clothes in gray, 28×28; mirrored at random.",
         (1, 28, 28),
         options=GRAY,
-        how={"steps": 6000, "batch_size": 128, "lr": 1e-3, "transforms": ("flip", "dequantize")},
-        machine="2 CPU cores, 20 minutes",
+        how={"steps": 1800, "batch_size": 128, "lr": 2e-3, "transforms": ("flip", "dequantize")},
+        budget="2 CPU cores, 20 minutes",
     ),
     "cifar10": Recipe(
         "Small photographs in ten classes, 32×32; mirrored at random.",
         (3, 32, 32),
         options=COLOR,
         how={"steps": 30_000, "batch_size": 256, "lr": 5e-4, "ema": 2000, "every": 2000, "transforms": ("flip", "dequantize")},
-        machine="one GPU, 30 minutes",
+        budget="one GPU, 30 minutes",
         accelerated=True,
     ),
     "cifar10-10min": Recipe(
@@ -221,7 +240,7 @@ RECIPES: dict[str, Recipe] = {
         (3, 32, 32),
         options={**COLOR, "channels": 96},
         how={"steps": 12_000, "batch_size": 256, "lr": 1e-3, "ema": 1000, "every": 2000, "transforms": ("flip", "dequantize")},
-        machine="one GPU, 10 minutes",
+        budget="one GPU, 10 minutes",
         accelerated=True,
     ),
 }

@@ -21,6 +21,7 @@ import functools
 import importlib.metadata
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar
@@ -84,6 +85,22 @@ def loaded_only() -> Iterator[None]:
         yield
     finally:
         _OPEN.reset(before)
+
+
+def may_import() -> bool:
+    """Whether a name may choose what is imported: not within `loaded_only`.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> with loaded_only():
+    ...     may_import()
+    False
+    """
+    return _OPEN.get()
 
 
 class Registry(Generic[T]):
@@ -235,7 +252,7 @@ class Registry(Generic[T]):
         self._families[prefix] = maker
 
     def remove(self, name: str) -> None:
-        """Forget a name.
+        """Forget a name, and those that stand for it.
 
         Parameters
         ----------
@@ -250,7 +267,7 @@ class Registry(Generic[T]):
         """
         if name not in self:
             raise self._unknown(name)
-        self._aliases.pop(name, None)
+        self._aliases = {alias: told for alias, told in self._aliases.items() if name not in (alias, told[0])}
         self._makers.pop(name, None)
 
     def _check_free(self, name: str, maker: object) -> None:
@@ -406,9 +423,11 @@ class Registry(Generic[T]):
         if not found:
             return
         packages = " and ".join(sorted({entry.dist.name if entry.dist else value for value, entry in found.items()}))
-        if not _OPEN.get():
+        if not may_import() and any(entry.module not in sys.modules for entry in found.values()):
+            module = next(iter(found.values())).module
             raise ValueError(
-                f"the {self.kind} {name!r} is a plug-in of {packages}, and files load none: load it with {self.table}[{name!r}]"
+                f"the {self.kind} {name!r} is a plug-in of {packages}, and files import nothing: import {module} first "
+                f"(scoresde --import {module})"
             )
         if len(found) > 1:
             raise ValueError(
@@ -450,12 +469,19 @@ def _remember_options(cls: type) -> None:
     def remembering(self: Any, *args: Any, **kwargs: Any) -> None:
         # Bound first, so that wrong arguments read as Python's own error.
         bound = signature.bind(*args, **kwargs) if plain else signature.bind(self, *args, **kwargs)
+        given = {name: _own(value) for name, value in list(bound.arguments.items())[not plain :]}
         init(self, *args, **kwargs)
         if type(self) is cls:
-            given = dict(list(bound.arguments.items())[not plain :])
             for name, parameter in signature.parameters.items():
                 if parameter.kind is parameter.VAR_KEYWORD:
                     given |= given.pop(name, {})
             object.__setattr__(self, "_options", given)
 
     cls.__init__ = remembering  # type: ignore[misc]
+
+
+def _own(value: Any) -> Any:
+    """The same, in lists and dicts of our own, which nobody else will change."""
+    if type(value) in (list, tuple):
+        return type(value)(map(_own, value))
+    return {key: _own(each) for key, each in value.items()} if type(value) is dict else value

@@ -684,7 +684,9 @@ class ScoreSDE(nn.Module):
         Raises
         ------
         ValueError
-            If the network takes no such condition.
+            If the network takes no such condition, or not such values.
+        TypeError
+            For a condition that is no number and no tensor.
 
         Examples
         --------
@@ -698,6 +700,9 @@ class ScoreSDE(nn.Module):
             for name in condition:
                 if name not in takes:
                     raise ValueError(f"the network takes no condition {name!r}. {nearest(name, list(takes)[2:])}")
+        for name, value in condition.items():
+            if value is None or isinstance(value, str):
+                raise TypeError(f"condition {name!r} is a number or a tensor, got {value!r}; leave it out for none")
         values = {name: torch.as_tensor(value) for name, value in condition.items()}
         values = {name: value[None] if value.ndim == 0 else value for name, value in values.items()}
         check = getattr(self.net, "check_condition", None)  # once here, rather than at every evaluation

@@ -35,7 +35,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .backbones.base import BUDGET
+from .backbones.base import BUDGET, batchable
 
 Map = Callable[[Tensor], Tensor]
 
@@ -142,11 +142,14 @@ def _products(f: Map, z: Tensor, k: int, rows: Rows, read: Read, create_graph: b
     with torch.inference_mode(False), torch.enable_grad():
         kept = create_graph and z.requires_grad
         source = z if kept else (z.clone() if z.is_inference() else z.detach()).requires_grad_()
-        with (
-            sdpa_kernel(SDPBackend.MATH) if create_graph else contextlib.nullcontext()
-        ):  # fused attention has no second derivative
+        batch = min(k, BATCHED.get(z.device.type, 2**14) // max(len(z), 1), BUDGET // max(z.numel(), 1))
+        with contextlib.ExitStack() as stack:
+            if create_graph:  # fused attention has no second derivative
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if batch >= 4:  # batches of fewer don't pay
+                stack.enter_context(batchable())
             out = f(source.clone())  # a network may write into what it is given, but not into a leaf
-        found = _pull(f, source, out, k, rows, read, create_graph) if out.requires_grad else None
+        found = _pull(f, source, out, k, rows, read, create_graph, batch) if out.requires_grad else None
         if found is None:
             if not torch.equal(f(1.1 * z.detach() + 0.1), out):
                 raise TypeError(
@@ -156,9 +159,8 @@ def _products(f: Map, z: Tensor, k: int, rows: Rows, read: Read, create_graph: b
     return (out, found) if create_graph else (out.detach(), found)
 
 
-def _pull(f: Map, source: Tensor, out: Tensor, k: int, rows: Rows, read: Read, create_graph: bool) -> Tensor | None:
+def _pull(f: Map, source: Tensor, out: Tensor, k: int, rows: Rows, read: Read, create_graph: bool, batch: int) -> Tensor | None:
     """The products, by the first way that works; None if the output does not depend on the source."""
-    b, n = source.shape
 
     def products(forward: Callable[[], Tensor], size: int, retain: bool) -> Tensor | None:
         found = []
@@ -179,8 +181,7 @@ def _pull(f: Map, source: Tensor, out: Tensor, k: int, rows: Rows, read: Read, c
             found.append(read(pulled if size > 1 else pulled.unsqueeze(0), start, stop))
         return torch.cat(found, 1)
 
-    batch = min(k, BATCHED.get(source.device.type, 2**14) // max(b, 1), BUDGET // max(b * n, 1))
-    for size in (batch, 1) if batch >= 4 else (1,):  # batches of fewer don't pay
+    for size in (batch, 1) if batch >= 4 else (1,):
         try:
             # A kernel without a batching rule is slower, not wrong, and not worth torch's warning.
             with warnings.catch_warnings(action="ignore") if size > 1 else contextlib.nullcontext():

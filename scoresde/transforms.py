@@ -4,14 +4,15 @@ A model of T(x, u) is one of x: with log|det ∂T/∂x|, the same for all sample
 for dequantized integers, v ↦ (v + u)/L (Theis et al. 2016, see `scoresde.dequantize`), where log|det| = −D·log L. A symmetry that
 is applied at random, such as a mirror image with probability ½, has log|det| = 0: the model learns the density averaged over it.
 
-Each sample is transformed by itself, in its place: conditions stay with it.
+Each sample is transformed by itself, in its place, and keeps its conditions. These are not transformed: a condition that has
+space of its own, such as an image, does not go with a transform that moves elements, such as a mirror image.
 """
 
 from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ from .checks import whole
 from .dequantize import Uniform
 from .registry import Registry
 
-__all__ = ["TRANSFORMS", "Dequantize", "Flip", "Transform", "apply", "log_det", "resolve"]
+__all__ = ["TRANSFORMS", "Dequantize", "Flip", "Transform", "apply", "check_condition", "log_det", "resolve"]
 
 
 class Transform(abc.ABC):
@@ -33,6 +34,8 @@ class Transform(abc.ABC):
     ----------
     continuous : bool
         Whether it makes floating-point data of integers.
+    moves : bool
+        Whether elements change places, so that conditions with space would no longer fit; unless said otherwise they may.
 
     Examples
     --------
@@ -44,6 +47,7 @@ class Transform(abc.ABC):
     """
 
     continuous: bool = False
+    moves: bool = True
 
     @abc.abstractmethod
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -158,6 +162,7 @@ class Dequantize(Transform):
 
     levels: int = 256
     continuous = True
+    moves = False
 
     def __post_init__(self) -> None:
         whole("levels", self.levels, 2)
@@ -256,6 +261,35 @@ def apply(transforms: Iterable[Transform], x: Tensor, generator: torch.Generator
     for each in transforms:
         x = each(x, generator)
     return x
+
+
+def check_condition(transforms: Iterable[Transform], condition: Mapping[str, Tensor]) -> None:
+    """Raise if a transform moves elements that a condition says something about place by place.
+
+    Parameters
+    ----------
+    transforms : iterable of Transform
+        See `resolve`.
+    condition : mapping of str to Tensor
+        With one row per sample.
+
+    Raises
+    ------
+    ValueError
+
+    Examples
+    --------
+    >>> scoresde.transforms.check_condition([Flip()], {"image": torch.zeros(5, 1, 4, 4)})
+    Traceback (most recent call last):
+    ValueError: Flip() moves pixels and would leave those of the condition 'image' (5, 1, 4, 4) where they are: do without, or ...
+    """
+    for each in transforms:
+        for name, value in condition.items():
+            if each.moves and value.ndim > 2:
+                raise ValueError(
+                    f"{each!r} moves pixels and would leave those of the condition {name!r} {tuple(value.shape)} where they are: "
+                    "do without, or transform both in a dataset (a transform of your own that moves none says moves = False)"
+                )
 
 
 def log_det(transforms: Iterable[Transform], shape: tuple[int, ...]) -> float:

@@ -202,6 +202,19 @@ def test_it_is_saved_and_loaded_copied_and_strict(name: str, tmp_path: Path) -> 
     assert torch.equal(other(x, t), wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", NAMES)
+def test_in_other_precision_it_is_saved_and_loaded(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    net = network(name).to(dtype)
+    x, t = (value.to(dtype) for value in draw(name))
+    wanted = net(x, t)
+    assert wanted.dtype == dtype
+    sde = ScoreSDE(scoresde.VPSDE(), net, shape=case(name)[0])
+    again = scoresde.load(scoresde.save(sde, tmp_path / "model")).net
+    assert {p.dtype for p in [*again.parameters(), *again.buffers()] if p.is_floating_point()} == {dtype}
+    assert torch.equal(again(x, t), wanted)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_compiles_without_a_break(name: str) -> None:
     net = network(name, **{"classes": 3} if name in LABELLED else {})
@@ -235,6 +248,12 @@ def test_labels_are_told_checked_and_left_out_in_training(name: str) -> None:
     told = [net(x, t, **given) for given in ({}, *({"y": torch.tensor([k])} for k in range(3)))]
     assert all(not torch.allclose(a, b) for i, a in enumerate(told) for b in told[:i])  # no label is a label of its own
     sde = ScoreSDE(scoresde.VPSDE(), net, shape=shape)
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        y = torch.tensor([2], dtype=dtype)
+        sde.given(y=y)
+        assert torch.equal(net(x, t, y=y), told[3])
+        assert bool(net.train()(x, t, y=y).isfinite().all())  # in training too
+        net.eval()
     torch.testing.assert_close(sde.given(y=2).net(x, t, y=torch.tensor([2])), told[3])
     for wrong in (-1, 3):
         with pytest.raises(ValueError, match="labels y run from 0 to 2, got"):

@@ -130,6 +130,8 @@ def files(tmp_path_factory: pytest.TempPathFactory, table: np.ndarray) -> Path:
     """Files of every wrong kind."""
     folder = tmp_path_factory.mktemp("files")
     np.save(folder / "good.npy", table)
+    for name, y in {"codes": 10**10 * np.arange(20), "negative": -1 - np.arange(20), "fractions": np.arange(20) / 7}.items():
+        np.savez(folder / f"{name}.npz", x=table[:20], y=y)
     np.save(folder / "integers.npy", (10 * table).astype(np.int64))
     np.save(folder / "nan.npy", np.where(np.arange(400).reshape(200, 2) == 7, np.nan, table))
     np.save(folder / "flat.npy", table[:, 0])
@@ -197,6 +199,48 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "integers to score": (["log-prob", "{model}", "{files}/integers.npy"], "int64"),
     "a stochastic solver": (["log-prob", "{model}", "{files}/good.npy", "--solver", "em"], "em.*try 'adams'"),
     "a score of another kind": (["log-prob", "{model}", "{files}/good.npy", "--out", "{out}.json"], r"\.npy.*\.csv"),
+    **{
+        f"device {name!r}": (
+            ["fit", "{files}/good.npy", "--out", "{out}", "--device", name],
+            f"device {name!r} can't be used; there are: cpu",
+        )
+        for name in ("meta", "mps:9", "xla", "cpu:7", "privateuseone", "")
+    },
+    "a device to sample on": (
+        ["sample", "{model}", "--device", "hpu", "--out", "{out}.npy"],
+        "'hpu' can't be used; there are: cpu",
+    ),
+    "a device to score on": (["log-prob", "{model}", "{files}/good.npy", "--device", "meta"], "'meta' can't be used"),
+    "a negative seed": (["fit", "{files}/good.npy", "--out", "{out}", "--seed", "-1"], "seed is at least 0"),
+    "a seed too long": (["sample", "{model}", "--out", "{out}.npy", "--seed", str(2**63)], r"seed is below 2\^63"),
+    "a network too large": (["fit", "{files}/good.npy", "--out", "{out}", "--option", "width=100000000000000"], "memory"),
+    "brackets": (["fit", "{files}/good.npy", "--out", "{out}", "--option", "width=" + "[" * 100_000], "nested too deep"),
+    "brackets in a condition": (["sample", "{model}", "--out", "{out}.npy", "--given", "y=" + "[" * 100_000], "too deep"),
+    "an option that is another": (["fit", "{files}/good.npy", "--out", "{out}", "--option", "net=unet"], "say --net"),
+    "a shape": (["fit", "{files}/good.npy", "--out", "{out}", "--option", "shape=3"], "shape is no option.*data's"),
+    "no recipe": (["fit", "{files}/good.npy", "--out", "{out}", "--recipe", ""], "unknown recipe ''"),
+    "labels that are codes": (
+        ["fit", "{files}/codes.npz", "--out", "{out}", "--condition", "y"],
+        r"labels y run from 0 to 190000000000 in 20 samples",
+    ),
+    "negative labels": (["fit", "{files}/negative.npz", "--out", "{out}", "--condition", "y"], "labels y run from -20 to -1"),
+    "labels with fractions": (["fit", "{files}/fractions.npz", "--out", "{out}", "--condition", "y"], "labels y are integers"),
+    **{
+        f"a condition {value}": (
+            ["sample", "{model}", "--out", "{out}.npy", "--given", f"y={value}"],
+            "a condition is NAME=NUMBER",
+        )
+        for value in ("null", "{{}}", '"a"', "")
+    },
+    "a condition twice": (
+        ["log-prob", "{model}", "{files}/good.npy", "--given", "y=1", "--condition", "y"],
+        "'y' comes by both --condition and --given",
+    ),
+    "features of a near name": (
+        ["evaluate", "{model}", "{files}/good.npy", "--out", "{out}", "--features", "pixel"],
+        "unknown features 'pixel'. Did you mean 'pixels'",
+    ),
+    "a folder without a name": (["evaluate", "{model}", "{files}/good.npy", "--out", ""], "out is the path of a folder"),
     "unknown density": (["demo", "--density", "moon", "--out", "{out}.png"], "Did you mean 'moons'"),
     "unknown process of the demo": (
         ["demo", "--steps", "1000", "--process", "vpe", "--out", "{out}.png"],
@@ -227,6 +271,57 @@ def test_a_mistake_ends_with_status_2_and_one_line_at_once(
     assert error.startswith(f"scoresde {arguments[0]}: ")
     assert list(tmp_path.iterdir()) == []
     assert sorted(files.rglob("*")) == before
+
+
+def test_a_condition_that_a_model_never_was_without_is_asked_for_by_its_option(
+    tmp_path: Path, table: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "d.npz", x=table[:20], y=np.arange(20) % 3)
+    small = ["--steps", "2", "--batch-size", "4", "--option", "width=8", "--option", "depth=1", "--option", "condition_dropout=0"]
+    main(["fit", str(tmp_path / "d.npz"), "--out", str(tmp_path / "m"), "--condition", "y", *small])
+    for verb, more in (("sample", []), ("evaluate", [str(tmp_path / "d.npz")])):
+        with pytest.raises(SystemExit):
+            main([verb, str(tmp_path / "m"), *more, "--out", str(tmp_path / "x.npy")])
+        assert "always with y: give it by --given y=…" in capsys.readouterr().err
+        assert not (tmp_path / "x.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("every", "said"), [("2", "interrupted; the last checkpoint is of step 2: go on with --resume"), ("9", "interrupted")]
+)
+def test_an_interrupted_fit_says_how_to_go_on(
+    every: str, said: str, table: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Interrupted at its third loss, as by Ctrl-C."""
+    np.save(tmp_path / "data.npy", table)
+    module, calls = importlib.import_module("scoresde.training"), []
+    original = module.Run.steps_to_go
+
+    def interrupted(*args: Any) -> Any:
+        for step in original(*args):
+            if step == 3:
+                raise KeyboardInterrupt
+            calls.append(step)
+            yield step
+
+    monkeypatch.setattr(module.Run, "steps_to_go", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(
+            [
+                "fit",
+                str(tmp_path / "data.npy"),
+                "--out",
+                str(tmp_path / "m"),
+                "--steps",
+                "20",
+                "--batch-size",
+                "8",
+                "--every",
+                every,
+            ]
+        )
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == f"scoresde fit: {said}\n"
 
 
 def test_a_model_that_does_not_fit_its_json_is_one_line_too(

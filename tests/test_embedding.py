@@ -68,11 +68,13 @@ def test_conditions_are_left_out_together_and_as_often_as_asked() -> None:
         ({"octaves": 13}, "octaves=13"),
         ({"condition_dropout": 1.5}, "condition_dropout is between 0 and 1"),
         ({"waves": "sine"}, "sinusoidal"),
+        ({"features": 0}, "features is at least 2"),
+        ({"features": 5}, "features is even, as many sines as cosines, got 5; try 6"),
     ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Embedding((1, 8), width=4, features=4, **options)  # type: ignore[arg-type]
+        Embedding((1, 8), **{"width": 4, "features": 4, **options})  # type: ignore[arg-type]
 
 
 def test_points_have_no_channels() -> None:
@@ -90,6 +92,7 @@ def test_points_have_no_channels() -> None:
         ({"vector": torch.zeros(1, 3)}, r"vector has shape \(n, 2\), got \(1, 3\)"),
         ({"image": torch.zeros(1, 1, 9)}, r"image has shape \(n, 1, 8\), got \(1, 1, 9\)"),
         ({"vector": torch.tensor([[math.nan, 0.0]])}, "NaN"),
+        ({"vector": torch.tensor(1.0)}, r"vector has shape \(n, 2\), got \(\)"),
     ],
 )
 def test_bad_conditions(condition: dict[str, Tensor], message: str) -> None:
@@ -101,3 +104,20 @@ def test_a_condition_that_was_always_there_is_missed() -> None:
     embed = Embedding((1, 8), width=4, features=4, classes=2, condition_dropout=0)
     with pytest.raises(ValueError, match=r"always with y: write sde\.given\(y=\.\.\.\)"):
         embed(torch.zeros(1, 1, 8), torch.zeros(1))
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (2, 1)])
+def test_noise_labels_are_one_a_sample(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"noise labels t have shape \(2,\), one a sample, got"):
+        Embedding((1, 8), width=4, features=4)(torch.zeros(2, 1, 8), torch.zeros(shape))
+
+
+def test_a_noise_label_is_seen_at_frequencies_in_a_geometric_row() -> None:
+    embed = Embedding((2,), width=6, features=6).double()
+    for layer in (embed.first, embed.last):
+        torch.nn.init.eye_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+    t = normal(4)
+    waves = [wave(t * rate) for wave in (torch.sin, torch.cos) for rate in (0.1, 1.0, 10.0)]
+    wanted = torch.stack([w * torch.sigmoid(w) for w in waves], 1)
+    torch.testing.assert_close(embed(normal(4, 2), t)[1], wanted, rtol=0, atol=1e-5)  # frequencies are float32

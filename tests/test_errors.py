@@ -290,7 +290,8 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         "3 rows for 4 samples",
     ),
     "an unknown condition": (lambda: classy().given(yy=1), ValueError, "takes no condition 'yy'.*'?y'?"),
-    "a condition of text": (lambda: classy().given(y="cat"), TypeError, "y"),
+    "a condition of text": (lambda: classy().given(y="cat"), TypeError, "condition 'y' is a number or a tensor, got 'cat'"),
+    "a condition of nothing": (lambda: classy().given(y=None), TypeError, "condition 'y'.*got None; leave it out for none"),
     # numbers
     "n = 0": (lambda: scoresde.sample(sde(), 0), ValueError, "n is at least 1, got 0"),
     "n = -1": (lambda: scoresde.sample(sde(), -1), ValueError, "n is at least 1, got -1"),

@@ -18,7 +18,8 @@ import scoresde
 from conftest import generator
 from scoresde import evaluate, plotting, toy
 from scoresde.cli import main
-from scoresde.evaluate import PART
+from scoresde.evaluate import PART, _order
+from scoresde.evaluation import Score
 
 LEVELS = 8
 CENTRES = torch.tensor([[0.3, 0.3], [0.7, 0.6]], dtype=torch.float64)
@@ -70,6 +71,11 @@ def test_an_estimated_trace_says_how_far_the_weighted_bound_is_too_low() -> None
     assert estimated is not None
     assert (estimated.trace, estimated.probes) == ("hutchinson", 2)
     assert estimated.bias > 0.005
+    one = evaluate(model(), v, probes=2, **how | {"draws": 1}).score
+    assert one is not None
+    nats = 2 * math.log(2)
+    assert estimated.bias * nats == pytest.approx((one.trace_error * nats) ** 2 / 2)
+    assert math.isnan(estimated.trace_error)  # of trace and draws together
     assert 0.1 * estimated.bias < exact.mean - estimated.mean < estimated.bias + 0.01
     none = evaluate(model(), v[:3], probes=1, **how).weighted
     assert none is not None
@@ -86,6 +92,66 @@ def test_points_are_scored_in_nats() -> None:
     assert found.mean == pytest.approx(float(exact.mean()), abs=1e-3)
     assert found.stderr == pytest.approx(float(exact.std()) / math.sqrt(len(x)), rel=1e-3)
     assert (found.unit, found.n, found.draws) == ("nats", 3 * PART // 2, 0)
+    direct = scoresde.likelihood(model(), x)
+    assert found.solver_error == pytest.approx(float(direct.solver_error.mean()), rel=1e-3)
+    assert found.prior_gap == pytest.approx(float(direct.prior_gap.mean()), rel=1e-3)
+    assert found.prior_gap != pytest.approx(found.solver_error, rel=0.2)
+
+
+@pytest.mark.parametrize("probes", [2, 4])
+def test_the_error_of_the_trace_is_one_standard_deviation(probes: int) -> None:
+    """The spread of log p over 12 draws of the probes, its root mean square over 150 points, within a fifth."""
+    x = law().sample(150, generator=generator(1))
+    draws = [
+        scoresde.log_prob(model(), x, trace="hutchinson", probes=probes, rtol=1e-3, atol=1e-3, generator=generator(seed))
+        for seed in range(12)
+    ]
+    wanted = float(torch.stack(draws).var(0).mean().sqrt())
+    found = evaluate(model(), x, samples=0, probes=probes, rtol=1e-3, atol=1e-3, progress=False).score
+    assert found is not None
+    assert found.trace_error == pytest.approx(wanted, rel=0.2)
+
+
+def test_integers_are_scored_to_a_tolerance_that_does_not_show() -> None:
+    v = integers(100)
+    loose, tight = (evaluate(model(), v, levels=LEVELS, samples=0, progress=False, **how).score for how in ({}, {"rtol": 1e-8}))
+    assert loose is not None
+    assert tight is not None
+    assert loose.solver == "adams, rtol=0.0001, atol=0.0001"
+    assert abs(loose.mean - tight.mean) < 1e-4
+    assert loose.nfe < 0.7 * tight.nfe
+
+
+@pytest.mark.parametrize(("dim", "trace"), [(256, "exact"), (257, "hutchinson")])
+def test_traces_of_small_samples_are_exact_unless_the_user_says(dim: int, trace: str) -> None:
+    sde = scoresde.build("rectified", "mlp", shape=(dim,), width=4, depth=1, fourier=0)
+    found = evaluate(sde, torch.zeros(1, dim), samples=0, steps=2, progress=False).score
+    assert found is not None
+    assert (found.trace, found.probes) == (trace, 0 if trace == "exact" else 2)
+
+
+def test_parts_have_noise_of_their_own_and_the_chunks_of_samples_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight equal data no two see the same noise; of 12 samples none are equal."""
+    module = importlib.import_module("scoresde.evaluate")
+    monkeypatch.setattr(module, "PART", 4)
+    monkeypatch.setattr(module, "DRAWN", 4)
+    original, bits, seen = module.bits_per_dim, [], []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        bits.append(original(*args, **kwargs))
+        return bits[-1]
+
+    def features(x: Tensor) -> Tensor:
+        seen.append(x)
+        return x.double()
+
+    monkeypatch.setattr(module, "bits_per_dim", noted)
+    sde = scoresde.oracle(law(), scoresde.VPSDE())
+    evaluate(sde, torch.full((8, 2), 1000), levels=2**16, samples=0, progress=False)
+    assert len(torch.cat([each.bits for each in bits]).unique()) == 8
+    evaluate(sde, law().sample(3), n=0, fid=12, features=features, samples=0, progress=False)
+    (samples,) = [x for x in seen if len(x) == 12]
+    assert len(samples.unique(dim=0)) == 12
 
 
 def test_the_seed_rules_which_are_scored_and_all_else(tmp_path: Path) -> None:
@@ -102,7 +168,7 @@ def test_the_seed_rules_which_are_scored_and_all_else(tmp_path: Path) -> None:
     torch.manual_seed(2)
     assert found(3) == first
     other = found(4)
-    assert first["data"] == "20 of 50, drawn at random with seed 3"
+    assert (first["score"]["n"], first["score"]["of"], first["total"], first["seed"]) == (20, 20, 50, 3)
     for part, key in (("score", "mean"), ("distance", "value")):
         assert other[part][key] != first[part][key]
 
@@ -128,9 +194,20 @@ def images(n: int = 30) -> Tensor:
     return torch.randint(256, (n, 1, 3, 3), generator=generator(5), dtype=torch.uint8)
 
 
+def sheet(drawn: list[Tensor]) -> Any:
+    """A stand-in that notes what is drawn, between black 0 and white 255."""
+
+    def draw(images: Tensor, out: Path, *, limits: Any, **_: Any) -> None:
+        assert limits == (0, 255)
+        drawn.append(images)
+        out.touch()
+
+    return draw
+
+
 def test_a_sheet_has_the_samples_of_that_seed_and_features_see_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Tensor] = []
-    monkeypatch.setattr(plotting, "sheet", lambda images, *_, **__: drawn.append(images))
+    monkeypatch.setattr(plotting, "sheet", sheet(drawn))
 
     def brightness(x: Tensor) -> Tensor:
         assert x.dtype == torch.uint8
@@ -145,15 +222,124 @@ def test_a_sheet_has_the_samples_of_that_seed_and_features_see_bytes(tmp_path: P
 
 def test_conditions_go_with_their_data_and_samples_take_them_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Tensor] = []
-    monkeypatch.setattr(plotting, "sheet", lambda images, *_, **__: drawn.append(images))
+    monkeypatch.setattr(plotting, "sheet", sheet(drawn))
     sde, v, y = image_model(), images(5), torch.tensor([2, 0, 1, 1, 0])
     found = evaluate(sde, v, given={"y": y}, samples=7, out=tmp_path, progress=False)
     alone = [evaluate(sde.given(y=label), v, samples=0, progress=False).score for label in range(3)]  # the same noise
     assert found.score is not None
     assert all(each is not None for each in alone)
     assert min(a.mean for a in alone if a) <= found.score.mean <= max(a.mean for a in alone if a)
-    wanted = scoresde.sample(sde.given(y=torch.tensor([2, 0, 1, 1, 0, 2, 0])), 7, generator=generator(0))
+    order = _order(5, 7, seed=0)
+    assert sorted(order[:5].tolist()) == [0, 1, 2, 3, 4]
+    wanted = scoresde.sample(sde.given(y=y[order]), 7, generator=generator(0))
     assert torch.equal(drawn[0], scoresde.dequantize.Uniform(256).values(wanted).float())
+
+
+class TwoClasses(torch.nn.Module):
+    """E[x0 | x_t, y] of N(m, 0.05²) with m = 0.2 or 0.8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.process = scoresde.VPSDE()
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        alpha, sigma = (c(t)[:, None].to(x) for c in (self.process.alpha, self.process.sigma))
+        mean = torch.where(y == 0, 0.2, 0.8)[:, None].to(x)
+        return mean + (x - alpha * mean) * alpha * 0.05**2 / (alpha**2 * 0.05**2 + sigma**2)
+
+
+def two_classes() -> tuple[scoresde.ScoreSDE, Tensor, Tensor]:
+    """A model, and data sorted by class."""
+    y = torch.arange(600) // 300
+    x = torch.where(y == 0, 0.2, 0.8)[:, None] + 0.05 * torch.randn(600, 2, generator=generator(0))
+    return scoresde.ScoreSDE(scoresde.VPSDE(), TwoClasses(), shape=(2,), predict="x0", sees="raw"), x, y
+
+
+def test_data_sorted_by_class_are_no_matter_for_the_frechet_distance() -> None:
+    """All of one class would give 2·0.3² and more; half of each gives 0 but for noise, some 2·(0.3 ± 0.01)²/500."""
+    sde, x, y = two_classes()
+    for fid in (300, 900):  # part of a round, and one and a half
+        found = evaluate(sde, x, given={"y": y.numpy()}, n=0, samples=0, fid=fid, features=None, progress=False).distance
+        assert found is not None
+        assert found.value < 0.01
+
+
+def test_what_is_scored_first_is_a_random_subset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of data sorted by how likely they are: interrupted after one part, the mean is that of all within 4 standard errors."""
+    module = importlib.import_module("scoresde.evaluate")
+    sde, x, y = two_classes()
+    x[300:] = 0.5 + 0.3 * torch.randn(300, 2, generator=generator(2))
+    full = evaluate(sde, x, given={"y": y}, samples=0, progress=False).score
+    original, calls = module.likelihood, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, "likelihood", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(sde, x, given={"y": y}, samples=0, out=tmp_path, progress=False)
+    part = json.loads((tmp_path / "evaluation.json").read_text())["score"]
+    assert full is not None
+    assert (part["n"], part["of"], full.n) == (PART, 600, 600)
+    assert abs(part["mean"] - full.mean) < 4 * part["stderr"]
+    assert f"so far {PART} of 600 data" in Score(**part).rows()[0][2]
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_parts_found_before_are_kept_while_model_data_and_seed_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is written before the first result."""
+    v = integers(40)
+    how: dict[str, Any] = {"levels": LEVELS, "out": tmp_path, "rtol": 1e-2, "atol": 1e-2, "progress": False}
+    file = tmp_path / "evaluation.json"
+
+    def parts() -> dict[str, Any]:
+        found = json.loads(file.read_text())
+        return {name: found[name] for name in ("score", "samples", "distance")}
+
+    evaluate(model(), v, samples=3, n=10, **how)
+    first, text = parts(), file.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.import_module("scoresde.evaluate"), "solve", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(model(), v, samples=3, seed=9, **how)
+    assert file.read_bytes() == text
+    evaluate(model(), v, n=0, samples=0, fid=10, features=None, **how)
+    second = parts()
+    assert (second["score"], second["samples"]) == (first["score"], 3)
+    assert second["distance"] is not None
+    for other in ({"data": v + (v < 1)}, {"seed": 1}, {"sde": scoresde.oracle(law(), scoresde.VPSDE(beta_max=19.0))}):
+        file.write_bytes(text)
+        call: dict[str, Any] = {"sde": model(), "data": v, "n": 0, "samples": 0, "fid": 10, "features": None, **how, **other}
+        evaluate(call.pop("sde"), call.pop("data"), **call)
+        assert parts()["score"] is None, other
+
+
+@pytest.mark.parametrize("levels", [2, 8, 256, 1000])
+def test_features_see_bytes_in_the_middle_of_their_bins(levels: int) -> None:
+    """⌊(v + ½)·256/L⌋ of the data, exactly; samples of N(½, 0.02²) have the mean 127.5 of them, and half a bin more for few."""
+    sde = scoresde.oracle(toy.GaussianMixture([[0.5] * 4], 0.02), scoresde.VPSDE())
+    v, seen = torch.randint(levels, (50, 4), generator=generator(0)), []
+
+    def features(x: Tensor) -> Tensor:
+        assert x.dtype == torch.uint8
+        seen.append(x)
+        return x.double()
+
+    evaluate(sde, v, levels=levels, n=0, samples=0, fid=500, features=features, progress=False)
+    assert any(torch.equal(x, ((v + 0.5) * 256 / levels).floor().byte()) for x in seen)
+    samples = torch.cat([x for x in seen if len(x) > 50])
+    if levels >= 256:
+        assert float(samples.double().mean()) == pytest.approx(127.5, abs=0.5)
+    else:
+        assert float(samples.double().mean()) == pytest.approx(128, abs=64 / levels)
 
 
 def test_what_was_found_before_an_interruption_stands_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +442,7 @@ X, V = torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.long)
 @pytest.mark.parametrize(
     ("data", "how", "error", "said"),
     [
-        (torch.zeros(4, 3), {}, ValueError, r"data has shape \(1, 3\), wanted \(batch, 2\)"),
+        (torch.zeros(4, 3), {}, ValueError, r"data has shape \(4, 3\), wanted \(batch, 2\)"),
         (torch.zeros(4, 3, dtype=torch.uint8), {}, ValueError, r"data have shape \(3,\) a sample"),
         (V + 9, {"levels": 8}, ValueError, "integers from 0 to 7, got 9"),
         (torch.tensor([[0, 0]] * 50 + [[9, 0]]), {"levels": 8, "n": 1, "fid": 5, "features": None}, ValueError, "got 9"),
@@ -266,6 +452,7 @@ X, V = torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.long)
         (X, {"draws": 2}, ValueError, "draws=2 are of the noise of integers"),
         (V, {"draws": 0}, ValueError, "draws is at least 1"),
         (X, {"fid": 1}, ValueError, "at least 2"),
+        (X[:1], {"fid": 10, "features": None}, ValueError, "at least 2 data, got 1"),
         (X, {"fid": 10, "features": "incepton"}, ValueError, "Did you mean 'inception'"),
         (X, {"fid": 10, "features": lambda x: x.sum()}, ValueError, r"\(2, F\)"),
         (X, {"trace": "exact", "probes": 3}, ValueError, "probes=3 are of an estimated trace"),
@@ -276,10 +463,23 @@ X, V = torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.long)
         (X, {"given": {"y": torch.zeros(3)}}, ValueError, r"'y' has shape \(3,\) for 4 data"),
         (X, {"out": 3}, TypeError, "out is a path"),
         (X, {"seed": 0.5}, TypeError, "seed is an integer"),
+        (X, {"seed": -1}, ValueError, "seed is at least 0"),
+        (X, {"seed": 2**63}, ValueError, r"seed is below 2\^63"),
+        (X, {"out": ""}, ValueError, "out is the path of a folder"),
+        (X, {"given": [1]}, TypeError, "given is a mapping"),
+        (X, {"given": {"y": ["a"] * 4}}, TypeError, "condition 'y' is a tensor or array of numbers, got an array of <U1"),
+        (X + 1j, {}, TypeError, "complex64"),
+        (None, {}, TypeError, "data is a tensor or array of numbers, got NoneType"),
+        ("points", {}, TypeError, "got str"),
+        ([["a", "b"]], {}, TypeError, "got an array of <U1"),
+        ([[1.0], [1.0, 2.0]], {}, TypeError, "got list"),
+        (np.array([[{}, 1]]), {}, TypeError, "got an array of object"),
+        (scoresde.dequantize.Uniform(8).dataset(V), {}, TypeError, "got Dequantized"),
+        (X, {"fid": 5, "features": lambda x: x[:, :0]}, ValueError, "at least one a sample"),
     ],
 )
 def test_mistakes_are_found_before_the_work(
-    data: Tensor, how: dict[str, Any], error: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Any, how: dict[str, Any], error: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = importlib.import_module("scoresde.evaluate")
     for verb in ("solve", "sample", "likelihood", "bits_per_dim"):
@@ -287,6 +487,88 @@ def test_mistakes_are_found_before_the_work(
     with pytest.raises(error, match=said):
         evaluate(model(), data, progress=False, **{"out": tmp_path / "e", **how})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mistakes_with_conditions_are_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A label that is used for samples only, a model told of rows, and one that has never been without."""
+    module = importlib.import_module("scoresde.evaluate")
+    for verb in ("solve", "sample", "bits_per_dim"):
+        monkeypatch.setattr(module, verb, lambda *_, **__: pytest.fail("work was begun"))
+    y = torch.arange(30) % 3
+    bad = y.clone()
+    bad[_order(30, 30, seed=0)[20]] = 7
+    how: dict[str, Any] = {"n": 3, "features": None, "out": tmp_path / "e"}
+    with pytest.raises(ValueError, match="labels y run from 0 to 2, got 0 to 7"):
+        evaluate(image_model(), images(), given={"y": bad}, fid=30, **how)
+    with pytest.raises(ValueError, match="given 'y' of 30 rows"):
+        evaluate(image_model().given(y=y), images(), **how)
+    never = scoresde.build("vp", "mlp", shape=(1, 3, 3), width=8, depth=1, fourier=0, classes=3, condition_dropout=0)
+    with pytest.raises(ValueError, match="always with y"):
+        evaluate(never, images(), **how)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_of_every_layout_are_the_same_data(tmp_path: Path) -> None:
+    v = integers(30).numpy()
+    np.save(tmp_path / "v.npy", v)
+    mapped = np.load(tmp_path / "v.npy", mmap_mode="r")
+    alike = [
+        v[::-1].copy()[::-1],
+        v.astype(">i4"),
+        np.asfortranarray(v),
+        v.astype(np.uint16),
+        mapped,
+        v.tolist(),
+        torch.from_numpy(v),
+    ]
+    means = []
+    for each in alike:
+        found = evaluate(model(), each, levels=LEVELS, n=5, samples=0, rtol=1e-2, atol=1e-2, progress=False).score
+        assert found is not None
+        means.append(found.mean)
+    assert means == means[:1] * len(alike)
+
+
+def test_the_command_hands_on_conditions_levels_and_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the file says is what the function finds when told the same."""
+    rng = np.random.default_rng(1)
+    v, y = rng.integers(0, 16, (40, 3)).astype(np.uint8), np.arange(40) % 2
+    np.savez(tmp_path / "d.npz", x=v, y=y)
+    small = [
+        "--steps",
+        "30",
+        "--batch-size",
+        "16",
+        "--option",
+        "width=8",
+        "--option",
+        "depth=1",
+        "--lr",
+        "0.1",
+        "--condition",
+        "y",
+    ]
+    main(["fit", str(tmp_path / "d.npz"), "--out", str(tmp_path / "m"), *small])
+    sde = scoresde.load(tmp_path / "m")
+    how: dict[str, Any] = {"n": 8, "levels": 16, "samples": 0, "progress": False}
+    means = set()
+    for words, model_, more in (
+        (["--condition", "y"], sde, {"given": {"y": y}}),
+        (["--given", "y=1"], sde.given(y=1), {}),
+        (["--given", "y=1", "--trace", "hutchinson"], sde.given(y=1), {"trace": "hutchinson"}),
+        ([], sde, {}),
+    ):
+        out = ["--out", str(tmp_path / "e"), "-n", "8", "--levels", "16", "--samples", "0", "--device", "cpu"]
+        main(["evaluate", str(tmp_path / "m"), str(tmp_path / "d.npz"), *out, *words])
+        wanted = evaluate(model_, v, **how, **more).score
+        found = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+        assert wanted is not None
+        assert found["score"]["mean"] == wanted.mean
+        assert (found["notes"]["model"], found["notes"]["split"], found["levels"]) == (str(tmp_path / "m"), "train", 16)
+        means.add(wanted.mean)
+    main(["evaluate", str(tmp_path / "m"), str(tmp_path / "d.npz"), *out[2:]])  # of no folder, only the table
+    assert re.search(rf"bits/dim +{wanted.mean:.4f}", capsys.readouterr().out.splitlines()[-2])
+    assert len(means) == 4
 
 
 def test_a_folder_that_can_not_be_made_and_a_model_that_is_none_are_refused(tmp_path: Path) -> None:

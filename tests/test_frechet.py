@@ -72,6 +72,14 @@ def test_singular_covariances_of_fewer_samples_than_features_are_exact(f: int) -
     assert float(frechet_distance((m, a @ a.T), (m, a @ a.T))) < 1e-11 * float(a.square().sum())
 
 
+def test_variances_that_rounding_could_have_left_cost_no_more_than_is_said() -> None:
+    """A hundred of 5e-14 beside 1: they count as 0, and d² is too large by at most 2k·√(F·2⁻⁵²)."""
+    a, b = torch.ones(300, dtype=torch.float64), torch.ones(300, dtype=torch.float64)
+    a[:100] = 5e-14
+    error = float(frechet_distance((0 * a, a.diag()), (0 * b, b.diag()))) - float((a.sqrt() - b.sqrt()).square().sum())
+    assert -1e-11 < error < 200 * math.sqrt(300 * 2.0**-52)
+
+
 def test_fewer_samples_than_features_as_scipy_has_it() -> None:
     x, y = randn(12, 3, 10), 0.5 + 2 * randn(15, 3, 10, seed=1)
     d = frechet_distance(x, y)
@@ -212,12 +220,18 @@ PAIR = (torch.zeros(2), torch.eye(2))
         ((X[:1], X), ValueError, "n ≥ 2"),
         ((X, torch.zeros(4, 3)), ValueError, "x has 2 features and y 3"),
         ((X, torch.full((4, 2), math.nan)), ValueError, "NaN"),
-        ((X, (torch.zeros(2), torch.eye(3))), ValueError, r"\(2,\) and \(3, 3\)"),
+        ((X, (torch.zeros(2), torch.eye(3))), ValueError, r"\(2,\) and .*\(3, 3\)"),
         ((X, (torch.zeros(2), torch.tensor([[1.0, 2.0], [0.0, 1.0]]))), ValueError, "not symmetric"),
         ((X, (torch.zeros(2), torch.diag(torch.tensor([1.0, -1.0])))), ValueError, "y has a covariance.*-1.*negative"),
         ((PAIR, PAIR, 3), TypeError, "features is called"),
         ((PAIR, PAIR, "vgg"), ValueError, "unknown features 'vgg'.*inception"),
         ((X, X, lambda x: x.sum()), ValueError, r"\(4, F\), got \(\)"),
+        ((X, X, lambda x: x[:, :0]), ValueError, r"at least one a sample, got torch.float32 of shape \(4, 0\)"),
+        ((torch.zeros(4, 0), torch.zeros(4, 0)), ValueError, "at least one a sample"),
+        ((X, X, lambda x: x + 1j), ValueError, "real numbers.*complex64"),
+        ((1e160 * torch.arange(8.0, dtype=torch.float64).reshape(4, 2), X), ValueError, "too large: squared they overflow"),
+        ((X, (torch.zeros(2), torch.eye(2) + 0j)), ValueError, r"\(F, F\), real, got .*complex64"),
+        ((X, (torch.zeros(0), torch.zeros(0, 0))), ValueError, r"\(F,\) and \(F, F\)"),
     ],
 )
 def test_mistakes_are_named(arguments: Any, error: type[Exception], said: str) -> None:

@@ -86,7 +86,7 @@ def test_the_recipes_own_network_fits_its_data_and_can_be_described(name: str) -
         assert net(torch.zeros(2, *recipe.shape), torch.zeros(2)).shape == (2, *recipe.shape)
     assert json.dumps(scoresde.BACKBONES.options_of(net))
     assert recipe.sentence.endswith(".")
-    assert re.search(r"minutes$", recipe.machine)
+    assert re.search(r"minutes$", recipe.budget)
     assert set(recipe.how) >= {"steps", "batch_size", "lr", "transforms"}
 
 
@@ -148,6 +148,24 @@ def test_on_a_gpu_it_compiles_and_computes_in_bfloat16_unless_told_otherwise() -
     how = recipe.keywords("cuda", accelerator=mine, compile=False)
     assert (how["compile"], how["accelerator"]) == (False, mine)
     assert "accelerator" not in RECIPES["mnist"].keywords("cuda")
+    assert "compile" not in recipe.keywords("mps")
+
+
+def test_another_gpu_is_the_one_that_accelerate_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its devices have no number: it takes CUDA's current one. And one of another precision is named."""
+    accelerate = pytest.importorskip("accelerate")
+    said: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "set_device", said.append)
+    monkeypatch.setattr(accelerate, "Accelerator", lambda mixed_precision: said.append(mixed_precision))
+    RECIPES["cifar10"].keywords("cuda:1")
+    assert said == [torch.device("cuda:1"), "bf16"]
+
+    def refuse(**_: Any) -> None:
+        raise ValueError("AcceleratorState has already been initialized and cannot be changed")
+
+    monkeypatch.setattr(accelerate, "Accelerator", refuse)
+    with pytest.raises(ValueError, match="an Accelerator of another precision"):
+        RECIPES["cifar10"].keywords("cuda")
 
 
 @pytest.mark.parametrize(
@@ -169,6 +187,17 @@ def test_a_recipe_for_other_data_is_refused_at_once(
     assert not (tmp_path / "run").exists()
 
 
+def test_from_python_too_the_users_options_go_first() -> None:
+    recipe = RECIPES["cifar10"]
+    sde = recipe.build(channels=8, blocks=1)
+    wanted = {**recipe.options, "channels": 8, "blocks": 1}
+    assert {name: value for name, value in scoresde.BACKBONES.options_of(sde.net).items() if name in wanted} == wanted
+    assert recipe.keywords() == recipe.how
+    assert recipe.keywords(steps=3, ema=5) == {**recipe.how, "steps": 3, "ema": 5}
+    with pytest.raises(ValueError, match="unknown process ''"):
+        recipe.build(process="")
+
+
 def test_floats_and_unknown_devices_are_refused() -> None:
     with pytest.raises(ValueError, match=r"integers 0 … 255, which it dequantizes, got float32"):
         RECIPES["mnist"].check(torch.zeros(2, 1, 28, 28))
@@ -179,4 +208,4 @@ def test_floats_and_unknown_devices_are_refused() -> None:
 def test_an_unknown_device_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         run("fit", mnist(tmp_path), "--out", tmp_path / "run", "--device", "gpu", "--option", "width=8")
-    assert "device 'gpu' can't be used" in capsys.readouterr().err
+    assert "device 'gpu' can't be used; there are: cpu" in capsys.readouterr().err

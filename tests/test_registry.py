@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import scoresde
 from conftest import generator
+from scoresde import cli
 from scoresde.backbones import BACKBONES, MLP, PRESETS
 from scoresde.backbones.base import can_trace
 from scoresde.io import describe, rebuild, weights
@@ -70,6 +73,34 @@ def test_presets_are_offered_but_not_listed() -> None:
             scoresde.build("vp", wrong, shape=(3, 32, 32))
     with pytest.raises(ValueError, match=r"'dit-s/2' has no option 'widht'. Did you mean 'width'"):
         scoresde.build("vp", "dit-s/2", shape=(4, 8, 8), widht=8)
+
+
+def test_names_that_stand_for_a_removed_one_go_with_it() -> None:
+    table = Registry[int]("number")
+    table.add("power", lambda base, exponent=1: base**exponent)
+    table.alias("square", "power", exponent=2)
+    table.remove("power")
+    assert "square" not in table
+    table.add("square", lambda: 4)
+    assert table.build("square") == 4
+
+
+def test_options_are_remembered_as_they_were_given() -> None:
+    multipliers, more = [1, 2], {"a": [1]}
+    net = BACKBONES.build("unet", (1, 8), channels=np.int64(8), multipliers=multipliers, blocks=1, dropout=np.float32(0.5))
+    multipliers.append(3)
+    assert BACKBONES.options_of(net)["multipliers"] == [1, 2]
+    said = describe(scoresde.ScoreSDE(scoresde.VPSDE(), net, shape=(1, 8)))["net"]["options"]
+    assert said == {"channels": 8, "multipliers": [1, 2], "blocks": 1, "dropout": 0.5}
+    table = Registry[Any]("thing")
+
+    @table.register("kept")
+    class Kept:
+        def __init__(self, **options: Any) -> None: ...
+
+    thing = Kept(more=more)
+    more["a"].append(2)
+    assert table.options_of(thing) == {"more": {"a": [1]}}
 
 
 def test_an_alias_with_options_takes_a_free_name_and_keeps_it() -> None:
@@ -239,16 +270,40 @@ def test_a_file_loads_no_plugin(where: str) -> None:
         about["net"]["options"] = {"backbone": "plug_net"}
     else:
         about["process"] = {"name": "plug_process", "options": {}}
-    name = r"scoresde\.PROCESSES\['plug_process'\]" if where == "process" else r"scoresde\.BACKBONES\['plug_net'\]"
-    with pytest.raises(scoresde.CheckpointError, match=f"is a plug-in of plug-package, and files load none: load it with {name}"):
+    with pytest.raises(
+        scoresde.CheckpointError, match="a plug-in of plug-package, and files import nothing: import plug_package"
+    ):
         rebuild(about, tensors)
     assert "plug_package" not in sys.modules
-    with loaded_only(), pytest.raises(ValueError, match="files load none"):
+    with loaded_only(), pytest.raises(ValueError, match="files import nothing"):
         BACKBONES.build("plug_net", (2,))
-    BACKBONES["plug_net"]  # outside, it is the user who asks
-    scoresde.PROCESSES["plug_process"]
+    importlib.import_module("plug_package")  # it is the user who asks
     if where == "process":
         assert type(rebuild(about, tensors).process).__name__ == "Path"
+    else:
+        with pytest.raises(scoresde.CheckpointError, match="weights are missing, unknown or of another shape"):
+            rebuild(about, tensors)  # it is there, and these are not its weights
+
+
+def test_the_command_imports_what_the_user_says_and_no_more(
+    site: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    folder = str(scoresde.save(scoresde.build("vp", "plug_net", shape=(2,)), tmp_path / "model"))
+    for table in (scoresde.BACKBONES, scoresde.PROCESSES):
+        table._makers = {name: maker for name, maker in table._makers.items() if not name.startswith("plug")}
+    del sys.modules["plug_package"]
+    command = ["sample", folder, "-n", "3", "--steps", "2", "--out", str(tmp_path / "x.npy")]
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    assert "scoresde --import plug_package" in capsys.readouterr().err
+    assert "plug_package" not in sys.modules
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--import", "plug_package_gone"])
+    assert "No module named 'plug_package_gone'" in capsys.readouterr().err
+    cli.main([*command, "--import", "plug_package"])
+    drawn = scoresde.sample(scoresde.load(folder), 3, steps=2, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), drawn.numpy())
 
 
 def test_importing_scoresde_looks_up_no_plugin_and_imports_no_third_party_model(site: Path) -> None:
@@ -319,6 +374,13 @@ def test_what_diffusers_can_not_do_is_said_in_one_sentence(wrong: str) -> None:
     model, shape, options, said = WRONG[wrong]
     with pytest.raises(ValueError, match=said):
         scoresde.build("vp", f"diffusers:{model}", shape=shape, **options)
+
+
+def test_a_file_does_not_import_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "diffusers", raising=False)
+    with loaded_only(), pytest.raises(ValueError, match=r"'diffusers:UNet2DModel': import diffusers first"):
+        BACKBONES.build("diffusers:UNet2DModel", (2, 4, 4))
+    assert "diffusers" not in sys.modules
 
 
 def test_without_diffusers_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

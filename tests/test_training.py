@@ -177,7 +177,7 @@ def test_labels_given_to_fit_reach_the_right_rows() -> None:
     means = torch.tensor([[-4.0, 0.0], [4.0, 2.0]])
     y = torch.arange(2).repeat(500)
     x = means[y] + 0.5 * torch.randn(1000, 2, generator=generator())
-    sde = small(width=48, classes=2)
+    sde = small(width=48, classes=2, condition_dropout=0)
     scoresde.fit(sde, x, given={"y": y}, steps=800, batch_size=256, progress=False, generator=generator(1))
     drawn = scoresde.sample(sde.given(y=y[:400]), 400, generator=generator(2))
     for k in range(2):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import scoresde
 from conftest import generator
 from scoresde.backbones.dit import DiT
-from scoresde.backbones.tokens import grid, patchify, positions, unpatchify
+from scoresde.backbones.tokens import divisors, grid, patchify, positions, unpatchify
 from scoresde.backbones.uvit import UViT
 from scoresde.trace import exact_trace, hutchinson_trace
 
@@ -393,7 +393,7 @@ def test_uvit_has_the_published_number_of_parameters() -> None:
         ((1, 2, 2, 2, 2), {}, "1 to 3 axes of space"),
         ((3, 7, 7), {}, "patches of 2 do not fill samples of 7×7; patches of 1 or 7 do"),
         ((3, 28, 28), {"patch": 8}, "patches of 1, 2, 4, 7, 14 or 28 do"),
-        ((3, 8, 9), {}, "patches of 1 does"),
+        ((3, 8, 9), {}, "patches of 1 do$"),
         ((3, 8, 8), {"patch": 0}, "patch is at least 1, got 0"),
         ((3, 8, 8), {"heads": 5}, "heads=5 of width=12; try 4 or 6"),
         ((3, 8, 8), {"depth": 0}, "depth is at least 1"),
@@ -429,3 +429,10 @@ def test_a_sample_of_another_shape_is_refused(cls: Net) -> None:
     strict = cls((3, 8, 8), **SIZES[cls], classes=3, condition_dropout=0)
     with pytest.raises(ValueError, match="always with y"):
         strict(torch.zeros(2, 3, 8, 8), torch.zeros(2))
+
+
+def test_divisors() -> None:
+    for n in range(1, 400):
+        assert divisors(n) == [k for k in range(1, n + 1) if n % k == 0]
+    for n in (10**9 + 7, 10**18 + 9, 2**61 - 1):  # primes, such as a file may have
+        assert divisors(n) == [1, n]

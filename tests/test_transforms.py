@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -189,3 +190,16 @@ def test_users_register_their_own() -> None:
     finally:
         TRANSFORMS.remove("test_rotate")
     assert TRANSFORMS.options_of(transforms.Dequantize(16)) == {"levels": 16}
+
+
+def test_a_mirror_image_does_not_go_with_a_condition_that_has_pixels() -> None:
+    """It would mirror x alone. At the door of fit, of tables and of datasets; numbers and labels are free to come along."""
+    sde = scoresde.build("vp", "unet", shape=(1, 4, 4), channels=4, multipliers=(1,), blocks=1, image=1, vector=2, classes=2)
+    x, vector, y = torch.rand(8, 1, 4, 4), torch.rand(8, 2), torch.arange(8) % 2
+    few: dict[str, Any] = {"steps": 1, "batch_size": 4, "progress": False}
+    with pytest.raises(ValueError, match=r"Flip\(\) moves pixels and would leave those of the condition 'image' \(8, 1, 4, 4\)"):
+        scoresde.fit(sde, x, given={"image": x}, transforms="flip", **few)
+    with pytest.raises(ValueError, match=r"Flip\(\) moves pixels and would leave those of the condition 'image' \(4, 1, 4, 4\)"):
+        scoresde.fit(sde, torch.utils.data.DataLoader([(v, {"image": v}) for v in x], 4), transforms="flip", **few)
+    scoresde.fit(sde, x, given={"vector": vector, "y": y}, transforms="flip", **few)
+    scoresde.fit(sde, (255 * x).byte(), given={"image": x}, transforms="dequantize", **few)

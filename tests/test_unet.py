@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import scoresde
 from scoresde.backbones import resampling
+from scoresde.backbones.base import batchable
+from scoresde.backbones.blocks import GroupNorm
 from scoresde.backbones.unet import UNet, _joined, _patched
 from scoresde.trace import exact_trace
 
@@ -163,6 +166,118 @@ def test_diffusers(member: str) -> None:
     torch.testing.assert_close(second, first, rtol=0, atol=1e-9)
 
 
+# --- DDPM++ and NCSN++ as their papers and codes have them, from the weights alone ---
+
+Weights = dict[str, Tensor]
+
+
+def linear(w: Weights, name: str, x: Tensor) -> Tensor:
+    return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+
+def conv(w: Weights, name: str, x: Tensor) -> Tensor:
+    return F.conv2d(x, w[f"{name}.weight"], w[f"{name}.bias"], padding=1)
+
+
+def group_norm(w: Weights, name: str, x: Tensor) -> Tensor:
+    groups, out = max(1, min(32, x.shape[1] // 4)), torch.empty_like(x)
+    for part in torch.arange(x.shape[1]).chunk(groups):
+        values = x[:, part].flatten(1)
+        mean, variance = values.mean(1), values.var(1, correction=0)
+        out[:, part] = (x[:, part] - mean[:, None, None, None]) / (variance + 1e-5).sqrt()[:, None, None, None]
+    return out * w[f"{name}.weight"][:, None, None] + w[f"{name}.bias"][:, None, None]
+
+
+def resampled(x: Tensor, change: str, taps: list[float]) -> Tensor:
+    """Zhang 2019: insert zeros to double, filter along each axis, drop every other place to halve."""
+    weight = torch.tensor(taps, dtype=x.dtype)
+    square = torch.outer(weight, weight) / weight.sum() ** 2
+    length = len(taps)
+    if change == "down":
+        padded = F.pad(x, [(length - 2) // 2] * 4)
+        return torch.cat([F.conv2d(padded[:, [c]], square[None, None]) for c in range(x.shape[1])], 1)[:, :, ::2, ::2]
+    sparse = x.new_zeros(*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+    sparse[:, :, ::2, ::2] = 4 * x
+    padded = F.pad(sparse, [length // 2, (length - 1) // 2] * 2)
+    return torch.cat([F.conv2d(padded[:, [c]], square[None, None]) for c in range(x.shape[1])], 1)
+
+
+def attended(w: Weights, name: str, x: Tensor, heads: int) -> Tensor:
+    tokens = group_norm(w, f"{name}.norm", x).flatten(2).transpose(1, 2)
+    q, k, v = linear(w, f"{name}.qkv", tokens).chunk(3, 2)
+    size = q.shape[2] // heads
+    heard = []
+    for i in range(heads):
+        mine = slice(i * size, (i + 1) * size)
+        heard.append(torch.softmax(q[..., mine] @ k[..., mine].transpose(1, 2) / math.sqrt(size), 2) @ v[..., mine])
+    return linear(w, f"{name}.out", torch.cat(heard, 2)).transpose(1, 2).reshape(x.shape)
+
+
+def residual(
+    w: Weights, name: str, x: Tensor, e: Tensor, taps: list[float], change: str = "", attends: bool = False, heads: int = 2
+) -> Tensor:
+    """BigGAN's block: Song et al. 2021, appendix H.2; sums over √2."""
+    h, skip = F.silu(group_norm(w, f"{name}.norm1", x)), x
+    if change:
+        h, skip = resampled(h, change, taps), resampled(skip, change, taps)
+    h = conv(w, f"{name}.conv1", h) + linear(w, f"{name}.affine", e)[:, :, None, None]
+    h = conv(w, f"{name}.conv2", F.silu(group_norm(w, f"{name}.norm2", h)))
+    if change or h.shape[1] != skip.shape[1]:
+        skip = torch.einsum("oc,bchw->bohw", w[f"{name}.skip.weight"], skip) + w[f"{name}.skip.bias"][:, None, None]
+    out = (skip + h) / math.sqrt(2)
+    return (out + attended(w, f"{name}.attention", out, heads)) / math.sqrt(2) if attends else out
+
+
+def song(
+    w: Weights, x: Tensor, t: Tensor, levels: int, blocks: int, attends: set[int], taps: list[float], pyramid: bool
+) -> Tensor:
+    """Karras et al. 2022, table 7, left column, whose code has one block with attention a level on the way up: the last."""
+    turn = t[:, None] * w["embed.rates"]
+    e = linear(w, "embed.first", torch.cat([turn.sin(), turn.cos()], 1))
+    e = F.silu(linear(w, "embed.last", F.silu(e)))
+    seen, h = x, conv(w, "stem", x)
+    kept = [h]
+    for i in range(levels):
+        if i:
+            h = residual(w, f"downs.{i - 1}", h, e, taps, "down")
+            if pyramid:  # the convolution on a margin that the filter sees, then the filter
+                weight, bias = w[f"pyramid.{i - 1}.conv.weight"], w[f"pyramid.{i - 1}.conv.bias"]
+                margin = (len(taps) - 2) // 2
+                wide = F.conv2d(seen, weight, padding=1 + margin)
+                square = torch.outer(*[torch.tensor(taps, dtype=x.dtype) / sum(taps)] * 2)[None, None]
+                low = torch.cat([F.conv2d(wide[:, [c]], square, stride=2) for c in range(wide.shape[1])], 1)
+                h = seen = (h + low + bias[:, None, None]) / math.sqrt(2)
+            kept.append(h)
+        for j in range(blocks):
+            h = residual(w, f"encoder.{i}.{j}", h, e, taps, attends=i in attends)
+            kept.append(h)
+    h = residual(w, "middle.0", h, e, taps, attends=True)
+    h = residual(w, "middle.1", h, e, taps)
+    for i in range(levels):
+        if i:
+            h = residual(w, f"ups.{i - 1}", h, e, taps, "up")
+        for j in range(blocks + 1):
+            last = j == blocks and levels - 1 - i in attends
+            h = residual(w, f"decoder.{i}.{j}", torch.cat([h, kept.pop()], 1), e, taps, attends=last)
+    assert not kept
+    return conv(w, "out", F.silu(group_norm(w, "norm", h)))
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("member", ["ddpm++", "ncsn++"])
+def test_ddpmpp_and_ncsnpp_are_those_of_the_papers(member: str, blocks: int) -> None:
+    sizes: Options = {"channels": 12, "multipliers": [1, 2, 2], "blocks": blocks, "attention": [8, 4], "features": 10}
+    options = {**FAMILY[member], **sizes, "attention_up": "last"}
+    torch.manual_seed(0)
+    net = awake(UNet((3, 8, 8), **options))
+    x, t = inputs((3, 8, 8))
+    w = {name: value.detach() for name, value in net.state_dict().items()}
+    ncsn = member == "ncsn++"
+    wanted = song(w, x, t, 3, blocks, {0, 1}, [1.0, 3.0, 3.0, 1.0] if ncsn else [1.0, 1.0], ncsn)
+    assert wanted.std() > 0.1
+    torch.testing.assert_close(net(x, t), wanted, rtol=0, atol=1e-10)
+
+
 # --- identities ---
 
 
@@ -254,6 +369,44 @@ def test_traces(member: str) -> None:
     torch.testing.assert_close(pushed[0], jacobian @ z[1], rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("member", list(FAMILY))
+def test_a_trace_is_one_backward_pass(
+    member: str, shape: tuple[int, ...], create_graph: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All products batched: torch's group norm could not be."""
+    net = awake(UNet(shape, **FAMILY[member]))
+    x, t = inputs(shape, 1)
+    calls, grad = [0], torch.autograd.grad
+
+    def counted(*args: Any, **more: Any) -> Any:
+        calls[0] += 1
+        return grad(*args, **more)
+
+    def f(z: Tensor) -> Tensor:
+        out: Tensor = net(z.reshape(-1, *shape), t).flatten(1)
+        return out
+
+    z = x.flatten(1).requires_grad_(create_graph)
+    monkeypatch.setattr(torch.autograd, "grad", counted)
+    _, trace = exact_trace(f, z, create_graph=create_graph)
+    assert calls[0] == 1
+    monkeypatch.setattr("scoresde.trace.BATCHED", {"cpu": 0})
+    _, singly = exact_trace(f, z.detach())
+    assert calls[0] == 1 + z.shape[1]
+    torch.testing.assert_close(trace, singly, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_batched_group_norm_is_torchs(shape: tuple[int, ...]) -> None:
+    x, _ = inputs((8, *shape[1:]))
+    norm = awake(GroupNorm(2, 8))
+    with batchable():
+        mine = norm(x)
+    torch.testing.assert_close(mine, norm(x), rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("member", ["patched", *(pytest.param(m, marks=pytest.mark.slow) for m in ("ncsn++", "adm"))])
 def test_compiles_without_breaks(member: str) -> None:
     net = awake(UNet((3, 8, 8), **FAMILY[member]))
@@ -307,11 +460,30 @@ def test_options_survive_json_and_models_their_file(tmp_path: Any) -> None:
         ((3, 8, 8), {"dropout": 1.5}, "dropout is between 0 and 1"),
         ((3, 8, 8), {"blocks": 0}, "blocks is at least 1"),
         ((3, 8, 8), {"waves": "cosine"}, "unknown waves"),
+        ((3, 8, 8), {"features": 5}, "features is even, as many sines as cosines, got 5; try 6"),
+        ((1, 28, 28), {"attention": (16,)}, r"it has 28, 14, 7: try attention=\(14,\)"),
+        ((3, 8, 8), {"multipliers": (1,) * 30}, "30 entries, one a level"),
+        ((3, 8, 8), {"attention": [8] * 10**6}, "attention has 1000000 entries"),
+        ((3, 0, 8), {}, "all sizes at least 1"),
+        ((3, -8, 8), {}, "all sizes at least 1"),
     ],
 )
 def test_bad_options(shape: tuple[int, ...], options: Options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UNet(shape, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("multipliers", value) for value in (2, (1, 1.5), iter((1, 2)))),
+        *(("attention", value) for value in (8, "8", 8.0)),
+        *(("project", "yes"), ("skip_scale", 1), ("residual_input", "False"), ("channels", True)),
+    ],
+)
+def test_options_of_another_type(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"{name} is (a list or tuple of integers|an integer|True or False).*, got"):
+        UNet((3, 8, 8), **{name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 3, 9, 8), (3, 8, 8), (2, 192)])

@@ -21,8 +21,12 @@ True
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+from collections.abc import Iterator
+from contextvars import ContextVar
 
+import torch
 from torch import nn
 from torch.nn.modules.module import _global_forward_hooks as _GLOBAL_HOOKS
 from torch.nn.modules.module import _global_forward_pre_hooks as _GLOBAL_PRE_HOOKS
@@ -35,6 +39,43 @@ it in the tests."""
 
 BUDGET = 2**20
 """Numbers that a temporary tensor of a trace may hold: traces cut their work by it, so that memory is bounded whatever D."""
+
+
+_BATCHED: ContextVar[bool] = ContextVar("_BATCHED", default=False)
+
+
+@contextlib.contextmanager
+def batchable() -> Iterator[None]:
+    """Within it, layers are to compute what can be differentiated for many cotangents at once, even where that takes longer.
+
+    For torch has fused layers whose backward pass it can't batch; traces do best with batches.
+
+    Examples
+    --------
+    >>> with batchable():
+    ...     batching()
+    True
+    """
+    before = _BATCHED.set(True)
+    try:
+        yield
+    finally:
+        _BATCHED.reset(before)
+
+
+def batching() -> bool:
+    """Whether this is within `batchable`; a compiled network has no choice.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> batching()
+    False
+    """
+    return not torch.compiler.is_compiling() and _BATCHED.get()
 
 
 def can_trace(net: nn.Module) -> bool:

@@ -21,11 +21,15 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 from torch.nn import functional as F
 
+from .base import batching
 from .resampling import convolution, doubled, doubled_convolution, halved, kernel, started
+from .tokens import divisors
 
 
 class GroupNorm(nn.GroupNorm):
-    """torch's, with forward mode where channels come last in memory, too: torch's own raises there.
+    """torch's, also where that can't be done: in forward mode with channels last in memory, and in batched backward passes.
+
+    There it is a layer norm of each group, with the same weights, of which torch knows more.
 
     Examples
     --------
@@ -50,6 +54,11 @@ class GroupNorm(nn.GroupNorm):
         --------
         See the class.
         """
+        if batching():
+            grouped = x.reshape(len(x), self.num_groups, -1)
+            whole = F.layer_norm(grouped, grouped.shape[2:], eps=self.eps).view(x.shape)
+            by_channel = (-1, *[1] * (x.ndim - 2))
+            return torch.addcmul(self.bias.view(by_channel), self.weight.view(by_channel), whole)
         if not torch.compiler.is_compiling():
             tangent = unpack_dual(x).tangent  # type: ignore[no-untyped-call]
             x = x if tangent is None else x.contiguous()
@@ -73,7 +82,7 @@ def norm(channels: int, groups: int = 32) -> GroupNorm:
     (GroupNorm(32, 256, ...), GroupNorm(10, 50, ...), GroupNorm(1, 3, ...))
     """
     most = max(1, min(groups, channels // 4))
-    return GroupNorm(next(g for g in range(most, 0, -1) if channels % g == 0), channels)
+    return GroupNorm(max(g for g in divisors(channels) if g <= most), channels)
 
 
 class Pointwise(nn.Linear):

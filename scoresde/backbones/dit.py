@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..checks import whole
+from ..inputs import event_shape
 from .base import BACKBONES
 from .embedding import Embedding
 from .tokens import Attention, Perceptron, check_sample, check_transformer, grid, patchify, positions, unpatchify
@@ -83,10 +83,9 @@ class DiT(nn.Module):
         octaves: int = 0,
     ) -> None:
         super().__init__()
-        self.shape, self.patch = tuple(shape), patch
+        self.shape, self.patch = event_shape(shape), patch
         places = grid(self.shape, patch)
         check_transformer(width, depth, heads, ratio, dropout)
-        whole("features", features, 2)
         self.embed = Embedding(self.shape, width, features, waves, classes, vector, image, condition_dropout, octaves)
         area = patch ** len(places)
         self.first = nn.Linear(self.embed.channels * area, width)
@@ -139,7 +138,8 @@ class DiT(nn.Module):
         check_sample(x, self.shape)
         x, told = self.embed(x, t, y, vector, image)
         c = functional.silu(told)
-        h = self.first(patchify(x, self.patch)) + self.places
+        # in the weights' type, not in that of h, which autocast makes less of
+        h = self.first(patchify(x, self.patch)) + self.places.to(self.first.weight.dtype)
         for block in self.blocks:
             h = block(h, c)
         shift, scale = self.turn(c).unsqueeze(1).chunk(2, 2)

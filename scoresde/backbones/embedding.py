@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from ..checks import number, whole
 from ..registry import nearest
+from .labels import check_labels, check_numbers, need, show_labels, shown
 
 WAVES = ("sinusoidal", "fourier")
 
@@ -60,7 +61,7 @@ class Embedding(nn.Module):
     Raises
     ------
     ValueError
-        For sizes that are negative, a dropout outside [0, 1], or unknown waves.
+        For sizes that are negative, odd features, a dropout outside [0, 1], or unknown waves.
 
     References
     ----------
@@ -90,9 +91,13 @@ class Embedding(nn.Module):
         octaves: int = 0,
     ) -> None:
         super().__init__()
+        if not shape:
+            raise ValueError("a sample of shape () has no axis; try shape=(1,)")
         for name, value in (("classes", classes), ("vector", vector), ("image", image), ("octaves", octaves)):
             whole(name, value, 0)
         number("condition_dropout", condition_dropout, 0, 1, closed=True, hint="try 0.1")
+        if whole("features", features, 2) % 2:
+            raise ValueError(f"features is even, as many sines as cosines, got {features}; try {features + 1}")
         if waves not in WAVES:
             raise ValueError(f"unknown waves={waves!r}. {nearest(waves, WAVES)}")
         for name, value in (("image", image), ("octaves", octaves)):
@@ -134,25 +139,25 @@ class Embedding(nn.Module):
         Raises
         ------
         ValueError
-            For a condition that was left out where none ever was in training.
+            For t of another shape, or a condition that was left out where none ever was in training.
 
         Examples
         --------
         See the class.
         """
-        if not self.condition_dropout:
-            self._require(y=y, vector=vector, image=image)
+        given = {"y": (y, self.classes), "vector": (vector, self.vectors), "image": (image, self.images)}
+        need({name: value for name, (value, size) in given.items() if size}, self.condition_dropout)
+        if t.shape != x.shape[:1]:
+            raise ValueError(f"noise labels t have shape ({len(x)},), one a sample, got {tuple(t.shape)}")
         turn = t.unsqueeze(1) * self.rates
         told: Tensor = self.last(nn.functional.silu(self.first(torch.cat([turn.sin(), turn.cos()], 1))))
-        shown = None
-        if self.training and self.condition_dropout and not (y is None and vector is None and image is None):
-            shown = torch.rand(len(x), device=x.device) >= self.condition_dropout
+        some = not (y is None and vector is None and image is None)
+        told_of = shown(x, self.condition_dropout, self.training) if some else None
         if self.label is not None:
-            none = torch.full((len(x),), self.classes, device=x.device)
-            told = told + self.label(none if y is None else y if shown is None else torch.where(shown, y, none))
+            told = told + self.label(show_labels(x, y, self.classes, told_of))
         if self.vector is not None and vector is not None:
             part = self.vector(vector.to(told.dtype))
-            told = told + (part if shown is None else part * shown.unsqueeze(1))
+            told = told + (part if told_of is None else part * told_of.unsqueeze(1))
         joined = [x]
         for octave in range(self.octaves):
             omega = 2 * math.pi * 2**octave
@@ -161,17 +166,10 @@ class Embedding(nn.Module):
         if self.images:
             if image is None:
                 image = x.new_zeros(len(x), self.images, *x.shape[2:])
-            elif shown is not None:
-                image = image * shown.view(-1, *[1] * (x.ndim - 1))
+            elif told_of is not None:
+                image = image * told_of.view(-1, *[1] * (x.ndim - 1))
             joined.append(image.to(x.dtype))
         return torch.cat(joined, 1) if len(joined) > 1 else x, told
-
-    def _require(self, **given: Tensor | None) -> None:
-        for name, size in (("y", self.classes), ("vector", self.vectors), ("image", self.images)):
-            if size and given[name] is None:
-                raise ValueError(
-                    f"this network has learnt with condition_dropout=0, always with {name}: write sde.given({name}=...)"
-                )
 
     def check_condition(self, y: Tensor | None = None, vector: Tensor | None = None, image: Tensor | None = None) -> None:
         """Raise unless conditions are what this network takes; called once before a solve or a loss, not at every evaluation.
@@ -195,20 +193,9 @@ class Embedding(nn.Module):
         Traceback (most recent call last):
         ValueError: vector has shape (n, 5), got (1, 4)
         """
-        for name, value, size in (("y", y, self.classes), ("vector", vector, self.vectors), ("image", image, self.images)):
-            if value is not None and not size:
-                option = "classes" if name == "y" else name
-                raise ValueError(f"this network takes no condition {name}; build it with {option}=n")
         if y is not None:
-            if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
-                raise ValueError(f"labels y are integers of shape (n,), got {y.dtype} of shape {tuple(y.shape)}")
-            if len(y) and not bool(((y >= 0) & (y < self.classes)).all()):
-                raise ValueError(f"labels y run from 0 to {self.classes - 1}, got {int(y.min())} to {int(y.max())}")
-        wanted = {"vector": (self.vectors,), "image": (self.images, *self.shape[1:])}
-        for name, value in (("vector", vector), ("image", image)):
-            if value is None:
-                continue
-            if value.shape[1:] != wanted[name] or value.ndim != 1 + len(wanted[name]):
-                raise ValueError(f"{name} has shape (n, {', '.join(map(str, wanted[name]))}), got {tuple(value.shape)}")
-            if not bool(torch.isfinite(value).all()):
-                raise ValueError(f"{name} has numbers that are NaN or infinite")
+            check_labels(y, self.classes)
+        if vector is not None:
+            check_numbers("vector", vector, (self.vectors,))
+        if image is not None:
+            check_numbers("image", image, (self.images, *self.shape[1:]))

@@ -5,8 +5,9 @@ number, made from our label t ≈ log(σ/α), which lies in [−6.2, 6.2]:
 
     step = 1000·(t + 6.2)/12.4
 
-Such an embedding is made for step numbers 0 … 999, and all but ignores numbers in [0, 1]. ("fourier" embeddings are not
-offered: with one, UNet2DModel divides its output by the noise level.)
+So they are for a ScoreSDE that sees the "arc", as all do unless told otherwise: one that sees "raw" hands over a time in [0, 1],
+which would become step 500 … 581. Such an embedding is made for step numbers 0 … 999. ("fourier" embeddings are not offered:
+with one, UNet2DModel divides its output by the noise level.)
 
 With `classes`, labels y go to the model's own table, which gets one row more: "no label". A model that attends to a text
 (UNet2DConditionModel) is given a condition `vector` in its place, as a text of one word; zeros if there is none.
@@ -17,15 +18,17 @@ diffusers' outputs do not start at zero, and no closed form of a trace is known.
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import number, whole
-from ..registry import nearest
+from ..inputs import event_shape
+from ..registry import may_import, nearest
 from .base import BACKBONES
-from .labels import check_labels, show_labels
+from .labels import check_labels, check_numbers, need, show_labels, shown
 
 LABEL = 6.2  # |t| of a model that sees the arc
 SHOWN = ("UNet2DModel", "UNet1DModel", "UNet2DConditionModel", "DiTTransformer2DModel")  # the tried ones
@@ -34,6 +37,9 @@ TABLES = ("num_class_embeds", "num_embeds_ada_norm")  # how models call the size
 
 class Diffusers(nn.Module):
     """A model of diffusers, as "diffusers:NAME": built for a sample's shape, told the noise as it expects it.
+
+    Not for a ScoreSDE with sees="raw", whose times it could hardly tell apart. A model file that names one is loaded only after
+    `import diffusers`: files import nothing.
 
     Parameters
     ----------
@@ -83,8 +89,9 @@ class Diffusers(nn.Module):
         for name, value in (("classes", classes), ("vector", vector)):
             whole(name, value, 0)
         number("condition_dropout", condition_dropout, 0, 1, closed=True, hint="try 0.1")
+        shape = event_shape(shape)
         if len(shape) < 2:
-            raise ValueError(f"models of diffusers are for channels and space, (C, *space); got shape {tuple(shape)}")
+            raise ValueError(f"models of diffusers are for channels and space, (C, *space); got shape {shape}")
         cls = _find(model)
         known, called = inspect.signature(cls).parameters, inspect.signature(cls.forward).parameters
         table = next((name for name in TABLES if name in known), None)
@@ -104,7 +111,7 @@ class Diffusers(nn.Module):
             if option in sizes:
                 raise ValueError(f"{option!r} of diffusers' {model} is set by shape, classes and vector; leave it out")
         given = {name: value for name, value in sizes.items() if name in known} | options
-        self.shape, self.classes, self.vectors, self.condition_dropout = tuple(shape), classes, vector, condition_dropout
+        self.shape, self.classes, self.vectors, self.condition_dropout = shape, classes, vector, condition_dropout
         self.label = "class_labels" in called and (classes > 0 or table == "num_embeds_ada_norm")
         self.text = sizes["cross_attention_dim"] if text else 0
         try:
@@ -155,25 +162,20 @@ class Diffusers(nn.Module):
         See `Diffusers`.
         """
         more = {}
+        given = {"y": (y, self.classes), "vector": (vector, self.vectors)}
+        need({name: value for name, (value, size) in given.items() if size}, self.condition_dropout)
+        told = None if y is None and vector is None else shown(x, self.condition_dropout, self.training)
         if self.label:
-            classes, dropout = (self.classes, self.condition_dropout) if self.classes else (1, 1.0)
-            more["class_labels"] = show_labels(x, y, classes, dropout, self.training)
+            more["class_labels"] = show_labels(x, y, self.classes or 1, told)
         if self.text:
-            more["encoder_hidden_states"] = self._text(x, vector)
+            if vector is None:
+                vector = x.new_zeros(len(x), self.text)
+            elif told is not None:
+                vector = vector * told.unsqueeze(1)
+            more["encoder_hidden_states"] = vector.to(x.dtype).unsqueeze(1)
         step = (t + LABEL) * (1000 / (2 * LABEL))
         out: Tensor = self.model(x, step, **more, return_dict=False)[0]
         return out
-
-    def _text(self, x: Tensor, vector: Tensor | None) -> Tensor:
-        if vector is None:
-            if self.vectors and self.condition_dropout == 0:
-                raise ValueError(
-                    "this network has learnt with condition_dropout=0, always with vector: write sde.given(vector=...)"
-                )
-            return x.new_zeros(len(x), 1, self.text)
-        if self.training and self.condition_dropout:
-            vector = vector * (torch.rand(len(x), 1, device=x.device) >= self.condition_dropout)
-        return vector.to(x.dtype).unsqueeze(1)
 
     def check_condition(self, y: Tensor | None = None, vector: Tensor | None = None) -> None:
         """Raise unless conditions are what this network takes; called once before a solve or a loss, not at every evaluation.
@@ -193,18 +195,16 @@ class Diffusers(nn.Module):
         """
         if y is not None:
             check_labels(y, self.classes, type(self.model).__name__)
-        if vector is None:
-            return
-        if not self.vectors:
-            raise ValueError("this network takes no condition vector; build it with vector=n")
-        if vector.ndim != 2 or vector.shape[1] != self.vectors:
-            raise ValueError(f"vector has shape (n, {self.vectors}), got {tuple(vector.shape)}")
-        if not bool(torch.isfinite(vector).all()):
-            raise ValueError("vector has numbers that are NaN or infinite")
+        if vector is not None:
+            check_numbers("vector", vector, (self.vectors,))
 
 
 def _find(model: str) -> type[nn.Module]:
     """The class of that name; imports diffusers, and nothing that is not its own."""
+    if "diffusers" not in sys.modules and not may_import():
+        raise ValueError(
+            f"files import nothing, and this one names 'diffusers:{model}': import diffusers first (scoresde --import diffusers)"
+        )
     try:
         import diffusers
     except ImportError as error:

@@ -1,61 +1,101 @@
-"""Class labels y of networks that have a table of their own: 0 … classes − 1, and classes itself, which says "no label".
+"""The rules of conditions, the same for all networks, and class labels: 0 … classes − 1, and classes itself, "no label".
 
-The same rules as those of `Embedding`: in training each label is left out with probability `condition_dropout`, so that the one
-network is conditional and unconditional (Ho & Salimans 2021, Algorithm 1); with condition_dropout=0 it must always be there.
+In training each sample is shown without its conditions with probability `condition_dropout`, so that the one network is
+conditional and unconditional (Ho & Salimans 2021, Algorithm 1); with condition_dropout=0 they must always be there.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 
-def show_labels(x: Tensor, y: Tensor | None, classes: int, condition_dropout: float, training: bool) -> Tensor:
-    """Return what a table of classes + 1 rows is asked for: labels, some of them left out in training.
+def shown(x: Tensor, condition_dropout: float, training: bool) -> Tensor | None:
+    """Return which samples are shown their conditions, or None for all: in training some are not.
 
     Parameters
     ----------
     x : Tensor, shape (B, ...)
         The state, for its size and device.
-    y : Tensor of int, shape (B,), or None
-    classes : int
-        Number of labels, and the label of no label.
     condition_dropout : float
-        Probability that a label is left out in training.
+        Probability that a sample is shown without.
     training : bool
 
     Returns
     -------
-    Tensor of int, shape (B,)
+    Tensor of bool, shape (B,), or None
+
+    Examples
+    --------
+    >>> shown(torch.zeros(2, 5), 1.0, training=True), shown(torch.zeros(2, 5), 1.0, training=False)
+    (tensor([False, False]), None)
+    """
+    return torch.rand(len(x), device=x.device) >= condition_dropout if training and condition_dropout else None
+
+
+def need(given: Mapping[str, Tensor | None], condition_dropout: float) -> None:
+    """Raise if a condition was left out where none ever was in training.
+
+    Parameters
+    ----------
+    given : mapping of str to Tensor or None
+        What the network takes, by name.
+    condition_dropout : float
 
     Raises
     ------
     ValueError
-        For labels that were left out where none ever was in training.
 
     Examples
     --------
-    >>> show_labels(torch.zeros(2, 5), torch.tensor([0, 1]), 3, 0.1, training=False)
-    tensor([0, 1])
-    >>> show_labels(torch.zeros(2, 5), None, 3, 0.1, training=True)
+    >>> need({"y": None}, 0)
+    Traceback (most recent call last):
+    ValueError: this network has learnt with condition_dropout=0, always with y: write sde.given(y=...)
+    """
+    for name, value in given.items():
+        if value is None and not condition_dropout:
+            raise ValueError(f"this network has learnt with condition_dropout=0, always with {name}: write sde.given({name}=...)")
+
+
+def show_labels(x: Tensor, y: Tensor | None, classes: int, shown: Tensor | None = None) -> Tensor:
+    """Return what a table of classes + 1 rows is asked for.
+
+    Parameters
+    ----------
+    x : Tensor, shape (B, ...)
+        The state, for its size and device.
+    y : Tensor of an integer type, shape (B,), or None
+    classes : int
+        Number of labels, and the label of no label.
+    shown : Tensor of bool, shape (B,), or None
+        Which are shown; None for all.
+
+    Returns
+    -------
+    Tensor of int64, shape (B,)
+
+    Examples
+    --------
+    >>> show_labels(torch.zeros(2, 5), torch.tensor([0, 1], dtype=torch.uint8), 3, torch.tensor([False, True]))
+    tensor([3, 1])
+    >>> show_labels(torch.zeros(2, 5), None, 3)
     tensor([3, 3])
     """
     none = torch.full((len(x),), classes, device=x.device)
-    if y is None and condition_dropout == 0:
-        raise ValueError("this network has learnt with condition_dropout=0, always with y: write sde.given(y=...)")
     if y is None:
         return none
-    if not training or condition_dropout == 0:
-        return y
-    return torch.where(torch.rand(len(x), device=x.device) < condition_dropout, none, y)
+    y = y.long()  # tables take no shorter integers
+    return y if shown is None else torch.where(shown, y, none)
 
 
-def check_labels(y: Tensor, classes: int, name: str) -> None:
+def check_labels(y: Tensor, classes: int, name: str = "network") -> None:
     """Raise unless labels are integers of shape (n,) in range.
 
     Parameters
     ----------
-    y : Tensor of int, shape (n,)
+    y : Tensor of an integer type, shape (n,)
     classes : int
         Number of labels, 0 if the network takes none.
     name : str
@@ -72,8 +112,37 @@ def check_labels(y: Tensor, classes: int, name: str) -> None:
     ValueError: labels y run from 0 to 2, got 3 to 3
     """
     if not classes:
-        raise ValueError(f"this {name} takes no label y; build it with classes=n")
+        raise ValueError(f"this {name} takes no condition y; build it with classes=n")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
         raise ValueError(f"labels y are integers of shape (n,), got {y.dtype} of shape {tuple(y.shape)}")
+    y = y.long()
     if len(y) and not bool(((y >= 0) & (y < classes)).all()):
         raise ValueError(f"labels y run from 0 to {classes - 1}, got {int(y.min())} to {int(y.max())}")
+
+
+def check_numbers(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise unless a condition has finite numbers of shape (n, *shape).
+
+    Parameters
+    ----------
+    name : str
+    value : Tensor, shape (n, *shape)
+    shape : tuple of int
+        Of one sample's; its first size is 0 if the network takes no such condition.
+
+    Raises
+    ------
+    ValueError
+
+    Examples
+    --------
+    >>> check_numbers("vector", torch.zeros(1, 4), (5,))
+    Traceback (most recent call last):
+    ValueError: vector has shape (n, 5), got (1, 4)
+    """
+    if not shape[0]:
+        raise ValueError(f"this network takes no condition {name}; build it with {name}=n")
+    if not value.ndim or tuple(value.shape[1:]) != shape:
+        raise ValueError(f"{name} has shape (n, {', '.join(map(str, shape))}), got {tuple(value.shape)}")
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"{name} has numbers that are NaN or infinite")

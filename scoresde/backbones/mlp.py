@@ -41,10 +41,12 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import number, whole
+from ..inputs import event_shape
 from ..registry import nearest
 from .base import BACKBONES, BUDGET
 from .embedding import WAVES
-from .labels import check_labels, show_labels
+from .labels import check_labels, need, show_labels, shown
+from .options import flag
 
 
 @BACKBONES.register("mlp")
@@ -122,9 +124,10 @@ class MLP(nn.Module):
             whole(name, value, least)
         number("bandwidth", bandwidth, 0, math.inf, hint="try 0.5")
         number("condition_dropout", condition_dropout, 0, 1, closed=True, hint="try 0.1")
+        flag("blur", blur)
         if waves not in WAVES:
             raise ValueError(f"unknown waves={waves!r}. {nearest(waves, WAVES)}")
-        n, labels = math.prod(shape), 16
+        n, labels = math.prod(event_shape(shape)), 16
         self.register_buffer("frequencies", torch.randn(n, fourier) * (2 * math.pi * bandwidth * math.sqrt(2 / n)))
         row = torch.exp(torch.linspace(math.log(0.2), math.log(4.0), labels))
         self.register_buffer("rates", row if waves == "sinusoidal" else 2 * torch.randn(labels))
@@ -218,7 +221,9 @@ class MLP(nn.Module):
         label = torch.cat([turn.sin(), turn.cos()], 1)
         h: Tensor = self.hidden[0](torch.cat([flat, sin, cos, label], 1))
         if self.classes:
-            h = h + self.label(show_labels(x, y, self.classes, self.condition_dropout, self.training))
+            need({"y": y}, self.condition_dropout)
+            told = None if y is None else shown(x, self.condition_dropout, self.training)
+            h = h + self.label(show_labels(x, y, self.classes, told))
         return h, self.gain(label), sin, cos
 
     def _trace(self, s: list[Tensor]) -> Tensor:

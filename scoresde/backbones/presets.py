@@ -1,10 +1,12 @@
 """Networks that papers have made known, as names that stand for a backbone with options.
 
-`scoresde.build("vp", "ddpmpp-cifar", shape=(3, 32, 32))` builds one; any option can be given another value, and any shape that
-fits. A saved model names the backbone and all its options, so that it does not depend on this table.
+`scoresde.build("vp", "ddpmpp-cifar", shape=(3, 32, 32))` builds one; any option can be given another value, as samples of
+another size may ask for: attention=(14,) for images of 28×28, which have no level of 16. A saved model names the backbone and
+all its options, so that it does not depend on this table.
 
-Ours are not theirs to the last parameter: the noise label comes in as sines and cosines of log σ/α, there is a label more, which
-says "no label", and outputs are the prediction alone, without a variance. Whoever has weights of theirs can't load them here.
+Ours are not theirs to the last digit: the noise label comes in as sines and cosines of log σ/α, there is a label more, which
+says "no label", outputs are the prediction alone, without a variance, and group norms add 1e-5 to a variance, where codes of
+DDPM, DDPM++ and NCSN++ add 1e-6. Whoever has weights of theirs can't load them here.
 """
 
 from __future__ import annotations

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..checks import number, whole
+from ..inputs import event_shape
 from .base import BACKBONES
 from .embedding import Embedding
+from .options import flag
 from .tokens import check_sample
 
 
@@ -93,10 +95,10 @@ class ResMLP(nn.Module):
         super().__init__()
         for name, value, least in (("width", width, 1), ("depth", depth, 1), ("fourier", fourier, 0), ("told", told, 1)):
             whole(name, value, least)
-        whole("features", features, 2)
+        flag("blur", blur)
         number("bandwidth", bandwidth, 0, math.inf, hint="try 0.5")
         number("dropout", dropout, 0, 1, closed=True, hint="try 0")
-        self.shape, self.blur, self.dropout = tuple(shape), blur, dropout
+        self.shape, self.blur, self.dropout = event_shape(shape), blur, dropout
         self.embed = Embedding(self.shape, told, features, waves, classes, vector, image, condition_dropout)
         n = math.prod(self.shape)
         seen = n + image * math.prod(self.shape[1:])

@@ -51,7 +51,7 @@ def check_transformer(width: int, depth: int, heads: int, ratio: float, dropout:
     number("ratio", ratio, 0, math.inf, hint="try 4")
     number("dropout", dropout, 0, 1, closed=True, hint="try 0")
     if width % heads:
-        fit = [h for h in _divisors(width) if h < heads][-1:] + [h for h in _divisors(width) if h > heads][:1]
+        fit = [h for h in divisors(width) if h < heads][-1:] + [h for h in divisors(width) if h > heads][:1]
         raise ValueError(
             f"heads divide the width among them, got heads={heads} of width={width}; try {' or '.join(map(str, fit))}"
         )
@@ -93,16 +93,32 @@ def grid(shape: tuple[int, ...], patch: int) -> tuple[int, ...]:
     whole("patch", patch)
     space = shape[1:]
     if any(n % patch for n in space):
-        fit = _divisors(math.gcd(*space))
+        fit = divisors(math.gcd(*space))[:8]
         these = " or ".join([", ".join(map(str, fit[:-1]))] * (len(fit) > 1) + [str(fit[-1])])
-        verb = "do" if len(fit) > 1 else "does"
         size = "×".join(map(str, space))
-        raise ValueError(f"patches of {patch} do not fill samples of {size}; patches of {these} {verb}")
+        raise ValueError(f"patches of {patch} do not fill samples of {size}; patches of {these} do")
     return tuple(n // patch for n in space)
 
 
-def _divisors(n: int) -> list[int]:
-    return [k for k in range(1, n + 1) if n % k == 0]
+def divisors(n: int) -> list[int]:
+    """Return the divisors of n in order; beyond 10^10 only those that are small, or leave a small quotient.
+
+    Parameters
+    ----------
+    n : int
+        At least 1.
+
+    Returns
+    -------
+    list of int
+
+    Examples
+    --------
+    >>> divisors(28)
+    [1, 2, 4, 7, 14, 28]
+    """
+    small = [k for k in range(1, min(math.isqrt(n), 100_000) + 1) if n % k == 0]  # n may come from a file
+    return sorted({*small, *(n // k for k in small)})
 
 
 def check_sample(x: Tensor, shape: tuple[int, ...]) -> None:

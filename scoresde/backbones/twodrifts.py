@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..inputs import event_shape
 from .base import BACKBONES, takes
 from .twotimes import TwoTimes
 
@@ -50,7 +51,8 @@ class TwoDrifts(TwoTimes):
 
     def __init__(self, shape: tuple[int, ...], backbone: str = "mlp", **options: str | float) -> None:
         nn.Module.__init__(self)
-        self.net = BACKBONES.build(backbone, (2 * shape[0], *shape[1:]), **options)
+        first, *rest = event_shape(shape)
+        self.net = BACKBONES.build(backbone, (2 * first, *rest), **options)
         if takes(self.net, "tilt"):
             raise ValueError(f"backbone {backbone!r} takes a tilt already; use it as it is")
 

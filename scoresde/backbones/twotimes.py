@@ -13,6 +13,7 @@ import inspect
 import torch
 from torch import Tensor, nn
 
+from ..inputs import event_shape
 from .base import BACKBONES, takes
 
 
@@ -48,7 +49,8 @@ class TwoTimes(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], backbone: str = "mlp", **options: str | float) -> None:
         super().__init__()
-        self.net = BACKBONES.build(backbone, (shape[0] + 1, *shape[1:]), **options)
+        first, *rest = event_shape(shape)
+        self.net = BACKBONES.build(backbone, (first + 1, *rest), **options)
         if takes(self.net, "span"):
             raise ValueError(f"backbone {backbone!r} takes a span already; use it as it is")
 

@@ -33,13 +33,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..checks import number, whole
+from ..inputs import event_shape
 from ..registry import nearest
 from .base import BACKBONES
 from .blocks import Block, norm
 from .embedding import Embedding
+from .options import flag, wholes
 from .resampling import Pyramid, Resample, convolution
 
 CHOICES = {"condition": ("shift", "scale_shift"), "resample": ("pool", "fir", "conv"), "attention_up": ("all", "last")}
+LEVELS = 24
 LAYOUTS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -83,7 +86,7 @@ class UNet(nn.Module):
     octaves : int
         Of waves of x that join its channels, for images of many levels; see `scoresde.backbones.embedding`.
     features : int
-        Sines and cosines of the noise label; 0 for as many as channels.
+        Sines and cosines of the noise label, even; 0 for as many as channels, or one more.
     waves, classes, vector, image, condition_dropout
         Of `scoresde.backbones.embedding.Embedding`.
 
@@ -134,6 +137,7 @@ class UNet(nn.Module):
         condition_dropout: float = 0.1,
     ) -> None:
         super().__init__()
+        shape = event_shape(shape)
         for name, value in (("channels", channels), ("blocks", blocks), ("patch", patch), ("groups", groups)):
             whole(name, value)
         for name, value in (("heads", heads), ("features", features)):
@@ -143,14 +147,20 @@ class UNet(nn.Module):
         for name, choice in (("condition", condition), ("resample", resample), ("attention_up", attention_up)):
             if choice not in CHOICES[name]:
                 raise ValueError(f"unknown {name}={choice!r}. {nearest(choice, CHOICES[name])}")
-        sizes = _sizes(tuple(shape), patch, [whole("multipliers", m) for m in multipliers])
+        for name, value in (("project", project), ("skip_scale", skip_scale), ("residual_input", residual_input)):
+            flag(name, value)
+        multipliers, attention = wholes("multipliers", multipliers, "(1, 2, 2)"), wholes("attention", attention, "(16, 8)")
+        sizes = _sizes(shape, patch, multipliers)
         for size in attention:
             if size not in sizes:
-                raise ValueError(f"attention={size} is no level of this U-Net; it has {', '.join(map(str, sizes))}")
+                near = min(sizes, key=lambda level: abs(math.log(level / size)))
+                raise ValueError(
+                    f"attention={size} is no level of this U-Net; it has {', '.join(map(str, sizes))}: try attention=({near},)"
+                )
 
-        self.shape, self.patch, rank, width = tuple(shape), patch, len(shape) - 1, 4 * channels
+        self.shape, self.patch, rank, width = shape, patch, len(shape) - 1, 4 * channels
         told = (waves, classes, vector, image, condition_dropout, octaves)
-        self.embed = Embedding(self.shape, width, features or channels, *told)
+        self.embed = Embedding(shape, width, features or channels + channels % 2, *told)
         scale, filter = math.sqrt(0.5) if skip_scale else 1.0, "fir" if resample == "fir" else "box"
         into, out = self.embed.channels * patch**rank, shape[0] * patch**rank
         wide = [channels * m for m in multipliers]
@@ -269,6 +279,8 @@ def _sizes(shape: tuple[int, ...], patch: int, multipliers: Sequence[int]) -> li
     """The size of each level along the first axis; raises if there is none."""
     if len(shape) not in (2, 3, 4):
         raise ValueError(f"a U-Net takes samples of shape (C, n), (C, n, n) or (C, n, n, n), got {shape}; for points try 'mlp'")
+    if len(multipliers) > LEVELS:
+        raise ValueError(f"multipliers has {len(multipliers)} entries, one a level, and {LEVELS} halve {2**LEVELS} to 1")
     if not multipliers:
         raise ValueError("multipliers is empty; give one number a level, such as (1, 2, 2)")
     unit = patch * 2 ** (len(multipliers) - 1)

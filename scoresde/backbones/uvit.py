@@ -9,7 +9,8 @@ and of 2k + 1 blocks the last k begin by h ← [h, s]·W_s + b_s, where s is wha
 round the middle, as in a U-Net. After the last block LN and a linear map turn the tokens of patches into patches, and a
 convolution of 3 along each axis of space smooths the seams. Its weights start at zero, and so does the output.
 
-The token of the noise label is silu of its waves, without the perceptron that `Embedding` has: nothing of it is learnt.
+The token of the noise label is silu of its waves, without the perceptron that `Embedding` has: nothing of it is learnt. That of
+the conditions, the row of the label and what a linear map makes of `vector`, has these waves added.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ..inputs import event_shape
 from .base import BACKBONES
 from .embedding import Embedding
 from .tokens import Attention, Perceptron, check_sample, check_transformer, grid, patchify, unpatchify
@@ -82,7 +84,7 @@ class UViT(nn.Module):
         octaves: int = 0,
     ) -> None:
         super().__init__()
-        self.shape, self.patch = tuple(shape), patch
+        self.shape, self.patch = event_shape(shape), patch
         places = grid(self.shape, patch)
         check_transformer(width, depth, heads, ratio, dropout)
         if depth % 2 == 0:

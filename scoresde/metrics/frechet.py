@@ -8,7 +8,9 @@ is the squared 2-Wasserstein distance of N(μ₁, Σ₁) and N(μ₂, Σ₂). Of
 (Gelbrich 1990), and zero says no more than that the first two moments agree.
 
 (Σ₁Σ₂)^½ has the trace of (Σ₁^½ Σ₂ Σ₁^½)^½, which is the sum of the singular values of Σ₁^½ Σ₂^½. These are real whatever the
-rounding, and known to 16 digits of the largest; the roots of eigenvalues are known to 8, which 2048 of them make visible.
+rounding, and singular covariances, of fewer samples than features, have an exact distance: an eigenvalue λ of Σ below
+τ = F·2⁻⁵²·λ_max, which rounding alone could have left of 0, counts as 0. Where k eigenvalues of Σ₁ truly lie in between, d² is
+too large by up to 2k·√(τ₁·λ_max,₂), for F = 2048 and λ_max = 1 by 1e-6 for each of them; and likewise for those of Σ₂.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ def frechet_distance(
     TypeError
         For what is neither samples nor a pair of tensors, or features that can't be called.
     ValueError
-        For fewer than two samples, features that are not finite or of different lengths, or a matrix that is no covariance.
+        For fewer than two samples, features that are none, complex, not finite, too large to be squared or of different lengths,
+        or a matrix that is no covariance.
     ImportError
         For "inception" without torch-fidelity: `pip install 'scoresde[fid]'`.
 
@@ -128,6 +131,8 @@ def moments(x: Tensor, features: str | Features | None = None, *, batch_size: in
         gap = here - mean
         scatter += (f - here).T @ (f - here) + torch.outer(gap, gap) * (count * n / total)
         mean, count = mean + gap * (n / total), total
+    if not bool(scatter.isfinite().all()):
+        raise ValueError("features are too large: squared they overflow; divide both sets by their scale")
     return mean, scatter / (count - 1)
 
 
@@ -238,6 +243,8 @@ def _seen(see: Features | None, x: Tensor) -> Tensor:
     if not isinstance(f, Tensor) or f.ndim != 2 or len(f) != len(x):
         got = tuple(f.shape) if isinstance(f, Tensor) else type(f).__name__
         raise ValueError(f"features of {len(x)} samples are ({len(x)}, F), got {got}")
+    if not f.shape[1] or f.is_complex():
+        raise ValueError(f"features are real numbers, at least one a sample, got {f.dtype} of shape {tuple(f.shape)}")
     f = f.double()
     if not bool(f.isfinite().all()):
         raise ValueError(f"{'samples' if see is None else 'features'} hold NaN or infinity; find the culprit")
@@ -248,9 +255,10 @@ def _pair(name: str, pair: Any) -> Moments:
     mean, cov = pair if len(pair) == 2 else (None, None)
     if not (isinstance(mean, Tensor) and isinstance(cov, Tensor)):
         raise TypeError(f"{name} is samples, or a pair of tensors (mean, covariance) from `moments`; got {type(pair).__name__}")
-    if mean.ndim != 1 or cov.shape != (len(mean), len(mean)):
+    if mean.ndim != 1 or not len(mean) or cov.shape != (len(mean), len(mean)) or mean.is_complex() or cov.is_complex():
         raise ValueError(
-            f"{name} is (mean, covariance) of shapes (F,) and (F, F), got {tuple(mean.shape)} and {tuple(cov.shape)}"
+            f"{name} is (mean, covariance) of shapes (F,) and (F, F), real, got {mean.dtype} {tuple(mean.shape)} and "
+            f"{cov.dtype} {tuple(cov.shape)}"
         )
     mean, cov = mean.double(), cov.double()
     if not bool(mean.isfinite().all() and cov.isfinite().all() and ((cov - cov.T).abs() <= 1e-5 * cov.abs().max()).all()):
