@@ -500,7 +500,7 @@ def test_28_is_halved_twice() -> None:
 
 @pytest.mark.parametrize("name", ["unet", "dit"])
 def test_log_prob_of_images_is_the_prior_plus_the_integral_of_the_trace(name: str) -> None:
-    """RK4 in φ by hand, 2 steps, with the trace of the whole Jacobian: log p(z_0) = log N(z_1) + ∫ div dφ on the rectified arc."""
+    """RK4 in φ by hand, 2 steps, with the trace of the whole Jacobian: log p(z_0) = log N(z_1) + ∫ div dφ, rectified."""
     torch.manual_seed(0)
     small = {"unet": {"channels": 8, "multipliers": (1, 2), "blocks": 1}, "dit": {"width": 16, "depth": 1, "heads": 2}}[name]
     sde = scoresde.build("rectified", name, shape=(3, 8, 8), **small).double().eval()
