@@ -103,7 +103,7 @@ def test_standardization_is_per_feature_or_channel_and_units_do_not_matter() -> 
 
 
 def test_given_conditions_a_view_and_leaves_the_original() -> None:
-    sde = scoresde.build("vp", "mlp", shape=(2,), classes=3)
+    sde = scoresde.build("vp", "mlp", shape=(2,), classes=3).eval()  # in training labels are left out now and then
     nn.init.normal_(sde.net.label.weight)
     nn.init.normal_(sde.net.out.weight)
     labelled = sde.given(y=torch.tensor([0, 1, 2]))
