@@ -332,6 +332,7 @@ class Run:
         self.weight, self.step, self.stopped = weight, 0, False
         self.device, self.process = sde.scale.device, sde.process
         self.shown = copy.deepcopy(sde.net).requires_grad_(False)  # what becomes the averaged network
+        self.hide = getattr(sde.net, "hide", None)
         self.call, self.weights, self.optimizer = engine.prepare(sde, lr)
         self.noise = law(noise)
         self.law = AdaptiveLaw(self.noise, self.device) if noise == "adaptive" else None
@@ -371,6 +372,8 @@ class Run:
             if eps is None:
                 eps = torch.randn(len(x0), self.sde.dim, generator=g, device=self.device, dtype=self.sde.state_dtype)
             q = quantiles(together, b, g, self.device)
+            if condition and self.hide is not None:
+                condition = self.hide(condition, g)
             if objective is not None:
                 examples = Examples(self.sde.from_data(x0).to(eps), q, eps, None, condition)
             elif law is None:

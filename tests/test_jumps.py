@@ -361,3 +361,19 @@ def test_what_cannot_learn_a_map_is_refused_before_any_work() -> None:
     for solver in ("flow_map", "consistency"):
         with pytest.raises(ValueError, match="this model has"):
             scoresde.sample(sde, solver=solver, steps=1)
+
+
+@pytest.mark.parametrize("objective", ["meanflow", "consistency"])
+def test_a_label_is_left_out_of_all_calls_of_a_step_or_of_none(objective: str) -> None:
+    """What is learnt from differences between calls must be of one condition: else E² of two classes was 0.25, not 0.01."""
+    sde = scoresde.build("rectified", "two_times", shape=(2,), width=8, classes=2, condition_dropout=0.4)
+    seen: list[Tensor] = []
+    sde.net.register_forward_pre_hook(lambda net, given, named: seen.append(named["y"].clone()), with_kwargs=True)
+    x, y = normal(64, 2).float(), torch.arange(64) % 2
+    how: dict[str, Any] = {"steps": 3, "batch_size": 64, "progress": False, "generator": generator(2)}
+    scoresde.fit(sde, x, given={"y": y}, objective=objective, **how)
+    assert len(seen) == 9
+    for whole, along, twice in zip(seen[::3], seen[1::3], seen[2::3], strict=True):
+        assert set(whole.tolist()) == {0, 1, 2}
+        assert torch.equal(along, whole[32:])
+        assert torch.equal(twice, torch.cat([along, along]))

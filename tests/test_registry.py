@@ -393,14 +393,14 @@ def test_without_diffusers_the_error_says_what_to_install(monkeypatch: pytest.Mo
 
 
 def test_an_mlp_learns_what_no_label_is() -> None:
-    """In training the row of no label gets gradients, as the others do; in value_and_trace too."""
+    """With what `fit` hides, the row of no label gets gradients, as the others do; in value_and_trace too."""
     torch.manual_seed(0)
     net = MLP((2,), width=8, classes=3)
     net.out.reset_parameters()
     x, t, y = torch.randn(400, 2), torch.zeros(400), torch.arange(400) % 3
     for call in (net.forward, lambda *given, **more: net.value_and_trace(*given, **more)[1]):
         net.zero_grad()
-        call(x, t, y=y).square().sum().backward()
+        call(x, t, **net.hide({"y": y}, generator())).square().sum().backward()
         assert bool(net.label.weight.grad.ne(0).any(1).all())
     net.eval()
     net.zero_grad()

@@ -21,12 +21,12 @@ from torch.nn import functional
 
 from ..inputs import event_shape
 from .base import BACKBONES
-from .embedding import Embedding
+from .embedding import Conditioned, Embedding
 from .tokens import Attention, Perceptron, check_sample, check_transformer, grid, patchify, positions, unpatchify
 
 
 @BACKBONES.register("dit")
-class DiT(nn.Module):
+class DiT(Conditioned):
     """A diffusion transformer for samples (C, *space) with 1 to 3 axes of space, which patches have to fill.
 
     Named sizes are DiT-S (width 384, depth 12, 6 heads), B (768, 12, 12), L (1024, 24, 16) and XL (1152, 28, 16); "/2" is the
@@ -144,26 +144,6 @@ class DiT(nn.Module):
             h = block(h, c)
         shift, scale = self.turn(c).unsqueeze(1).chunk(2, 2)
         return unpatchify(self.last(modulate(h, shift, scale)), self.shape, self.patch)
-
-    def check_condition(self, **condition: Tensor) -> None:
-        """Raise unless conditions are what this network takes; called once before a solve, not at every evaluation.
-
-        Parameters
-        ----------
-        **condition : Tensor
-            y, vector or image; see `Embedding.check_condition`.
-
-        Raises
-        ------
-        ValueError
-
-        Examples
-        --------
-        >>> DiT((1, 4, 4), width=4, heads=1, classes=3).check_condition(y=torch.tensor([3]))
-        Traceback (most recent call last):
-        ValueError: labels y run from 0 to 2, got 3 to 3
-        """
-        self.embed.check_condition(**condition)
 
 
 class Block(nn.Module):

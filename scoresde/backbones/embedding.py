@@ -11,24 +11,24 @@ which those of the conditions are added:
 All are optional, as are waves of x itself: sin 2πfx and cos 2πfx of each element at f = 1, 2, 4 … 2^(octaves − 1) cycles per
 standard deviation of the data, times exp(−½(2πf)²·sin²φ), which fades those that are finer than the noise (as those of
 `scoresde.backbones.mlp`, with the label t = log tan φ). An image of 256 levels has structure 100 times finer than its standard
-deviation, the levels themselves, and bits/dim are for the most part paid for not seeing it: a network without such waves hardly
-does (Kingma et al. 2021, section 5.1 and appendix C).
+deviation, the levels themselves, which a network without such waves is slow to see (Kingma et al. 2021, appendix C).
 
-In training each sample is shown without its conditions with probability `condition_dropout`, so that the one
-network is conditional and unconditional, as classifier-free guidance needs it (Ho & Salimans 2021). With condition_dropout=0 a
-condition that is left out is an error.
+`fit` shows each sample without its conditions with probability `condition_dropout`, so that the one network is conditional and
+unconditional, as classifier-free guidance needs it (Ho & Salimans 2021). With condition_dropout=0 a condition that is left out is
+an error.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ..checks import number, whole
 from ..registry import nearest
-from .labels import check_labels, check_numbers, need, show_labels, shown
+from .labels import check_labels, check_numbers, hide, need, show_labels
 
 WAVES = ("sinusoidal", "fourier")
 
@@ -151,13 +151,10 @@ class Embedding(nn.Module):
             raise ValueError(f"noise labels t have shape ({len(x)},), one a sample, got {tuple(t.shape)}")
         turn = t.unsqueeze(1) * self.rates
         told: Tensor = self.last(nn.functional.silu(self.first(torch.cat([turn.sin(), turn.cos()], 1))))
-        some = not (y is None and vector is None and image is None)
-        told_of = shown(x, self.condition_dropout, self.training) if some else None
         if self.label is not None:
-            told = told + self.label(show_labels(x, y, self.classes, told_of))
+            told = told + self.label(show_labels(x, y, self.classes))
         if self.vector is not None and vector is not None:
-            part = self.vector(vector.to(told.dtype))
-            told = told + (part if told_of is None else part * told_of.unsqueeze(1))
+            told = told + self.vector(vector.to(told.dtype))
         joined = [x]
         for octave in range(self.octaves):
             omega = 2 * math.pi * 2**octave
@@ -166,10 +163,28 @@ class Embedding(nn.Module):
         if self.images:
             if image is None:
                 image = x.new_zeros(len(x), self.images, *x.shape[2:])
-            elif told_of is not None:
-                image = image * told_of.view(-1, *[1] * (x.ndim - 1))
             joined.append(image.to(x.dtype))
         return torch.cat(joined, 1) if len(joined) > 1 else x, told
+
+    def hide(self, condition: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return conditions as `fit` shows them: of each sample left out with probability `condition_dropout`.
+
+        Parameters
+        ----------
+        condition : mapping of str to Tensor
+            With one row per sample.
+        generator : torch.Generator
+
+        Returns
+        -------
+        dict of str to Tensor
+
+        Examples
+        --------
+        >>> Embedding((2,), 4, 4, classes=3, condition_dropout=1.0).hide({"y": torch.tensor([0, 1])}, torch.Generator())
+        {'y': tensor([3, 3])}
+        """
+        return hide(condition, self.classes, self.condition_dropout, generator)
 
     def check_condition(self, y: Tensor | None = None, vector: Tensor | None = None, image: Tensor | None = None) -> None:
         """Raise unless conditions are what this network takes; called once before a solve or a loss, not at every evaluation.
@@ -199,3 +214,53 @@ class Embedding(nn.Module):
             check_numbers("vector", vector, (self.vectors,))
         if image is not None:
             check_numbers("image", image, (self.images, *self.shape[1:]))
+
+
+class Conditioned(nn.Module):
+    """A network whose conditions are those of its `embed`.
+
+    Examples
+    --------
+    >>> net = scoresde.backbones.UNet((1, 8), channels=8, classes=3, condition_dropout=1.0)
+    >>> net.check_condition(y=torch.tensor([3]))
+    Traceback (most recent call last):
+    ValueError: labels y run from 0 to 2, got 3 to 3
+    """
+
+    embed: Embedding
+
+    def check_condition(self, **condition: Tensor) -> None:
+        """Raise unless conditions are what this network takes; called once before a solve or a loss, not at every evaluation.
+
+        Parameters
+        ----------
+        **condition : Tensor
+            y, vector or image; see `Embedding.check_condition`.
+
+        Raises
+        ------
+        ValueError
+
+        Examples
+        --------
+        See `Conditioned`.
+        """
+        self.embed.check_condition(**condition)
+
+    def hide(self, condition: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return conditions as `fit` shows them; see `Embedding.hide`.
+
+        Parameters
+        ----------
+        condition : mapping of str to Tensor
+        generator : torch.Generator
+
+        Returns
+        -------
+        dict of str to Tensor
+
+        Examples
+        --------
+        See `Conditioned`.
+        """
+        return self.embed.hide(condition, generator)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -28,7 +29,7 @@ from ..checks import number, whole
 from ..inputs import event_shape
 from ..registry import may_import, nearest
 from .base import BACKBONES
-from .labels import check_labels, check_numbers, need, show_labels, shown
+from .labels import check_labels, check_numbers, hide, need, show_labels
 
 LABEL = 6.2  # |t| of a model that sees the arc
 SHOWN = ("UNet2DModel", "UNet1DModel", "UNet2DConditionModel", "DiTTransformer2DModel")  # the tried ones
@@ -164,18 +165,34 @@ class Diffusers(nn.Module):
         more = {}
         given = {"y": (y, self.classes), "vector": (vector, self.vectors)}
         need({name: value for name, (value, size) in given.items() if size}, self.condition_dropout)
-        told = None if y is None and vector is None else shown(x, self.condition_dropout, self.training)
         if self.label:
-            more["class_labels"] = show_labels(x, y, self.classes or 1, told)
+            more["class_labels"] = show_labels(x, y, self.classes or 1)
         if self.text:
             if vector is None:
                 vector = x.new_zeros(len(x), self.text)
-            elif told is not None:
-                vector = vector * told.unsqueeze(1)
             more["encoder_hidden_states"] = vector.to(x.dtype).unsqueeze(1)
         step = (t + LABEL) * (1000 / (2 * LABEL))
         out: Tensor = self.model(x, step, **more, return_dict=False)[0]
         return out
+
+    def hide(self, condition: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return conditions as `fit` shows them: of each sample left out with probability `condition_dropout`.
+
+        Parameters
+        ----------
+        condition : mapping of str to Tensor
+            With one row per sample.
+        generator : torch.Generator
+
+        Returns
+        -------
+        dict of str to Tensor
+
+        Examples
+        --------
+        See `MLP.hide`.
+        """
+        return hide(condition, self.classes or 1, self.condition_dropout, generator)
 
     def check_condition(self, y: Tensor | None = None, vector: Tensor | None = None) -> None:
         """Raise unless conditions are what this network takes; called once before a solve or a loss, not at every evaluation.

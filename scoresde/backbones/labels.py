@@ -1,7 +1,7 @@
 """The rules of conditions, the same for all networks, and class labels: 0 … classes − 1, and classes itself, "no label".
 
-In training each sample is shown without its conditions with probability `condition_dropout`, so that the one network is
-conditional and unconditional (Ho & Salimans 2021, Algorithm 1); with condition_dropout=0 they must always be there.
+`fit` shows each sample without its conditions with probability `condition_dropout`, so that the one network is conditional and
+unconditional (Ho & Salimans 2021, Algorithm 1); with condition_dropout=0 they must always be there.
 """
 
 from __future__ import annotations
@@ -12,27 +12,42 @@ import torch
 from torch import Tensor
 
 
-def shown(x: Tensor, condition_dropout: float, training: bool) -> Tensor | None:
-    """Return which samples are shown their conditions, or None for all: in training some are not.
+def hide(condition: Mapping[str, Tensor], classes: int, dropout: float, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return conditions of which each sample has lost all its own with a probability: no label, and zeros.
+
+    `fit` calls it, by a network's own `hide`, once for each sample of a step. A network that did so by itself would do it anew at
+    each call, and what is learnt from differences between calls, as flow maps are, would be of several conditions.
 
     Parameters
     ----------
-    x : Tensor, shape (B, ...)
-        The state, for its size and device.
-    condition_dropout : float
-        Probability that a sample is shown without.
-    training : bool
+    condition : mapping of str to Tensor
+        By name, with one row per sample; labels are those called y.
+    classes : int
+        The label of no label.
+    dropout : float
+        Probability.
+    generator : torch.Generator
+        On the conditions' device.
 
     Returns
     -------
-    Tensor of bool, shape (B,), or None
+    dict of str to Tensor
 
     Examples
     --------
-    >>> shown(torch.zeros(2, 5), 1.0, training=True), shown(torch.zeros(2, 5), 1.0, training=False)
-    (tensor([False, False]), None)
+    >>> hide({"y": torch.tensor([1, 2])}, 3, 1.0, torch.Generator())
+    {'y': tensor([3, 3])}
     """
-    return torch.rand(len(x), device=x.device) >= condition_dropout if training and condition_dropout else None
+    if not condition or not dropout:
+        return dict(condition)
+    first = next(iter(condition.values()))
+    lost = torch.rand(len(first), generator=generator, device=first.device) < dropout
+    return {
+        name: value.long().masked_fill(lost, classes)
+        if name == "y"
+        else value.masked_fill(lost.view(-1, *[1] * (value.ndim - 1)), 0)
+        for name, value in condition.items()
+    }
 
 
 def need(given: Mapping[str, Tensor | None], condition_dropout: float) -> None:
@@ -59,7 +74,7 @@ def need(given: Mapping[str, Tensor | None], condition_dropout: float) -> None:
             raise ValueError(f"this network has learnt with condition_dropout=0, always with {name}: write sde.given({name}=...)")
 
 
-def show_labels(x: Tensor, y: Tensor | None, classes: int, shown: Tensor | None = None) -> Tensor:
+def show_labels(x: Tensor, y: Tensor | None, classes: int) -> Tensor:
     """Return what a table of classes + 1 rows is asked for.
 
     Parameters
@@ -69,8 +84,6 @@ def show_labels(x: Tensor, y: Tensor | None, classes: int, shown: Tensor | None 
     y : Tensor of an integer type, shape (B,), or None
     classes : int
         Number of labels, and the label of no label.
-    shown : Tensor of bool, shape (B,), or None
-        Which are shown; None for all.
 
     Returns
     -------
@@ -78,16 +91,12 @@ def show_labels(x: Tensor, y: Tensor | None, classes: int, shown: Tensor | None 
 
     Examples
     --------
-    >>> show_labels(torch.zeros(2, 5), torch.tensor([0, 1], dtype=torch.uint8), 3, torch.tensor([False, True]))
-    tensor([3, 1])
+    >>> show_labels(torch.zeros(2, 5), torch.tensor([0, 1], dtype=torch.uint8), 3)
+    tensor([0, 1])
     >>> show_labels(torch.zeros(2, 5), None, 3)
     tensor([3, 3])
     """
-    none = torch.full((len(x),), classes, device=x.device)
-    if y is None:
-        return none
-    y = y.long()  # tables take no shorter integers
-    return y if shown is None else torch.where(shown, y, none)
+    return torch.full((len(x),), classes, device=x.device) if y is None else y.long()  # tables take no shorter integers
 
 
 def check_labels(y: Tensor, classes: int, name: str = "network") -> None:

@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -45,7 +45,7 @@ from ..inputs import event_shape
 from ..registry import nearest
 from .base import BACKBONES, BUDGET
 from .embedding import WAVES
-from .labels import check_labels, need, show_labels, shown
+from .labels import check_labels, hide, need, show_labels
 from .options import flag
 
 
@@ -222,8 +222,7 @@ class MLP(nn.Module):
         h: Tensor = self.hidden[0](torch.cat([flat, sin, cos, label], 1))
         if self.classes:
             need({"y": y}, self.condition_dropout)
-            told = None if y is None else shown(x, self.condition_dropout, self.training)
-            h = h + self.label(show_labels(x, y, self.classes, told))
+            h = h + self.label(show_labels(x, y, self.classes))
         return h, self.gain(label), sin, cos
 
     def _trace(self, s: list[Tensor]) -> Tensor:
@@ -255,6 +254,26 @@ class MLP(nn.Module):
             joins = None if b is None else b[:, cut].T.flatten()
             trace = trace + torch.cat([_meet(part, left, joins, weights[1:-1], right) for part in parts])
         return trace
+
+    def hide(self, condition: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return conditions as `fit` shows them: of each sample left out with probability `condition_dropout`.
+
+        Parameters
+        ----------
+        condition : mapping of str to Tensor
+            With one row per sample.
+        generator : torch.Generator
+
+        Returns
+        -------
+        dict of str to Tensor
+
+        Examples
+        --------
+        >>> MLP((2,), classes=3, condition_dropout=1.0).hide({"y": torch.tensor([0, 1])}, torch.Generator())
+        {'y': tensor([3, 3])}
+        """
+        return hide(condition, self.classes, self.condition_dropout, generator)
 
     def check_condition(self, y: Tensor) -> None:
         """Raise unless labels are what this network takes; called once before a solve or a loss, not at every evaluation.

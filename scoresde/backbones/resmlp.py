@@ -23,13 +23,13 @@ from torch.nn import functional
 from ..checks import number, whole
 from ..inputs import event_shape
 from .base import BACKBONES
-from .embedding import Embedding
+from .embedding import Conditioned, Embedding
 from .options import flag
 from .tokens import check_sample
 
 
 @BACKBONES.register("resmlp")
-class ResMLP(nn.Module):
+class ResMLP(Conditioned):
     """Residual blocks on [x, s·sin ωx, s·cos ωx] that the noise label and the conditions scale, shift and gate, plus g∘x.
 
     ω = 2πF are random frequencies, s = exp(−½|ω|²/(1 + e^{−2t})) fades those that are finer than the noise: the label t is
@@ -157,26 +157,6 @@ class ResMLP(nn.Module):
             return phase.sin(), phase.cos()
         fade = torch.exp(torch.outer(torch.sigmoid(2 * t), -0.5 * self.frequencies.square().sum(0)))
         return fade * phase.sin(), fade * phase.cos()
-
-    def check_condition(self, **condition: Tensor) -> None:
-        """Raise unless conditions are what this network takes; called once before a solve, not at every evaluation.
-
-        Parameters
-        ----------
-        **condition : Tensor
-            y, vector or image; see `Embedding.check_condition`.
-
-        Raises
-        ------
-        ValueError
-
-        Examples
-        --------
-        >>> ResMLP((2,), classes=3).check_condition(y=torch.tensor([3]))
-        Traceback (most recent call last):
-        ValueError: labels y run from 0 to 2, got 3 to 3
-        """
-        self.embed.check_condition(**condition)
 
 
 def _modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

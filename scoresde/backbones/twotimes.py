@@ -9,6 +9,7 @@ features by the label, `MLP` fades those that are finer than the noise, and what
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,27 @@ class TwoTimes(nn.Module):
             channel = channel + span.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
         out: Tensor = self.net(torch.cat([x, channel], 1), t, **condition)
         return out[:, :-1].contiguous()
+
+    def hide(self, condition: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Return conditions as `fit` shows them: by the backbone's own `hide`, if it has one.
+
+        Parameters
+        ----------
+        condition : mapping of str to Tensor
+            With one row per sample.
+        generator : torch.Generator
+
+        Returns
+        -------
+        dict of str to Tensor
+
+        Examples
+        --------
+        >>> TwoTimes((2,), classes=3, condition_dropout=1.0).hide({"y": torch.tensor([0, 1])}, torch.Generator())
+        {'y': tensor([3, 3])}
+        """
+        hide = getattr(self.net, "hide", None)
+        return dict(condition) if hide is None else hide(condition, generator)
 
     def check_condition(self, span: Tensor | None = None, **condition: Tensor) -> None:
         """Raise unless conditions are what the backbone takes; called once before a solve, not at every evaluation.

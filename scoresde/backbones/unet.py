@@ -37,7 +37,7 @@ from ..inputs import event_shape
 from ..registry import nearest
 from .base import BACKBONES
 from .blocks import Block, norm
-from .embedding import Embedding
+from .embedding import Conditioned, Embedding
 from .options import flag, wholes
 from .resampling import Pyramid, Resample, convolution
 
@@ -47,7 +47,7 @@ LAYOUTS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels
 
 
 @BACKBONES.register("unet")
-class UNet(nn.Module):
+class UNet(Conditioned):
     """Residual blocks and attention at several sizes, with skips between blocks of the same size.
 
     Parameters
@@ -253,26 +253,6 @@ class UNet(nn.Module):
                 h = block(torch.cat([h, kept.pop()], 1), told)
         h = self.out(F.silu(self.norm(h)))
         return _joined(h, self.patch).contiguous()
-
-    def check_condition(self, **condition: Tensor) -> None:
-        """Raise unless conditions are what this network takes; called once before a solve or a loss, not at every evaluation.
-
-        Parameters
-        ----------
-        **condition : Tensor
-            y, vector, image.
-
-        Raises
-        ------
-        ValueError
-
-        Examples
-        --------
-        >>> UNet((1, 8), channels=8, classes=3).check_condition(y=torch.tensor([3]))
-        Traceback (most recent call last):
-        ValueError: labels y run from 0 to 2, got 3 to 3
-        """
-        self.embed.check_condition(**condition)
 
 
 def _sizes(shape: tuple[int, ...], patch: int, multipliers: Sequence[int]) -> list[int]:

@@ -23,14 +23,14 @@ from torch.nn import functional
 
 from ..inputs import event_shape
 from .base import BACKBONES
-from .embedding import Embedding
+from .embedding import Conditioned, Embedding
 from .tokens import Attention, Perceptron, check_sample, check_transformer, grid, patchify, unpatchify
 
 CONVOLUTIONS: tuple[type[nn.Conv1d | nn.Conv2d | nn.Conv3d], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @BACKBONES.register("uvit")
-class UViT(nn.Module):
+class UViT(Conditioned):
     """A U-shaped transformer for samples (C, *space) with 1 to 3 axes of space, which patches have to fill.
 
     The paper's U-ViT-S/2 for CIFAR-10 is width 512, depth 13, 8 heads, patch 2.
@@ -156,26 +156,6 @@ class UViT(nn.Module):
             h = block(h, left.pop())
         out: Tensor = self.smooth(unpatchify(self.last(self.norm(h[:, len(extra) :])), self.shape, self.patch))
         return out
-
-    def check_condition(self, **condition: Tensor) -> None:
-        """Raise unless conditions are what this network takes; called once before a solve, not at every evaluation.
-
-        Parameters
-        ----------
-        **condition : Tensor
-            y, vector or image; see `Embedding.check_condition`.
-
-        Raises
-        ------
-        ValueError
-
-        Examples
-        --------
-        >>> UViT((1, 4, 4), width=4, heads=1, classes=3).check_condition(y=torch.tensor([3]))
-        Traceback (most recent call last):
-        ValueError: labels y run from 0 to 2, got 3 to 3
-        """
-        self.embed.check_condition(**condition)
 
 
 def _plain(embed: Embedding) -> Embedding:
