@@ -13,18 +13,17 @@ from .backbones import BACKBONES, MLP
 from .bits import Bits, bits_per_dim
 from .bounds import Bound, elbo, vlb
 from .bridge import BridgeMatching, SchrodingerBridge
-from .build import build
+from .builder import build
 from .checkpoint import posthoc_ema
 from .coupling import COUPLINGS, ConditionAwareOT, Coupling, Independent, MinibatchOT, Sinkhorn
 from .distribution import Distribution
 from .errors import CheckpointError, SolverError, TrainingError
-from .evaluate import evaluate
 from .evaluation import Evaluation
+from .exact import Likelihood, likelihood, log_prob, sample_and_log_prob
 from .grids import SPACINGS
 from .history import History
 from .io import load, save
 from .jumps import ConsistencyTraining, MeanFlow
-from .likelihood import Likelihood, likelihood, log_prob, sample_and_log_prob
 from .metrics import (
     classifier_test,
     energy_distance,
@@ -38,13 +37,14 @@ from .metrics import (
     wasserstein,
 )
 from .objective import NOISES, OBJECTIVES, WEIGHTS, Objective, loss
-from .oracle import oracle
+from .oracles import oracle
 from .pairs import Pairs, reflow
 from .paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .prediction import PREDICTIONS
 from .process import PROCESSES, Process
 from .ranks import sharded
 from .registry import Registry
+from .reports import evaluate
 from .sampling import Solution, decode, encode, sample, solve
 from .sde import ScoreSDE
 from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper

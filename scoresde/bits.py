@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .checks import whole
 from .dequantize import Dequantization
+from .exact import likelihood
 from .inputs import as_floats
-from .likelihood import likelihood
 from .plan import check_generator
 from .ranks import together
 from .sde import ScoreSDE, require_sde

@@ -28,15 +28,15 @@ from .checks import whole
 from .coupling import COUPLINGS
 from .dequantize import Uniform
 from .errors import SolverError, TrainingError
-from .evaluate import check_seed, evaluate
+from .exact import likelihood
 from .io import load
-from .likelihood import likelihood
 from .metrics.frechet import FEATURES
 from .objective import OBJECTIVES
 from .process import PROCESSES
 from .ranks import sharded
 from .recipes import PLAIN, RECIPES, recipe
 from .registry import nearest
+from .reports import check_seed, evaluate
 from .sampling import solve
 from .solvers import SOLVERS
 from .transforms import TRANSFORMS

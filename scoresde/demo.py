@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from . import toy
-from .build import build
-from .likelihood import likelihood, log_prob
+from .builder import build
+from .exact import likelihood, log_prob
 from .plan import plan
 from .plotting import density_figure
 from .registry import nearest

@@ -8,7 +8,7 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from .likelihood import check_how, log_prob
+from .exact import check_how, log_prob
 from .sampling import sample
 from .sde import ScoreSDE, require_sde
 

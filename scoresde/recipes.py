@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .build import build
+from .builder import build
 from .history import History
 from .process import Process
 from .registry import nearest

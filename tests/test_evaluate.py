@@ -18,8 +18,8 @@ import scoresde
 from conftest import generator
 from scoresde import evaluate, plotting, toy
 from scoresde.cli import main
-from scoresde.evaluate import PART, _order
 from scoresde.evaluation import Score
+from scoresde.reports import PART, _order
 
 LEVELS = 8
 CENTRES = torch.tensor([[0.3, 0.3], [0.7, 0.6]], dtype=torch.float64)
@@ -132,7 +132,7 @@ def test_traces_of_small_samples_are_exact_unless_the_user_says(dim: int, trace:
 
 def test_parts_have_noise_of_their_own_and_the_chunks_of_samples_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of eight equal data no two see the same noise; of 12 samples none are equal."""
-    module = importlib.import_module("scoresde.evaluate")
+    module = importlib.import_module("scoresde.reports")
     monkeypatch.setattr(module, "PART", 4)
     monkeypatch.setattr(module, "DRAWN", 4)
     original, bits, seen = module.bits_per_dim, [], []
@@ -266,7 +266,7 @@ def test_data_sorted_by_class_are_no_matter_for_the_frechet_distance() -> None:
 
 def test_what_is_scored_first_is_a_random_subset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of data sorted by how likely they are: interrupted after one part, the mean is that of all within 4 standard errors."""
-    module = importlib.import_module("scoresde.evaluate")
+    module = importlib.import_module("scoresde.reports")
     sde, x, y = two_classes()
     x[300:] = 0.5 + 0.3 * torch.randn(300, 2, generator=generator(2))
     full = evaluate(sde, x, given={"y": y}, samples=0, progress=False).score
@@ -307,7 +307,7 @@ def test_parts_found_before_are_kept_while_model_data_and_seed_are_the_same(
     evaluate(model(), v, samples=3, n=10, **how)
     first, text = parts(), file.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(importlib.import_module("scoresde.evaluate"), "solve", interrupt)
+        patch.setattr(importlib.import_module("scoresde.reports"), "solve", interrupt)
         with pytest.raises(KeyboardInterrupt):
             evaluate(model(), v, samples=3, seed=9, **how)
     assert file.read_bytes() == text
@@ -343,7 +343,7 @@ def test_features_see_bytes_in_the_middle_of_their_bins(levels: int) -> None:
 
 
 def test_what_was_found_before_an_interruption_stands_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = importlib.import_module("scoresde.evaluate")
+    module = importlib.import_module("scoresde.reports")
     original, calls = module.bits_per_dim, []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -481,7 +481,7 @@ X, V = torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.long)
 def test_mistakes_are_found_before_the_work(
     data: Any, how: dict[str, Any], error: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("scoresde.evaluate")
+    module = importlib.import_module("scoresde.reports")
     for verb in ("solve", "sample", "likelihood", "bits_per_dim"):
         monkeypatch.setattr(module, verb, lambda *_, **__: pytest.fail("work was begun"))
     with pytest.raises(error, match=said):
@@ -491,7 +491,7 @@ def test_mistakes_are_found_before_the_work(
 
 def test_mistakes_with_conditions_are_found_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A label that is used for samples only, a model told of rows, and one that has never been without."""
-    module = importlib.import_module("scoresde.evaluate")
+    module = importlib.import_module("scoresde.reports")
     for verb in ("solve", "sample", "bits_per_dim"):
         monkeypatch.setattr(module, verb, lambda *_, **__: pytest.fail("work was begun"))
     y = torch.arange(30) % 3

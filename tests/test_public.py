@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import pkgutil
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,10 +18,10 @@ ROOMS = [
     "errors ranks storage checks registry random inputs process",
     "paths prediction grids solvers backbones toy source",
     "sde trace",
-    "plan sampling pairstore cnf likelihood bounds dequantize bits distribution oracle metrics plotting "
-    "objective weights engine coupling pairs jumps bridge straightness data files transforms io checkpoint history training "
+    "plan sampling pairstore cnf exact bounds dequantize bits distribution oracles metrics plotting "
+    "objective weights engine coupling pairs jumps bridge data files transforms io checkpoint history training "
     "evaluation",
-    "build cli demo evaluate recipes __init__ __main__",
+    "builder cli demo reports recipes __init__ __main__",
 ]
 FLOOR = {name: floor for floor, room in enumerate(ROOMS) for name in room.split()}
 ROOT = Path(scoresde.__file__).parent
@@ -43,6 +46,15 @@ def test_imports_run_downward_and_solvers_know_neither_model_nor_process(path: P
         assert FLOOR[other] <= FLOOR[room], f"{room} imports {other}"
     if room == "solvers":
         assert imports(path) <= {"solvers", "registry", "checks", "errors"}
+
+
+def test_no_module_hides_behind_a_public_name() -> None:
+    """`import scoresde.x as m` gives a module, whichever x: a function of its name would come instead."""
+    for found in pkgutil.walk_packages(scoresde.__path__, "scoresde."):
+        if not found.name.endswith("__main__"):
+            package, _, name = found.name.rpartition(".")
+            module = importlib.import_module(found.name)
+            assert getattr(sys.modules[package], name) is module, found.name
 
 
 def public() -> list[tuple[str, object]]:

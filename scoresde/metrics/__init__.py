@@ -13,12 +13,12 @@
 """
 
 from .classifier import ClassifierTest, classifier_test
+from .curvature import Estimate, Straightness, straightness
 from .energy import energy_distance, energy_test
-from .evaluations import Evaluations, evaluations
 from .floor import NoiseFloor, noise_floor
 from .frechet import frechet_distance, inception, moments
 from .kernel import mmd
-from .straightness import Estimate, Straightness, straightness
+from .nfe import Evaluations, evaluations
 from .transport import sliced_wasserstein, wasserstein
 
 __all__ = [

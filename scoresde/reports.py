@@ -33,8 +33,8 @@ from .bits import bits_per_dim
 from .checks import whole
 from .dequantize import Uniform
 from .evaluation import Distance, Evaluation, Score, fingerprint
+from .exact import check_how, likelihood
 from .inputs import as_floats
-from .likelihood import check_how, likelihood
 from .metrics.frechet import Features, frechet_distance, moments, resolve_features
 from .random import seeded
 from .ranks import share
