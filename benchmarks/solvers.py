@@ -1,18 +1,19 @@
 """How few evaluations, how exact a spread, how little overhead: our solvers beside the peers', in one run.
 
+    python benchmarks/solvers.py ours [SOLVER ...] [--only WORDS] [--json PATH]
     python benchmarks/solvers.py frontier|stochastic|overhead|all [--quick] [--dpm-solver PATH/dpm_solver_pytorch.py]
 
-`frontier`: probability-flow ODE of mixtures with the exact score, VP(0.1, 20), float64. Everyone starts from the same noise
-and is measured against the same solution, RMS over samples and dimensions in units of the data. A peer counts by the
-best of all its solvers and settings (see `peers`), chosen anew for every number; ours by one default setting.
+`ours` takes a minute and no peers: any of our deterministic solvers, with options and spacing if wanted (as in "unipc order=4
+spacing=arc"), on all problems. `frontier` puts ours beside the peers. Both integrate the probability-flow ODE of mixtures
+with the exact score, VP(0.1, 20), float64, in units of the standardized data (see `problems`). Everyone starts from the same
+noise and is measured against the same solution, RMS over samples and dimensions. A peer counts by the best of all its solvers
+and settings (see `peers`), chosen anew for every number; ours by one default setting.
 `stochastic` and `overhead` are explained in the modules of their names. Tables are printed in Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import logging
 import math
@@ -20,111 +21,20 @@ import platform
 import time
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import overhead
 import peers
 import stochastic
 import torch
-from torch import Tensor
+from problems import chosen
+from race import LIMIT, OURS, Point, Race, deterministic, ours
 
-import scoresde
-from scoresde.toy import GaussianMixture
-
-OURS = "scoresde"
 TARGETS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 BUDGETS = (10, 20, 36, 50, 100, 200)
 FINE = (*range(3, 19), 22, 25, 28, 32, 40, 44, 48, 56, 64, 72, 80, 86, 92, 112, 128, 140, 160, 180, 194, 206, 225)
 TOLERANCES = tuple(10 ** (-k / 3) for k in range(2, 34))
-LIMIT = 230  # calls after which a run is given up
-
-
-@dataclass(frozen=True)
-class Point:
-    """One run: what it cost and how far it ended from the truth."""
-
-    problem: str
-    peer: str
-    setting: str
-    adaptive: bool
-    budget: float
-    nfe: float
-    error: float
-
-
-def problems() -> dict[str, GaussianMixture]:
-    """P1 and P2 of the record, and others of another kind each, so that a setting tuned to those two is seen."""
-
-    def draw(seed: int, k: int, d: int, spread: float, low: float, high: float) -> GaussianMixture:
-        g = torch.Generator().manual_seed(seed)
-        means = spread * torch.randn(k, d, generator=g, dtype=torch.float64)
-        stds = low + (high - low) * torch.rand(k, generator=g, dtype=torch.float64)
-        return GaussianMixture(means, stds, 0.2 + torch.rand(k, generator=g, dtype=torch.float64))
-
-    angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
-    means = torch.randn(10, 64, generator=torch.Generator().manual_seed(64), dtype=torch.float64)
-    return {
-        "P1 8 Gaussians, 2-D": GaussianMixture(4 * torch.stack([angle.cos(), angle.sin()], 1), 0.3),
-        "P2 10 Gaussians, 64-D": GaussianMixture(means, torch.linspace(0.2, 0.6, 10, dtype=torch.float64)),
-        "unequal, 2-D": draw(1, 7, 2, 1.5, 0.05, 0.5),
-        "5×5 grid, 2-D": scoresde.toy.Grid25(),
-        "unequal, 16-D": draw(2, 6, 16, 1.0, 0.1, 0.6),
-        "moons, 2-D": scoresde.toy.Moons(),
-    }
-
-
-@dataclass
-class Race:
-    """A problem with its exact solution, on which everyone runs."""
-
-    name: str
-    mixture: GaussianMixture
-    n: int
-
-    def __post_init__(self) -> None:
-        self.sde = scoresde.oracle(self.mixture, scoresde.VPSDE()).double()
-        self.rows = 0
-        self.sde.net.register_forward_hook(self._count)
-        truth = scoresde.solve(self.sde, self.n, solver="rk45", rtol=1e-12, atol=1e-12, generator=self._generator())
-        self.z, self.x = truth.x[0] / float(self.sde.process.radius(1.0)), truth.x[-1]
-
-    def _count(self, net: object, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        self.rows += len(out)
-
-    @staticmethod
-    def _generator() -> torch.Generator:
-        return torch.Generator().manual_seed(0)
-
-    def error(self, x: Tensor) -> float:
-        """RMS over samples and dimensions; infinite if there is none."""
-        rms = float((x - self.x).square().mean().sqrt())
-        return rms if math.isfinite(rms) else math.inf
-
-    def peer(self, setting: peers.Setting, budget: float) -> Point:
-        """Run a setting of a peer."""
-        field = peers.Field(self.mixture, LIMIT)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
-                error = self.error(setting.run(field, self.z, budget))
-        except Exception:  # a peer's failure, of whatever kind, is no answer
-            error = math.inf
-        return Point(self.name, setting.peer, setting.name, setting.adaptive, budget, field.calls, error)
-
-    def ours(self, solver: str, budget: float, adaptive: bool) -> Point:
-        """Run one of ours at its default setting but the budget, or the tolerance."""
-        steps = stochastic.steps_within(scoresde.SOLVERS.build(solver), int(budget))
-        rule: dict[str, Any] = {"rtol": budget, "atol": budget} if adaptive else {"steps": steps}
-        name = f"{solver}, adaptive" if adaptive else solver
-        self.rows = 0
-        try:
-            solution = scoresde.solve(self.sde, self.n, solver=solver, generator=self._generator(), **rule)
-        except (scoresde.SolverError, ValueError):
-            return Point(self.name, OURS, name, adaptive, budget, LIMIT, math.inf)
-        if self.rows != int(solution.nfe.sum()):
-            raise AssertionError(f"{solver} reports {int(solution.nfe.sum())} evaluations and made {self.rows}")
-        return Point(self.name, OURS, name, adaptive, budget, self.rows / self.n, self.error(solution.x[-1]))
 
 
 def sweep(race: Race, run: peers.Setting | str, adaptive: bool, budgets: Iterable[float]) -> list[Point]:
@@ -138,13 +48,6 @@ def sweep(race: Race, run: peers.Setting | str, adaptive: bool, budgets: Iterabl
     return points
 
 
-def deterministic() -> list[tuple[str, bool]]:
-    """Our own deterministic solvers by name, on fixed grids and, where they can, adaptive."""
-    found = {name: scoresde.SOLVERS.build(name) for name in scoresde.SOLVERS if ":" not in name}
-    kept = {name: solver for name, solver in found.items() if not solver.stochastic}
-    return [(name, False) for name in kept] + [(name, True) for name, solver in kept.items() if solver.steps is None]
-
-
 def needed(points: Iterable[Point], target: float) -> Point | None:
     return min((p for p in points if p.error <= target), key=lambda p: p.nfe, default=None)
 
@@ -156,9 +59,9 @@ def at(points: Iterable[Point], budget: int, fixed: bool = True) -> Point | None
 def frontier(args: argparse.Namespace) -> list[Point]:
     settings = peers.all_peers(args.dpm_solver)
     budgets = (10, 20, 50) if args.quick else BUDGETS
-    chosen = list(problems().items())[: 1 if args.quick else args.problems]
+    names = list(chosen(args.only))[: 1 if args.quick else None]
     points: list[Point] = []
-    for name, mixture in chosen:
+    for name, mixture in names:
         began = time.process_time()
         race = Race(name, mixture, 64 if args.quick else 256)
         mine: list[Point] = []
@@ -185,7 +88,7 @@ def frontier(args: argparse.Namespace) -> list[Point]:
         print(f"### {name}: {len(settings)} settings of peers, {time.process_time() - began:.0f} s of CPU\n")
         print_needed(theirs, mine, args.ours)
         print_errors(theirs, mine, args.ours, budgets)
-    if len(chosen) > 1:
+    if len(names) > 1:
         print_single(points, args.ours, budgets)
     return points
 
@@ -295,9 +198,15 @@ def draw(axis: object, points: list[Point], **style: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("frontier", "stochastic", "overhead", "all"))
+    parser.add_argument("what", choices=("ours", "frontier", "stochastic", "overhead", "all"))
+    parser.add_argument(
+        "solvers", nargs="*", help="of `ours`: names with options, as in 'unipc order=4 spacing=arc'; all if none"
+    )
+    parser.add_argument("--load", help="of `ours`: a Python file to run first, which registers solvers")
+    parser.add_argument("--budgets", type=int, nargs="+", help="of `ours`: numbers of evaluations")
+    parser.add_argument("--process", default="vp", help="of `ours`: a process by name")
+    parser.add_argument("--only", help="only problems with one of these words in their names, commas between")
     parser.add_argument("--ours", default="adams", help="our solver, in its default setting, that stands beside the best peer")
-    parser.add_argument("--problems", type=int, help="only so many problems: 1 is P1, 2 adds P2")
     parser.add_argument("--ours-fine", action="store_true", help="run all our fixed-step solvers at every budget")
     parser.add_argument("--dpm-solver", help="the file dpm_solver_pytorch.py of LuChengTHU/dpm-solver")
     parser.add_argument("--json", help="where to store every point of the frontier")
@@ -309,12 +218,14 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread, {platform.machine()}, {time.strftime('%Y-%m-%d')}\n")
     torch.set_default_dtype(torch.float64)  # some peers make their constants in the default dtype
+    if args.what == "ours":
+        save(args.json, ours(args))
     if args.what in ("frontier", "all"):
         points = frontier(args)
         if args.figure:
             figure(args.figure, points, args.ours)
     if args.what in ("stochastic", "all"):
-        stochastic.table(dict(list(problems().items())[:2]), args.quick)
+        stochastic.table(dict(chosen(args.only)), args.quick)
     torch.set_default_dtype(torch.float32)
     if args.what in ("overhead", "all"):
         overhead.table(args.quick)
