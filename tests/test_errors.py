@@ -459,7 +459,7 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     ),
     "a name that is no string": (lambda: scoresde.build(3, shape=(2,)), TypeError, "process"),
     # densities and distances
-    "-1 points of a density": (lambda: toy.Moons().sample(-1), ValueError, "n = -1.*at least 1"),
+    "-1 points of a density": (lambda: toy.Moons().sample(-1), ValueError, "n is at least 1, got -1"),
     "a density at a wrong shape": (lambda: toy.Moons().log_prob(points(5, 3)), ValueError, r"\(5, 3\); it wants \(n, 2\)"),
     "negative noise": (lambda: toy.Rings(noise=-0.1), ValueError, r"noise = -0\.1; wanted a positive"),
     "bits of no dimensions": (lambda: scoresde.dequantize.Uniform(4).bits(points(1), 0.0, 0), ValueError, "dim.*at least 1.*0"),
