@@ -57,7 +57,8 @@ def whole(name: str, value: object, least: int = 1, most: int = LARGEST) -> int:
     if value < least:
         raise ValueError(f"{name} is at least {least}, got {said(value)}")
     if value > most:
-        raise ValueError(f"{name} is at most {'2^63 − 1' if most == LARGEST else most}, got {said(value)}")
+        bound = "below 2^63" if most == LARGEST else f"at most {most}"
+        raise ValueError(f"{name} is {bound}, got {said(value)}")
     return value
 
 
@@ -179,7 +180,7 @@ def as_path(value: object, what: str) -> Path:
         hint = ", got bytes; write os.fsdecode(path)" if isinstance(path, bytes) else f", got {type(path).__name__}"
         raise TypeError(f"{what} is a path{hint}")
     if not path:
-        raise ValueError(f"{what} is a path, got ''; '.' is this folder")
+        raise ValueError(f"{what} is the path of a folder, got ''; '.' is this one")
     if "\0" in path:
         raise ValueError(f"{what} is a path, got {said(path)}, which has a NUL character in it")
     if max(map(len, Path(path).parts), default=0) > 255:

@@ -855,7 +855,7 @@ PATHS: dict[str, Callable[[Any], Any]] = {
 def test_what_is_no_path_is_refused_at_every_door(door: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     in_bytes = type("InBytes", (), {"__fspath__": lambda self: b"abc"})()
-    wrong = {"bytes": (b"abc", in_bytes), "NUL": ("a\0b", Path("a\0b")), "'.' is this": ("",), "255": ("x" * 300,)}
+    wrong = {"bytes": (b"abc", in_bytes), "NUL": ("a\0b", Path("a\0b")), "'.' is this one": ("",), "255": ("x" * 300,)}
     wrong["is a path, got"] = (3, 1.5, True, ["a"], {})
     for words, paths in wrong.items():
         for path in paths:
