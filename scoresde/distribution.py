@@ -36,6 +36,9 @@ INSTEAD = {
 class Distribution(torch.distributions.Distribution):
     """The law of a model's samples: `sample` and `log_prob` with torch's shapes, sample_shape + batch_shape + event_shape.
 
+    `mean`, `variance`, `entropy`, `cdf`, `rsample` and their like have no closed form: they raise NotImplementedError and say
+    how to estimate them.
+
     Parameters
     ----------
     sde : ScoreSDE

@@ -125,7 +125,8 @@ def fit(
     ema : float
         Half-life of the average in steps; 0 for none. It is shorter at first: about a thirteenth of the steps so far.
     snapshots : int
-        How many snapshots of two further averages to keep in `out`, for `posthoc_ema` to choose the averaging length later.
+        How many snapshots of two further averages to keep in `out`, at most one a step, for `posthoc_ema` to choose the
+        averaging length later.
     out : path, optional
         A folder for checkpoints and, at the end, the model, which `load` reads.
     every : int
