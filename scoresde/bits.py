@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import whole
+from .checks import affordable, check_generator, said, whole
 from .dequantize import Dequantization
 from .exact import likelihood
 from .inputs import as_floats
-from .plan import check_generator
 from .ranks import together
 from .sde import ScoreSDE, require_sde
 
@@ -134,7 +133,7 @@ def bits_per_dim(
             "scoresde.dequantize.Uniform(256).bits(log_prob, log_q, dim)"
         )
     sde = require_sde(sde, "bits_per_dim")
-    whole("draws", draws)
+    draws = whole("draws", draws)
     check_generator(generator)
     if dequantization is None:
         if draws > 1:
@@ -146,12 +145,13 @@ def bits_per_dim(
         if tuple(v.shape[1:]) != sde.shape:
             raise ValueError(f"values has shape {tuple(v.shape)}, wanted ({', '.join(map(str, ('batch', *sde.shape)))})")
         sde.rows(0, len(v), len(v))
+        affordable(f"draws={draws} of {len(v)} values", 4.0 * v.numel() * draws, device=sde.scale.device)
         # All draws in one solve; those of a sample side by side, so that its random numbers are its own.
         x, log_q = dequantization.noisy(v.repeat_interleave(draws, 0), generator)
         sde = sde.holding({k: c if len(c) == 1 else c.repeat_interleave(draws, 0) for k, c in sde.condition.items()})
         _compare(sde, x, dequantization)
     else:
-        raise TypeError(f"dequantization is an object such as Uniform(256), or None, got {dequantization!r}")
+        raise TypeError(f"dequantization is an object such as Uniform(256), or None, got {said(dequantization)}")
     found = likelihood(sde, x, generator=generator, **how)
 
     def per_draw(column: Tensor) -> Tensor:

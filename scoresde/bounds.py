@@ -26,13 +26,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import whole
+from .checks import check_generator, whole
 from .errors import SolverError
 from .grids import grid
-from .plan import check_generator, chunks, each
+from .plan import chunks, each
 from .random import PATH, Noise, draw_seed
 from .ranks import together
-from .registry import nearest
+from .registry import choose, explained
 from .sde import ScoreSDE, require_sde
 
 FINE, COARSE = 2e-3, 3.0  # levels tan θ between which draws are uniform in log tan θ; beyond, their density falls like the noise
@@ -69,6 +69,7 @@ class Bound:
     nfe: Tensor
 
 
+@explained
 @together()
 def elbo(
     sde: ScoreSDE,
@@ -123,7 +124,7 @@ def elbo(
     tensor([True, True, True, True, True])
     """
     x = _accept(sde, x, "elbo", generator)
-    whole("draws", draws, 4)
+    draws = whole("draws", draws, 4)
     # tan θ has the law whose density in log tan θ is ∝ T·(COARSE − FINE)/((FINE + T)(COARSE + T)), cut at θ(1).
     end = math.sqrt(_sin2(sde, sde.process.phi_max)) * math.cos(_start(sde)) / math.cos(sde.process.phi_max)
     log_ratio = math.log(COARSE / FINE)
@@ -142,6 +143,7 @@ def elbo(
     return _estimate(sde, x, at, known, draws, generator, batch_size)
 
 
+@explained
 @together()
 def vlb(
     sde: ScoreSDE,
@@ -207,14 +209,13 @@ def vlb(
     tensor(True)
     """
     x = _accept(sde, x, "vlb", generator)
-    if variance not in VARIANCES:
-        raise ValueError(f"unknown variance {variance!r}. {nearest(variance, VARIANCES)}")
+    choose("variance", variance, VARIANCES)
     phi = sde.process.phi(grid(sde.process, steps, spacing).flip(0)).tolist()
     sin2 = torch.tensor([0.0] + [_sin2(sde, p) for p in phi[1:] if p > 1.5 * _start(sde)], dtype=torch.float64)
     here, below = sin2[1:], sin2[:-1]
     cos2, taken = (1 - here).clamp_min(0), len(here)
     if draws is not None:
-        whole("draws", draws, 4)
+        draws = whole("draws", draws, 4)
     elif taken < 4:
         raise ValueError(f"{taken} steps are too few for a standard error; take steps=4 or more, or give draws=")
     ratio = below / here  # of the posterior's variance to beta's
@@ -273,6 +274,7 @@ def _estimate(
     batch_size: int | None,
 ) -> Bound:
     """known(‖z0‖²) + Σ_k weight_k·E f(θ_k), where `at`(k, place in the stratum) gives (cos θ, sin θ, weight)."""
+    batches = chunks(sde, len(x), batch_size, calls=2 * draws)
     seed, radius = draw_seed(generator), float(sde.process.radius(0.0))
     offset = sde.dim * math.log(radius) + sde.log_scale
 
@@ -282,7 +284,7 @@ def _estimate(
         total, error = _sum(part, z0, at, noise, draws)
         return known(z0.double().square().sum(1)) + total - offset, error
 
-    log_p, error = each(sde, len(x), chunks(sde, len(x), batch_size), work)
+    log_p, error = each(sde, len(x), batches, work)
     bad = ~log_p.isfinite()
     if bool(bad.any()):
         raise SolverError(

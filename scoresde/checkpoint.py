@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from . import storage
-from .checks import number
+from .checks import as_path, number, whole
 from .engine import Engine
 from .errors import CheckpointError
 from .io import AVERAGE, MODEL, PREFIX, STEP, describe, load, ready, weights
@@ -233,7 +233,7 @@ def posthoc_ema(folder: str | os.PathLike[str], sigma: float = 0.1, *, step: int
     (2,)
     """
     number("sigma", sigma, 0.01, 0.28, hint="it is a fraction of training: try 0.1")
-    folder = Path(folder)
+    folder, step = as_path(folder, "folder"), None if step is None else whole("step", step)
     stems = [stem for stem in storage.records(folder, AVERAGE) if step is None or int(stem[len(AVERAGE) :]) <= step]
     if not stems or (step is not None and int(stems[-1][len(AVERAGE) :]) != step):
         raise CheckpointError(

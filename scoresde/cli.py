@@ -24,7 +24,7 @@ import torch
 from . import files, toy
 from .backbones import BACKBONES
 from .bits import bits_per_dim
-from .checks import whole
+from .checks import check_seed, whole
 from .coupling import COUPLINGS
 from .dequantize import Uniform
 from .errors import SolverError, TrainingError
@@ -36,7 +36,7 @@ from .process import PROCESSES
 from .ranks import sharded
 from .recipes import PLAIN, RECIPES, recipe
 from .registry import nearest
-from .reports import check_seed, evaluate
+from .reports import evaluate
 from .sampling import solve
 from .solvers import SOLVERS
 from .transforms import TRANSFORMS

@@ -16,11 +16,11 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .checks import whole
+from .checks import affordable, whole
 from .plan import Plan, levels, run
 from .process import as_time
 from .random import PROBE, Noise, draw_seed
-from .registry import nearest
+from .registry import choose
 from .sde import ScoreSDE, evaluating
 from .solvers import Counts, Level, Problem, Solver
 from .solvers.base import Velocity
@@ -81,9 +81,8 @@ class Flow:
         generator: torch.Generator | None,
         errors: bool = False,
     ) -> None:
-        if not isinstance(trace, str) or trace not in PROBES:
-            raise ValueError(f"unknown trace {trace!r}. {nearest(str(trace), PROBES)}")
-        whole("probes", probes)
+        choose("trace", trace, PROBES)
+        probes = whole("probes", probes)
         if not how.solver.ode:
             kind = "stochastic" if how.solver.stochastic else "not an ODE method"
             raise ValueError(f"log p goes by the probability-flow ODE, and solver {named!r} is {kind}; try 'adams' or 'rk45'")
@@ -91,6 +90,7 @@ class Flow:
         self.how, self.nodes, self.graph = how, levels(sde, how.times), graph
         self.law = PROBES[trace]
         self.probes = 1 if self.law is None else probes
+        affordable(f"probes={self.probes}", 4.0 * sde.dim * self.probes, device=sde.scale.device)
         dtypes = {p.dtype for p in sde.net.parameters() if p.is_floating_point()} | {sde.state_dtype}
         self.eps = max(torch.finfo(dtype).eps for dtype in dtypes)  # of the coarsest arithmetic that takes part
         self.cost = self.probes

@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .checks import number, whole
+from .checks import affordable, number, whole
 from .data import Batch, Source
 from .inputs import as_floats
 from .random import PAIRS, STARTS, seeded
@@ -77,7 +77,8 @@ class Coupling(abc.ABC):
     def __post_init__(self) -> None:
         whole("reuse", self.reuse)
         if self.size is not None:
-            whole("size", self.size)
+            size = whole("size", self.size)
+            affordable(f"size={size}", 8.0 * size * size)  # of all distances
 
     def check(self, names: set[str] | None) -> None:
         """Raise or warn if data with conditions of these names (None: not known yet) are not for this coupling.

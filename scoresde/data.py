@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from .inputs import as_floats
+from .inputs import as_condition, as_floats, as_tensor
 from .pairs import Pairs
 from .random import CHANGES, DRAWS, ORDER, isolated, seeded
 from .sde import ScoreSDE
@@ -319,11 +319,8 @@ class Source:
 
     def _table(self, data: Any, given: Mapping[str, Tensor] | None, sde: ScoreSDE) -> None:
         mapped = isinstance(data, np.memmap)
-        if not isinstance(data, Tensor) and not mapped:
-            data = np.ascontiguousarray(data)
-            data = torch.as_tensor(data.astype(data.dtype.newbyteorder("="), copy=False))
         if not mapped:
-            data = data.detach()
+            data = as_tensor(data, "data", exact=True).detach()
             if data.is_floating_point() or not self._transforms:
                 data = as_floats(data, self._shape, "data")
                 # float64 data are standardized in float64, whatever the model's own
@@ -342,12 +339,10 @@ class Source:
             self._changed(self._taken(slice(i, i + (step if mapped else 1))), -1, i)
         if not isinstance(given, Mapping | None):
             raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(given).__name__}")
-        self._given = {name: torch.as_tensor(value).to(self._device) for name, value in (given or {}).items()}
+        self._given = {name: as_condition(value, name).to(self._device) for name, value in (given or {}).items()}
         for name, value in self._given.items():
             if value.is_floating_point():  # numpy's are float64
                 self._given[name] = value.to(sde.state_dtype)
-                if not bool(value.isfinite().all()):
-                    raise ValueError(f"condition {name!r} has NaN or infinite values")
         self.names = set(self._given)
         sde.given(**self._given)
         for name, value in self._given.items():
@@ -381,6 +376,7 @@ class Source:
             yield x, start, {name: value.index_select(0, rows) for name, value in self._given.items()}, k
 
     def _changed(self, x: Tensor, *words: int) -> Tensor:
+        x = as_tensor(x, "data")
         if self._transforms:
             x = apply(self._transforms, x, seeded(x.device, self._seed, CHANGES, *words))
         x = as_floats(x, self._shape, "data")

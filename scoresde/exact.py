@@ -16,16 +16,17 @@ import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from .checks import check_generator, flag, whole
 from .cnf import Flow, prior_gap, standard_normal
-from .plan import check_generator, chunks, each, plan, starting_points
+from .inputs import as_tensor
+from .plan import chunks, each, plan, starting_points
 from .random import draw_seed
 from .ranks import alone, shared, together
-from .registry import nearest
+from .registry import choose
 from .sde import ScoreSDE, require_sde
 from .solvers import Solver
 
@@ -167,6 +168,7 @@ def likelihood(
     >>> x.grad.round(decimals=3)
     tensor([[-1.,  2.]])
     """
+    differentiable, errors = flag("differentiable", differentiable), flag("errors", errors)
     graph = torch.is_grad_enabled() and (differentiable or (isinstance(x, Tensor) and x.requires_grad))
     with torch.inference_mode(False), torch.set_grad_enabled(graph):  # in inference mode no trace could be taken
         sde = require_sde(sde, "likelihood")
@@ -204,7 +206,7 @@ def likelihood(
                 latent,
             )
 
-        joined = each(sde, len(x), chunks(sde, len(x), batch_size, cost=ode.cost), work)
+        joined = each(sde, len(x), chunks(sde, len(x), batch_size, cost=ode.cost, calls=len(how.times) - 1), work)
         for column in joined if lost is not None else ():
             if column.is_floating_point():
                 column[lost] = math.nan
@@ -301,11 +303,13 @@ def sample_and_log_prob(
     with torch.inference_mode(False), torch.no_grad():
         sde = require_sde(sde, "sample_and_log_prob")
         check_generator(generator)
-        seed = draw_seed(generator)
         how = plan(sde, solver, steps, spacing, options)
+        chunks(sde, n, batch_size)  # refused before a seed is drawn
+        seed = draw_seed(generator)
         ode = Flow(sde, solver, how, trace, probes, False, False, generator)
         last, source = ode.nodes[-1], _start(sde, None)
-        batches = chunks(sde, n, batch_size, cost=ode.cost)
+        n = whole("n", n)
+        batches = chunks(sde, n, batch_size, cost=ode.cost, calls=len(how.times) - 1)
         sde.rows(0, n, n)
 
         def work(part: ScoreSDE, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -403,11 +407,10 @@ def check_how(
 
 def _accept(sde: ScoreSDE, x: Tensor, invalid: str) -> tuple[Tensor, Tensor | None]:
     """The batch, checked; and which of its rows are not finite, if they are to be answered with NaN."""
-    if invalid not in ("raise", "nan"):
-        raise ValueError(f"unknown invalid={invalid!r}. {nearest(invalid, ('raise', 'nan'))}")
-    if invalid == "nan" and isinstance(x, np.ndarray):
-        x = torch.as_tensor(x)
-    if invalid == "nan" and isinstance(x, Tensor) and x.is_floating_point() and tuple(x.shape[1:]) == sde.shape:
+    choose("invalid=", invalid, ("raise", "nan"))
+    if invalid == "nan":
+        x = as_tensor(x, "x")
+    if invalid == "nan" and x.ndim and x.is_floating_point() and tuple(x.shape[1:]) == sde.shape:
         lost = ~x.isfinite().reshape(len(x), -1).all(1)
         filled = torch.where(lost.reshape(-1, *(1,) * len(sde.shape)), sde.mean.to(x), x)
         return sde.accept(filled), lost.to(sde.scale.device)

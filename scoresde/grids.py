@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import whole
+from .checks import affordable, whole
 from .process import Process
-from .registry import nearest
+from .registry import choose
 
 LAMBDA = (-5.0, 6.0)
 
@@ -107,9 +107,9 @@ def grid(process: Process, steps: int, spacing: str) -> Tensor:
     >>> grid(VPSDE(), 4, "time")
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
     """
-    whole("steps", steps)
-    if spacing not in SPACINGS:
-        raise ValueError(f"unknown spacing {spacing!r}. {nearest(spacing, SPACINGS)}")
+    steps = whole("steps", steps)
+    affordable(f"steps={steps}", 32.0 * steps, calls=steps)
+    choose("spacing", spacing, SPACINGS)
     times = SPACINGS[spacing](process, steps)
     if spacing != "ddpm":  # pin the ends against rounding
         times[0], times[-1] = 1.0, 0.0

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from . import storage
 from .backbones import BACKBONES
+from .checks import as_path, said
 from .errors import CheckpointError
 from .inputs import event_shape
 from .process import PROCESSES
@@ -73,8 +74,7 @@ def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
     VPSDE(beta_min=0.1, beta_max=20.0)
     """
     sde = require_sde(sde, "save")
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"folder is a path, got {type(folder).__name__}")
+    folder = as_path(folder, "folder")
     about = describe(sde)
     folder = ready(folder)
     with storage.Lock(folder):
@@ -106,7 +106,7 @@ def ready(folder: str | os.PathLike[str]) -> Path:
     ...     ready(folder + "/a/b").exists()
     True
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         ours = (folder / f"{MODEL}.json").exists() or storage.records(folder, STEP) or storage.records(folder, AVERAGE)
@@ -143,13 +143,13 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     --------
     See `save`.
     """
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"folder is a path, got {type(folder).__name__}")
+    folder = as_path(folder, "folder")
     try:
         device = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"there is no device {device!r} here: {error}") from None
-    folder = Path(folder)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f"there is no device {said(device)} here: {said(error, str)}") from None
+    if device.type == "meta":
+        raise ValueError("a model is not loaded to the meta device, which has no values; take 'cpu'")
     if os.path.lexists(folder / f"{MODEL}.json"):
         return rebuild(*storage.read(folder, MODEL), str(folder / f"{MODEL}.json")).to(device)
     steps = storage.records(folder, STEP)

@@ -21,10 +21,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .plan import check_generator
+from .checks import check_generator, said
 from .process import Process
 from .random import draw_seed
-from .registry import Registry, nearest
+from .registry import Registry, choose, nearest
 from .sde import ScoreSDE, misshapen, require_sde
 from .source import starts
 
@@ -190,8 +190,7 @@ def check_names(weight: str, noise: str) -> None:
     Traceback (most recent call last):
     ValueError: unknown weight 'edn'. Did you mean 'edm'? There are: ...
     """
-    if weight not in WEIGHTS:
-        raise ValueError(f"unknown weight {weight!r}. {nearest(weight, WEIGHTS)}")
+    choose("weight", weight, WEIGHTS)
     law(noise)
 
 
@@ -217,10 +216,10 @@ def law(noise: str) -> Callable[[Process, Tensor], Tensor]:
     tensor([1.5708, 1.5708], dtype=torch.float64)
     """
     name, colon, k = noise.partition(":") if isinstance(noise, str) else (noise, "", "")
-    if colon and name == "nodes" and k.isdecimal() and int(k):
+    if colon and name == "nodes" and k.isdecimal() and len(k) < 10 and int(k):
         return lambda process, q: process.phi(((q * int(k)).floor() + 1).clamp_max(int(k)) / int(k))
-    if noise not in NOISES:
-        raise ValueError(f"unknown noise {noise!r}. {nearest(noise, [*NOISES, 'nodes:1'])}")
+    if not isinstance(noise, str) or noise not in NOISES:
+        raise ValueError(f"unknown noise {said(noise)}. {nearest(noise, [*NOISES, 'nodes:1'])}")
     return NOISES[noise]
 
 

@@ -15,17 +15,21 @@ import torch
 from torch import Tensor
 
 from .backbones.base import takes
-from .checks import whole
+from .checks import affordable, said, whole
 from .errors import SolverError
-from .grids import grid
+from .grids import SPACINGS, grid
+from .inputs import as_reals
 from .prediction import Coefficients
 from .random import BLOCK, PRIOR, Noise
 from .ranks import alone, gather, share
+from .registry import ELSEWHERE, choose
 from .sde import LACKS, ScoreSDE, evaluating
 from .solvers import SOLVERS, Counts, Level, Problem, Solver
 from .source import starts
 
 ROWS = 8192  # states evaluated at once when the user does not say: large enough to be fast, small enough for a cache
+LESS = "draw fewer, or write them to disk in parts"
+NODE = 240.0  # bytes of a level of a grid, at the least
 NUMBERS = 2**22  # … and at most this many numbers
 
 
@@ -101,8 +105,13 @@ def plan(
     elif not isinstance(solver, Solver):
         raise TypeError(f"solver is a name or a Solver object, got {type(solver).__name__}")
     elif options:
+        for name in options:
+            if name in ELSEWHERE:
+                raise TypeError(f"there is no {name}=: {ELSEWHERE[name]}")
         raise TypeError(f"options {sorted(options)} go with a solver's name; give them to the {type(solver).__name__} itself")
     wanted = _times(times, forward)
+    if spacing is not None:
+        choose("spacing", spacing, SPACINGS)
     if sde.nodes:
         steps = _distilled(sde, solver, steps, spacing, wanted, forward)
     else:
@@ -110,8 +119,10 @@ def plan(
     useless = [name for name in solver.tolerances if name in options] if steps is not None else []
     if useless:
         raise ValueError(f"{useless[0]}= has no effect together with steps=, which fixes the grid; give one or the other")
-    steps = solver.steps if steps is None else steps
+    steps = solver.steps if steps is None else whole("steps", steps)
     adaptive = steps is None
+    if steps is not None:
+        affordable(f"steps={steps}", NODE * steps, calls=steps)
     if adaptive and spacing is not None:
         raise ValueError(f"spacing={spacing!r} places a fixed number of steps: give steps= too")
     if adaptive or steps is None:
@@ -185,9 +196,9 @@ def starts_at_data(times: Sequence[float] | Tensor | None) -> bool:
 
 def _numbers(times: Sequence[float] | Tensor) -> Tensor:
     try:
-        return torch.as_tensor(times, dtype=torch.float64)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"times is a sequence of numbers, got {times!r}") from None
+        return as_reals(times, "times").to("cpu", torch.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"times is a sequence of numbers, got {said(times)}") from None
 
 
 def _times(times: Sequence[float] | Tensor | None, forward: bool) -> Tensor:
@@ -198,7 +209,7 @@ def _times(times: Sequence[float] | Tensor | None, forward: bool) -> Tensor:
     down = wanted.flip(0) if forward and wanted.ndim == 1 else wanted
     if down.ndim != 1 or len(down) < 2 or not bool((down[1:] < down[:-1]).all()) or down[0] != 1 or down[-1] != 0:
         way = "increase from 0 (data) to 1 (noise)" if forward else "decrease from 1 (noise) to 0 (data)"
-        raise ValueError(f"times {way}, at least those two; got {times!r}")
+        raise ValueError(f"times {way}, at least those two; got {said(times)}")
     return down
 
 
@@ -409,7 +420,9 @@ def run(sde: ScoreSDE, solver: Solver, task: Problem, z: Tensor, again: Callable
     return end, counts
 
 
-def chunks(sde: ScoreSDE, n: int, batch_size: int | None, cost: int = 1) -> Iterator[tuple[int, int]]:
+def chunks(
+    sde: ScoreSDE, n: int, batch_size: int | None, cost: int = 1, calls: int = 1, held: int = 1
+) -> Iterator[tuple[int, int]]:
     """Cut n samples into batches; inside `sharded()`, this rank's share of them.
 
     Parameters
@@ -421,6 +434,10 @@ def chunks(sde: ScoreSDE, n: int, batch_size: int | None, cost: int = 1) -> Iter
         At most so many at once; None chooses by the size of a sample.
     cost : int
         Copies of a sample that are evaluated at once.
+    calls : int
+        Calls of the network that a batch takes at the least.
+    held : int
+        States of a sample that are kept.
 
     Returns
     -------
@@ -429,7 +446,7 @@ def chunks(sde: ScoreSDE, n: int, batch_size: int | None, cost: int = 1) -> Iter
     Raises
     ------
     TypeError, ValueError
-        Unless n and batch_size are positive integers.
+        Unless n and batch_size are positive integers, and the memory and a day are enough for them.
 
     Examples
     --------
@@ -437,14 +454,17 @@ def chunks(sde: ScoreSDE, n: int, batch_size: int | None, cost: int = 1) -> Iter
     >>> list(chunks(scoresde.build("vp", "mlp", shape=(2,)), 10, 4))
     [(0, 4), (4, 8), (8, 10)]
     """
-    whole("n", n)
+    n = whole("n", n)
+    nbytes = float(n) * sde.dim * sde.state_dtype.itemsize * held
+    affordable(f"n={n} samples" + f" at {held} times" * (held > 2), nbytes, device=sde.scale.device, hint=LESS)
     if batch_size is not None:
-        whole("batch_size", batch_size)
+        batch_size = whole("batch_size", batch_size)
     else:
         batch_size = max(1, min(ROWS // cost, NUMBERS // (cost * sde.dim)))
         batch_size = max(BLOCK * (batch_size // BLOCK), min(batch_size, BLOCK))
     size = batch_size
     low, high = share(n)
+    affordable(f"{high - low} samples at {calls} calls a batch", calls=calls * -(-(high - low) // size))
     return ((start, min(start + size, high)) for start in range(low, high, size))
 
 
@@ -520,27 +540,3 @@ def numbered(start: int, stop: int, n: int) -> Iterator[None]:
         if stop - start < n:
             error.args = (f"{error} (the batch of samples {start} to {stop - 1})",)
         raise
-
-
-def check_generator(generator: object) -> None:
-    """Raise TypeError unless generator is a torch.Generator or None.
-
-    Parameters
-    ----------
-    generator : object
-
-    Raises
-    ------
-    TypeError
-
-    Examples
-    --------
-    >>> check_generator(0)
-    Traceback (most recent call last):
-    TypeError: generator is a torch.Generator, got int; write torch.Generator().manual_seed(0)
-    """
-    if generator is not None and not isinstance(generator, torch.Generator):
-        hint = generator if isinstance(generator, int) else 0
-        raise TypeError(
-            f"generator is a torch.Generator, got {type(generator).__name__}; write torch.Generator().manual_seed({hint})"
-        )

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .process import Process
-from .registry import nearest
+from .registry import choose
 
 Row = Callable[[Process, Tensor], tuple[Tensor, Tensor]]
 
@@ -186,8 +186,7 @@ def check(predict: str, process: Process) -> None:
     Traceback (most recent call last):
     ValueError: predict='eps' says nothing about the data at t = 1 of RectifiedFlow(), where α = 0; ... edm, x0, v
     """
-    if predict not in PREDICTIONS:
-        raise ValueError(f"unknown prediction {predict!r}. {nearest(predict, PREDICTIONS)}")
+    choose("prediction", predict, PREDICTIONS)
     if singular(predict, process, process.phi_max):
         works = [name for name in PREDICTIONS if not singular(name, process, process.phi_max)]
         raise ValueError(

@@ -30,11 +30,11 @@ from tqdm.auto import tqdm
 
 from . import plotting
 from .bits import bits_per_dim
-from .checks import whole
+from .checks import affordable, as_path, check_seed, flag, whole
 from .dequantize import Uniform
 from .evaluation import Distance, Evaluation, Score, fingerprint
 from .exact import check_how, likelihood
-from .inputs import as_floats
+from .inputs import as_floats, as_tensor
 from .metrics.frechet import Features, frechet_distance, moments, resolve_features
 from .random import seeded
 from .ranks import share
@@ -146,7 +146,13 @@ def evaluate(
     """
     sde = require_sde(sde, "evaluate")
     n, samples, fid, seed = whole("n", n, 0), whole("samples", samples, 0), whole("fid", fid, 0), check_seed(seed)
-    draws = whole("draws", draws)
+    draws, progress = whole("draws", draws), flag("progress", progress)
+    if not isinstance(notes, Mapping | None):
+        raise TypeError(f"notes is a mapping such as {{'model': path}}, got {type(notes).__name__}")
+    out = None if out is None else as_path(out, "out")
+    for name, count in (("samples", samples), ("fid", fid)):
+        nbytes = float(count) * (8 + 4 * sde.dim)
+        affordable(f"{name}={count}", nbytes, calls=count // DRAWN, device=sde.scale.device)
     if fid == 1:
         raise ValueError("fid is how many samples the Fréchet distance takes, at least 2, got 1")
     trace, probes = _trace(sde, trace, probes)
@@ -164,11 +170,13 @@ def evaluate(
     if discrete and solver == "adams" and not {"rtol", "atol", "steps"} & options.keys():
         options |= {"rtol": TOLERANCE, "atol": TOLERANCE}
     noise = Uniform(levels)
+    if n:
+        affordable(f"draws={draws}", 4.0 * min(n, PART) * sde.dim * draws, device=sde.scale.device)
     truth = _tensor(data, slice(None)) if fid else scored
     _accept(sde, truth, noise if discrete else None)
     told = _conditions(sde, given, total)
     told(order[: max(n, samples, fid)])  # all labels that there will be
-    if n:
+    if n or options:
         check_how(sde, trace=trace, probes=probes, solver=solver, **options)
     see: Features | None = None
     as_bytes = discrete and (features is not None or levels == 256)
@@ -184,7 +192,7 @@ def evaluate(
         one = told(order[:1]).rows(0, 1, 1)
         one.output(torch.zeros(1, sde.dim, dtype=sde.state_dtype, device=sde.scale.device), 0.8)
     writes = out is not None and share(2**20)[0] == 0  # one of several ranks
-    if writes:
+    if out is not None and writes:
         _ready(out)
 
     sketch = order[:SKETCH]
@@ -245,33 +253,6 @@ def evaluate(
     return found
 
 
-def check_seed(seed: object) -> int:
-    """Return a seed if it is one that generators take, 0 ≤ seed < 2⁶³; raise otherwise.
-
-    Parameters
-    ----------
-    seed : object
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    TypeError, ValueError
-
-    Examples
-    --------
-    >>> check_seed(-1)
-    Traceback (most recent call last):
-    ValueError: seed is at least 0, got -1
-    """
-    value = whole("seed", seed, 0)
-    if value >= 2**63:
-        raise ValueError(f"seed is below 2^63, got {value}")
-    return value
-
-
 def _trace(sde: ScoreSDE, trace: str | None, probes: int | None) -> tuple[str, int]:
     """How the trace is found, and with how many probes; 0 for the exact one."""
     if trace == "exact" and probes is not None:
@@ -289,7 +270,10 @@ def _order(total: int, wanted: int, seed: int) -> Tensor:
 
 def _array(name: str, values: Any) -> Any:
     """Values as a tensor or array of numbers; those in a file stay there."""
+    if np.ma.is_masked(values):
+        as_tensor(values, name)
     if isinstance(values, Tensor):
+        values = as_tensor(values, name)
         return values.long() if values.dtype in (torch.uint16, torch.uint32, torch.uint64) else values
     if isinstance(values, list | tuple) or hasattr(values, "__array__"):
         with contextlib.suppress(TypeError, ValueError, RuntimeError):  # rows of several lengths
@@ -344,12 +328,8 @@ def _bytes(v: Tensor, levels: int) -> Tensor:
     return (v if levels == 256 else ((2 * v.long() + 1) * 128).div(levels, rounding_mode="floor")).byte()
 
 
-def _ready(out: str | os.PathLike[str] | None) -> None:
+def _ready(out: Path) -> None:
     """Make the folder, or say why not."""
-    if not isinstance(out, str | os.PathLike):
-        raise TypeError(f"out is a path, got {type(out).__name__}")
-    if not os.fspath(out):
-        raise ValueError("out is the path of a folder, got ''; '.' is this one")
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:

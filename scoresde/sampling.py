@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .plan import check_generator, chunks, each, levels, plan, problem, run, starting_points, starts_at_data
+from .checks import check_generator, whole
+from .plan import chunks, each, levels, plan, problem, run, starting_points, starts_at_data
 from .random import PATH, Noise, draw_seed
 from .ranks import together
 from .sde import LACKS, ScoreSDE, require_sde
@@ -121,6 +122,7 @@ def solve(
     """
     sde = require_sde(sde, "solve")
     check_generator(generator)
+    n = whole("n", n)
     forward = start is not None and starts_at_data(times)
     how = plan(sde, solver, steps, spacing, options, times=times, forward=forward)
     if forward and not how.solver.reversible:
@@ -135,8 +137,8 @@ def solve(
         if n not in (1, len(given)):
             raise ValueError(f"start holds {len(given)} states and n is {n}; leave n out")
         n = len(given)
+    batches = chunks(sde, n, batch_size, calls=len(how.times) - 1, held=len(how.keep))
     nodes = levels(sde, how.times)
-    batches = chunks(sde, n, batch_size)
     sde.rows(0, n, n)
     seed = draw_seed(generator) if start is None or how.solver.stochastic else 0
     like = sde.scale.new_empty(0, dtype=sde.state_dtype)
@@ -239,6 +241,7 @@ def sample(
     ).x[-1]
 
 
+@together()
 def encode(
     sde: ScoreSDE,
     x: Tensor,
@@ -284,9 +287,11 @@ def encode(
     True
     """
     how = {"solver": solver, "steps": steps, "spacing": spacing, "batch_size": batch_size, **options}
-    return solve(require_sde(sde, "encode"), start=x, times=(0.0, 1.0), **how).x[-1]
+    x = require_sde(sde, "encode").accept(x)
+    return solve(sde, start=x, times=(0.0, 1.0), **how).x[-1]
 
 
+@together()
 def decode(
     sde: ScoreSDE,
     latent: Tensor,
@@ -322,4 +327,5 @@ def decode(
     See `encode`.
     """
     how = {"solver": solver, "steps": steps, "spacing": spacing, "batch_size": batch_size, **options}
-    return solve(require_sde(sde, "decode"), start=latent, **how).x[-1]
+    latent = require_sde(sde, "decode").accept(latent, "latent")
+    return solve(sde, start=latent, **how).x[-1]

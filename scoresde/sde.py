@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.base import can_trace, takes
-from .inputs import as_floats, event_shape
+from .checks import said
+from .inputs import as_condition, as_floats, as_reals, event_shape
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
-from .registry import nearest
+from .registry import choose, nearest
 from .source import as_source
 
 LABEL_FLOOR = 2e-3
@@ -172,11 +173,10 @@ class ScoreSDE(nn.Module):
         super().__init__()
         if not isinstance(process, Process):
             hint = f"write {process.__name__}()" if isinstance(process, type) else "scoresde.build takes names"
-            raise TypeError(f"process is a scoresde.Process such as VPSDE(), got {process!r}; {hint}")
+            raise TypeError(f"process is a scoresde.Process such as VPSDE(), got {said(process)}; {hint}")
         if not isinstance(net, nn.Module):
             raise TypeError(f"net is an nn.Module, got {type(net).__name__}; scoresde.build takes names")
-        if sees not in SEES:
-            raise ValueError(f"unknown sees={sees!r}. {nearest(sees, SEES)}")
+        choose("sees=", sees, SEES)
         process.check()
         check(predict, process)
         self.process = process
@@ -443,9 +443,9 @@ class ScoreSDE(nn.Module):
 
     @kind.setter
     def kind(self, kind: str) -> None:
-        name, _, k = str(kind).partition(":")
-        if name not in KINDS or not (k.isdecimal() and int(k) if name == "nodes" else kind == name):
-            raise ValueError(f"unknown kind={kind!r}. {nearest(kind, ['nodes:1', *(set(KINDS) - {'nodes'})])}")
+        name, _, k = said(kind, str).partition(":")
+        if name not in KINDS or not (k.isdecimal() and len(k) < 10 and int(k) if name == "nodes" else kind == name):
+            raise ValueError(f"unknown kind={said(kind)}. {nearest(said(kind, str), ['nodes:1', *(set(KINDS) - {'nodes'})])}")
         net = self.net.module if isinstance(self.net, nn.parallel.DistributedDataParallel) else self.net
         if name == "map" and not takes(net, "span"):
             raise ValueError(f"a model of kind 'map' has a second time, and {type(net).__name__} takes no span=")
@@ -521,7 +521,7 @@ class ScoreSDE(nn.Module):
         """
         z, phi, _ = self._on_arc(x, t)
         x0, eps = self._solve(z, phi)
-        return self.to_data(x0), eps.reshape(x.shape)
+        return self.to_data(x0), eps.reshape(len(eps), *self.shape)
 
     def score(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return the model's score ∇log p_t(x) = −ε̂/(σ·scale), per unit of the data.
@@ -552,8 +552,9 @@ class ScoreSDE(nn.Module):
         self.check_score()
         z, phi, t = self._on_arc(x, t, floor=self.process.hair)
         _, eps = self._solve(z, phi)
-        sigma = self._per_sample(self.process.radius(t) * torch.sin(phi), x).to(z)
-        return -eps.reshape(x.shape) / (sigma * self.scale)
+        eps = eps.reshape(len(eps), *self.shape)
+        sigma = self._per_sample(self.process.radius(t) * torch.sin(phi), eps).to(z)
+        return -eps / (sigma * self.scale)
 
     def velocity(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return dx/dt of the probability-flow ODE, α̇·x̂0 + σ̇·ε̂ (Song et al. 2021, eq. 13; Lipman et al. 2023).
@@ -665,8 +666,9 @@ class ScoreSDE(nn.Module):
         dalpha, dsigma = self.process.dalpha(t), self.process.dsigma(t)
         if noise:
             dsigma = dsigma + noise * self.process.g2(t) / self.process.sigma(t)
-        a, b = (self._per_sample(c, x).to(z) for c in (dalpha, dsigma))
-        return self.scale * (a * x0.reshape(x.shape) + b * eps.reshape(x.shape))
+        x0, eps = (value.reshape(len(z), *self.shape) for value in (x0, eps))
+        a, b = (self._per_sample(c, x0).to(z) for c in (dalpha, dsigma))
+        return self.scale * (a * x0 + b * eps)
 
     def given(self, **condition: Tensor | float | int) -> ScoreSDE:
         """Return this model conditioned: the same network and verbs, with `condition` handed to the network by name.
@@ -700,10 +702,7 @@ class ScoreSDE(nn.Module):
             for name in condition:
                 if name not in takes:
                     raise ValueError(f"the network takes no condition {name!r}. {nearest(name, list(takes)[2:])}")
-        for name, value in condition.items():
-            if value is None or isinstance(value, str):
-                raise TypeError(f"condition {name!r} is a number or a tensor, got {value!r}; leave it out for none")
-        values = {name: torch.as_tensor(value) for name, value in condition.items()}
+        values = {name: as_condition(value, name) for name, value in condition.items()}
         values = {name: value[None] if value.ndim == 0 else value for name, value in values.items()}
         check = getattr(self.net, "check_condition", None)  # once here, rather than at every evaluation
         if check is not None and values:
@@ -795,7 +794,7 @@ class ScoreSDE(nn.Module):
         tensor([ 1., 10.])
         """
         count, mean, square = 0, torch.zeros(()), torch.zeros(())
-        for part in [data] if isinstance(data, Tensor) else data:  # Chan, Golub & LeVeque 1983
+        for part in _parts(data, self.shape):  # Chan, Golub & LeVeque 1983
             axes = tuple(i for i in range(part.ndim) if i != 1 or not self.shape)
             resolution, n, total = torch.finfo(part.dtype).eps, len(part), count + len(part)
             part = part.double()
@@ -807,6 +806,8 @@ class ScoreSDE(nn.Module):
             count = total
         if not count:
             raise ValueError("there are no data to standardize by")
+        if not bool((mean.isfinite() & square.isfinite()).all()):
+            raise ValueError("data has NaN or infinite values, and no mean or scale")
         std = square.sqrt()
         spread = std > 4 * resolution * mean.abs() + 1e-30
         if not bool(spread.any()):
@@ -954,8 +955,8 @@ class ScoreSDE(nn.Module):
 
     def _on_arc(self, x: Tensor, t: Tensor | float, floor: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
         x = self.accept(x)
-        t = t if isinstance(t, float | int) else torch.as_tensor(t)
-        t = as_time(t).to(x.device, torch.float64) if isinstance(t, Tensor) and t.ndim else as_time(float(t))
+        t = as_reals(t, "t")
+        t = t.to(x.device if t.ndim else "cpu", torch.float64)
         if t.ndim and t.shape != (len(x),):
             raise ValueError(f"t has shape {tuple(t.shape)}, wanted () or ({len(x)},)")
         if t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
@@ -970,6 +971,14 @@ class ScoreSDE(nn.Module):
     @staticmethod
     def _per_sample(c: Tensor, x: Tensor) -> Tensor:
         return c.reshape(-1, *(1,) * (x.ndim - 1)) if c.ndim else c
+
+
+def _parts(data: Any, shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """Data as one batch, or as the batches that an iterable yields, each checked."""
+    if isinstance(data, Tensor | list) or hasattr(data, "__array__") or not isinstance(data, Iterable):
+        data = [data]
+    for part in data:
+        yield as_floats(part, shape, "data", finite=False)
 
 
 def misshapen(x: Tensor, out: object) -> str:

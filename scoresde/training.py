@@ -23,7 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checkpoint import PROFILES, Checkpoints
-from .checks import number, whole
+from .checks import affordable, as_path, check_generator, flag, number, whole
 from .coupling import COUPLINGS, Coupling, Pairing
 from .data import Source
 from .engine import Engine
@@ -42,9 +42,10 @@ from .objective import (
     mean_error,
     quantiles,
 )
-from .plan import check_generator, starting_points
+from .plan import starting_points
 from .random import FIXED, LEVELS, NETWORK, draw_seed, isolated, seeded
 from .ranks import shared
+from .registry import explained
 from .sde import ScoreSDE, offers, require_sde
 from .source import starts
 from .transforms import resolve
@@ -56,7 +57,7 @@ FIXED_NUMBERS = 2**24  # … and fewer where samples are large
 
 
 @torch.inference_mode(False)
-@torch.enable_grad()
+@explained
 def fit(
     sde: ScoreSDE,
     data: Any,
@@ -124,7 +125,8 @@ def fit(
     ema : float
         Half-life of the average in steps; 0 for none. It is shorter at first: about a thirteenth of the steps so far.
     snapshots : int
-        How many snapshots of two further averages to keep in `out`, for `posthoc_ema` to choose the averaging length later.
+        How many snapshots of two further averages to keep in `out`, at most one a step, for `posthoc_ema` to choose the
+        averaging length later.
     out : path, optional
         A folder for checkpoints and, at the end, the model, which `load` reads.
     every : int
@@ -191,6 +193,12 @@ def fit(
     ema = number("ema", ema, 0, math.inf, closed=True, hint="it is a half-life in steps: try 700, or 0 for none")
     if 0 < ema < 1:
         raise ValueError(f"ema is a half-life in steps, got {ema:g}; a decay of 0.999 a step has a half-life of 700")
+    resume, compile, progress = flag("resume", resume), flag("compile", compile), flag("progress", progress)
+    affordable(f"steps={steps}", calls=steps)
+    affordable(f"batch_size={batch_size}", 4.0 * sde.dim * batch_size, device=sde.scale.device)
+    out = None if out is None else as_path(out, "out")
+    if snapshots > steps:
+        raise ValueError(f"snapshots is at most the number of steps, {steps}, got {snapshots}")
     if patience is not None:
         patience = whole("patience", patience)
         if validation is None:
@@ -218,6 +226,7 @@ def fit(
     }  # fmt: skip
     seed = engine.agree(draw_seed(generator), config | {"out": out is not None, "resume": resume, "compile": compile})
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
         stack.enter_context(engine.telling())
         checkpoints = stack.enter_context(Checkpoints(out, resume, engine)) if out is not None else None
         if checkpoints is not None and checkpoints.newest is not None:

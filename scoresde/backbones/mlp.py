@@ -40,13 +40,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..checks import number, whole
+from ..checks import flag, number, whole
 from ..inputs import event_shape
 from ..registry import nearest
 from .base import BACKBONES, BUDGET
 from .embedding import WAVES
 from .labels import check_labels, hide, need, show_labels
-from .options import flag
 
 
 @BACKBONES.register("mlp")

@@ -20,11 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..checks import number, whole
+from ..checks import flag, number, whole
 from ..inputs import event_shape
 from .base import BACKBONES
 from .embedding import Conditioned, Embedding
-from .options import flag
 from .tokens import check_sample
 
 

@@ -32,13 +32,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import number, whole
+from ..checks import flag, number, whole
 from ..inputs import event_shape
 from ..registry import nearest
 from .base import BACKBONES
 from .blocks import Block, norm
 from .embedding import Conditioned, Embedding
-from .options import flag, wholes
+from .options import wholes
 from .resampling import Pyramid, Resample, convolution
 
 CHOICES = {"condition": ("shift", "scale_shift"), "resample": ("pool", "fir", "conv"), "attention_up": ("all", "last")}

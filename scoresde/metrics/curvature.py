@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import number, whole
+from ..checks import affordable, check_generator, number, whole
 from ..plan import plan
 from ..sampling import solve
 from ..sde import ScoreSDE, require_sde
@@ -164,12 +164,15 @@ def straightness(
     """
     sde = require_sde(sde, "straightness")
     panels = whole("panels", panels)
+    check_generator(generator)
     w2 = None if w2 is None else number("w2", w2, 0, math.inf, hint="leave it out, for that between the ends of the paths")
+    number_of_paths = (1024 if start is None else 1) if n is None else n
+    affordable(f"panels={panels}", 32.0 * panels, calls=panels)
     times = _stations(panels)
     if plan(sde, solver, steps, None, options).solver.stochastic:
         raise ValueError(f"paths are those of the ODE, and solver {solver!r} is stochastic; try 'adams'")
     how = {"solver": solver, "steps": steps, "generator": generator, "batch_size": batch_size, **options}
-    solution = solve(sde, (1024 if start is None else 1) if n is None else n, start=start, times=times, **how)
+    solution = solve(sde, number_of_paths, start=start, times=times, **how)
     x1, x0 = (solution.x[k].flatten(1).double() for k in (0, -1))
     displacement = (x1 - x0).square().sum(1)
     straight = _deviation(solution.x, times)

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import whole
-from ..registry import nearest
+from ..inputs import as_tensor
+from ..registry import choose
 
 Features = Callable[[Tensor], Tensor]
 Moments = tuple[Tensor, Tensor]
@@ -119,9 +120,10 @@ def moments(x: Tensor, features: str | Features | None = None, *, batch_size: in
     see = resolve_features(features)
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; wanted a tensor, or a pair (mean, covariance)")
+    as_tensor(x, "x")
     if x.ndim < 1 or len(x) < 2 or x.is_complex():
         raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; wanted real numbers (n, *shape) with n ≥ 2")
-    whole("batch_size", batch_size)
+    batch_size = whole("batch_size", batch_size)
     count, mean, scatter = 0, torch.zeros(0), torch.zeros(0)
     for part in torch.split(x, batch_size):  # Chan, Golub & LeVeque 1983
         f = _seen(see, part)
@@ -159,9 +161,7 @@ def resolve_features(features: str | Features | None) -> Features | None:
     ValueError: unknown features 'incepton'. Did you mean 'inception'? There are: inception.
     """
     if isinstance(features, str):
-        if features not in FEATURES:
-            raise ValueError(f"unknown features {features!r}. {nearest(features, FEATURES)}")
-        return FEATURES[features]()
+        return FEATURES[choose("features", features, FEATURES)]()
     if features is not None and not callable(features):
         raise TypeError(f"features is called with a batch, or a name, or None; got {type(features).__name__}")
     return features
@@ -255,6 +255,8 @@ def _pair(name: str, pair: Any) -> Moments:
     mean, cov = pair if len(pair) == 2 else (None, None)
     if not (isinstance(mean, Tensor) and isinstance(cov, Tensor)):
         raise TypeError(f"{name} is samples, or a pair of tensors (mean, covariance) from `moments`; got {type(pair).__name__}")
+    for part in (mean, cov):
+        as_tensor(part, name)
     if mean.ndim != 1 or not len(mean) or cov.shape != (len(mean), len(mean)) or mean.is_complex() or cov.is_complex():
         raise ValueError(
             f"{name} is (mean, covariance) of shapes (F,) and (F, F), real, got {mean.dtype} {tuple(mean.shape)} and "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import number, whole
+from ..checks import affordable, check_generator, flag, number, whole
 from ..errors import SolverError
 from ..plan import plan
 from ..sampling import solve
@@ -113,6 +113,9 @@ def evaluations(
     """
     sde = require_sde(sde, "evaluations")
     error, most = number("error", error, 0, math.inf, hint="try 1e-2"), whole("most", most)
+    adaptive = flag("adaptive", adaptive)
+    check_generator(generator)
+    affordable(f"most={most} steps", calls=most)
     clash = [name for name in ("rtol", "atol", "steps") if name in options]
     if clash:
         raise ValueError(f"{clash[0]}= is what is searched for; leave it out")

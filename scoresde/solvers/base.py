@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..checks import number, whole
-from ..registry import Registry
+from ..registry import ELSEWHERE, Registry
 
 SOLVERS: Registry[Solver] = Registry("solver")
+SOLVERS.elsewhere = ELSEWHERE
 """All solvers by name; `@SOLVERS.register("name")` adds one and enrols it in the tests."""
 
 

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import number, whole
-from ..registry import nearest
+from ..registry import choose
 from .base import SOLVERS, Counts, Level, Problem, Solver
 
 Array = NDArray[np.float64]
@@ -280,8 +280,7 @@ class Multistep(Solver):
 
     def __post_init__(self) -> None:
         row = self.row
-        if row.variable not in VARIABLES:
-            raise ValueError(f"unknown variable {row.variable!r}. {nearest(row.variable, VARIABLES)}")
+        choose("variable", row.variable, VARIABLES)
         if not 1 + row.corrector <= whole("order", row.order) <= 9:
             raise ValueError(f"order is from {1 + row.corrector} to 9, got {row.order}")
         number("tau", row.tau, 0, 2, closed=True, hint="0 is the ODE, 1 the reverse SDE")
