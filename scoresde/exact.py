@@ -254,7 +254,7 @@ def log_prob(sde: ScoreSDE, x: Tensor, **how: Any) -> Tensor:
 @together()
 def sample_and_log_prob(
     sde: ScoreSDE,
-    n: int = 1,
+    n: int | None = None,
     *,
     solver: str | Solver = "adams",
     trace: str = "exact",
@@ -272,8 +272,8 @@ def sample_and_log_prob(
     Parameters
     ----------
     sde : ScoreSDE
-    n : int
-        Number of samples.
+    n : int, optional
+        Number of samples: by default as many as conditions have rows, or 1.
     solver, trace, probes, steps, spacing, generator, batch_size, **options
         As for `likelihood`; the generator draws the samples as well as the probes.
 
@@ -300,6 +300,7 @@ def sample_and_log_prob(
     """
     with torch.inference_mode(False), torch.no_grad():
         sde = require_sde(sde, "sample_and_log_prob")
+        n = sde.condition_rows if n is None else n
         check_generator(generator)
         seed = draw_seed(generator)
         how = plan(sde, solver, steps, spacing, options)
