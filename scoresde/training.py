@@ -96,7 +96,8 @@ def fit(
         Samples of shape sde.shape, in any units; memory-mapped arrays stay on disk. Integers need
         transforms="dequantize". Of `Pairs`, from `reflow` or anywhere, it is learnt which x_1 leads to which x_0.
     given : mapping of str to Tensor, optional
-        Conditions by name, one row per sample, for tensors and arrays.
+        Conditions by name, one row per sample, for tensors and arrays. Mean and scale of those that are numbers are measured
+        the first time and kept in the model; labels, integers, are taken as they are.
     transforms : str, Transform, or several
         What happens to every batch, by name: "flip", "dequantize"; see `scoresde.transforms`.
     validation : Tensor or array, or a pair of such and a mapping of conditions, optional

@@ -518,3 +518,15 @@ def test_a_network_that_says_nothing_is_shown_all_in_its_own_dtype(dtype: torch.
         scoresde.fit(sde, normal(20, 2), given={"c": normal(20, 3).double()}, steps=2, batch_size=5, **QUIET)
     for c in (normal(3), normal(3).double(), normal(4, 3).to(torch.bfloat16)):
         assert scoresde.sample(sde.given(c=c), 4, steps=2).isfinite().all()
+
+
+def test_condition_aware_transport_sees_standardized_conditions() -> None:
+    x, c = normal(64, 2), normal(64, 2, seed=1).double()
+    ends = []
+    for units in (torch.ones(2), torch.tensor([1.0, 1e4])):
+        torch.manual_seed(0)
+        sde = scoresde.build("rectified", "resmlp", shape=(2,), vector=2, width=8)
+        how: dict[str, Any] = {"coupling": "condition_aware_ot", "steps": 5, "batch_size": 32, "generator": generator(), **QUIET}
+        scoresde.fit(sde, x, given={"vector": 3 + c * units}, **how)
+        ends.append(torch.cat([p.flatten() for p in sde.net.parameters()]))
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-3, atol=1e-5)
