@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -186,7 +185,7 @@ def test_fit_measures_conditions_and_the_model_applies_them(kind: str, tmp_path:
         scoresde.fit(sde, x, given={"c": given}, **how)
     else:
         scoresde.fit(sde, Rows() if kind == "dataset" else DataLoader(Rows(), 50, shuffle=True), **how)
-    tol = 2e-3 if kind == "float32" else 1e-9
+    tol = 5e-3 if kind == "float32" else 1e-6
     part = sde.conditions.get_submodule("c")
     wanted = torch.tensor([*spreads[:5], 7.0, 1.0], dtype=F64)  # a constant is measured by its size
     torch.testing.assert_close(part.mean, torch.tensor(means, dtype=F64), rtol=tol, atol=1e-8)
@@ -198,7 +197,7 @@ def test_fit_measures_conditions_and_the_model_applies_them(kind: str, tmp_path:
     assert told[:, :5].std(0).min() > 0.5
     scoresde.sample(sde.given(c=c[:5]), 5, steps=1, solver="ddim")
     mean, scale = torch.tensor(means, dtype=F64), wanted
-    torch.testing.assert_close(sde.ema.told["c"].double(), (c[:5] - mean) / scale, rtol=1e-3, atol=1e-5)  # type: ignore
+    torch.testing.assert_close(sde.ema.told["c"].double(), (c[:5] - mean) / scale, rtol=2e-3, atol=tol)  # type: ignore
     for change in (sde.bfloat16, sde.float, sde.double):
         torch.testing.assert_close(change().conditions.get_submodule("c").mean, part.mean, rtol=0, atol=0)
 
@@ -423,7 +422,7 @@ class Takes(scoresde.backbones.ResMLP):
 @pytest.mark.parametrize("verb", ["given", "fit", "loss", "loader"])
 @pytest.mark.parametrize("name", ["mlp", "resmlp", "two_times", "own", "plain"])
 def test_unknown_conditions_are_named_beside_those_that_the_network_takes(name: str, verb: str) -> None:
-    takes = {"mlp": "['y']", "resmlp": "['y', 'vector']", "two_times": "['vector']", "own": "['vector']", "plain": "['c', 'd']"}
+    takes = {"mlp": "y", "resmlp": "vector, y", "two_times": "vector", "own": "vector", "plain": "c, d"}
     if name in NETS:
         sde = model(name)
     else:
@@ -437,7 +436,7 @@ def test_unknown_conditions_are_named_beside_those_that_the_network_takes(name: 
         "loss": lambda: scoresde.loss(sde, x, **wrong),
         "loader": lambda: scoresde.fit(sde, loader, steps=1, **QUIET),
     }
-    with pytest.raises(ValueError, match=re.escape(f"the network takes no condition 'wrong'; it takes {takes[name]}")):
+    with pytest.raises(ValueError, match=rf"the network takes no condition 'wrong'\..*There are: {takes[name]}"):
         calls[verb]()
 
 

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+from ..registry import nearest
+
 
 def hide(condition: Mapping[str, Tensor], classes: int, dropout: float, generator: torch.Generator) -> dict[str, Tensor]:
     """Return conditions of which each sample has lost all its own with a probability: no label, and NaN for numbers.
@@ -177,5 +179,4 @@ def check_known(names: Iterable[str], shapes: Mapping[str, object]) -> None:
     """Raise ValueError if a condition is none of those that a network takes."""
     for name in names:
         if name not in shapes:
-            taken = list(shapes) if shapes else "none: build it with classes=n, vector=n or image=n"
-            raise ValueError(f"the network takes no condition {name!r}; it takes {taken}")
+            raise ValueError(f"the network takes no condition {name!r}. {nearest(name, list(shapes))}")
