@@ -27,7 +27,7 @@ from . import storage
 from .checks import as_path, number, whole
 from .engine import Engine
 from .errors import CheckpointError
-from .io import AVERAGE, MODEL, PREFIX, STEP, describe, load, ready, weights
+from .io import AVERAGE, MODEL, PREFIX, SEEN, STEP, describe, load, ready, seen, weights
 from .sde import ScoreSDE
 from .weights import copy_all, exponent, whole_tensor
 
@@ -128,6 +128,8 @@ class Checkpoints:
         """Take the run's settings, and see that they are those of the run that is to be gone on with."""
         try:
             self._model = describe(sde) | {"averaged": True}
+            for name in SEEN:  # what the data will say
+                self._model.pop(name, None)
         except (TypeError, ValueError) as error:
             warnings.warn(f"the run can be resumed, but `load` won't be able to build its model: {error}", stacklevel=4)
         self._config = json.loads(json.dumps({**config, "model": self._model}))
@@ -158,7 +160,8 @@ class Checkpoints:
 
         def write() -> None:
             stem = f"{STEP}{run.step:08d}"
-            storage.write(self.folder, stem, tensors, {**about, "model": self._model, "config": self._config})
+            model = self._model and self._model | seen(run.sde)
+            storage.write(self.folder, stem, tensors, {**about, "model": model, "config": self._config})
             self._prune(stem)
             storage.sweep(self.folder)
 
@@ -176,9 +179,8 @@ class Checkpoints:
         for i, profile in enumerate(run.profiles):
             for name, value in run.weights.named(profile.parts).items():
                 tensors[f"{i}.{name}"] = whole_tensor(value)
-        self.engine.together(
-            lambda: storage.write(self.folder, f"{AVERAGE}{run.step:08d}", tensors, {"step": run.step, "model": self._model})
-        )
+        about = {"step": run.step, "model": self._model and self._model | seen(run.sde)}
+        self.engine.together(lambda: storage.write(self.folder, f"{AVERAGE}{run.step:08d}", tensors, about))
 
     def finish(self, sde: ScoreSDE) -> None:
         """Write the model."""
@@ -278,6 +280,7 @@ def _state(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:
     run.publish(run.average.parts)
     for name in ("mean", "scale", "measured"):
         named[PREFIX + name] = getattr(sde, name)
+    named |= {f"{PREFIX}conditions.{name}": value for name, value in sde.conditions.named_buffers()}
     for part, net in (("net.", sde.net), ("ema.", run.shown)):
         for name, value in net.state_dict().items():
             named[PREFIX + part + name] = whole_tensor(value)
@@ -324,6 +327,11 @@ def _restore(run: Run, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
     with torch.no_grad():
         for name in ("mean", "scale", "measured"):
             getattr(sde, name).copy_(tensors[PREFIX + name])
+        model = about.get("model") or {}
+        sde.learnt = model.get("learnt")
+        for name in model.get("conditions", {}):
+            of = f"{PREFIX}conditions.{name}."
+            sde.conditions.put(name, tensors[of + "mean"].to(run.device), tensors[of + "scale"].to(run.device))
         for net in (sde.net, run.shown):
             for name, value in itertools.chain(net.named_parameters(), net.named_buffers()):
                 if not value.requires_grad and PREFIX + "net." + name in tensors:  # what is not trained

@@ -187,8 +187,8 @@ class ConditionAwareOT(Coupling):
     size, reuse
         As for `Coupling`.
     ratio : float
-        Of exchanges of i with j ≠ i, of the same label, that have cost_ij + w·‖c_i − c_j‖² ≤ cost_ii, in [0, 1]. Conditions
-        are taken as they are: bring them to one scale.
+        Of exchanges of i with j ≠ i, of the same label, that have cost_ij + w·‖c_i − c_j‖² ≤ cost_ii, in [0, 1]. `fit`
+        hands it standardized conditions.
 
     Raises
     ------
@@ -492,7 +492,8 @@ class Pairing:
         if self._coupling.size is not None:
             sizes = [self._coupling.size] * -(-len(x0) // self._coupling.size)
         data, noise = (x.detach().cpu().double().numpy() for x in (sde.from_data(x0), eps))
-        given = {name: value.detach().cpu().numpy() for name, value in condition.items()}
+        numbers = {name: sde.conditions.standardize(name, value) for name, value in condition.items()}
+        given = {name: value.detach().cpu().numpy() for name, value in numbers.items()}
         return x0, eps, condition, self._pool.submit(self._joined, data, noise, given, sizes, words)
 
     def _joined(

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from .conditions import Moments
 from .inputs import as_condition, as_floats, as_tensor
 from .pairs import Pairs
 from .random import CHANGES, DRAWS, ORDER, isolated, seeded
@@ -71,6 +72,8 @@ class Source:
         Samples a step here; of a loader they are not known before they come.
     paired : bool
         Whether the samples come with where their paths begin.
+    conditions : dict of str to tuple of int
+        Names of the conditions that have been seen, with the shape of one sample's.
 
     Raises
     ------
@@ -103,7 +106,9 @@ class Source:
         self._device, self._shape, self._dtype = sde.scale.device, sde.shape, sde.state_dtype
         self._seed, self._rank, self._world, self._size, self._dim = seed, rank, world, batch_size, sde.dim
         self._transforms = resolve(transforms)
-        self._accepts = sde.given
+        self._accepts, self._numeric = sde.checked, sde.numeric
+        self.conditions: dict[str, tuple[int, ...]] = {}
+        self._moments: dict[str, Moments] = {}
         self.together = max(1, min(TOGETHER, NUMBERS // (batch_size // world * sde.dim)))
         self.position: dict[str, int] = {}
         self.names: set[str] | None = None
@@ -227,13 +232,46 @@ class Source:
         else:
             loader = self._loader if self.batches == self._looped else DataLoader(self._rows, self._size)
             seen = 0
-            for x, _ in self._items(self._begun(loader, 0), 0, 0, rank=0, world=1):  # the same on all ranks
+            for x, condition in self._items(self._begun(loader, 0), 0, 0, rank=0, world=1):  # the same on all ranks
+                self._note(condition)
                 yield x
                 seen += len(x)
                 if seen >= SAMPLED:
                     break
             if not seen:
                 raise ValueError(EMPTY)
+
+    def _note(self, condition: Mapping[str, Tensor]) -> None:
+        """Keep names and shapes of conditions, and what their mean and scale are made of."""
+        for name, value in condition.items():
+            self.conditions[name] = tuple(value.shape[1:])
+            if self._numeric(name, value):
+                self._moments.setdefault(name, Moments()).add(value)
+
+    def settle_conditions(self, sde: ScoreSDE) -> None:
+        """Give a model mean and scale of the conditions that it has none of yet, after `settle`.
+
+        Parameters
+        ----------
+        sde : ScoreSDE
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> sde = scoresde.build("vp", "resmlp", shape=(2,), vector=1)
+        >>> given = {"vector": torch.tensor([[10.0], [30.0]])}
+        >>> Source(torch.rand(2, 2), sde, 1, seed=0, given=given).settle_conditions(sde)
+        >>> sde.conditions.vector.scale
+        tensor([10.], dtype=torch.float64)
+        """
+        if self.batches == self._tabled:
+            self._note(self._given)
+        elif self.batches != self._drawn and not self._moments:  # the data were known, and not passed over
+            for _ in self.measure():
+                if not self._moments.keys() - sde.conditions.known().keys():
+                    break
+        for name in self._moments.keys() - sde.conditions.known().keys():
+            sde.conditions.put(name, self._moments[name].mean, self._moments[name].scale())
 
     def settle(self, sde: ScoreSDE) -> None:
         """Give a model that has none yet mean and scale: of the data, or of what its pairs begin in if it has no source.
@@ -340,11 +378,8 @@ class Source:
         if not isinstance(given, Mapping | None):
             raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(given).__name__}")
         self._given = {name: as_condition(value, name).to(self._device) for name, value in (given or {}).items()}
-        for name, value in self._given.items():
-            if value.is_floating_point():  # numpy's are float64
-                self._given[name] = value.to(sde.state_dtype)
         self.names = set(self._given)
-        sde.given(**self._given)
+        sde.checked(self._given)
         for name, value in self._given.items():
             if not value.ndim or len(value) != n:
                 raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {n} samples")
@@ -448,7 +483,7 @@ class Source:
                     came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
                     raise TypeError(f"condition {name!r} of a batch of {len(x)} has {came}, wanted a tensor, one row per sample")
             check_condition(self._transforms, condition)
-            self._accepts(**condition)  # before they are on a device, where a wrong label is hard to name
+            self._accepts(condition)  # before they are on a device, where a wrong label is hard to name
             yield x, {name: value.to(self._device) for name, value in condition.items()}
 
     # ------------------------------------------------------------------ laws

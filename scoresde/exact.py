@@ -256,7 +256,7 @@ def log_prob(sde: ScoreSDE, x: Tensor, **how: Any) -> Tensor:
 @together()
 def sample_and_log_prob(
     sde: ScoreSDE,
-    n: int = 1,
+    n: int | None = None,
     *,
     solver: str | Solver = "adams",
     trace: str = "exact",
@@ -274,8 +274,8 @@ def sample_and_log_prob(
     Parameters
     ----------
     sde : ScoreSDE
-    n : int
-        Number of samples.
+    n : int, optional
+        Number of samples: by default as many as conditions have rows, or 1.
     solver, trace, probes, steps, spacing, generator, batch_size, **options
         As for `likelihood`; the generator draws the samples as well as the probes.
 
@@ -302,6 +302,7 @@ def sample_and_log_prob(
     """
     with torch.inference_mode(False), torch.no_grad():
         sde = require_sde(sde, "sample_and_log_prob")
+        n = sde.condition_rows if n is None else n
         check_generator(generator)
         how = plan(sde, solver, steps, spacing, options)
         chunks(sde, n, batch_size)  # refused before a seed is drawn

@@ -39,6 +39,9 @@ PREFIX = "model."
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SPARE = 2**26  # numbers that a network may leave out of its state: no weight of the file bounds them
 _NETS = ("net.", "ema.")
+SEEN = ("conditions", "learnt")  # what `fit` has found of the data's conditions
+_NULLS = re.compile(r"(^|\.)null_(vector|image)$")  # learnt for "none", which older files lack
+_WORDS = re.compile(r"\.to_[kv]\.weight$")  # of diffusers' models that attend to a condition, likewise
 WRONG = (ImportError, LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, MemoryError)
 
 
@@ -197,6 +200,7 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
         "kind": sde.kind,
         "source": _source(sde),
         "averaged": sde.ema is not None,
+        **seen(sde),
     }
     try:
         about = json.loads(json.dumps(about, allow_nan=False, default=_number))  # as it will be read
@@ -208,6 +212,12 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
     except (ValueError, TypeError, RuntimeError) as error:
         raise TypeError(f"this model can't be rebuilt from its names and options, so it is not saved: {error}") from error
     return about
+
+
+def seen(sde: ScoreSDE) -> dict[str, Any]:
+    """What `fit` has found of the data's conditions, in plain JSON; of a model without any nothing."""
+    about = {"conditions": {name: list(shape) for name, shape in sde.conditions.known().items()}, "learnt": sde.learnt}
+    return {name: value for name, value in about.items() if value}
 
 
 def weights(sde: ScoreSDE) -> dict[str, Tensor]:
@@ -269,11 +279,17 @@ def rebuild(about: Any, tensors: Mapping[str, Tensor], where: str = "the descrip
     try:
         wanted = _on_paper(about, len(tensors))
         tensors = _unwrapped(tensors, wanted)
+        if (filled := _filled(tensors, wanted)) is not tensors:
+            tensors = filled
+            warnings.warn(
+                f"{where} is of a version for which a condition of zeros and none are the same: fit it anew to tell them apart",
+                stacklevel=3,
+            )
         _compare(wanted, tensors)
         sde = _build(about)
         parts = [*sde.named_parameters(), *sde.named_buffers()]
         told = [(value.dtype, tensors[name].dtype) for name, value in parts if name in tensors and name.startswith(_NETS)]
-        turned = dict(told)  # what a network leaves out of its state goes along, as Module.to would have it
+        turned = dict(reversed(told))  # what a network leaves out of its state goes along with the first weight
         for name, value in parts:
             value.data = value.data.to(tensors[name].dtype if name in tensors else turned.get(value.dtype, value.dtype))
         sde.load_state_dict(tensors)
@@ -336,7 +352,32 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
     sde.source = _law(about.get("source"))
     if about["averaged"]:
         sde.ema = copy.deepcopy(net).requires_grad_(False)
+    for name, statistic in about.get("conditions", {}).items():
+        sde.conditions.blank(name, tuple(statistic))
+    sde.learnt = _recorded(about.get("learnt"))
     return sde
+
+
+def _recorded(about: Any) -> dict[str, Any] | None:
+    """What `fit` has recorded, if it is that."""
+    if about is None:
+        return None
+    conditions = {str(name): [int(n) for n in shape] for name, shape in about["conditions"].items()}
+    return {"conditions": conditions, "unconditional": bool(about["unconditional"])}
+
+
+def _filled(tensors: dict[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors of an older file with zeros for what is learnt in place of absent conditions: as it was there."""
+    found = dict(tensors)
+    for name, (shape, _) in wanted.items():
+        here = tensors.get(name)
+        if here is None and _NULLS.search(name):
+            like = next((value for other, value in tensors.items() if other.startswith(name[:4])), None)
+            found[name] = torch.zeros(shape, dtype=torch.float32 if like is None else like.dtype)
+        elif here is not None and _WORDS.search(name) and here.ndim == 2 and (here.shape[0], here.shape[1] + 1) == shape:
+            found[name] = torch.cat([here, here.new_zeros(here.shape[0], 1)], 1)
+    changed = found.keys() != tensors.keys() or any(found[name] is not value for name, value in tensors.items())
+    return found if changed else tensors
 
 
 def _number(value: object) -> int | float:
@@ -397,6 +438,10 @@ def _on_paper(about: dict[str, Any], count: int) -> dict[str, tuple[tuple[int, .
         "scale": (statistic, "float"),
         "measured": ((), _kind(torch.bool)),
     }
+    for name, statistic in about.get("conditions", {}).items():
+        if not isinstance(statistic, list) or len(statistic) > 1 or not all(type(n) is int and n >= 0 for n in statistic):
+            raise ValueError(f"the standardization of condition {name!r} has no shape {statistic!r}")
+        wanted |= {f"conditions.{name}.{what}": (tuple(statistic), "float") for what in ("mean", "scale")}
     for part in ("net", "ema") if about["averaged"] else ("net",):
         wanted |= {f"{part}.{key}": (tuple(value.shape), _kind(value.dtype)) for key, value in stated.items()}
     return wanted
@@ -412,6 +457,10 @@ def _compare(wanted: dict[str, tuple[tuple[int, ...], str]], tensors: Mapping[st
     wrong = sorted({name for name, _ in wanted.items() ^ found.items()})
     if wrong:
         raise ValueError(f"{len(wrong)} weights are missing, unknown or of another shape or kind, first {wrong[0]!r}")
+    of_conditions = [value for name, value in tensors.items() if name.startswith("conditions.")]
+    spreads = [value for name, value in tensors.items() if name.startswith("conditions.") and name.endswith(".scale")]
+    if not all(bool(value.isfinite().all()) for value in of_conditions) or any(bool((v <= 0).any()) for v in spreads):
+        raise ValueError("the standardization of its conditions is not a finite mean and a positive scale")
     mean, scale = tensors["mean"], tensors["scale"]
     if not bool(mean.isfinite().all() & scale.isfinite().all() & (scale > 0).all()):
         raise ValueError("its standardization is not a finite mean and a positive scale")

@@ -168,7 +168,7 @@ def loss(
     else:
         eps = sde.from_start(starts(sde.source, draw_seed(generator), 0, len(x0), sde.shape).to(x0))
     phi = law(noise)(sde.process, quantiles(1, len(x0), generator, x0.device))
-    examples = corrupt(given, x0, eps, phi, weight, given.condition)
+    examples = corrupt(given, x0, eps, phi, weight, given.shown(given.condition))
     return mean_error(answer(given.network(), examples), examples)
 
 
@@ -315,6 +315,7 @@ def corrupt(
     weight : str
         A key of `WEIGHTS`.
     condition : dict of str to Tensor
+        As the network is shown them.
     ratio : Tensor, shape (B,), optional
         A further factor of the weight: the density of the law that is meant over that which φ was drawn from.
 

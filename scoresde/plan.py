@@ -504,6 +504,7 @@ def each(
     >>> each(sde, 10, chunks(sde, 10, 4), lambda part, start, stop: [torch.arange(start, stop)])
     [tensor([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])]
     """
+    sde.say_which()
     parts = []
     with evaluating(sde), alone():
         for start, stop in batches:

@@ -56,7 +56,7 @@ class Solution:
 @together()
 def solve(
     sde: ScoreSDE,
-    n: int = 1,
+    n: int | None = None,
     *,
     start: Tensor | None = None,
     solver: str | Solver | None = None,
@@ -76,8 +76,8 @@ def solve(
     Parameters
     ----------
     sde : ScoreSDE
-    n : int
-        Number of samples.
+    n : int, optional
+        Number of samples: by default as many as `start` or conditions have rows, or 1.
     start : Tensor, shape (n, *shape), optional
         States to start from, in the units of the data, at the first of `times`.
     solver : str or Solver, optional
@@ -122,7 +122,7 @@ def solve(
     """
     sde = require_sde(sde, "solve")
     check_generator(generator)
-    n = whole("n", n)
+    n = None if n is None else whole("n", n)
     forward = start is not None and starts_at_data(times)
     how = plan(sde, solver, steps, spacing, options, times=times, forward=forward)
     if forward and not how.solver.reversible:
@@ -134,9 +134,10 @@ def solve(
             raise ValueError(f"data go to noise along the ODE: {LACKS['velocity']}")
     given = None if start is None else sde.accept(start, "start")
     if given is not None:
-        if n not in (1, len(given)):
+        if n not in (None, 1, len(given)):
             raise ValueError(f"start holds {len(given)} states and n is {n}; leave n out")
         n = len(given)
+    n = sde.condition_rows if n is None else n
     batches = chunks(sde, n, batch_size, calls=len(how.times) - 1, held=len(how.keep))
     nodes = levels(sde, how.times)
     sde.rows(0, n, n)
@@ -175,7 +176,7 @@ def _no_noise() -> Tensor:
 
 def sample(
     sde: ScoreSDE,
-    n: int = 1,
+    n: int | None = None,
     *,
     solver: str | Solver | None = None,
     steps: int | None = None,
@@ -189,8 +190,8 @@ def sample(
     Parameters
     ----------
     sde : ScoreSDE
-    n : int
-        Number of samples.
+    n : int, optional
+        Number of samples: by default as many as conditions have rows, or 1.
     solver : str or Solver, optional
         A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object. By default "adams"; for models
         that jump, "consistency" or "flow_map"; for bridges, "bridge"; for distilled ones, "ddim" with their own steps.

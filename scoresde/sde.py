@@ -11,16 +11,19 @@ import contextlib
 import copy
 import inspect
 import math
+import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .backbones.base import can_trace, takes
+from .backbones.base import can_trace, takes, unwrapped
+from .backbones.labels import check_known
 from .checks import said
+from .conditions import ConditionScales
 from .inputs import as_condition, as_floats, as_reals, event_shape
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
@@ -136,6 +139,11 @@ class ScoreSDE(nn.Module):
         The averaged network; used in eval mode when there is one, `net` otherwise.
     condition : dict
         What `given` was told.
+    conditions : ConditionScales
+        Mean and scale of numeric conditions, which `fit` measures and the network is shown them by.
+    learnt : dict or None
+        What `fit` has recorded: "conditions", a dict of their names and shapes of one sample's, and "unconditional", whether
+        it has learnt to do without them. None before, and for models saved by versions that did not record it.
 
     Raises
     ------
@@ -190,6 +198,10 @@ class ScoreSDE(nn.Module):
         self._source: list[Any] = [None]  # in a list that `given` views share; one that is a module is none of ours
         self.source = source
         self.condition: dict[str, Tensor] = {}
+        self.conditions = ConditionScales()
+        self._learnt: list[dict[str, Any] | None] = [None]  # and whether it was said which law is drawn from
+        self._said = [False]
+        self._shares = 0  # of a view: the identity of the table of buffers that it shares with its model
         statistic = self.shape[:1] + (1,) * (len(self.shape) - 1)
         self.register_buffer("mean", torch.zeros(statistic))
         self.register_buffer("scale", torch.ones(statistic))
@@ -258,7 +270,7 @@ class ScoreSDE(nn.Module):
         """
         net = self.network(raw=raw)
         parameter = next(net.parameters(), None)
-        condition, flat = self.condition, len(self.shape) == 1
+        condition, flat = self.shown(self.condition, net), len(self.shape) == 1
         if traced and not can_trace(net):
             raise TypeError(f"{type(net).__name__} has no value_and_trace")
         call: Callable[..., Any] = net.value_and_trace if traced else net  # type: ignore[assignment]
@@ -295,7 +307,7 @@ class ScoreSDE(nn.Module):
         phi : float, or Tensor of shape () or (B,), float64
             Angle in radians.
         dtype : torch.dtype
-            The network's.
+            The network's. One with `wide_inputs` is given at least float32, and casts by itself.
 
         Returns
         -------
@@ -309,6 +321,8 @@ class ScoreSDE(nn.Module):
         >>> scoresde.build("vp", "mlp", shape=(2,)).inputs(torch.ones(1, 2), 0.0, torch.float32)
         (tensor([[1., 1.]]), tensor([-6.2146]), 1.0)
         """
+        if self.wide_inputs:
+            dtype = torch.promote_types(dtype, torch.float32)
         x, radius = z, cast("Tensor | float", 1.0)
         if self.sees == "raw":
             label: Tensor | float = self.process.time(phi)
@@ -324,6 +338,66 @@ class ScoreSDE(nn.Module):
         if z.dtype != dtype or label.dtype != dtype:
             x, label = x.to(dtype), label.to(dtype)
         return x, label, radius
+
+    @property
+    def wide_inputs(self) -> bool:
+        """Whether the network takes x and t in at least float32 whatever the dtype of its weights: see `backbones.base`."""
+        return bool(getattr(unwrapped(self.net), "wide_inputs", False))
+
+    def shown(self, condition: dict[str, Tensor], net: nn.Module | None = None) -> dict[str, Tensor]:
+        """Return conditions as the network is shown them: numbers standardized, and in a dtype that it takes.
+
+        Parameters
+        ----------
+        condition : dict of str to Tensor
+            In the user's units.
+        net : nn.Module, optional
+            The network in use, for its dtype.
+
+        Returns
+        -------
+        dict of str to Tensor
+
+        Examples
+        --------
+        >>> sde = scoresde.build("vp", "resmlp", shape=(2,), vector=1)
+        >>> sde.conditions.put("vector", torch.tensor([100.0]), torch.tensor([10.0]))
+        >>> sde.shown({"vector": torch.tensor([[120.0]])})
+        {'vector': tensor([[2.]])}
+        """
+        if not condition:
+            return condition
+        parameter = next((self.net if net is None else net).parameters(), None)
+        found = {}
+        for name, value in condition.items():
+            value = self.conditions.standardize(name, value)
+            if value.is_floating_point() and parameter is not None and parameter.is_floating_point():
+                least = torch.float32 if self.wide_inputs else parameter.dtype
+                value = value.to(torch.promote_types(parameter.dtype, least))
+            found[name] = value
+        return found
+
+    def numeric(self, name: str, value: Tensor) -> bool:
+        """Whether a condition is numbers, to be standardized, rather than labels: floats, and what the network says.
+
+        Parameters
+        ----------
+        name : str
+        value : Tensor
+
+        Returns
+        -------
+        bool
+
+        Examples
+        --------
+        >>> scoresde.build("vp", "mlp", shape=(2,), classes=3).numeric("y", torch.tensor([1]))
+        False
+        """
+        net = unwrapped(self.net)
+        if name in getattr(net, "labels", ()) or value.is_complex() or value.dtype == torch.bool:
+            return False
+        return value.is_floating_point() or name in (getattr(net, "condition_shapes", None) or {})
 
     def traces(self, *, raw: bool = False) -> bool:
         """Whether the network in use offers its output together with its exact trace: see `scoresde.backbones.base`.
@@ -676,17 +750,23 @@ class ScoreSDE(nn.Module):
         Parameters
         ----------
         **condition : Tensor or number
-            One value for all samples, or a tensor with one row per sample.
+            One value for all samples, or a tensor with one row per sample. Without any, a model that has learnt with
+            conditions is asked on purpose for the law without them.
 
         Returns
         -------
         ScoreSDE
-            Shares the network; the original stays as it is.
+            A view: it shares the network, mean and scale, which are set on the model alone; the original stays as it is.
 
         Raises
         ------
         ValueError
             If the network takes no such condition, or not such values.
+
+        Warns
+        -----
+        UserWarning
+            If `fit` was never given such a condition.
         TypeError
             For a condition that is no number and no tensor.
 
@@ -697,17 +777,108 @@ class ScoreSDE(nn.Module):
         >>> scoresde.sample(sde.given(y=2), 4).shape
         torch.Size([4, 2])
         """
-        takes = inspect.signature(self.net.forward).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-            for name in condition:
-                if name not in takes:
-                    raise ValueError(f"the network takes no condition {name!r}. {nearest(name, list(takes)[2:])}")
+        values = self.checked(condition)
+        if self.learnt is not None and (new := sorted(values.keys() - self.learnt["conditions"] - {"span", "tilt"})):
+            warn(f"this model was fitted without {' and '.join(new)}: it has not learnt what that says")
+        view = self.holding({**self.condition, **values})
+        if not condition:
+            view._said = [True]
+        return view
+
+    def checked(self, condition: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return conditions as tensors with one row per sample or one for all; raise as `given` does.
+
+        Parameters
+        ----------
+        condition : mapping of str to Tensor or number
+
+        Returns
+        -------
+        dict of str to Tensor
+
+        Examples
+        --------
+        >>> scoresde.build("vp", "resmlp", shape=(2,), vector=3).checked({"vector": torch.ones(3)})
+        {'vector': tensor([[1., 1., 1.]])}
+        """
+        self._check_names(condition)
         values = {name: as_condition(value, name) for name, value in condition.items()}
-        values = {name: value[None] if value.ndim == 0 else value for name, value in values.items()}
-        check = getattr(self.net, "check_condition", None)  # once here, rather than at every evaluation
+        shapes = self._condition_shapes()
+        for name, value in values.items():
+            if value.ndim == 0 or (value.ndim and tuple(value.shape) == shapes.get(name)):  # of all samples
+                values[name] = value = value[None]
+            if value.ndim == 1 and shapes.get(name) == (1,) and len(value) == 1:
+                values[name] = value[None]
+        check = getattr(unwrapped(self.net), "check_condition", None)  # once here, rather than at every evaluation
         if check is not None and values:
             check(**values)
-        return self.holding({**self.condition, **values})
+        return values
+
+    def _check_names(self, condition: Iterable[str]) -> None:
+        """Raise ValueError for conditions that the network does not take."""
+        net = unwrapped(self.net)
+        takes = inspect.signature(net.forward).parameters
+        shapes = getattr(net, "condition_shapes", None)
+        if shapes is not None:
+            check_known((name for name in condition if name not in takes), shapes)
+        elif not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            check_known(condition, dict.fromkeys(list(takes)[2:]))
+
+    def _condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one sample's conditions, where the network says them or `fit` has seen them."""
+        seen = {} if self.learnt is None else self.learnt["conditions"]
+        told = getattr(unwrapped(self.net), "condition_shapes", None) or {}
+        return {name: tuple(shape) for name, shape in {**seen, **told}.items()}
+
+    @property
+    def learnt(self) -> dict[str, Any] | None:
+        """What `fit` has recorded; see the class."""
+        return self._learnt[0]
+
+    @learnt.setter
+    def learnt(self, learnt: dict[str, Any] | None) -> None:
+        self._learnt[0] = learnt
+
+    @property
+    def condition_rows(self) -> int:
+        """How many samples the conditions are of: 1 without, or with one for all."""
+        return max((len(value) for value in self.condition.values()), default=1)
+
+    def say_which(self) -> None:
+        """Say once, for a model that has learnt with conditions and is given none of them, which law that is.
+
+        Raises
+        ------
+        ValueError
+            If there is none, as the network was never without them.
+
+        Warns
+        -----
+        UserWarning
+
+        Examples
+        --------
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,), classes=3)
+        >>> sde.say_which()
+        """
+        if self.learnt is None or self._said[0]:
+            return
+        lacking = [name for name in self.learnt["conditions"] if name not in self.condition]
+        if not lacking:
+            return
+        names = " and ".join(lacking)
+        how = f"sde.given({', '.join(f'{name}=...' for name in lacking)})"
+        net = unwrapped(self.net)
+        if not self.learnt["unconditional"]:
+            if hasattr(net, "hide"):
+                raise ValueError(f"this network has learnt with condition_dropout=0, always with {names}: write {how}")
+            warn(f"this model has learnt always with {names}, and has no law without: write {how}")
+        else:
+            warn(
+                f"this model has learnt with {names} and is not given {'it' if len(lacking) == 1 else 'them'}: this is its law "
+                f"over all of them; {how} conditions it, and sde.given() says that it is meant"
+            )
+        self._said[0] = True
 
     def holding(self, condition: dict[str, Tensor]) -> ScoreSDE:
         """Return this model with conditions that were checked before: what `given` does after it has looked.
@@ -727,7 +898,13 @@ class ScoreSDE(nn.Module):
         """
         held = copy.copy(self)
         held.condition = condition
+        held._shares = id(self._buffers)
         return held
+
+    @property
+    def is_view(self) -> bool:
+        """Whether `given` made it, so that network, mean and scale are another's."""
+        return self._shares == id(self._buffers)
 
     def rows(self, start: int, stop: int, total: int) -> ScoreSDE:
         """Return this model for samples start … stop of `total`: per-sample conditions are cut to those.
@@ -779,7 +956,7 @@ class ScoreSDE(nn.Module):
         Raises
         ------
         ValueError
-            If no feature varies.
+            If no feature varies, or for a view made by `given`.
 
         Warns
         -----
@@ -793,6 +970,8 @@ class ScoreSDE(nn.Module):
         >>> sde.standardize(torch.tensor([[0.0, 10.0], [2.0, 30.0]])).scale
         tensor([ 1., 10.])
         """
+        if self.is_view:
+            raise ValueError("a view made by given(...) shares mean and scale with its model: standardize the model")
         count, mean, square = 0, torch.zeros(()), torch.zeros(())
         for part in _parts(data, self.shape):  # Chan, Golub & LeVeque 1983
             axes = tuple(i for i in range(part.ndim) if i != 1 or not self.shape)
@@ -932,8 +1111,12 @@ class ScoreSDE(nn.Module):
         return x.to(self.scale.device, torch.promote_types(x.dtype, self.state_dtype))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a source that is a module would go past the property."""
-        if name == "source":
+        """Set an attribute; a source that is a module would go past the property. Of a view, none that its model shares."""
+        if vars(self).get("_shares") and self.is_view:
+            shared = name in (*self._buffers, *self._modules, *self._parameters, "kind", "source", "learnt")
+            if shared or isinstance(value, nn.Module | nn.Parameter):
+                raise AttributeError(f"a view made by given(...) shares {name} with its model: set it on the model")
+        if name in ("source", "learnt"):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -1000,6 +1183,17 @@ def misshapen(x: Tensor, out: object) -> str:
     """
     got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     return f"the network was given {tuple(x.shape)} and returned {got}; it must keep the shape"
+
+
+def warn(text: str) -> None:
+    """Warn whoever called into the library, from however deep inside."""
+    frame = sys._getframe(1)
+    level = 2
+    inside = (__package__, "torch", "contextlib")
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in inside:
+        frame = frame.f_back
+        level += 1
+    warnings.warn(text, stacklevel=level)
 
 
 _MODES = threading.Lock()

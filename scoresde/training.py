@@ -97,7 +97,8 @@ def fit(
         Samples of shape sde.shape, in any units; memory-mapped arrays stay on disk. Integers need
         transforms="dequantize". Of `Pairs`, from `reflow` or anywhere, it is learnt which x_1 leads to which x_0.
     given : mapping of str to Tensor, optional
-        Conditions by name, one row per sample, for tensors and arrays.
+        Conditions by name, one row per sample, for tensors and arrays. Mean and scale of those that are numbers are measured
+        the first time and kept in the model; labels, integers, are taken as they are.
     transforms : str, Transform, or several
         What happens to every batch, by name: "flip", "dequantize"; see `scoresde.transforms`.
     validation : Tensor or array, or a pair of such and a mapping of conditions, optional
@@ -207,7 +208,7 @@ def fit(
         raise ValueError(f"{'resume' if resume else 'snapshots'}= needs a folder: out=")
     if shared():
         raise ValueError("fit has no place inside sharded(): to train on several ranks, give it accelerator=Accelerator()")
-    if sde.condition:
+    if sde.is_view:
         raise ValueError("fit trains the whole model, not one conditioned by given(...): pass labels as fit(..., given={'y': y})")
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in sde.net.parameters() if p.requires_grad):
         warnings.warn(
@@ -274,7 +275,10 @@ def fit(
             checkpoints.restore(run)
         else:
             source.settle(sde)
-        engine.share([sde.mean, sde.scale, sde.measured], last=True)
+            source.settle_conditions(sde)
+            sde.learnt = _learnt(sde, source)
+        sde._said[0] = False
+        engine.share([sde.mean, sde.scale, sde.measured, *sde.conditions.buffers()], last=True)
         run.examples = None if held_out is None else _fixed(sde, held_out, weight, noise)
         if compile:
             run.call = Compiled(run.call)
@@ -352,6 +356,7 @@ class Run:
         self.lowest = math.inf
         self.moved = self.closed = False
         self.before = [value.clone() for value in (sde.mean, sde.scale, sde.measured)], sde.training
+        self.known = set(sde.conditions.known()), sde.learnt
         self.names = {name for name, p in sde.net.named_parameters() if p.requires_grad}
         try:
             before = sde.ema
@@ -381,6 +386,7 @@ class Run:
             if eps is None:
                 eps = torch.randn(len(x0), self.sde.dim, generator=g, device=self.device, dtype=self.sde.state_dtype)
             q = quantiles(together, b, g, self.device)
+            condition = self.sde.shown(condition)
             if condition and self.hide is not None:
                 condition = self.hide(condition, g)
             if objective is not None:
@@ -494,6 +500,8 @@ class Run:
             values, mode = self.before
             for mine, before in zip((self.sde.mean, self.sde.scale, self.sde.measured), values, strict=True):
                 mine.copy_(before)
+            names, self.sde.learnt = self.known
+            self.sde.conditions.keep(names)
             self.sde.train(mode)
 
 
@@ -533,6 +541,14 @@ def _kind(sde: ScoreSDE, coupled: bool, objective: Objective | None, noise: str)
     return "velocity" if coupled or sde.source is not None else "score"
 
 
+def _learnt(sde: ScoreSDE, source: Source) -> dict[str, Any]:
+    """What conditions a model has learnt with, in this run and before, and whether it has learnt to do without."""
+    before = {} if sde.learnt is None else sde.learnt["conditions"]
+    dropout = getattr(sde.net, "condition_dropout", None) != 0 and hasattr(sde.net, "hide")
+    conditions = {**before, **{name: list(shape) for name, shape in source.conditions.items()}}
+    return {"conditions": conditions, "unconditional": dropout or not source.conditions}
+
+
 def _held_out(sde: ScoreSDE, validation: Any, batch_size: int, transforms: Any) -> Source:
     x, given = validation if isinstance(validation, tuple) and len(validation) == 2 else (validation, None)
     if not isinstance(x, Tensor | np.ndarray | list):
@@ -550,5 +566,5 @@ def _fixed(sde: ScoreSDE, source: Source, weight: str, noise: str) -> list[Examp
     else:
         eps = starting_points(sde, FIXED, 0, len(x0))
     phi = law(noise)(sde.process, quantiles(1, len(x0), g, device))
-    examples = corrupt(sde, x0, eps, phi, weight, condition)
+    examples = corrupt(sde, x0, eps, phi, weight, sde.shown(condition))
     return [examples[i : i + 1024] for i in range(0, len(x0), 1024)]

@@ -202,6 +202,46 @@ def scaled_losses(rank: int, folder: Path) -> Any:
     return shown(sde), state(sde), about["scaler"]
 
 
+class Spare(Line):
+    """With a layer that is never asked, and one that is asked at every other call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.never, self.sometimes = nn.Linear(2, 2).double(), nn.Linear(2, 2).double()
+        with torch.no_grad():
+            for p in [*self.never.parameters(), *self.sometimes.parameters()]:
+                p.fill_(0.5)
+
+    def forward(self, x: Tensor, t: Tensor, **row: Tensor) -> Tensor:
+        out = super().forward(x, t, **row)
+        return out + self.sometimes(x) - self.sometimes(x).detach() if len(self.seen) % 2 else out
+
+
+@case
+def spare_layers(rank: int, folder: Path) -> Any:
+    """Without and with gradients that are accumulated."""
+    found = []
+    for accumulated in (1, 2):
+        sde = flow()
+        sde.net = Spare()
+        train(sde, accelerator=alone(gradient_accumulation_steps=accumulated))
+        found.append(state(sde))
+    return found
+
+
+@case
+def conditions_that_never_come(rank: int, folder: Path) -> Any:
+    found = []
+    data, vector = Law().sample(40, torch.Generator().manual_seed(1)).float(), 100 + torch.arange(80.0).view(40, 2)
+    for given in (None, {"y": torch.arange(40) % 2}, {"vector": vector}):
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            sde = scoresde.build("rectified", "resmlp", shape=(2,), width=8, classes=2, vector=2)
+        train(sde, data, given=given, accelerator=alone())
+        found.append((state(sde), sde.learnt))
+    return found
+
+
 # ---------------------------------------------------------------------- interrupted runs
 
 
@@ -516,6 +556,24 @@ def test_ranks_have_the_same_model(name: str, outcomes: list[dict[str, Outcome]]
     assert agree(one, two)
     if name == "weights_of_rank_0":
         assert torch.equal(one["net.out.bias"], mlp().state_dict()["net.out.bias"])
+
+
+def test_layers_that_no_loss_depends_on_are_waited_for_by_none(outcomes: list[dict[str, Outcome]]) -> None:
+    one, two = both(outcomes, "spare_layers")
+    for mine, theirs in zip(one, two, strict=True):
+        assert agree(mine, theirs)
+        assert torch.equal(mine["net.never.weight"], torch.full((2, 2), 0.5, dtype=torch.float64))
+        assert not torch.equal(mine["net.sometimes.weight"], torch.full((2, 2), 0.5, dtype=torch.float64))
+        assert not torch.equal(mine["net.line.weight"], flow().state_dict()["net.line.weight"])
+
+
+def test_conditions_that_the_network_takes_need_not_come(outcomes: list[dict[str, Outcome]]) -> None:
+    one, two = both(outcomes, "conditions_that_never_come")
+    for (mine, learnt), (theirs, other), names in zip(one, two, ([], ["y"], ["vector"]), strict=True):
+        assert agree(mine, theirs)
+        assert learnt == other
+        assert list(learnt["conditions"]) == names
+    torch.testing.assert_close(mine["conditions.vector.mean"], torch.tensor([139.0, 140.0], dtype=torch.float64))
 
 
 def test_half_precision_is_over_after_training(outcomes: list[dict[str, Outcome]]) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 import scoresde
 from conftest import generator
@@ -346,9 +347,12 @@ def test_a_text_of_one_word_is_the_condition_vector() -> None:
     net = BACKBONES.build("diffusers:UNet2DConditionModel", (2, 4, 4), vector=5, attention_head_dim=4, **TINY | blocks)
     sde = scoresde.ScoreSDE(scoresde.VPSDE(), net.eval(), shape=(2, 4, 4))
     x, t, word = torch.randn(2, 2, 4, 4, generator=generator()), torch.zeros(2), torch.randn(2, 5, generator=generator(1))
-    wanted = net.model(x, 500 * torch.ones(2), encoder_hidden_states=word[:, None]).sample
+    wanted = net.model(x, 500 * torch.ones(2), encoder_hidden_states=pad(word, (0, 1))[:, None]).sample
     torch.testing.assert_close(net(x, t, vector=word), wanted, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(net(x, t), wanted, atol=1e-3)
+    none = pad(torch.zeros(2, 5), (0, 1), value=1.0)[:, None]  # the last number says that there is no word
+    wanted = net.model(x, 500 * torch.ones(2), encoder_hidden_states=none).sample
+    torch.testing.assert_close(net(x, t), wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(net(x, t, vector=0 * word), wanted, atol=1e-3)
     with pytest.raises(ValueError, match=r"vector has shape \(n, 5\), got \(2, 4\)"):
         sde.given(vector=word[:, :4])
     with pytest.raises(ValueError, match="build it with classes=n"):

@@ -341,7 +341,8 @@ def test_zero_at_first_then_all_parameters_learn_and_mates_do_not_mix(member: st
     assert out.shape == x.shape
     for name in condition:
         assert not torch.allclose(out, net(x, t, **{k: v for k, v in condition.items() if k != name}))
-    net.train()(x, t, **condition).square().sum().backward()
+    for given in (condition, {}):
+        net.train()(x, t, **given).square().sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
 
 
