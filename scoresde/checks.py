@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
+from pathlib import Path
 
 
 def whole(name: str, value: object, least: int = 1) -> int:
@@ -89,3 +91,40 @@ def number(name: str, value: object, low: float, high: float, *, closed: bool = 
         bounds = f"between {low:g} and {high:g}" if high < math.inf else least + " and finite" * (real == math.inf)
         raise ValueError(f"{name} is {bounds}, got {value}" + (f"; {hint}" if hint else ""))
     return real
+
+
+def as_path(name: str, value: object) -> Path:
+    """Return value as a path if it is one that a file can have; raise otherwise.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name.
+    value : object
+        What the user gave.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    TypeError
+        For anything but a str or a path of str.
+    ValueError
+        If it is empty or has a NUL in it.
+
+    Examples
+    --------
+    >>> as_path("path", b"data.npy")
+    Traceback (most recent call last):
+    TypeError: path is a str or Path, got bytes; write os.fsdecode(path)
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str):
+        hint = f"; write os.fsdecode({name})" if isinstance(value, bytes) else ""
+        raise TypeError(f"{name} is a str or Path, got {type(value).__name__}{hint}")
+    if not value or "\0" in value:
+        raise ValueError(f"{name} is the name of a file or folder, got {value[:80]!r}")
+    return Path(value)
