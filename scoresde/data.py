@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from .inputs import as_floats
+from .inputs import as_floats, for_torch
 from .pairs import Pairs
 from .random import CHANGES, DRAWS, ORDER, isolated, seeded
 from .sde import ScoreSDE
@@ -35,6 +35,7 @@ PART = 2**22  # numbers that are looked at together
 HASHED = 2**28  # bytes up to which data are recognized by all of their rows, and beyond by 4,096
 TOGETHER = 64  # steps whose data and noise are made at once, so that small batches are not a matter of many small calls …
 NUMBERS = 2**16  # … with at most so many numbers
+WIDE = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}  # where PyTorch can index
 EMPTY = "the data are empty, or can be iterated only once: a pass over them yielded no batch"
 
 
@@ -320,10 +321,11 @@ class Source:
     def _table(self, data: Any, given: Mapping[str, Tensor] | None, sde: ScoreSDE) -> None:
         mapped = isinstance(data, np.memmap)
         if not isinstance(data, Tensor) and not mapped:
-            data = np.ascontiguousarray(data)
-            data = torch.as_tensor(data.astype(data.dtype.newbyteorder("="), copy=False))
+            data = torch.as_tensor(for_torch(np.ascontiguousarray(data)))
         if not mapped:
             data = data.detach()
+            if data.dtype in WIDE:
+                data = data.to(WIDE[data.dtype])
             if data.is_floating_point() or not self._transforms:
                 data = as_floats(data, self._shape, "data")
                 # float64 data are standardized in float64, whatever the model's own
@@ -342,7 +344,7 @@ class Source:
             self._changed(self._taken(slice(i, i + (step if mapped else 1))), -1, i)
         if not isinstance(given, Mapping | None):
             raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(given).__name__}")
-        self._given = {name: torch.as_tensor(value).to(self._device) for name, value in (given or {}).items()}
+        self._given = {name: torch.as_tensor(for_torch(value)).to(self._device) for name, value in (given or {}).items()}
         for name, value in self._given.items():
             if value.is_floating_point():  # numpy's are float64
                 self._given[name] = value.to(sde.state_dtype)
@@ -362,7 +364,8 @@ class Source:
             return table[rows] if isinstance(rows, slice) else table.index_select(0, rows)
         part = table[rows if isinstance(rows, slice) else rows.numpy()]
         # in the machine's byte order, and never a view of a file that must not be written to
-        return torch.from_numpy(np.require(part, part.dtype.newbyteorder("="), ["C", "W"])).to(self._device)
+        found = torch.from_numpy(np.require(part, part.dtype.newbyteorder("="), ["C", "W"]))
+        return found.to(self._device, WIDE.get(found.dtype, found.dtype))
 
     def _tabled(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
         k, size, share = self.together, self._size, self._size // self._world

@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .checks import number, whole
+from .inputs import for_torch
 from .plan import check_generator
 from .random import PRIOR, Noise, draw_seed
 from .sde import ScoreSDE
@@ -191,7 +191,7 @@ class Dequantization(abc.ABC):
         if isinstance(values, Dequantized):
             raise TypeError(f"{wanted}, got a Dequantized; give its .integers")
         try:
-            v = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+            v = torch.as_tensor(for_torch(values))
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"{wanted}, in a tensor or array; got {type(values).__name__}") from None
         if v.is_complex() or v.dtype == torch.bool:

@@ -22,11 +22,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .cnf import Flow, prior_gap, standard_normal
+from .inputs import for_torch
 from .plan import check_generator, chunks, each, plan, starting_points
 from .random import draw_seed
 from .ranks import alone, shared, together
 from .registry import nearest
-from .sde import ScoreSDE, require_sde
+from .sde import ScoreSDE, matched, require_sde
 from .solvers import Solver
 
 
@@ -169,7 +170,7 @@ def likelihood(
     """
     graph = torch.is_grad_enabled() and (differentiable or (isinstance(x, Tensor) and x.requires_grad))
     with torch.inference_mode(False), torch.set_grad_enabled(graph):  # in inference mode no trace could be taken
-        sde = require_sde(sde, "likelihood")
+        sde, x = matched(require_sde(sde, "likelihood"), x)
         check_generator(generator)
         if graph and shared():
             raise ValueError("gradients do not cross ranks: inside sharded() leave out differentiable=True, and give x.detach()")
@@ -406,7 +407,7 @@ def _accept(sde: ScoreSDE, x: Tensor, invalid: str) -> tuple[Tensor, Tensor | No
     if invalid not in ("raise", "nan"):
         raise ValueError(f"unknown invalid={invalid!r}. {nearest(invalid, ('raise', 'nan'))}")
     if invalid == "nan" and isinstance(x, np.ndarray):
-        x = torch.as_tensor(x)
+        x = torch.as_tensor(for_torch(x))
     if invalid == "nan" and isinstance(x, Tensor) and x.is_floating_point() and tuple(x.shape[1:]) == sde.shape:
         lost = ~x.isfinite().reshape(len(x), -1).all(1)
         filled = torch.where(lost.reshape(-1, *(1,) * len(sde.shape)), sde.mean.to(x), x)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numbers
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,7 +72,7 @@ def as_floats(x: object, shape: tuple[int, ...], what: str) -> Tensor:
     """
     if not isinstance(x, Tensor):
         try:
-            x = torch.as_tensor(x)
+            x = torch.as_tensor(for_torch(x))
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"{what} is a tensor or array, got {type(x).__name__}") from None
     if not x.is_floating_point():
@@ -88,3 +90,11 @@ def as_floats(x: object, shape: tuple[int, ...], what: str) -> Tensor:
         named = ", ".join(map(str, bad[:8].tolist())) + ", …" * (len(bad) > 8)
         raise ValueError(f"{what} has NaN or infinite values in {len(bad)} of {len(x)} rows: {named}")
     return x
+
+
+def for_torch(value: Any) -> Any:
+    """Return an array that PyTorch takes without a word: in this machine's byte order, forwards, and not read-only."""
+    if not isinstance(value, np.ndarray):
+        return value
+    fit = value.dtype.isnative and value.flags.writeable and all(stride >= 0 for stride in value.strides)
+    return np.asarray(value) if fit else np.array(value, value.dtype.newbyteorder("="), order="C")

@@ -101,7 +101,7 @@ class Schema:
 
     def learn(self, data: Any, given: Any) -> tuple[Any, Any]:
         """Match training data and their conditions with what is known, and keep the names that are new."""
-        values, names, given, strict = _parted(data, given)
+        values, names, given, parts, files = _parted(data, given)
         if names and not self.columns:
             _unique(names)
             self.columns = names
@@ -110,23 +110,23 @@ class Schema:
             return values, given
         found = {}
         for name, value in given.items():
-            value, names = _condition(name, value, strict.get(name, ()))
+            value, names = _condition(name, value, parts.get(name, ()))
             if names and name not in self.parts:
                 _unique(names)
                 self.parts[name] = names
             self.words.setdefault(name, getattr(value, "words", ()))
             found[name] = self._numbers(name, self._matched(value, names, self.parts.get(name, ()), f"condition {name!r}"))
-        self._strict(found, given, strict)
+        self._strict(given, files)
         return values, found
 
     def take(self, data: Any, given: Any = None) -> tuple[Any, Any]:
         """Match other data and their conditions with what is known."""
-        values, names, given, strict = _parted(data, given)
+        values, names, given, parts, files = _parted(data, given)
         values = self._matched(values, names, self.columns, "the data")
         if not isinstance(given, Mapping):
             return values, given
-        found = {name: self.condition(name, value, strict.get(name, ())) for name, value in given.items()}
-        self._strict(found, given, strict)
+        found = {name: self.condition(name, value, parts.get(name, ())) for name, value in given.items()}
+        self._strict(given, files)
         return values, found
 
     def values(self, data: Any) -> Any:
@@ -143,8 +143,12 @@ class Schema:
         """Return a condition as numbers: words by their class, columns in the model's order."""
         came, (value, names) = value, _condition(name, value, names)
         if name not in self.words and isinstance(value, Labels) and not isinstance(came, Labels):
-            shown = repr(came) if isinstance(came, str) else "words"
-            raise TypeError(f"condition {name!r} is a number or a tensor, got {shown}; this model knows no words for it")
+            shown = f"is a number or a tensor, got {came!r}"
+            if not isinstance(came, str):
+                plain = isinstance(came, np.ndarray | list | tuple)
+                kind = f"an array of {np.asarray(came).dtype}" if plain else f"a {type(came).__name__} of words"
+                shown = f"is a tensor or array of numbers, got {kind}"
+            raise TypeError(f"condition {name!r} {shown}; this model knows no words for it")
         return self._numbers(name, self._matched(value, names, self.parts.get(name, ()), f"condition {name!r}"))
 
     def _matched(self, values: Any, names: tuple[str, ...], known: tuple[str, ...], what: str) -> Any:
@@ -180,9 +184,9 @@ class Schema:
             )
         return np.array([known.index(word) if word in known else -1 for word in value.words], np.int64)[numbers]
 
-    def _strict(self, found: Mapping[str, Any], given: Mapping[str, Any], strict: Mapping[str, Any]) -> None:
+    def _strict(self, given: Mapping[str, Any], files: Iterable[str]) -> None:
         """Raise if a file has numbers where the model has words: they may be numbered otherwise."""
-        for name in strict:
+        for name in files:
             if self.words.get(name) and not isinstance(given[name], Labels):
                 raise ValueError(f"condition {name!r} is numbers here, and one of {_listed(self.words[name])} in this model")
 
@@ -222,21 +226,21 @@ def is_frame(data: Any) -> bool:
 
 
 def is_named(data: Any) -> bool:
-    """Whether data come with names, or can be had as an array only through `to_numpy`."""
-    return isinstance(data, Named) or hasattr(data, "to_numpy")
+    """Whether data come with names."""
+    return isinstance(data, Named) or is_frame(data)
 
 
-def _parted(data: Any, given: Any) -> tuple[Any, tuple[str, ...], Any, dict[str, tuple[str, ...]]]:
-    """Values, their names, conditions, and of those that a file brought the columns."""
+def _parted(data: Any, given: Any) -> tuple[Any, tuple[str, ...], Any, dict[str, tuple[str, ...]], set[str]]:
+    """Values, their names, conditions, the columns of these, and which of them a file brought."""
     if isinstance(data, Named):
         if isinstance(given, Mapping) and (twice := sorted(given.keys() & data.given.keys())):
             raise ValueError(f"condition {twice[0]!r} comes with the samples and in given=; leave one out")
         if isinstance(given, Mapping | None):
             given = {**data.given, **(given or {})}
-        return data.values, data.columns, given, {name: data.parts.get(name, ()) for name in data.given}
+        return data.values, data.columns, given, data.parts, {*data.given}
     if is_frame(data):
-        return *_frame(data), given, {}
-    return (data.to_numpy() if hasattr(data, "to_numpy") else data), (), given, {}
+        return *_frame(data), given, {}, set()
+    return data, (), given, {}, set()
 
 
 def _frame(data: Any) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -288,7 +292,7 @@ def _condition(name: str, value: Any, names: tuple[str, ...]) -> tuple[Any, tupl
     if column.ndim > 1:
         raise ValueError(f"condition {name!r} has words in shape {column.shape}, wanted one a sample")
     for row, word in enumerate(column.reshape(-1).tolist() if column.dtype.kind == "O" else ()):
-        if word is None or word != word or str(word) == "<NA>":
+        if not isinstance(word, str) and str(word) in ("None", "nan", "<NA>", "NaT"):
             raise ValueError(f"condition {name!r} has no value in row {row} (from 0)")
     return coded(name, column, declared), names
 

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.base import can_trace, takes
-from .inputs import as_floats, event_shape
+from .inputs import as_floats, event_shape, for_torch
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
 from .registry import nearest
+from .schema import Schema, is_named
 from .source import as_source
 
 LABEL_FLOOR = 2e-3
@@ -135,6 +136,9 @@ class ScoreSDE(nn.Module):
         The averaged network; used in eval mode when there is one, `net` otherwise.
     condition : dict
         What `given` was told.
+    schema : Schema
+        The names of the columns of a sample, and of the classes and columns of its conditions, if `fit` was given data with
+        names: later data with names are matched by them. Views made by `given` share it.
 
     Raises
     ------
@@ -190,6 +194,7 @@ class ScoreSDE(nn.Module):
         self._source: list[Any] = [None]  # in a list that `given` views share; one that is a module is none of ours
         self.source = source
         self.condition: dict[str, Tensor] = {}
+        self.schema = Schema()
         statistic = self.shape[:1] + (1,) * (len(self.shape) - 1)
         self.register_buffer("mean", torch.zeros(statistic))
         self.register_buffer("scale", torch.ones(statistic))
@@ -673,8 +678,8 @@ class ScoreSDE(nn.Module):
 
         Parameters
         ----------
-        **condition : Tensor or number
-            One value for all samples, or a tensor with one row per sample.
+        **condition : Tensor, array, Series, number or word
+            One value for all samples, or one row per sample. Words are those of the classes that `fit` was given.
 
         Returns
         -------
@@ -701,9 +706,9 @@ class ScoreSDE(nn.Module):
                 if name not in takes:
                     raise ValueError(f"the network takes no condition {name!r}. {nearest(name, list(takes)[2:])}")
         for name, value in condition.items():
-            if value is None or isinstance(value, str):
+            if value is None:
                 raise TypeError(f"condition {name!r} is a number or a tensor, got {value!r}; leave it out for none")
-        values = {name: torch.as_tensor(value) for name, value in condition.items()}
+        values = {name: torch.as_tensor(for_torch(self.schema.condition(name, value))) for name, value in condition.items()}
         values = {name: value[None] if value.ndim == 0 else value for name, value in values.items()}
         check = getattr(self.net, "check_condition", None)  # once here, rather than at every evaluation
         if check is not None and values:
@@ -904,8 +909,8 @@ class ScoreSDE(nn.Module):
 
         Parameters
         ----------
-        x : Tensor, shape (B, *shape)
-            In the units of the data.
+        x : Tensor, array or data frame, shape (B, *shape)
+            In the units of the data; columns with names are put into the model's order.
         what : str
             The argument's name, for messages.
 
@@ -927,7 +932,7 @@ class ScoreSDE(nn.Module):
         Traceback (most recent call last):
         ValueError: x has shape (5, 3), wanted (batch, 2)
         """
-        x = as_floats(x, self.shape, what)
+        x = as_floats(self.schema.values(x) if is_named(x) else x, self.shape, what)
         return x.to(self.scale.device, torch.promote_types(x.dtype, self.state_dtype))
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -970,6 +975,14 @@ class ScoreSDE(nn.Module):
     @staticmethod
     def _per_sample(c: Tensor, x: Tensor) -> Tensor:
         return c.reshape(-1, *(1,) * (x.ndim - 1)) if c.ndim else c
+
+
+def matched(sde: ScoreSDE, x: Any) -> tuple[ScoreSDE, Any]:
+    """Return the model told the conditions that samples from a file bring, and the samples in its order of columns."""
+    if not is_named(x):
+        return sde, x
+    x, given = sde.schema.take(x)
+    return sde.given(**given) if given else sde, x
 
 
 def misshapen(x: Tensor, out: object) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .inputs import as_floats
+from .inputs import as_floats, for_torch
 from .random import PRIOR, isolated, seeded
 
 BLOCK = 64  # samples that share a generator
@@ -39,7 +39,7 @@ class Empirical:
     """
 
     def __init__(self, x: Any) -> None:
-        x = torch.as_tensor(x)
+        x = torch.as_tensor(for_torch(x))
         self.x = as_floats(x.detach(), tuple(x.shape[1:]), "source")
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:

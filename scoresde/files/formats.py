@@ -18,7 +18,7 @@ from torch import Tensor
 from ..checks import as_path
 from ..registry import nearest
 from .arrays import SPLITS, cifar_file, cifar_folder, idx, idx_folder, npy, npz
-from .base import Ask, Samples, regular
+from .base import Ask, Samples, optional, regular
 from .images import image_folder
 from .tables import parquet, table, write_parquet, write_text
 
@@ -243,6 +243,8 @@ def writable(path: str | os.PathLike[str]) -> tuple[Path, Callable[..., None]]:
         raise ValueError(f"{path}: there is no such folder")
     if path.exists():
         regular(path)
+    if suffix == ".parquet":
+        optional("pyarrow.parquet", "parquet files")
     return path, WRITERS[suffix]
 
 

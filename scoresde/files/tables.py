@@ -54,7 +54,7 @@ def table(path: Path, ask: Ask) -> Samples:
         columns = (lambda j: cells[str(j)]) if words or left else (lambda j: cells[:, j])
         return _table(names, columns, len(cells), ask, conditions, named)
     except ValueError as error:
-        raise ValueError(_blame(path, ask, skip, len(names), words, left, delimiter) or str(error)) from None
+        raise ValueError(_blame(path, ask, skip, names, words, left, delimiter) or str(error)) from None
 
 
 def _header(lines: Iterator[tuple[int, str]], delimiter: str, wanted: set[str]) -> tuple[int, list[str], list[str]]:
@@ -133,20 +133,22 @@ def _cells(line: str, delimiter: str) -> list[str]:
     return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter), [])]
 
 
-def _blame(path: Path, ask: Ask, skip: int, width: int, words: set[int], left: set[int], delimiter: str) -> str:
+def _blame(path: Path, ask: Ask, skip: int, names: list[str], words: set[int], left: set[int], delimiter: str) -> str:
     """Say which line is at fault, now that one is: slowly, but once."""
     for i, line in _lines(path, ask):
         if i <= skip or line.startswith("#"):
             continue
         cells = _cells(line, delimiter)
-        if len(cells) != width:
-            return f"line {i} has {len(cells)} columns, wanted {width}"
+        if len(cells) != len(names):
+            return f"line {i} has {len(cells)} columns, wanted {len(names)}"
         for j, cell in enumerate(cells):
             if j in left:
                 continue
             if not cell or (j not in words and not (is_number(cell) and abs(float(cell)) <= 3.4028235e38)):
-                comma = "; decimals are written with a point" if re.fullmatch(r"[+-]?\d*,\d+", cell) else ""
-                return f"line {i}, column {j + 1} is {cell!r}, wanted a finite number{comma}"
+                hint = "; decimals are written with a point" if re.fullmatch(r"[+-]?\d*,\d+", cell) else ""
+                if names[j] and j not in words and cell and not hint:
+                    hint = f" in {names[j]!r}: what is no sample is a condition, or left out by columns= (--columns)"
+                return f"line {i}, column {j + 1} is {cell!r}, wanted a finite number{hint}"
     return ""
 
 
