@@ -15,7 +15,6 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from . import storage
-from .checks import number
+from .checks import as_path, number
 from .engine import Engine
 from .errors import CheckpointError
 from .io import AVERAGE, MODEL, PREFIX, STEP, describe, load, ready, weights
@@ -74,7 +73,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike[str], resume: bool, engine: Engine) -> None:
-        self.folder, self.resume, self.engine = Path(folder).absolute(), resume, engine
+        self.folder, self.resume, self.engine = as_path("out", folder).absolute(), resume, engine
         self.newest: Checkpoint | None = None
         self._stack = contextlib.ExitStack()
         self._model: dict[str, Any] | None = None
@@ -234,7 +233,7 @@ def posthoc_ema(folder: str | os.PathLike[str], sigma: float = 0.1, *, step: int
     (2,)
     """
     number("sigma", sigma, 0.01, 0.28, hint="it is a fraction of training: try 0.1")
-    folder = Path(folder)
+    folder = as_path("folder", folder)
     stems = [stem for stem in storage.records(folder, AVERAGE) if step is None or int(stem[len(AVERAGE) :]) <= step]
     if not stems or (step is not None and int(stems[-1][len(AVERAGE) :]) != step):
         raise CheckpointError(

@@ -118,13 +118,13 @@ def as_path(name: str, value: object) -> Path:
     --------
     >>> as_path("path", b"data.npy")
     Traceback (most recent call last):
-    TypeError: path is a str or Path, got bytes; write os.fsdecode(path)
+    TypeError: path is a path, got bytes; write os.fsdecode(path)
     """
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if not isinstance(value, str):
         hint = f"; write os.fsdecode({name})" if isinstance(value, bytes) else ""
-        raise TypeError(f"{name} is a str or Path, got {type(value).__name__}{hint}")
+        raise TypeError(f"{name} is a path, got {type(value).__name__}{hint}")
     if not value or "\0" in value:
         raise ValueError(f"{name} is the name of a file or folder, got {value[:80]!r}")
     return Path(value)

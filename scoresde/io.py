@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from . import storage
 from .backbones import BACKBONES
+from .checks import as_path
 from .errors import CheckpointError
 from .inputs import event_shape
 from .process import PROCESSES
@@ -74,8 +75,7 @@ def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
     VPSDE(beta_min=0.1, beta_max=20.0)
     """
     sde = require_sde(sde, "save")
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"folder is a path, got {type(folder).__name__}")
+    folder = as_path("folder", folder)
     about = describe(sde)
     folder = ready(folder)
     with storage.Lock(folder):
@@ -144,8 +144,7 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     --------
     See `save`.
     """
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"folder is a path, got {type(folder).__name__}")
+    folder = as_path("folder", folder)
     try:
         device = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:

@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import io
-from .checks import whole
+from .checks import as_path, whole
 from .errors import CheckpointError, SolverError
 from .inputs import as_floats, for_torch
 from .pairstore import RECORD, Folder, Memory, Store, held, native
@@ -157,9 +157,7 @@ class Pairs:
         ...     Pairs.open(folder)
         Pairs(10 of shape (2,))
         """
-        if not isinstance(folder, str | os.PathLike):
-            raise TypeError(f"folder is a path, got {type(folder).__name__}")
-        path = Path(folder)
+        path = as_path("folder", folder)
         if not os.path.lexists(path / f"{RECORD}.json"):
             raise CheckpointError(f"no pairs at {path}: it has no {RECORD}.json; reflow(..., out=folder) writes them")
         store = Folder.read(path)
@@ -237,8 +235,8 @@ def reflow(
         )
     if plan(sde, solver, steps, spacing, options).solver.stochastic:
         raise ValueError(f"pairs are the two ends of an ODE, and solver {_named(solver)} is stochastic; try 'adams'")
-    if out is not None and not isinstance(out, str | os.PathLike):
-        raise TypeError(f"out is a folder, got {type(out).__name__}")
+    if out is not None:
+        out = as_path("out", out)
     if out is not None and shared():
         raise ValueError("inside sharded() every rank would write to out=: leave it out, or call reflow outside")
     sde.rows(0, n, n)

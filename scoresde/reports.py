@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 
 from . import plotting
 from .bits import bits_per_dim
-from .checks import whole
+from .checks import as_path, whole
 from .dequantize import Uniform
 from .evaluation import Distance, Evaluation, Score, fingerprint
 from .exact import check_how, likelihood
@@ -353,10 +353,9 @@ def _bytes(v: Tensor, levels: int) -> Tensor:
 
 def _ready(out: str | os.PathLike[str] | None) -> None:
     """Make the folder, or say why not."""
-    if not isinstance(out, str | os.PathLike):
-        raise TypeError(f"out is a path, got {type(out).__name__}")
-    if not os.fspath(out):
+    if out == "":
         raise ValueError("out is the path of a folder, got ''; '.' is this one")
+    out = as_path("out", out)
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:

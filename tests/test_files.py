@@ -582,7 +582,7 @@ def test_what_is_no_array_of_numbers_is_not_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("call", [read, lambda path: write(path, TABLE)], ids=["read", "write"])
 @pytest.mark.parametrize(
     ("path", "said"),
-    [(b"a.npy", r"path is a str or Path, got bytes; write os.fsdecode\(path\)"), (3, "got int"), (None, "got NoneType")],
+    [(b"a.npy", r"path is a path, got bytes; write os.fsdecode\(path\)"), (3, "got int"), (None, "got NoneType")],
 )
 def test_a_path_is_a_text(call: Callable[[Any], Any], path: Any, said: str) -> None:
     with pytest.raises(TypeError, match=said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import pickle
 import re
@@ -272,6 +273,68 @@ def test_read_only_and_reversed_arrays_are_taken_without_a_warning() -> None:
         scoresde.bits_per_dim(sde, np.broadcast_to(np.uint8(3), (4, 2)), scoresde.dequantize.Uniform(256))
         scoresde.Pairs(values, values, {"y": labels})
         scoresde.evaluate(sde, locked, given={"y": labels}, n=4, samples=0, progress=False)
+
+
+def test_every_verb_wants_a_path_that_a_file_can_have(tmp_path: Path) -> None:
+    sde, x = small(), x_of(U, V)
+    calls: list[Any] = [
+        lambda path: scoresde.load(path),
+        lambda path: scoresde.save(sde, path),
+        lambda path: fit(sde, x, out=path),
+        lambda path: scoresde.evaluate(sde, x, out=path, n=2, samples=0, progress=False),
+        lambda path: scoresde.posthoc_ema(path),
+        lambda path: scoresde.Pairs.open(path),
+        lambda path: scoresde.reflow(scoresde.build("rectified", "mlp", shape=(2,)), 2, out=path),
+    ]
+    for call in calls:
+        for bad, kind in ((b"run", "bytes"), (3, "int"), (b"run\0", "bytes")):
+            with pytest.raises(TypeError, match=rf"(folder|out) is a path, got {kind}"):
+                call(bad)
+        with pytest.raises(ValueError, match=r"(folder|out) is the name of a file or folder, got 'a\\x00b'"):
+            call("a\0b")
+
+
+def test_gray_images_of_16_bits_are_learnt_and_scored_in_their_own_levels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Noise of 65,536 levels has 16 bits/dim; images of levels 0 … 65535 lie on the unit scale."""
+    pillow = pytest.importorskip("PIL.Image")
+    levels = np.random.default_rng(0).integers(0, 65536, (24, 3, 3)).astype(np.uint16)
+    (tmp_path / "images").mkdir()
+    for i, image in enumerate(levels):
+        pillow.fromarray(image).save(tmp_path / "images" / f"{i:02d}.png")
+    out = str(tmp_path / "m")
+    main(["fit", str(tmp_path / "images"), "--out", out, "--option", "fourier=0", *SMALL])
+    sde = scoresde.load(out)
+    assert float(sde.mean) == pytest.approx(levels.mean() / 65536, abs=1e-5)
+    capsys.readouterr()
+    main(["log-prob", out, str(tmp_path / "images"), "-n", "8"])
+    noise = scoresde.dequantize.Uniform(65536)
+    first = torch.from_numpy(levels[:8, None].astype(np.int32))
+    wanted = scoresde.bits_per_dim(sde, first, noise, generator=generator(0))
+    said = re.search(r"mean bits per dimension: (\S+) ± ", capsys.readouterr().out)
+    assert said is not None
+    assert float(said[1]) == pytest.approx(wanted.mean, abs=1e-3)
+    assert abs(wanted.mean - 16) < 1.5
+    main(["evaluate", out, str(tmp_path / "images"), "-n", "8", "--samples", "0"])
+    assert re.search(r"bits/dim +1[4-8]\.", capsys.readouterr().out)
+    again = fit(
+        scoresde.build("vp", "mlp", shape=(1, 3, 3), width=8),
+        levels[:, None],
+        transforms=(scoresde.transforms.Dequantize(65536),),
+    )
+    assert torch.allclose(again.mean, sde.mean, atol=1e-4)
+
+
+def test_the_command_reads_other_encodings(folder: Path) -> None:
+    sde = scoresde.load(folder / "m")
+    text = (folder / "t.csv").read_text().replace(",", ";")
+    (folder / "wide.tsv.gz").write_bytes(gzip.compress(text.replace(";", "\t").encode("utf-16")))
+    (folder / "wide.csv").write_bytes(text.encode("utf-16"))
+    wanted = scoresde.log_prob(sde.given(y=KIND), x_of(U, V))
+    for name in ("wide.csv", "wide.tsv.gz"):
+        found = by_command(folder, "m", str(folder / name), "--condition", "y=kind", "--encoding", "utf-16")
+        assert torch.equal(found, wanted)
 
 
 # Data frames.
