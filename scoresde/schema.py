@@ -193,11 +193,11 @@ class Schema:
 
 def coded(name: str, column: Any, declared: tuple[str, ...] = ()) -> np.ndarray:
     """Return a column of words as `Labels`, in the order of the alphabet or as declared; of texts of numbers as those."""
-    words = np.char.strip(np.asarray(column).astype(str))
+    words = np.asarray(np.char.strip(np.asarray(column).astype(str)))
     classes = np.unique(words)
     numbers = [word for word in classes.tolist() if is_number(word)]
     if "" in classes:
-        raise ValueError(f"condition {name!r} is empty in row {int((words == '').argmax())} (from 0)")
+        raise ValueError(f"condition {name!r} is empty in row {int((words.reshape(-1) == '').argmax())} (from 0)")
     if not numbers:
         if declared and {*classes.tolist()} <= {*declared}:
             at = {word: i for i, word in enumerate(declared)}

@@ -575,6 +575,11 @@ def test_what_is_no_array_of_numbers_is_not_written(tmp_path: Path) -> None:
     same(read(tmp_path / "half.npy").values, np.ones((2, 3), np.float32))
     with pytest.raises(ValueError, match="columns are 3 different names"):
         write(tmp_path / "a.csv", TABLE, columns=("a", "b"))
+    for suffix, none in (("csv", ""), ("tsv", ""), ("parquet", None)):
+        write(tmp_path / f"none.{suffix}", TABLE[:0])
+        assert none is None or (tmp_path / f"none.{suffix}").read_text() == none
+    write(tmp_path / "bits.csv", np.eye(3, dtype=bool))
+    same(read(tmp_path / "bits.csv").values, np.eye(3, dtype=np.float32))
     write(tmp_path / "B.NPY", TABLE)
     same(read(tmp_path / "B.NPY").values, TABLE)
 

@@ -6,6 +6,7 @@ import codecs
 import csv
 import gzip
 import io
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -213,7 +214,8 @@ def write_text(path: Path, values: np.ndarray, columns: Sequence[str] = ()) -> N
     """Write one sample per line, each number in the fewest digits that come back as the same one, under a header of names."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     delimiter = "\t" if ".tsv" in suffixes[-2:] else ","
-    rows = values.reshape(len(values), -1)
+    rows = values.reshape(len(values), math.prod(values.shape[1:]))
+    rows = rows.astype(np.uint8) if rows.dtype.kind == "b" else rows
     with _binary(path, "wb") as raw, io.TextIOWrapper(raw, encoding="utf-8", newline="") as file:
         if columns:
             names = [" ".join(name.split()) for name in columns]
@@ -232,6 +234,6 @@ def write_text(path: Path, values: np.ndarray, columns: Sequence[str] = ()) -> N
 def write_parquet(path: Path, values: np.ndarray, columns: Sequence[str] = ()) -> None:
     """Write one sample per row, in columns of those names, or x0, x1, …."""
     arrow, parquet = optional("pyarrow", "parquet files"), optional("pyarrow.parquet", "parquet files")
-    rows = values.reshape(len(values), -1)
+    rows = values.reshape(len(values), math.prod(values.shape[1:]))
     names = list(columns) or [f"x{j}" for j in range(rows.shape[1])]
     parquet.write_table(arrow.table({name: np.ascontiguousarray(rows[:, j]) for j, name in enumerate(names)}), path)
