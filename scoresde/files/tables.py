@@ -224,11 +224,13 @@ def write_text(path: Path, values: np.ndarray, columns: Sequence[str] = ()) -> N
             style: dict[str, Any] = {"quoting": csv.QUOTE_MINIMAL if plain else csv.QUOTE_ALL, "lineterminator": "\n"}
             csv.writer(header, delimiter=delimiter, **style).writerow(names)
             file.write("# " * any(map(is_number, names)) + header.getvalue())  # which would be taken for a row
-        for start in range(0, len(rows), 10_000):
-            part = rows[start : start + 10_000]
-            if part.dtype.kind == "f":  # the digits are those of the dtype, their form that of Python
-                part = part.astype(str).astype(np.float64)
-            file.writelines(delimiter.join(map(repr, row)) + "\n" for row in part.tolist())
+        file.writelines(delimiter.join(map(_digits, row)) + "\n" for row in rows)
+
+
+def _digits(number: Any) -> str:
+    """The fewest digits that tell a number from others of its dtype; as Python has them, 16777216.0 and not 1.6777216e+07."""
+    text = str(number)
+    return repr(float(text)) if "e" in text else text
 
 
 def write_parquet(path: Path, values: np.ndarray, columns: Sequence[str] = ()) -> None:
