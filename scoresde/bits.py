@@ -22,7 +22,7 @@ from .dequantize import Dequantization
 from .exact import likelihood
 from .inputs import as_floats
 from .ranks import together
-from .sde import ScoreSDE, require_sde
+from .sde import ScoreSDE, matched, require_sde
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def bits_per_dim(
             "bits_per_dim takes a model and finds log p itself, got a Tensor; for a log p found elsewhere there is "
             "scoresde.dequantize.Uniform(256).bits(log_prob, log_q, dim)"
         )
-    sde = require_sde(sde, "bits_per_dim")
+    sde, values = matched(require_sde(sde, "bits_per_dim"), values)
     draws = whole("draws", draws)
     check_generator(generator)
     if dequantization is None:

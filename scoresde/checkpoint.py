@@ -15,7 +15,6 @@ import json
 import os
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +47,7 @@ class Checkpoint:
         if not isinstance(seed, int) or not isinstance(config, dict):
             raise CheckpointError("its newest checkpoint holds a model, but not the run that made it: choose another folder")
         self.seed, self.config = seed, config
+        self.names = (about.get("model") or {}).get("schema")
 
 
 class Checkpoints:
@@ -73,7 +73,7 @@ class Checkpoints:
     """
 
     def __init__(self, folder: str | os.PathLike[str], resume: bool, engine: Engine) -> None:
-        self.folder, self.resume, self.engine = Path(folder).absolute(), resume, engine
+        self.folder, self.resume, self.engine = as_path(folder, "out").absolute(), resume, engine
         self.newest: Checkpoint | None = None
         self._stack = contextlib.ExitStack()
         self._model: dict[str, Any] | None = None
@@ -135,7 +135,7 @@ class Checkpoints:
         self._config = json.loads(json.dumps({**config, "model": self._model}))
         if self.newest is None:
             return
-        before, now = self.newest.config, self._config
+        before, now = (_unnamed(config) for config in (self.newest.config, self._config))
         for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 raise CheckpointError(
@@ -251,7 +251,7 @@ def posthoc_ema(folder: str | os.PathLike[str], sigma: float = 0.1, *, step: int
     total: dict[str, Tensor] = {}
     for stem, pair in zip(stems, shares.reshape(-1, len(gammas)), strict=True):
         about, tensors = storage.read(folder, stem)
-        if about.get("model") != model:
+        if _unnamed({"model": about.get("model")}) != _unnamed({"model": model}):
             raise CheckpointError(f"{folder / stem} is a snapshot of another model than the one in the folder")
         for name, value in tensors.items():
             i, _, inner = name.partition(".")
@@ -272,6 +272,12 @@ def _inner(a: float, s: int, b: float, t: int) -> float:
     if s > t:
         a, s, b, t = b, t, a, s
     return float((a + 1) * (b + 1) / (a + b + 1) * (s / t) ** b / t)
+
+
+def _unnamed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the names of columns and classes: data are matched by them, and runs of before have none."""
+    model = config.get("model")
+    return {**config, "model": {k: v for k, v in model.items() if k != "schema"} if isinstance(model, Mapping) else model}
 
 
 def _state(run: Run) -> tuple[dict[str, Any], dict[str, Tensor]]:

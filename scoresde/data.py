@@ -36,6 +36,7 @@ PART = 2**22  # numbers that are looked at together
 HASHED = 2**28  # bytes up to which data are recognized by all of their rows, and beyond by 4,096
 TOGETHER = 64  # steps whose data and noise are made at once, so that small batches are not a matter of many small calls …
 NUMBERS = 2**16  # … with at most so many numbers
+WIDE = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}  # where PyTorch can index
 EMPTY = "the data are empty, or can be iterated only once: a pass over them yielded no batch"
 
 
@@ -359,6 +360,7 @@ class Source:
         mapped = isinstance(data, np.memmap)
         if not mapped:
             data = as_tensor(data, "data", exact=True).detach()
+            data = data.to(WIDE.get(data.dtype, data.dtype))
             if data.is_floating_point() or not self._transforms:
                 data = as_floats(data, self._shape, "data")
                 # float64 data are standardized in float64, whatever the model's own
@@ -392,7 +394,8 @@ class Source:
             return table[rows] if isinstance(rows, slice) else table.index_select(0, rows)
         part = table[rows if isinstance(rows, slice) else rows.numpy()]
         # in the machine's byte order, and never a view of a file that must not be written to
-        return torch.from_numpy(np.require(part, part.dtype.newbyteorder("="), ["C", "W"])).to(self._device)
+        found = torch.from_numpy(np.require(part, part.dtype.newbyteorder("="), ["C", "W"]))
+        return found.to(self._device, WIDE.get(found.dtype, found.dtype))
 
     def _tabled(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
         k, size, share = self.together, self._size, self._size // self._world

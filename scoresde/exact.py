@@ -27,7 +27,7 @@ from .plan import chunks, each, plan, starting_points
 from .random import draw_seed
 from .ranks import alone, shared, together
 from .registry import choose
-from .sde import ScoreSDE, require_sde
+from .sde import ScoreSDE, matched, require_sde
 from .solvers import Solver
 
 
@@ -171,7 +171,7 @@ def likelihood(
     differentiable, errors = flag("differentiable", differentiable), flag("errors", errors)
     graph = torch.is_grad_enabled() and (differentiable or (isinstance(x, Tensor) and x.requires_grad))
     with torch.inference_mode(False), torch.set_grad_enabled(graph):  # in inference mode no trace could be taken
-        sde = require_sde(sde, "likelihood")
+        sde, x = matched(require_sde(sde, "likelihood"), x)
         check_generator(generator)
         if graph and shared():
             raise ValueError("gradients do not cross ranks: inside sharded() leave out differentiable=True, and give x.detach()")

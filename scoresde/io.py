@@ -29,6 +29,7 @@ from .errors import CheckpointError
 from .inputs import event_shape
 from .process import PROCESSES
 from .registry import loaded_only
+from .schema import Schema
 from .sde import ScoreSDE, require_sde
 from .source import Missing
 from .storage import brief
@@ -202,6 +203,8 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
         "averaged": sde.ema is not None,
         **seen(sde),
     }
+    if names := sde.schema.describe():
+        about["schema"] = names
     try:
         about = json.loads(json.dumps(about, allow_nan=False, default=_number))  # as it will be read
     except (TypeError, ValueError, RecursionError) as error:
@@ -350,6 +353,7 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
     kind = about.get("kind") or ("velocity" if about["coupled"] else "score")  # as it was said before there were other kinds
     sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"], kind=kind)
     sde.source = _law(about.get("source"))
+    sde.schema = Schema.rebuild(about.get("schema"), shape)
     if about["averaged"]:
         sde.ema = copy.deepcopy(net).requires_grad_(False)
     for name, statistic in about.get("conditions", {}).items():

@@ -25,7 +25,7 @@ from .checks import check_generator, said
 from .process import Process
 from .random import draw_seed
 from .registry import Registry, choose, nearest
-from .sde import ScoreSDE, misshapen, require_sde
+from .sde import ScoreSDE, matched, misshapen, require_sde
 from .source import starts
 
 Weight = Callable[[Process, Tensor], Tensor]
@@ -157,7 +157,7 @@ def loss(
     >>> loss(sde, torch.randn(64, 2)).requires_grad
     True
     """
-    sde = require_sde(sde, "loss")
+    sde, x0 = matched(require_sde(sde, "loss"), x0)
     check_generator(generator)
     noise = ("lognormal" if sde.source is None else "uniform") if noise is None else noise
     check_names(weight, noise)

@@ -34,6 +34,7 @@ from .checks import affordable, as_path, check_seed, flag, whole
 from .dequantize import Uniform
 from .evaluation import Distance, Evaluation, Score, fingerprint
 from .exact import check_how, likelihood
+from .files import write
 from .inputs import as_floats, as_tensor
 from .metrics.frechet import Features, frechet_distance, moments, resolve_features
 from .random import seeded
@@ -80,7 +81,7 @@ def evaluate(
     Parameters
     ----------
     sde : ScoreSDE
-    data : Tensor or array, shape (N, *shape)
+    data : Tensor, array, data frame or Samples, shape (N, *shape)
         Held-out: integers 0 … levels − 1 for a model of the unit scale, or floating-point data in their own units.
     given : mapping of str to Tensor, optional
         Conditions by name, one row per datum. Samples take those of the data in the seed's random order, round after round.
@@ -95,7 +96,8 @@ def evaluate(
     levels : int
         L, of integers.
     samples : int
-        How many to draw; of images, (1 or 3, H, W), a sheet is drawn to out/samples.png, if there is an `out`. 0 for none.
+        How many to draw, 0 for none. If there is an `out`, they are there: images, (1 or 3, H, W), drawn on a sheet,
+        samples.png; vectors as a table, samples.csv, with the names that the model knows; others as an array, samples.npy.
     fid : int
         How many samples to draw for the Fréchet distance to all of `data`, n being far above the features for a useful one.
         0 for none.
@@ -104,7 +106,7 @@ def evaluate(
     seed : int
         All randomness, 0 ≤ seed < 2⁶³.
     out : path, optional
-        A folder for evaluation.json and samples.png; made if it is not there.
+        A folder for evaluation.json and the samples; made if it is not there.
     solver : str or Solver
         Of the likelihood. Samples go by the model's own.
     notes : mapping, optional
@@ -156,6 +158,7 @@ def evaluate(
     if fid == 1:
         raise ValueError("fid is how many samples the Fréchet distance takes, at least 2, got 1")
     trace, probes = _trace(sde, trace, probes)
+    data, given = sde.schema.take(data, given)
     data = _array("data", data)
     if not data.ndim or not len(data):
         raise ValueError(f"data are (N, *shape) and not empty, got shape {tuple(data.shape)}")
@@ -221,6 +224,10 @@ def evaluate(
         images = noise.values(solution.x[-1]).float() if discrete else solution.x[-1]
         found.samples, found.samples_nfe = samples, float(solution.nfe.double().mean())
         found.samples_seconds = time.perf_counter() - began
+        if writes and not drawn:
+            assert out is not None
+            found.sheet = "samples.csv" if len(sde.shape) == 1 else "samples.npy"
+            write(Path(out) / found.sheet, images, columns=sde.schema.columns)
         if drawn and writes:
             assert out is not None
             found.sheet = "samples.png"

@@ -28,6 +28,7 @@ from .inputs import as_condition, as_floats, as_reals, event_shape
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
 from .registry import choose, nearest
+from .schema import Schema, is_named
 from .source import as_source
 
 LABEL_FLOOR = 2e-3
@@ -139,6 +140,9 @@ class ScoreSDE(nn.Module):
         The averaged network; used in eval mode when there is one, `net` otherwise.
     condition : dict
         What `given` was told.
+    schema : Schema
+        The names of the columns of a sample, and of the classes and columns of its conditions, if `fit` was given data with
+        names: later data with names are matched by them. Views made by `given` share it.
     conditions : ConditionScales
         Mean and scale of numeric conditions, which `fit` measures and the network is shown them by.
     learnt : dict or None
@@ -198,6 +202,7 @@ class ScoreSDE(nn.Module):
         self._source: list[Any] = [None]  # in a list that `given` views share; one that is a module is none of ours
         self.source = source
         self.condition: dict[str, Tensor] = {}
+        self.schema = Schema()
         self.conditions = ConditionScales()
         self._learnt: list[dict[str, Any] | None] = [None]  # and whether it was said which law is drawn from
         self._said = [False]
@@ -749,9 +754,9 @@ class ScoreSDE(nn.Module):
 
         Parameters
         ----------
-        **condition : Tensor or number
-            One value for all samples, or a tensor with one row per sample. Without any, a model that has learnt with
-            conditions is asked on purpose for the law without them.
+        **condition : Tensor, array, Series, number or word
+            One value for all samples, or one row per sample; words are those of the classes that `fit` was given. Without
+            any, a model that has learnt with conditions is asked on purpose for the law without them.
 
         Returns
         -------
@@ -802,7 +807,7 @@ class ScoreSDE(nn.Module):
         {'vector': tensor([[1., 1., 1.]])}
         """
         self._check_names(condition)
-        values = {name: as_condition(value, name) for name, value in condition.items()}
+        values = {name: as_condition(self.schema.condition(name, value), name) for name, value in condition.items()}
         shapes = self._condition_shapes()
         for name, value in values.items():
             if value.ndim == 0 or (value.ndim and tuple(value.shape) == shapes.get(name)):  # of all samples
@@ -1084,8 +1089,8 @@ class ScoreSDE(nn.Module):
 
         Parameters
         ----------
-        x : Tensor, shape (B, *shape)
-            In the units of the data.
+        x : Tensor, array or data frame, shape (B, *shape)
+            In the units of the data; columns with names are put into the model's order.
         what : str
             The argument's name, for messages.
 
@@ -1107,7 +1112,7 @@ class ScoreSDE(nn.Module):
         Traceback (most recent call last):
         ValueError: x has shape (5, 3), wanted (batch, 2)
         """
-        x = as_floats(x, self.shape, what)
+        x = as_floats(self.schema.values(x) if is_named(x) else x, self.shape, what)
         return x.to(self.scale.device, torch.promote_types(x.dtype, self.state_dtype))
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -1162,6 +1167,14 @@ def _parts(data: Any, shape: tuple[int, ...]) -> Iterator[Tensor]:
         data = [data]
     for part in data:
         yield as_floats(part, shape, "data", finite=False)
+
+
+def matched(sde: ScoreSDE, x: Any) -> tuple[ScoreSDE, Any]:
+    """Return the model told the conditions that samples from a file bring, and the samples in its order of columns."""
+    if not is_named(x):
+        return sde, x
+    x, given = sde.schema.take(x)
+    return sde.given(**given) if given else sde, x
 
 
 def misshapen(x: Tensor, out: object) -> str:

@@ -46,6 +46,7 @@ from .plan import starting_points
 from .random import FIXED, LEVELS, NETWORK, draw_seed, isolated, seeded
 from .ranks import shared
 from .registry import explained
+from .schema import Schema
 from .sde import ScoreSDE, offers, require_sde
 from .source import starts
 from .transforms import resolve
@@ -93,15 +94,17 @@ def fit(
     ----------
     sde : ScoreSDE
         Trained in place, and left in eval mode.
-    data : Tensor, array, Dataset, DataLoader, Pairs, or an object with .sample(n)
+    data : Tensor, array, data frame, Samples of a file, Dataset, DataLoader, Pairs, or an object with .sample(n)
         Samples of shape sde.shape, in any units; memory-mapped arrays stay on disk. Integers need
-        transforms="dequantize". Of `Pairs`, from `reflow` or anywhere, it is learnt which x_1 leads to which x_0.
-    given : mapping of str to Tensor, optional
-        Conditions by name, one row per sample, for tensors and arrays. Mean and scale of those that are numbers are measured
-        the first time and kept in the model; labels, integers, are taken as they are.
+        transforms="dequantize". The model keeps the names of columns, and matches later data by
+        them. Of `Pairs`, from `reflow` or anywhere, it is learnt which x_1 leads to which x_0.
+    given : mapping of str to Tensor, array, Series or list of words, optional
+        Conditions by name, one row per sample, for tensors and arrays. Words become classes, and the model keeps them. Mean
+        and scale of those that are numbers are measured the first time and kept in the model; labels, integers, are taken as
+        they are.
     transforms : str, Transform, or several
         What happens to every batch, by name: "flip", "dequantize"; see `scoresde.transforms`.
-    validation : Tensor or array, or a pair of such and a mapping of conditions, optional
+    validation : Tensor, array, data frame or Samples, or a pair of such and a mapping of conditions, optional
         Held-out samples. The averaged network's loss on them, with noise and noise levels that stay the same, is noted every
         `every` steps.
     patience : int, optional
@@ -234,6 +237,11 @@ def fit(
             seed = checkpoints.newest.seed
         reseed = stack.enter_context(isolated(sde.scale.device))
         rank = {"rank": engine.rank, "world": engine.world}
+        run, names = None, sde.schema.copy()
+        stack.callback(lambda: None if run is not None and run.moved else sde.schema.assign(names))
+        if checkpoints is not None and checkpoints.newest is not None and (before := checkpoints.newest.names):
+            sde.schema.assign(Schema.rebuild(before, sde.shape))
+        data, given = sde.schema.learn(data, given)
         source = Source(data, sde, batch_size, seed=seed, given=given, transforms=transforms, **rank)
         pairing = Pairing(source, sde, joined, seed, engine.rank)
         stack.callback(pairing.close)
@@ -247,8 +255,8 @@ def fit(
             raise ValueError(
                 f"noise={noise!r} distils pairs of points and what the ODE makes of them: fit(sde, reflow(teacher, n), ...)"
             )
-        run, before = None, sde.kind
-        stack.callback(lambda: setattr(sde, "kind", sde.kind if run is not None and run.moved else before))
+        kind = sde.kind
+        stack.callback(lambda: setattr(sde, "kind", sde.kind if run is not None and run.moved else kind))
         sde.kind = _kind(sde, coupled, aim, noise)
         held_out = None if validation is None else _held_out(sde, validation, batch_size, transforms)
         if held_out is not None and source.names is not None and held_out.names != source.names:
@@ -551,6 +559,7 @@ def _learnt(sde: ScoreSDE, source: Source) -> dict[str, Any]:
 
 def _held_out(sde: ScoreSDE, validation: Any, batch_size: int, transforms: Any) -> Source:
     x, given = validation if isinstance(validation, tuple) and len(validation) == 2 else (validation, None)
+    x, given = sde.schema.take(x, given)
     if not isinstance(x, Tensor | np.ndarray | list):
         raise TypeError(f"validation is a tensor or array, or (x, {{'y': labels}}), got {type(x).__name__}")
     return Source(x, sde, batch_size, seed=0, given=given, transforms=transforms)

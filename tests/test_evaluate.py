@@ -358,7 +358,7 @@ def test_what_was_found_before_an_interruption_stands_in_the_file(tmp_path: Path
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["score"]["n"] == PART
     assert found["samples"] == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "samples.csv"]
 
 
 @pytest.fixture(scope="module")
@@ -399,7 +399,7 @@ def test_the_command_writes_what_the_function_finds(trained: Path, tmp_path: Pat
     assert abs(wanted.score.mean - 8) < 1.5  # uniform noise
 
 
-def test_a_table_has_no_sheet_and_a_models_own_folder_may_hold_its_evaluation(
+def test_a_table_has_no_picture_and_a_models_own_folder_may_hold_its_evaluation(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["evaluate", str(trained / "points"), str(trained / "points.npy"), "--out", str(trained / "points"), "-n", "10"])

@@ -15,7 +15,7 @@ import pytest
 import scoresde
 
 ROOMS = [
-    "errors ranks storage checks registry random inputs process conditions",
+    "errors ranks storage checks registry random inputs schema process conditions",
     "paths prediction grids solvers backbones toy source",
     "sde trace",
     "plan sampling pairstore cnf exact bounds dequantize bits distribution oracles metrics plotting "
