@@ -7,7 +7,6 @@ are registered here and from nothing else: it never runs or imports what a file 
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import math
@@ -26,6 +25,7 @@ from . import storage
 from .backbones import BACKBONES
 from .errors import CheckpointError
 from .inputs import event_shape
+from .modules import duplicate
 from .process import PROCESSES
 from .registry import loaded_only
 from .sde import ScoreSDE, require_sde
@@ -275,6 +275,8 @@ def rebuild(about: Any, tensors: Mapping[str, Tensor], where: str = "the descrip
         told = [(value.dtype, tensors[name].dtype) for name, value in parts if name in tensors and name.startswith(_NETS)]
         turned = dict(told)  # what a network leaves out of its state goes along, as Module.to would have it
         for name, value in parts:
+            if not name.startswith(_NETS):
+                continue
             value.data = value.data.to(tensors[name].dtype if name in tensors else turned.get(value.dtype, value.dtype))
         sde.load_state_dict(tensors)
     except WRONG as error:
@@ -335,7 +337,7 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
     sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"], kind=kind)
     sde.source = _law(about.get("source"))
     if about["averaged"]:
-        sde.ema = copy.deepcopy(net).requires_grad_(False)
+        sde.ema = duplicate(net).requires_grad_(False)
     return sde
 
 
@@ -413,5 +415,5 @@ def _compare(wanted: dict[str, tuple[tuple[int, ...], str]], tensors: Mapping[st
     if wrong:
         raise ValueError(f"{len(wrong)} weights are missing, unknown or of another shape or kind, first {wrong[0]!r}")
     mean, scale = tensors["mean"], tensors["scale"]
-    if not bool(mean.isfinite().all() & scale.isfinite().all() & (scale > 0).all()):
-        raise ValueError("its standardization is not a finite mean and a positive scale")
+    if not bool(mean.isfinite().all() & scale.isfinite().all() & (scale >= 0).all() & (scale > 0).any()):
+        raise ValueError("its standardization is not a finite mean and a positive scale (0 for constants)")

@@ -187,7 +187,8 @@ class Folder:
         for j, value in enumerate(again):
             with _opened(self._folder / self._files[j]) as file:
                 rows = np.fromfile(file, self._types[j], k * math.prod(self._shapes[j]), offset=len(self._headers[j]))
-            off = (torch.from_numpy(rows).double().reshape(value.shape) - value).abs() / scale.cpu().double()
+            unit = scale.cpu().double()
+            off = (torch.from_numpy(rows).double().reshape(value.shape) - value).abs() / torch.where(unit == 0, 1, unit)
             if not float(off.flatten(1).amax(1).median()) < CLOSE:
                 raise CheckpointError(
                     f"the pairs in {self._folder} are of another model, or another source: drawn again, the first come out "

@@ -264,7 +264,7 @@ def problem(sde: ScoreSDE, nodes: tuple[Level, ...], adaptive: bool, noise: Call
         return solves[i].solve(z, output(z, nodes[i].phi))
 
     if takes(sde.network(), "tilt"):
-        tilts = (sde.scale.new_full((1,), tilt) for tilt in (1.0, -1.0))  # towards the data, towards the source
+        tilts = (sde.scale.new_full((1,), tilt, dtype=sde.state_dtype) for tilt in (1.0, -1.0))  # to the data, to the source
         drifts = [sde.holding({**sde.condition, "tilt": tilt}).caller() for tilt in tilts]
 
         def towards(z: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:

@@ -119,6 +119,42 @@ def solve(
     >>> solution.x.shape
     torch.Size([4, 3, 2])
     """
+    t, states, *counts = _solve(sde, n, start, solver, steps, spacing, times, generator, batch_size, options)
+    return Solution(t, torch.stack(states), *counts)
+
+
+@torch.no_grad()
+@together()
+def _end(
+    sde: ScoreSDE,
+    n: int = 1,
+    *,
+    start: Tensor | None = None,
+    solver: str | Solver | None = None,
+    steps: int | None = None,
+    spacing: str | None = None,
+    times: Sequence[float] | None = None,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """The last states of `solve`, in memory of their own."""
+    return _solve(sde, n, start, solver, steps, spacing, times, generator, batch_size, options)[1][-1]
+
+
+def _solve(
+    sde: ScoreSDE,
+    n: int,
+    start: Tensor | None,
+    solver: str | Solver | None,
+    steps: int | None,
+    spacing: str | None,
+    times: Sequence[float] | Tensor | None,
+    generator: torch.Generator | None,
+    batch_size: int | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor]:
+    """Times, the states at each, evaluations, steps taken and steps rejected."""
     sde = require_sde(sde, "solve")
     check_generator(generator)
     forward = start is not None and starts_at_data(times)
@@ -159,7 +195,7 @@ def solve(
         return [*costs, *(sde.to_data(nodes[k].radius * seen[k]) for k in how.keep)]
 
     nfe, accepted, rejected, *states = each(sde, n, batches, work)
-    return Solution(how.times[list(how.keep)], torch.stack(states), nfe.cpu(), accepted.cpu(), rejected.cpu())
+    return how.times[list(how.keep)], states, nfe.cpu(), accepted.cpu(), rejected.cpu()
 
 
 def _keep(seen: dict[int, Tensor], wanted: tuple[int, ...], i: int, z: Tensor) -> None:
@@ -227,7 +263,7 @@ def sample(
     tensor(2.8...)
     """
     require_sde(sde, "sample")
-    return solve(
+    return _end(
         sde,
         n,
         solver=solver,
@@ -236,7 +272,7 @@ def sample(
         generator=generator,
         batch_size=batch_size,
         **options,
-    ).x[-1]
+    )
 
 
 def encode(
@@ -284,7 +320,7 @@ def encode(
     True
     """
     how = {"solver": solver, "steps": steps, "spacing": spacing, "batch_size": batch_size, **options}
-    return solve(require_sde(sde, "encode"), start=x, times=(0.0, 1.0), **how).x[-1]
+    return _end(require_sde(sde, "encode"), start=x, times=(0.0, 1.0), **how)
 
 
 def decode(
@@ -322,4 +358,4 @@ def decode(
     See `encode`.
     """
     how = {"solver": solver, "steps": steps, "spacing": spacing, "batch_size": batch_size, **options}
-    return solve(require_sde(sde, "decode"), start=latent, **how).x[-1]
+    return _end(require_sde(sde, "decode"), start=latent, **how)

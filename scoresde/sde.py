@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import itertools
 import math
 import threading
 import warnings
@@ -21,10 +22,12 @@ from torch import Tensor, nn
 
 from .backbones.base import can_trace, takes
 from .inputs import as_floats, event_shape
+from .modules import copy_memo, duplicate, leave_inference
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
 from .registry import nearest
 from .source import as_source
+from .standardization import Units, measure, units, wide
 
 LABEL_FLOOR = 2e-3
 SEES = ("arc", "raw")
@@ -127,8 +130,10 @@ class ScoreSDE(nn.Module):
 
     Attributes
     ----------
-    mean, scale : Tensor
-        The standardization, per first axis of a sample (feature or channel); 0 and 1 until `fit` measures them.
+    mean, scale : Tensor, float64
+        The standardization, per first axis of a sample (feature or channel); 0 and 1 until `fit` measures them. They stay
+        float64 (float32 where the device has none) whatever dtype the model is converted to. A scale of 0 marks a constant:
+        samples repeat it, the network is shown 0 in its place, and the spike of its density is left out of log p.
     measured : Tensor of bool, shape ()
         Whether it has.
     ema : nn.Module or None
@@ -157,7 +162,10 @@ class ScoreSDE(nn.Module):
     scale: Tensor
     measured: Tensor
     ema: nn.Module | None
+    _dtype = torch.float32  # what the model was last converted to: the states' dtype if the network has no numbers of its own
+    _units: tuple[Any, ...] | None = None
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         process: Process,
@@ -179,6 +187,7 @@ class ScoreSDE(nn.Module):
             raise ValueError(f"unknown sees={sees!r}. {nearest(sees, SEES)}")
         process.check()
         check(predict, process)
+        leave_inference(net)
         self.process = process
         self.net = net
         self.register_module("ema", None)
@@ -191,8 +200,8 @@ class ScoreSDE(nn.Module):
         self.source = source
         self.condition: dict[str, Tensor] = {}
         statistic = self.shape[:1] + (1,) * (len(self.shape) - 1)
-        self.register_buffer("mean", torch.zeros(statistic))
-        self.register_buffer("scale", torch.ones(statistic))
+        self.register_buffer("mean", torch.zeros(statistic, dtype=torch.float64))
+        self.register_buffer("scale", torch.ones(statistic, dtype=torch.float64))
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
 
     # ------------------------------------------------------------------ the network, on the arc
@@ -258,9 +267,9 @@ class ScoreSDE(nn.Module):
         """
         net = self.network(raw=raw)
         parameter = next(net.parameters(), None)
-        condition, flat = self.condition, len(self.shape) == 1
-        if traced and not can_trace(net):
-            raise TypeError(f"{type(net).__name__} has no value_and_trace")
+        condition, flat, free = self.condition, len(self.shape) == 1, self.free
+        if traced and not (can_trace(net) and free is None):
+            raise TypeError(f"{type(net).__name__} has no value_and_trace for the features that vary")
         call: Callable[..., Any] = net.value_and_trace if traced else net  # type: ignore[assignment]
 
         def output(z: Tensor, phi: Tensor | float, rows: Tensor | None = None) -> Any:
@@ -277,7 +286,9 @@ class ScoreSDE(nn.Module):
                     raise ValueError(f"value_and_trace returned a trace of shape {got}, wanted ({len(x)},)")
             if not isinstance(out, Tensor) or out.shape != x.shape:
                 raise ValueError(misshapen(x, out))
-            if not flat:
+            if free is not None:
+                out = out.flatten(1).index_select(1, free)
+            elif not flat:
                 out = out.reshape(z.shape)
             if out.dtype != z.dtype:
                 out = out.to(z.dtype)
@@ -319,8 +330,7 @@ class ScoreSDE(nn.Module):
             label = noise_label(phi)
         if not isinstance(label, Tensor) or not label.ndim:
             label = z.new_full((len(z),), float(label), dtype=dtype)
-        if len(self.shape) != 1:
-            x = x.reshape(len(z), *self.shape)
+        x = self._spread(x)
         if z.dtype != dtype or label.dtype != dtype:
             x, label = x.to(dtype), label.to(dtype)
         return x, label, radius
@@ -342,7 +352,7 @@ class ScoreSDE(nn.Module):
         >>> scoresde.build("vp", "mlp", shape=(2,)).traces()
         True
         """
-        return can_trace(self.network(raw=raw))
+        return self.free is None and can_trace(self.network(raw=raw))
 
     def network(self, *, raw: bool = False) -> nn.Module:
         """Return the network in use: the averaged one in eval mode, if there is one, and without a wrapper for distributed runs.
@@ -521,7 +531,7 @@ class ScoreSDE(nn.Module):
         """
         z, phi, _ = self._on_arc(x, t)
         x0, eps = self._solve(z, phi)
-        return self.to_data(x0), eps.reshape(x.shape)
+        return self.to_data(x0), self._spread(eps)
 
     def score(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return the model's score ∇log p_t(x) = −ε̂/(σ·scale), per unit of the data.
@@ -536,6 +546,7 @@ class ScoreSDE(nn.Module):
         Returns
         -------
         Tensor, shape (B, *shape)
+            0 for constant features.
 
         Raises
         ------
@@ -553,7 +564,7 @@ class ScoreSDE(nn.Module):
         z, phi, t = self._on_arc(x, t, floor=self.process.hair)
         _, eps = self._solve(z, phi)
         sigma = self._per_sample(self.process.radius(t) * torch.sin(phi), x).to(z)
-        return -eps.reshape(x.shape) / (sigma * self.scale)
+        return -self._spread(eps) / (sigma * self._ready(eps.dtype).scale)
 
     def velocity(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return dx/dt of the probability-flow ODE, α̇·x̂0 + σ̇·ε̂ (Song et al. 2021, eq. 13; Lipman et al. 2023).
@@ -666,7 +677,7 @@ class ScoreSDE(nn.Module):
         if noise:
             dsigma = dsigma + noise * self.process.g2(t) / self.process.sigma(t)
         a, b = (self._per_sample(c, x).to(z) for c in (dalpha, dsigma))
-        return self.scale * (a * x0.reshape(x.shape) + b * eps.reshape(x.shape))
+        return self._ready(z.dtype).scale * (a * self._spread(x0) + b * self._spread(eps))
 
     def given(self, **condition: Tensor | float | int) -> ScoreSDE:
         """Return this model conditioned: the same network and verbs, with `condition` handed to the network by name.
@@ -780,54 +791,52 @@ class ScoreSDE(nn.Module):
         Raises
         ------
         ValueError
-            If no feature varies.
+            If no feature varies, or if numbers are too large for the model's dtype.
 
         Warns
         -----
         UserWarning
-            If some do not: they are given the scale of the others.
+            If some do not: their scale is 0, which marks a constant. Or if samples will be rounded coarsely.
 
         Examples
         --------
         >>> import scoresde
         >>> sde = scoresde.build("vp", "mlp", shape=(2,))
         >>> sde.standardize(torch.tensor([[0.0, 10.0], [2.0, 30.0]])).scale
-        tensor([ 1., 10.])
+        tensor([ 1., 10.], dtype=torch.float64)
         """
-        count, mean, square = 0, torch.zeros(()), torch.zeros(())
-        for part in [data] if isinstance(data, Tensor) else data:  # Chan, Golub & LeVeque 1983
-            axes = tuple(i for i in range(part.ndim) if i != 1 or not self.shape)
-            resolution, n, total = torch.finfo(part.dtype).eps, len(part), count + len(part)
-            part = part.double()
-            here = part.mean(axes)
-            gap = here - mean if count else torch.zeros_like(here)
-            square = square.to(gap) * (count / total) + part.var(axes, correction=0) * (n / total)
-            square = square + gap.square() * (count / total) * (n / total)
-            mean = mean.to(gap) + gap * (n / total) if count else here
-            count = total
-        if not count:
-            raise ValueError("there are no data to standardize by")
-        std = square.sqrt()
-        spread = std > 4 * resolution * mean.abs() + 1e-30
-        if not bool(spread.any()):
+        parts = [data] if isinstance(data, Tensor) else data
+        mean, std, varies, count = measure(parts, 1 if self.shape else None)
+        if not bool(varies.any()):
             raise ValueError(f"the data do not vary: {count} equal samples (to rounding) have no density to learn")
-        if self.state_dtype == torch.float32 and bool((spread & (std < 1e-4 * mean.abs())).any()):
+        limits = torch.finfo(self.state_dtype)
+        if not bool(((mean.abs() + 8 * std) < limits.max).all()):
+            raise ValueError(
+                f"the data reach beyond what {limits.dtype} can hold, {limits.max:.2g}: "
+                "divide them by a constant, or make the model .double()"
+            )
+        coarse = varies & (std < torch.clamp(1e3 * limits.eps * mean.abs(), min=limits.tiny))
+        if bool(coarse.any()):
             warnings.warn(
-                "the data lie so far from 0 for their spread that float32 samples are rounded coarsely: subtract a constant, "
-                "or make the model .double()",
+                f"features {coarse.nonzero().flatten().tolist()} lie so far from 0 for their spread, or are so small, that "
+                f"samples in {limits.dtype} are rounded coarsely: subtract a constant, multiply by one, or make the model "
+                ".double()",
                 stacklevel=3,
             )
-        if not bool(spread.all()):  # a constant feature has no scale of its own: give it that of the others
-            constant = (~spread).nonzero()[:, 0].tolist()
-            warnings.warn(f"features {constant} are constant: their density is a spike; drop them or add noise", stacklevel=3)
-            std = torch.where(spread, std, std[spread].square().mean().sqrt())
+        if not bool(varies.all()):
+            constant = (~varies).nonzero().flatten().tolist()
+            warnings.warn(
+                f"features {constant} are constant: samples repeat them, and their density, a spike, is left out of log p; "
+                "drop them or add noise to have a density of all",
+                stacklevel=3,
+            )
         self.mean.copy_(mean.reshape(self.mean.shape))
-        self.scale.copy_(std.reshape(self.scale.shape))
+        self.scale.copy_(torch.where(varies, std, 0).reshape(self.scale.shape))
         self.measured.fill_(True)
         return self
 
     def to_data(self, z: Tensor) -> Tensor:
-        """Return standardized, flattened states (B, n) as data (B, *shape): mean + scale·z.
+        """Return standardized, flattened states (B, n) as data (B, *shape): mean + scale·z, and constants as they are.
 
         Parameters
         ----------
@@ -843,10 +852,12 @@ class ScoreSDE(nn.Module):
         >>> scoresde.build("vp", "mlp", shape=(1, 2, 2)).to_data(torch.ones(3, 4)).shape
         torch.Size([3, 1, 2, 2])
         """
-        return self.mean.to(z.dtype) + self.scale.to(z.dtype) * z.reshape(len(z), *self.shape)
+        mean, rest, scale, _ = self._ready(z.dtype)
+        x = scale * self._spread(z)
+        return mean + (x if rest is None else rest + x)
 
     def from_data(self, x: Tensor) -> Tensor:
-        """Return data (B, *shape) as standardized, flattened states (B, n): (x − mean)/scale.
+        """Return data (B, *shape) as standardized, flattened states (B, n): (x − mean)/scale, without constants.
 
         Parameters
         ----------
@@ -862,7 +873,10 @@ class ScoreSDE(nn.Module):
         >>> scoresde.build("vp", "mlp", shape=(1, 2, 2)).from_data(torch.ones(3, 1, 2, 2)).shape
         torch.Size([3, 4])
         """
-        return ((x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)).reshape(len(x), self.dim)
+        mean, rest, scale, free = self._ready(torch.promote_types(x.dtype, torch.float32))
+        x = x - mean
+        z = ((x if rest is None else x - rest) / scale).reshape(len(x), math.prod(self.shape))
+        return z if free is None else z.index_select(1, free)
 
     def from_start(self, x: Tensor) -> Tensor:
         """Return points at t = 1, where α = 0, as states on the arc: (x − mean)/(scale·σ(1)).
@@ -885,19 +899,101 @@ class ScoreSDE(nn.Module):
         return self.from_data(x) / float(self.process.radius(as_time(1.0)))
 
     @property
+    def free(self) -> Tensor | None:
+        """Which elements of a flattened sample vary, shape (dim,), where some are constant (scale 0); None for all."""
+        return self._ready(torch.float32).free
+
+    @property
     def dim(self) -> int:
-        """Number of elements of one sample."""
-        return math.prod(self.shape)
+        """Number of elements of one sample that vary: of its states, and of its density."""
+        free = self.free
+        return math.prod(self.shape) if free is None else len(free)
 
     @property
     def log_scale(self) -> float:
         """log|det| of the map from standardized states to data, in nats."""
-        return float(self.scale.double().log().expand(self.shape).sum())
+        scale, free = self.scale.double().log().expand(self.shape).flatten(), self.free
+        return float((scale if free is None else scale[free]).sum())
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The dtype of states: the model's own, but at least float32."""
-        return torch.promote_types(self.scale.dtype, torch.float32)
+        """The dtype of states: the network's own, but at least float32."""
+        for value in itertools.chain(self.net.parameters(), self.net.buffers()):
+            if value.is_floating_point():
+                return torch.promote_types(value.dtype, torch.float32)
+        return torch.promote_types(self._dtype, torch.float32)
+
+    def off_constants(self, x: Tensor) -> Tensor | None:
+        """Which rows of x lie off a constant by more than 1e-6 of it, where the density is 0; None without constants."""
+        if self.free is None:
+            return None
+        off = ((x - self.mean).abs() > 1e-6 * self.mean.abs()) & (self.scale == 0)
+        return off.reshape(len(x), -1).any(1)
+
+    def varying(self, net: Callable[..., Any]) -> Callable[..., Any]:
+        """A network that answers for the elements that vary alone, (…, dim); net itself if none is constant."""
+        free = self.free
+        if free is None:
+            return net
+
+        def call(x: Tensor, *rest: Any, **condition: Any) -> Any:
+            out = net(x, *rest, **condition)
+            if not isinstance(out, Tensor) or out.shape[out.ndim - len(self.shape) :] != x.shape[1:]:
+                raise ValueError(misshapen(x, out))
+            return out.flatten(out.ndim - len(self.shape)).index_select(-1, free)
+
+        return call
+
+    def _spread(self, z: Tensor) -> Tensor:
+        """States (B, n) in the shape of samples, (B, *shape), with 0 for constants."""
+        free = self.free
+        if free is not None:
+            z = z.new_zeros(len(z), math.prod(self.shape)).index_copy(1, free, z)
+        return z if len(self.shape) == 1 else z.reshape(len(z), *self.shape)
+
+    def _ready(self, dtype: torch.dtype) -> Units:
+        """The standardization for states of a dtype, made again only after mean or scale have changed."""
+        mean, scale = self.mean, self.scale
+        if mean.is_inference() or scale.is_inference():
+            return units(mean, scale, self.shape, dtype)
+        key = mean._version, scale._version
+        held = self._units
+        if held is None or held[0] is not mean or held[1] is not scale or held[2] != key:
+            held = self._units = (mean, scale, key, {})
+        known: dict[torch.dtype, Units] = held[3]
+        if dtype not in known:
+            with torch.inference_mode(False):
+                known[dtype] = units(mean, scale, self.shape, dtype)
+        return known[dtype]
+
+    @torch.inference_mode(False)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScoreSDE:
+        """Move or convert the model as `nn.Module` does, but keep mean and scale in float64, unrounded."""
+        leave_inference(self)  # before .data of such a parameter is set, which would hide what it is
+        kept = {name: self._buffers[name] for name in ("mean", "scale")}
+        for name in kept:
+            self._buffers[name] = None
+        self._dtype = fn(torch.empty(0, dtype=self._dtype, device=self.measured.device)).dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in kept.items():
+            assert value is not None
+            device = self.measured.device
+            if value.is_meta or device.type == "meta":
+                self._buffers[name] = torch.empty_like(value, device=device)
+            elif value.device == device:
+                moved = fn(value)  # it may share memory
+                self._buffers[name] = moved if moved.dtype == value.dtype else value
+            else:
+                self._buffers[name] = value.to(device, wide(device))
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ScoreSDE:
+        """Copy also networks whose weights are computed by hooks."""
+        memo.update(copy_memo(self))
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        vars(made).update(copy.deepcopy({**vars(self), "_units": None}, memo))
+        return made
 
     def accept(self, x: Tensor, what: str = "x") -> Tensor:
         """Check a batch that a user hands in, and return it on the model's device, in the dtype that states have.
@@ -939,8 +1035,10 @@ class ScoreSDE(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if self.ema is None and any(name.startswith(prefix + "ema.") for name in state_dict):
-            self.ema = copy.deepcopy(self.net).requires_grad_(False)  # an averaged network is on its way
+            self.ema = duplicate(self.net).requires_grad_(False)  # an averaged network is on its way
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        for name in ("mean", "scale"):  # an older file has float32, which assign=True would leave
+            self._buffers[name] = getattr(self, name).to(wide(self.mean.device))
 
     def extra_repr(self) -> str:
         """Return what `repr` shows beside the modules."""

@@ -207,3 +207,18 @@ def test_chunks_of_ggf_hold_for_thousands() -> None:
     whole = scoresde.sample(sde, 3000, solver="ggf", generator=generator())
     part = scoresde.sample(sde, 3000, solver="ggf", generator=generator(), batch_size=70)
     torch.testing.assert_close(part, whole, rtol=0, atol=1e-5)
+
+
+def test_samples_own_their_memory_and_no_more() -> None:
+    """100,000 samples of two float32 are 0.8 MB, not as much again for where they began."""
+    sde = scoresde.oracle(scoresde.toy.EightGaussians(), scoresde.RectifiedFlow())
+    x = scoresde.sample(sde, 100, solver="euler", steps=2)
+    both = scoresde.sample_and_log_prob(sde, 3, solver="euler", steps=2)
+    latent = scoresde.encode(sde, x, solver="euler", steps=2)
+    found = scoresde.likelihood(sde, x, solver="euler", steps=2)
+    rest = [scoresde.decode(sde, latent, solver="euler", steps=2), found.log_prob, found.latent, found.stderr]
+    law = scoresde.Distribution(sde, solver="euler", steps=2).sample((10,))
+    for value in (x, *both, latent, *rest, law):
+        assert value.untyped_storage().nbytes() == value.nbytes
+    kept = scoresde.solve(sde, start=latent, solver="euler", steps=2)
+    assert torch.equal(kept.x[-1], rest[0])
