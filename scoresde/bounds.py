@@ -210,7 +210,7 @@ def vlb(
     if variance not in VARIANCES:
         raise ValueError(f"unknown variance {variance!r}. {nearest(variance, VARIANCES)}")
     phi = sde.process.phi(grid(sde.process, steps, spacing).flip(0)).tolist()
-    sin2 = torch.tensor([0.0] + [_sin2(sde, p) for p in phi[1:] if p > 1.5 * _start(sde)], dtype=torch.float64)
+    sin2 = torch.tensor([0.0] + [_sin2(sde, p) for p in phi[1:] if p > 1.5 * _start(sde)], dtype=torch.float64, device="cpu")
     here, below = sin2[1:], sin2[:-1]
     cos2, taken = (1 - here).clamp_min(0), len(here)
     if draws is not None:
@@ -291,7 +291,7 @@ def _estimate(
     off = sde.off_constants(x)
     if off is not None:
         log_p[off] = -math.inf
-    return Bound(log_p, error, torch.full((len(x),), 2 * draws))
+    return Bound(log_p, error, torch.full((len(x),), 2 * draws, device="cpu"))
 
 
 def _sum(sde: ScoreSDE, z0: Tensor, at: At, noise: Noise, draws: int) -> tuple[Tensor, Tensor]:

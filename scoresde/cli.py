@@ -29,6 +29,7 @@ from .coupling import COUPLINGS
 from .dequantize import Uniform
 from .errors import SolverError, TrainingError
 from .exact import likelihood
+from .inputs import as_tensor
 from .io import load
 from .metrics.frechet import FEATURES
 from .objective import OBJECTIVES
@@ -111,7 +112,7 @@ def _classes(training: files.Samples, other: files.Samples, name: str) -> torch.
         raise ValueError(
             f"condition {name!r} is {unknown or 'numbers'} here, and one of {list(known) or 'numbers'} in the training data"
         )
-    return torch.tensor([known.index(word) for word in words])[values]
+    return torch.tensor([known.index(word) for word in words], device="cpu")[values]
 
 
 def _given(pairs: Sequence[str]) -> dict[str, Any]:
@@ -120,7 +121,7 @@ def _given(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         name, _, value = pair.partition("=")
         try:
-            given[name] = torch.as_tensor(_parsed(pair, value))
+            given[name] = as_tensor(_parsed(pair, value))
         except (json.JSONDecodeError, TypeError, RuntimeError):
             raise ValueError(f"a condition is NAME=NUMBER such as y=3, got {pair[:80]!r}") from None
     return given
@@ -352,7 +353,7 @@ def _fit(args: argparse.Namespace) -> None:
     rule = dataclasses.replace(rule, shape=tuple(data.shape[1:]))
     sde = rule.build(args.process, args.net, **options)
     if not transforms:
-        sde.accept(torch.as_tensor(data[:1]) if isinstance(data, np.memmap) else data, "data")
+        sde.accept(as_tensor(data[:1]) if isinstance(data, np.memmap) else data, "data")
     for name in ("steps", "batch-size", "every"):
         whole(name, how[name.replace("-", "_")])
     engine = _launched()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .checks import number, whole
+from .inputs import as_tensor
 from .plan import check_generator
 from .random import PRIOR, Noise, draw_seed
 from .sde import ScoreSDE
@@ -119,7 +120,7 @@ class Dequantization(abc.ABC):
         >>> scoresde.dequantize.Uniform(256).values(torch.tensor([-0.1, 0.5, 1.2]))
         tensor([  0, 128, 255])
         """
-        scaled = torch.as_tensor(x).double() * self.levels
+        scaled = as_tensor(x).double() * self.levels
         if bad := int((~scaled.isfinite()).sum()):
             raise ValueError(f"x is on the unit scale, got NaN or infinite values in {bad} places")
         return scaled.floor().clamp(0, self.levels - 1).long()
@@ -180,7 +181,7 @@ class Dequantization(abc.ABC):
         History(steps=20, loss=..., seconds=...)
         """
         v = self._accept(values)
-        labels = {name: torch.as_tensor(value) for name, value in condition.items()}
+        labels = {name: as_tensor(value) for name, value in condition.items()}
         for name, value in labels.items():
             if not value.ndim or len(value) != len(v):
                 raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {len(v)} samples")
@@ -191,7 +192,7 @@ class Dequantization(abc.ABC):
         if isinstance(values, Dequantized):
             raise TypeError(f"{wanted}, got a Dequantized; give its .integers")
         try:
-            v = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
+            v = as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"{wanted}, in a tensor or array; got {type(values).__name__}") from None
         if v.is_complex() or v.dtype == torch.bool:
@@ -376,7 +377,7 @@ class Dequantized:
 
     def __getitem__(self, rows: Any) -> Any:
         """Return the samples of these rows with fresh noise; with their labels, if there are any."""
-        at = rows if isinstance(rows, slice) else torch.as_tensor(rows)
+        at = rows if isinstance(rows, slice) else as_tensor(rows)
         at = at if isinstance(at, slice) or at.numel() else at.long()  # an empty list has no dtype
         v = self.integers[at]
         x = self._noisy(v) if v.ndim == self.integers.ndim else self._noisy(v[None])[0]

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .cnf import Flow, prior_gap, standard_normal
+from .inputs import as_tensor
 from .modules import leave_inference
 from .plan import check_generator, chunks, each, plan, starting_points
 from .random import draw_seed
@@ -421,7 +422,7 @@ def _accept(sde: ScoreSDE, x: Tensor, invalid: str) -> tuple[Tensor, Tensor | No
     if invalid not in ("raise", "nan"):
         raise ValueError(f"unknown invalid={invalid!r}. {nearest(invalid, ('raise', 'nan'))}")
     if invalid == "nan" and isinstance(x, np.ndarray):
-        x = torch.as_tensor(x)
+        x = as_tensor(x)
     if invalid == "nan" and isinstance(x, Tensor) and x.is_floating_point() and tuple(x.shape[1:]) == sde.shape:
         lost = ~x.isfinite().reshape(len(x), -1).all(1)
         filled = torch.where(lost.reshape(-1, *(1,) * len(sde.shape)), sde.mean.to(x), x)

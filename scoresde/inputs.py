@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,13 @@ def event_shape(shape: object) -> tuple[int, ...]:
     return tuple(int(n) for n in sizes)
 
 
+def as_tensor(x: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor as it is, and anything else as one on the CPU, whatever the default device is."""
+    if isinstance(x, Tensor):
+        return x if dtype is None else x.to(dtype)
+    return torch.as_tensor(x, dtype=dtype, device="cpu")
+
+
 def as_floats(x: object, shape: tuple[int, ...], what: str) -> Tensor:
     """Return x as it is if it is a floating-point tensor (B, *shape), B ≥ 1, of finite numbers; raise otherwise.
 
@@ -70,7 +78,7 @@ def as_floats(x: object, shape: tuple[int, ...], what: str) -> Tensor:
     """
     if not isinstance(x, Tensor):
         try:
-            x = torch.as_tensor(x)
+            x = as_tensor(x)
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"{what} is a tensor or array, got {type(x).__name__}") from None
     if not x.is_floating_point():

@@ -270,7 +270,8 @@ def rebuild(about: Any, tensors: Mapping[str, Tensor], where: str = "the descrip
         wanted = _on_paper(about, len(tensors))
         tensors = _unwrapped(tensors, wanted)
         _compare(wanted, tensors)
-        sde = _build(about)
+        with torch.device("cpu"), torch.inference_mode(False):
+            sde = _build(about)
         parts = [*sde.named_parameters(), *sde.named_buffers()]
         told = [(value.dtype, tensors[name].dtype) for name, value in parts if name in tensors and name.startswith(_NETS)]
         turned = dict(told)  # what a network leaves out of its state goes along, as Module.to would have it

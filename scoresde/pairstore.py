@@ -129,7 +129,7 @@ class Folder:
             return there
         about |= {"seed": draw_seed(generator), "rows": rows, "done": 0}
         about["headers"] = [_header(kind, (n, *shape)).hex() for kind, shape in zip(kinds, shapes, strict=True)]
-        new = cls(folder, about, torch.empty((0, len(columns), 32), dtype=torch.uint8))
+        new = cls(folder, about, torch.empty((0, len(columns), 32), dtype=torch.uint8, device="cpu"))
         storage.write(folder, RECORD, {"digests": new._digests}, about)
         return new
 
@@ -211,7 +211,9 @@ class Folder:
                     file.flush()
                     os.fsync(file.fileno())
                 digests.append(hashlib.sha256(b"".join(pieces)).digest())
-        self._digests = torch.cat([self._digests, torch.tensor([list(each) for each in digests], dtype=torch.uint8)[None]])
+        self._digests = torch.cat(
+            [self._digests, torch.tensor([list(each) for each in digests], dtype=torch.uint8, device="cpu")[None]]
+        )
         self.done = stop
         storage.write(self._folder, RECORD, {"digests": self._digests}, {**self._about, "done": stop})
         storage.sweep(self._folder)

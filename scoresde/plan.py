@@ -18,6 +18,7 @@ from .backbones.base import takes
 from .checks import whole
 from .errors import SolverError
 from .grids import grid
+from .inputs import as_tensor
 from .prediction import Coefficients
 from .random import BLOCK, PRIOR, Noise
 from .ranks import alone, gather, share
@@ -185,7 +186,7 @@ def starts_at_data(times: Sequence[float] | Tensor | None) -> bool:
 
 def _numbers(times: Sequence[float] | Tensor) -> Tensor:
     try:
-        return torch.as_tensor(times, dtype=torch.float64)
+        return as_tensor(times, dtype=torch.float64)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"times is a sequence of numbers, got {times!r}") from None
 
@@ -193,7 +194,7 @@ def _numbers(times: Sequence[float] | Tensor) -> Tensor:
 def _times(times: Sequence[float] | Tensor | None, forward: bool) -> Tensor:
     """The wanted times, from noise to data whichever way the solve goes."""
     if times is None:
-        return torch.tensor([1.0, 0.0], dtype=torch.float64)
+        return torch.tensor([1.0, 0.0], dtype=torch.float64, device="cpu")
     wanted = _numbers(times)
     down = wanted.flip(0) if forward and wanted.ndim == 1 else wanted
     if down.ndim != 1 or len(down) < 2 or not bool((down[1:] < down[:-1]).all()) or down[0] != 1 or down[-1] != 0:
@@ -224,7 +225,7 @@ def levels(sde: ScoreSDE, times: Tensor) -> tuple[Level, ...]:
     p, low = sde.process, sde.phi_min
     at = times
     if low > p.phi_min:  # the prediction is singular at σ = 0: the arc state a hair above stands for that at the end
-        at = torch.maximum(times, p.time(torch.tensor(low, dtype=torch.float64)))
+        at = torch.maximum(times, p.time(torch.tensor(low, dtype=torch.float64, device="cpu")))
     alpha, sigma, radius = p.alpha(at), p.sigma(at), p.radius(at)
     columns = [times, p.phi(at), alpha / radius, sigma / radius, alpha, sigma, p.radius(times)]
     columns += [p.dalpha(at), p.dsigma(at), p.reverse_g2(at)]
@@ -255,8 +256,8 @@ def problem(sde: ScoreSDE, nodes: tuple[Level, ...], adaptive: bool, noise: Call
     >>> torch.allclose(nodes[0].cos * x0 + nodes[0].sin * eps, torch.ones(1, 2))
     True
     """
-    columns = sde.coefficients(torch.tensor([level.phi for level in nodes], dtype=torch.float64))
-    solves = [Coefficients(*row) for row in zip(*(torch.as_tensor(c).flatten().tolist() for c in columns), strict=True)]
+    columns = sde.coefficients(torch.tensor([level.phi for level in nodes], dtype=torch.float64, device="cpu"))
+    solves = [Coefficients(*row) for row in zip(*(as_tensor(c).flatten().tolist() for c in columns), strict=True)]
 
     output = sde.caller()
 

@@ -284,7 +284,9 @@ def _trace(sde: ScoreSDE, trace: str | None, probes: int | None) -> tuple[str, i
 def _order(total: int, wanted: int, seed: int) -> Tensor:
     """Rows in random order, each once a round, for as many as are wanted: of fewer, the first ones."""
     generator = seeded("cpu", seed, ROWS)
-    return torch.cat([torch.randperm(total, generator=generator) for _ in range(math.ceil(wanted / total))])[:wanted]
+    return torch.cat([torch.randperm(total, generator=generator, device="cpu") for _ in range(math.ceil(wanted / total))])[
+        :wanted
+    ]
 
 
 def _array(name: str, values: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .inputs import as_tensor
 from .plan import check_generator, chunks, each, levels, plan, problem, run, starting_points, starts_at_data
 from .random import PATH, Noise, draw_seed
 from .ranks import together
@@ -191,7 +192,7 @@ def _solve(
         posed.observe, posed.wanted = functools.partial(_keep, seen, how.keep[:-1]), frozenset(how.keep)
         end, counts = run(sde, how.solver, posed, z, task)
         seen[len(nodes) - 1] = end
-        costs = [torch.as_tensor(c).expand(stop - first) for c in (counts.nfe, counts.accepted, counts.rejected)]
+        costs = [as_tensor(c).expand(stop - first) for c in (counts.nfe, counts.accepted, counts.rejected)]
         return [*costs, *(sde.to_data(nodes[k].radius * seen[k]) for k in how.keep)]
 
     nfe, accepted, rejected, *states = each(sde, n, batches, work)

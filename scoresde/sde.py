@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.base import can_trace, takes
-from .inputs import as_floats, event_shape
+from .inputs import as_floats, as_tensor, event_shape
 from .modules import copy_memo, duplicate, leave_inference
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
@@ -200,9 +200,11 @@ class ScoreSDE(nn.Module):
         self.source = source
         self.condition: dict[str, Tensor] = {}
         statistic = self.shape[:1] + (1,) * (len(self.shape) - 1)
-        self.register_buffer("mean", torch.zeros(statistic, dtype=torch.float64))
-        self.register_buffer("scale", torch.ones(statistic, dtype=torch.float64))
-        self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
+        like = next(itertools.chain(net.parameters(), net.buffers()), None)
+        device = torch.device("cpu") if like is None else like.device
+        self.register_buffer("mean", torch.zeros(statistic, dtype=wide(device), device=device))
+        self.register_buffer("scale", torch.ones(statistic, dtype=wide(device), device=device))
+        self.register_buffer("measured", torch.zeros((), dtype=torch.bool, device=device))
 
     # ------------------------------------------------------------------ the network, on the arc
 
@@ -714,7 +716,7 @@ class ScoreSDE(nn.Module):
         for name, value in condition.items():
             if value is None or isinstance(value, str):
                 raise TypeError(f"condition {name!r} is a number or a tensor, got {value!r}; leave it out for none")
-        values = {name: torch.as_tensor(value) for name, value in condition.items()}
+        values = {name: as_tensor(value) for name, value in condition.items()}
         values = {name: value[None] if value.ndim == 0 else value for name, value in values.items()}
         check = getattr(self.net, "check_condition", None)  # once here, rather than at every evaluation
         if check is not None and values:
@@ -1052,7 +1054,7 @@ class ScoreSDE(nn.Module):
 
     def _on_arc(self, x: Tensor, t: Tensor | float, floor: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
         x = self.accept(x)
-        t = t if isinstance(t, float | int) else torch.as_tensor(t)
+        t = t if isinstance(t, float | int) else as_tensor(t)
         t = as_time(t).to(x.device, torch.float64) if isinstance(t, Tensor) and t.ndim else as_time(float(t))
         if t.ndim and t.shape != (len(x),):
             raise ValueError(f"t has shape {tuple(t.shape)}, wanted () or ({len(x)},)")
@@ -1062,7 +1064,7 @@ class ScoreSDE(nn.Module):
         lowest = self.phi_min if floor is None else max(floor, self.process.phi_min)
         if self.process.phi_min < lowest:
             phi = phi.clamp_min(lowest)
-            t = torch.maximum(t, self.process.time(torch.tensor(lowest, dtype=torch.float64)))
+            t = torch.maximum(t, self.process.time(torch.tensor(lowest, dtype=torch.float64, device="cpu")))
         return self.from_data(x) / self._per_sample(self.process.radius(t), x).to(x.dtype).reshape(-1, 1), phi, t
 
     @staticmethod

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..inputs import as_tensor
 from ..registry import nearest
 from .base import Ask, Samples, labelled, optional
 
@@ -140,10 +141,10 @@ def _as_tensor(column: str, item: Mapping[str, Any]) -> Tensor:
     value = item[column]
     try:
         if hasattr(value, "getbands"):  # a Pillow image, known by its method so that Pillow need not be there
-            value = torch.tensor(_channels_first(value))
+            value = torch.tensor(_channels_first(value), device="cpu")
         elif isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
             last = value.ndim == 3 and value.shape[2] in (1, 3)  # else (C, H, W) already
-            value = torch.tensor(value[None] if value.ndim == 2 else value.transpose(2, 0, 1) if last else value)
-        return torch.as_tensor(value)
+            value = torch.tensor(value[None] if value.ndim == 2 else value.transpose(2, 0, 1) if last else value, device="cpu")
+        return as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"column {column!r} holds {type(value).__name__}, wanted numbers or an image: {error}") from None
