@@ -6,8 +6,10 @@ Names and numbers are resolved and checked, and the process is evaluated at the 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,10 +101,15 @@ def plan(
         solver = sde.solver
     if isinstance(solver, str):
         solver = SOLVERS.build(solver, **options)
+        named = set(options)
     elif not isinstance(solver, Solver):
         raise TypeError(f"solver is a name or a Solver object, got {type(solver).__name__}")
     elif options:
         raise TypeError(f"options {sorted(options)} go with a solver's name; give them to the {type(solver).__name__} itself")
+    else:
+        named = set(solver.tolerances)
+    if steps is None:
+        solver = _resolvable(solver, named, tolerance(sde))
     wanted = _times(times, forward)
     if sde.nodes:
         steps = _distilled(sde, solver, steps, spacing, wanted, forward)
@@ -129,6 +136,35 @@ def plan(
         last = len(nodes) - 1
         return Plan(solver, nodes.flip(0), adaptive, tuple(last - k for k in reversed(keep)))
     return Plan(solver, nodes, adaptive, keep)
+
+
+def tolerance(sde: ScoreSDE) -> float:
+    """The least tolerance worth asking of a solve: a tenth of the rounding of a half-precision network, 0 for others.
+
+    Below it a solver takes rounding for curvature: evaluations rise, and errors stay. Measured with an MLP of eight Gaussians,
+    "adams", bfloat16 (float16): 340 (128) evaluations a sample at 1e-5, 32 (57) at this, with errors of 2.4e-3 and 3.3e-3
+    (2.4e-4 and 3.2e-4).
+    """
+    kinds = {p.dtype for p in sde.net.parameters() if p.is_floating_point()}
+    coarsest = max((torch.finfo(kind).eps for kind in kinds), default=0.0)
+    return 0.1 * coarsest if coarsest > torch.finfo(torch.float32).eps else 0.0
+
+
+def _resolvable(solver: Solver, named: Collection[str], least: float) -> Solver:
+    """The solver with tolerances that the network's arithmetic can meet, where the user named none."""
+    for name in {"rtol", "atol"} & set(solver.tolerances):
+        if (value := getattr(solver, name)) >= least:
+            continue
+        if name in named:
+            warnings.warn(
+                f"{name}={value:g} asks for more than this network's half precision resolves, about {least:.0e}: "
+                f"evaluations rise, errors do not fall; leave {name}= out, or make the network .float()",
+                stacklevel=6,
+            )
+        else:
+            solver = copy.copy(solver)
+            object.__setattr__(solver, name, least)
+    return solver
 
 
 def _distilled(sde: ScoreSDE, solver: Solver, steps: int | None, spacing: str | None, wanted: Tensor, forward: bool) -> int:

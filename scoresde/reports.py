@@ -36,6 +36,7 @@ from .evaluation import Distance, Evaluation, Score, fingerprint
 from .exact import check_how, likelihood
 from .inputs import as_floats
 from .metrics.frechet import Features, frechet_distance, moments, resolve_features
+from .plan import tolerance
 from .random import seeded
 from .ranks import share
 from .sampling import sample, solve
@@ -162,7 +163,7 @@ def evaluate(
     if draws > 1 and not discrete:
         raise ValueError(f"draws={draws} are of the noise of integers, and the data are {scored.dtype}")
     if discrete and solver == "adams" and not {"rtol", "atol", "steps"} & options.keys():
-        options |= {"rtol": TOLERANCE, "atol": TOLERANCE}
+        options |= dict.fromkeys(("rtol", "atol"), max(TOLERANCE, tolerance(sde)))
     noise = Uniform(levels)
     truth = _tensor(data, slice(None)) if fid else scored
     _accept(sde, truth, noise if discrete else None)

@@ -213,7 +213,7 @@ def everything(folder: Path) -> list[object]:
         scoresde.encode(given, x),
         scoresde.decode(given, x),
         sde.score(x, 0.3),
-        sde.velocity(x, torch.full((12,), 0.5, device="cpu")),
+        sde.velocity(x, 0.5),
     ]
     out += [scoresde.elbo(sde, x, generator=g()).log_prob, scoresde.vlb(sde, x, steps=8, generator=g()).log_prob]
     out.append(scoresde.loss(sde, x, generator=g(), y=torch.zeros(12, dtype=torch.long, device="cpu")))
