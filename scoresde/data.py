@@ -259,7 +259,7 @@ class Source:
         >>> sde = scoresde.build("vp", "mlp", shape=(2,))
         >>> Source(torch.tensor([[0.0, 10.0], [2.0, 30.0]]), sde, 1, seed=0).settle(sde)
         >>> sde.scale
-        tensor([ 1., 10.])
+        tensor([ 1., 10.], dtype=torch.float64)
         """
         known = bool(sde.measured)
         if not self.paired or sde.source is not None:

@@ -216,7 +216,7 @@ def sheet(
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
         raise ValueError(f"images have shape (n, 1 or 3, height, width), got {tuple(images.shape)}")
     low, high = (float(images.min()), float(images.max())) if limits is None else limits
-    images = ((images - low) / max(high - low, 1e-12)).clamp(0, 1).cpu()
+    images = ((images - low) / (high - low or 1)).clamp(0, 1).cpu()
     n, c, h, w = images.shape
     rows = math.ceil(n / columns)
     canvas = torch.ones(c, rows * (h + 1) + 1, columns * (w + 1) + 1, device="cpu")

@@ -926,14 +926,49 @@ class ScoreSDE(nn.Module):
         return torch.promote_types(self._dtype, torch.float32)
 
     def off_constants(self, x: Tensor) -> Tensor | None:
-        """Which rows of x lie off a constant by more than 1e-6 of it, where the density is 0; None without constants."""
+        """Return which rows of x lie off a constant by more than 1e-6 of it, where the density is 0.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+            In the units of the data.
+
+        Returns
+        -------
+        Tensor of bool, shape (B,), or None
+            None for a model without constants.
+
+        Examples
+        --------
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> sde.scale[1] = 0.0  # and its mean is 0
+        >>> sde.off_constants(torch.tensor([[5.0, 0.0], [5.0, 0.1]]))
+        tensor([False,  True])
+        """
         if self.free is None:
             return None
         off = ((x - self.mean).abs() > 1e-6 * self.mean.abs()) & (self.scale == 0)
         return off.reshape(len(x), -1).any(1)
 
     def varying(self, net: Callable[..., Any]) -> Callable[..., Any]:
-        """A network that answers for the elements that vary alone, (…, dim); net itself if none is constant."""
+        """Return a network that answers for the elements of a sample that vary, where some are constant.
+
+        Parameters
+        ----------
+        net : callable (x, label, **condition) -> Tensor (…, *shape)
+
+        Returns
+        -------
+        callable
+            Its answers have shape (…, dim); net itself if no element is constant.
+
+        Examples
+        --------
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> sde.scale[1] = 0.0
+        >>> sde.varying(sde.net)(torch.ones(3, 2), torch.zeros(3)).shape
+        torch.Size([3, 1])
+        """
         free = self.free
         if free is None:
             return net
