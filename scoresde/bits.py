@@ -174,7 +174,9 @@ def bits_per_dim(
 
 def _compare(sde: ScoreSDE, x: Tensor, dequantization: Dequantization) -> None:
     """Warn if x is far from what the model was fitted to: another number of levels, or another scale such as 2x − 1."""
-    z = sde.from_data(x.to(sde.scale)).reshape(len(x), math.prod(sde.shape[:1]), -1)  # features or channels, as `fit` scales them
+    z = sde.from_data(x.to(sde.scale)).reshape(
+        len(x), int((sde.scale != 0).sum()), -1
+    )  # features or channels, as `fit` scales them
     if not bool(sde.measured) or z[:, 0].numel() < 32:
         return
     mean, std = float(z.mean()), math.sqrt(float(z.var((0, 2)).mean()))

@@ -9,7 +9,6 @@ of the seed, the step and the rank.
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import json
 import os
@@ -27,6 +26,7 @@ from .checks import as_path, number, whole
 from .engine import Engine
 from .errors import CheckpointError
 from .io import AVERAGE, MODEL, PREFIX, SEEN, STEP, describe, load, ready, seen, weights
+from .modules import duplicate
 from .sde import ScoreSDE
 from .weights import copy_all, exponent, whole_tensor
 
@@ -257,7 +257,7 @@ def posthoc_ema(folder: str | os.PathLike[str], sigma: float = 0.1, *, step: int
             i, _, inner = name.partition(".")
             total[inner] = total.get(inner, 0) + float(pair[int(i)]) * value.double()
     if sde.ema is None:
-        sde.ema = copy.deepcopy(sde.net).requires_grad_(False)
+        sde.ema = duplicate(sde.net).requires_grad_(False)
     theirs = dict(sde.ema.named_parameters())
     if not total.keys() <= theirs.keys():
         raise CheckpointError(f"the snapshots in {folder} are of another network")

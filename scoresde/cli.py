@@ -31,6 +31,7 @@ from .dequantize import Uniform
 from .errors import SolverError, TrainingError
 from .exact import likelihood
 from .files.formats import writable
+from .inputs import as_tensor
 from .io import load
 from .metrics.frechet import FEATURES
 from .objective import OBJECTIVES
@@ -406,7 +407,7 @@ def _fit(args: argparse.Namespace) -> None:
     rule = dataclasses.replace(rule, shape=tuple(data.shape[1:]))
     sde = rule.build(args.process, args.net, **options)
     if not transforms:
-        sde.accept(torch.as_tensor(data[:1]) if isinstance(data, np.memmap) else data, "data")
+        sde.accept(as_tensor(data[:1], "data") if isinstance(data, np.memmap) else data, "data")
     for name in ("steps", "batch-size", "every"):
         whole(name, how[name.replace("-", "_")])
     engine = _launched()

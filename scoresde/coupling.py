@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .checks import affordable, number, whole
 from .data import Batch, Source
-from .inputs import as_floats
+from .inputs import as_floats, as_tensor
 from .random import PAIRS, STARTS, seeded
 from .registry import Registry
 from .sde import ScoreSDE
@@ -480,7 +480,8 @@ class Pairing:
         if start is not None:
             eps = sde.from_start(start).to(sde.state_dtype)
         elif sde.source is not None:
-            drawn = as_floats(torch.as_tensor(draw(sde.source, len(x0), *words)), sde.shape, "source.sample(n)").to(x0.device)
+            drawn = as_tensor(draw(sde.source, len(x0), *words), "source.sample(n)")
+            drawn = as_floats(drawn, sde.shape, "source.sample(n)").to(x0.device)
             eps = sde.from_start(drawn).to(sde.state_dtype)
         elif self._pool is not None:
             g = seeded(x0.device, *words)

@@ -106,6 +106,7 @@ class Source:
             raise ValueError(f"batch_size={batch_size} is of all {world} processes together: take a multiple of {world}")
         self._device, self._shape, self._dtype = sde.scale.device, sde.shape, sde.state_dtype
         self._seed, self._rank, self._world, self._size, self._dim = seed, rank, world, batch_size, sde.dim
+        self._where = torch.device("cpu")  # what loaders make is made here, whatever the default device
         self._transforms = resolve(transforms)
         self._accepts, self._numeric = sde.checked, sde.numeric
         self.conditions: dict[str, tuple[int, ...]] = {}
@@ -164,7 +165,7 @@ class Source:
             return self._kind
         rows, n = self._rows, len(self._rows)
         size = n * self._dim * self._taken(slice(0, 1)).element_size()
-        which, digest = torch.arange(0, n, 1 if size <= HASHED else -(-n // 4096)), hashlib.sha256()
+        which, digest = torch.arange(0, n, 1 if size <= HASHED else -(-n // 4096), device="cpu"), hashlib.sha256()
         for part in torch.split(which.to(rows.device) if isinstance(rows, Tensor) else which, max(1, PART // self._dim)):
             for table in [rows] if self._starts is None else [rows, self._starts]:
                 digest.update(self._taken(part, table).cpu().contiguous().numpy().tobytes())
@@ -297,7 +298,7 @@ class Source:
         >>> sde = scoresde.build("vp", "mlp", shape=(2,))
         >>> Source(torch.tensor([[0.0, 10.0], [2.0, 30.0]]), sde, 1, seed=0).settle(sde)
         >>> sde.scale
-        tensor([ 1., 10.])
+        tensor([ 1., 10.], dtype=torch.float64)
         """
         known = bool(sde.measured)
         if not self.paired or sde.source is not None:
@@ -318,7 +319,7 @@ class Source:
                 "they are not, set sde.source = pairs.latent, or their law",
                 stacklevel=5,
             )
-            radius = float(sde.process.radius(torch.ones((), dtype=torch.float64)))
+            radius = float(sde.process.radius(torch.ones((), dtype=torch.float64, device="cpu")))
             sde.standardize(part / radius for part in some)
             return
         z = torch.cat([sde.from_start(part) for part in some])
@@ -348,7 +349,7 @@ class Source:
         >>> Source(torch.rand(3, 2), sde, 4, seed=0).some(100)[0].shape
         torch.Size([102, 2])
         """
-        rows = torch.arange(0, len(self._rows), max(1, len(self._rows) // n))
+        rows = torch.arange(0, len(self._rows), max(1, len(self._rows) // n), device="cpu")
         rows = rows.repeat(max(1, -(-n // len(rows)) if len(rows) < n else 1))
         here = rows.to(self._device)
         x = self._taken(here if isinstance(self._rows, Tensor) else rows)
@@ -431,7 +432,8 @@ class Source:
                 start = i * self._size + self._rank * share
                 yield order(start, start + share).tolist()
 
-        items = iter(DataLoader(self._rows, batch_sampler=_Sampler(batches)))
+        with torch.device(self._where):
+            items = iter(DataLoader(self._rows, batch_sampler=_Sampler(batches)))
         for x, condition in self._items(items, 0, step, rank=self._rank, world=1):
             yield x, None, condition, 1
 
@@ -456,7 +458,9 @@ class Source:
             for generator in {getattr(part, "generator", None) for part in (loader, loader.sampler, inner)}:
                 if generator is not None:
                     generator.manual_seed(_word(self._seed, epoch))
-            return iter(loader)
+                    self._where = generator.device
+            with torch.device(self._where):
+                return iter(loader)
 
     def _items(
         self, items: Iterator[Any], epoch: int, first: int, skip: int = 0, *, rank: int, world: int
@@ -465,7 +469,8 @@ class Source:
         for i in itertools.count(first):
             with isolated() as seed:
                 seed(self._seed, DRAWS, epoch, i, rank if world == 1 else 0, everything=True)
-                several = list(itertools.islice(items, world))
+                with torch.device(self._where):
+                    several = list(itertools.islice(items, world))
             if len(several) < world:
                 return
             if i < skip:
@@ -520,7 +525,7 @@ class _Order:
     def __init__(self, n: int, seed: int, device: torch.device) -> None:
         self._n, self._seed, self._device = n, seed, device
         self._several = max(1, 4096 // n)  # shuffles made at once
-        self._known = (-1, torch.empty(0))
+        self._known = (-1, torch.empty(0, device="cpu"))
 
     def __call__(self, start: int, stop: int) -> Tensor:
         size = self._n * self._several

@@ -84,7 +84,7 @@ def demo(
     test = truth.sample(points, generator=generator)
     scored = likelihood(sde, test)
     clock.append(time.perf_counter())
-    paths = solve(sde, PATHS, times=torch.linspace(1, 0, 60), generator=generator).x
+    paths = solve(sde, PATHS, times=torch.linspace(1, 0, 60, device="cpu"), generator=generator).x
     name = f"{density} · {sde.process!r} · {solver}"
     nll, entropy = -float(scored.log_prob.mean()), truth.entropy()
     excess = (truth.log_prob(test) - scored.log_prob).double()  # its mean is the divergence, with little variance

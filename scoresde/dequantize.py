@@ -378,7 +378,7 @@ class Dequantized:
 
     def __getitem__(self, rows: Any) -> Any:
         """Return the samples of these rows with fresh noise; with their labels, if there are any."""
-        at = rows if isinstance(rows, slice) else torch.as_tensor(rows)
+        at = rows if isinstance(rows, slice) else as_tensor(rows, "rows")
         at = at if isinstance(at, slice) or at.numel() else at.long()  # an empty list has no dtype
         v = self.integers[at]
         x = self._noisy(v) if v.ndim == self.integers.ndim else self._noisy(v[None])[0]

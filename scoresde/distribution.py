@@ -204,7 +204,7 @@ class Distribution(torch.distributions.Distribution):
 
     def _rows(self, shape: Size) -> ScoreSDE:
         """The model, with a condition for each of `shape` samples."""
-        rows = torch.arange(self.batch_shape.numel()).reshape(self.batch_shape).expand(shape).flatten()
+        rows = torch.arange(self.batch_shape.numel(), device="cpu").reshape(self.batch_shape).expand(shape).flatten()
         spread = {name: v if len(v) == 1 else v[rows.to(v.device)] for name, v in self.sde.condition.items()}
         return self.sde.holding(spread) if spread else self.sde
 

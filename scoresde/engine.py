@@ -8,7 +8,6 @@ its process ends, not before. What the main process writes, all fail with.
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import TrainingError
+from .modules import duplicate
 from .sde import ScoreSDE
 from .weights import Weights, whole_tensor
 
@@ -89,7 +89,7 @@ class Engine:
         """
         self._net, self._own_forward = sde.net, "forward" in vars(sde.net)
         if self.sharded:
-            sde.net = copy.deepcopy(sde.net)
+            sde.net = duplicate(sde.net)
             parts: list[Any] = [p for p in sde.net.parameters() if p.requires_grad]
         else:
             weights = Weights(sde.net)

@@ -7,7 +7,6 @@ are registered here and from nothing else: it never runs or imports what a file 
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import math
@@ -27,6 +26,7 @@ from .backbones import BACKBONES
 from .checks import as_path, said
 from .errors import CheckpointError
 from .inputs import event_shape
+from .modules import duplicate
 from .process import PROCESSES
 from .registry import loaded_only
 from .schema import Schema
@@ -289,11 +289,14 @@ def rebuild(about: Any, tensors: Mapping[str, Tensor], where: str = "the descrip
                 stacklevel=3,
             )
         _compare(wanted, tensors)
-        sde = _build(about)
+        with torch.device("cpu"), torch.inference_mode(False):
+            sde = _build(about)
         parts = [*sde.named_parameters(), *sde.named_buffers()]
         told = [(value.dtype, tensors[name].dtype) for name, value in parts if name in tensors and name.startswith(_NETS)]
         turned = dict(reversed(told))  # what a network leaves out of its state goes along with the first weight
         for name, value in parts:
+            if not name.startswith(_NETS):
+                continue
             value.data = value.data.to(tensors[name].dtype if name in tensors else turned.get(value.dtype, value.dtype))
         sde.load_state_dict(tensors)
     except WRONG as error:
@@ -355,7 +358,7 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
     sde.source = _law(about.get("source"))
     sde.schema = Schema.rebuild(about.get("schema"), shape)
     if about["averaged"]:
-        sde.ema = copy.deepcopy(net).requires_grad_(False)
+        sde.ema = duplicate(net).requires_grad_(False)
     for name, statistic in about.get("conditions", {}).items():
         sde.conditions.blank(name, tuple(statistic))
     sde.learnt = _recorded(about.get("learnt"))
@@ -466,5 +469,5 @@ def _compare(wanted: dict[str, tuple[tuple[int, ...], str]], tensors: Mapping[st
     if not all(bool(value.isfinite().all()) for value in of_conditions) or any(bool((v <= 0).any()) for v in spreads):
         raise ValueError("the standardization of its conditions is not a finite mean and a positive scale")
     mean, scale = tensors["mean"], tensors["scale"]
-    if not bool(mean.isfinite().all() & scale.isfinite().all() & (scale > 0).all()):
-        raise ValueError("its standardization is not a finite mean and a positive scale")
+    if not bool(mean.isfinite().all() & scale.isfinite().all() & (scale >= 0).all() & (scale > 0).any()):
+        raise ValueError("its standardization is not a finite mean and a positive scale (0 for constants)")

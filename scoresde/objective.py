@@ -169,7 +169,7 @@ def loss(
         eps = sde.from_start(starts(sde.source, draw_seed(generator), 0, len(x0), sde.shape).to(x0))
     phi = law(noise)(sde.process, quantiles(1, len(x0), generator, x0.device))
     examples = corrupt(given, x0, eps, phi, weight, given.shown(given.condition))
-    return mean_error(answer(given.network(), examples), examples)
+    return mean_error(answer(given.varying(given.network()), examples), examples)
 
 
 def check_names(weight: str, noise: str) -> None:
@@ -370,7 +370,7 @@ def answer(net: Callable[..., Any], examples: Examples) -> Tensor:
     x, target = examples.x, examples.target
     condition = {name: value.expand(len(x), *value.shape[1:]) for name, value in examples.condition.items()}
     out = net(x, examples.t, **condition)
-    if not isinstance(out, Tensor) or out.shape != x.shape:
+    if not isinstance(out, Tensor) or out.shape not in (x.shape, target.shape):
         raise ValueError(misshapen(x, out))
     if out.shape != target.shape:
         out = out.reshape(target.shape)

@@ -280,7 +280,7 @@ def _made(store: Store, unit: Any) -> Pairs:
     """Pairs of what is stored, whose numbers were looked at as they came."""
     found = Pairs.__new__(Pairs)
     (found.x, found.latent), found.given = store.columns()
-    found.unit = None if unit is None else tuple(torch.as_tensor(value) for value in unit)
+    found.unit = None if unit is None else tuple(torch.tensor(value, dtype=torch.float64, device="cpu") for value in unit)
     return found
 
 

@@ -160,7 +160,7 @@ def singular(predict: str, process: Process, phi: float) -> bool:
     >>> [singular(p, RectifiedFlow(), RectifiedFlow().phi_max) for p in ("edm", "eps", "v")]
     [False, True, False]
     """
-    c = coefficients(predict, process, torch.tensor(phi, dtype=torch.float64))
+    c = coefficients(predict, process, torch.tensor(phi, dtype=torch.float64, device="cpu"))
     size = abs(float(c.a)) + abs(float(c.b))
     return not abs(float(c.det)) > 1e-6 * size or size == float("inf")
 

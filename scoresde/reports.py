@@ -37,6 +37,7 @@ from .exact import check_how, likelihood
 from .files import write
 from .inputs import as_floats, as_tensor
 from .metrics.frechet import Features, frechet_distance, moments, resolve_features
+from .plan import tolerance
 from .random import seeded
 from .ranks import share
 from .sampling import sample, solve
@@ -171,7 +172,7 @@ def evaluate(
     if draws > 1 and not discrete:
         raise ValueError(f"draws={draws} are of the noise of integers, and the data are {scored.dtype}")
     if discrete and solver == "adams" and not {"rtol", "atol", "steps"} & options.keys():
-        options |= {"rtol": TOLERANCE, "atol": TOLERANCE}
+        options |= dict.fromkeys(("rtol", "atol"), max(TOLERANCE, tolerance(sde)))
     noise = Uniform(levels)
     if n:
         affordable(f"draws={draws}", 4.0 * min(n, PART) * sde.dim * draws, device=sde.scale.device)
@@ -272,7 +273,9 @@ def _trace(sde: ScoreSDE, trace: str | None, probes: int | None) -> tuple[str, i
 def _order(total: int, wanted: int, seed: int) -> Tensor:
     """Rows in random order, each once a round, for as many as are wanted: of fewer, the first ones."""
     generator = seeded("cpu", seed, ROWS)
-    return torch.cat([torch.randperm(total, generator=generator) for _ in range(math.ceil(wanted / total))])[:wanted]
+    return torch.cat([torch.randperm(total, generator=generator, device="cpu") for _ in range(math.ceil(wanted / total))])[
+        :wanted
+    ]
 
 
 def _array(name: str, values: Any) -> Any:

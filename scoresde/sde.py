@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import itertools
 import math
 import sys
 import threading
@@ -25,11 +26,13 @@ from .backbones.labels import check_known
 from .checks import said
 from .conditions import ConditionScales
 from .inputs import as_condition, as_floats, as_reals, event_shape
+from .modules import copy_memo, duplicate, leave_inference
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
 from .registry import choose, nearest
 from .schema import Schema, is_named
 from .source import as_source
+from .standardization import Units, measure, units, wide
 
 LABEL_FLOOR = 2e-3
 SEES = ("arc", "raw")
@@ -132,8 +135,10 @@ class ScoreSDE(nn.Module):
 
     Attributes
     ----------
-    mean, scale : Tensor
-        The standardization, per first axis of a sample (feature or channel); 0 and 1 until `fit` measures them.
+    mean, scale : Tensor, float64
+        The standardization, per first axis of a sample (feature or channel); 0 and 1 until `fit` measures them. They stay
+        float64 (float32 where the device has none) whatever dtype the model is converted to. A scale of 0 marks a constant:
+        samples repeat it, the network is shown 0 in its place, and the spike of its density is left out of log p.
     measured : Tensor of bool, shape ()
         Whether it has.
     ema : nn.Module or None
@@ -170,7 +175,10 @@ class ScoreSDE(nn.Module):
     scale: Tensor
     measured: Tensor
     ema: nn.Module | None
+    _dtype = torch.float32  # what the model was last converted to: the states' dtype if the network has no numbers of its own
+    _units: tuple[Any, ...] | None = None
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         process: Process,
@@ -191,6 +199,7 @@ class ScoreSDE(nn.Module):
         choose("sees=", sees, SEES)
         process.check()
         check(predict, process)
+        leave_inference(net)
         self.process = process
         self.net = net
         self.register_module("ema", None)
@@ -208,9 +217,11 @@ class ScoreSDE(nn.Module):
         self._said = [False]
         self._shares = 0  # of a view: the identity of the table of buffers that it shares with its model
         statistic = self.shape[:1] + (1,) * (len(self.shape) - 1)
-        self.register_buffer("mean", torch.zeros(statistic))
-        self.register_buffer("scale", torch.ones(statistic))
-        self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
+        like = next(itertools.chain(net.parameters(), net.buffers()), None)
+        device = torch.device("cpu") if like is None else like.device
+        self.register_buffer("mean", torch.zeros(statistic, dtype=wide(device), device=device))
+        self.register_buffer("scale", torch.ones(statistic, dtype=wide(device), device=device))
+        self.register_buffer("measured", torch.zeros((), dtype=torch.bool, device=device))
 
     # ------------------------------------------------------------------ the network, on the arc
 
@@ -275,9 +286,9 @@ class ScoreSDE(nn.Module):
         """
         net = self.network(raw=raw)
         parameter = next(net.parameters(), None)
-        condition, flat = self.shown(self.condition, net), len(self.shape) == 1
-        if traced and not can_trace(net):
-            raise TypeError(f"{type(net).__name__} has no value_and_trace")
+        condition, flat, free = self.shown(self.condition, net), len(self.shape) == 1, self.free
+        if traced and not (can_trace(net) and free is None):
+            raise TypeError(f"{type(net).__name__} has no value_and_trace for the features that vary")
         call: Callable[..., Any] = net.value_and_trace if traced else net  # type: ignore[assignment]
 
         def output(z: Tensor, phi: Tensor | float, rows: Tensor | None = None) -> Any:
@@ -294,7 +305,9 @@ class ScoreSDE(nn.Module):
                     raise ValueError(f"value_and_trace returned a trace of shape {got}, wanted ({len(x)},)")
             if not isinstance(out, Tensor) or out.shape != x.shape:
                 raise ValueError(misshapen(x, out))
-            if not flat:
+            if free is not None:
+                out = out.flatten(1).index_select(1, free)
+            elif not flat:
                 out = out.reshape(z.shape)
             if out.dtype != z.dtype:
                 out = out.to(z.dtype)
@@ -338,8 +351,7 @@ class ScoreSDE(nn.Module):
             label = noise_label(phi)
         if not isinstance(label, Tensor) or not label.ndim:
             label = z.new_full((len(z),), float(label), dtype=dtype)
-        if len(self.shape) != 1:
-            x = x.reshape(len(z), *self.shape)
+        x = self._spread(x)
         if z.dtype != dtype or label.dtype != dtype:
             x, label = x.to(dtype), label.to(dtype)
         return x, label, radius
@@ -421,7 +433,7 @@ class ScoreSDE(nn.Module):
         >>> scoresde.build("vp", "mlp", shape=(2,)).traces()
         True
         """
-        return can_trace(self.network(raw=raw))
+        return self.free is None and can_trace(self.network(raw=raw))
 
     def network(self, *, raw: bool = False) -> nn.Module:
         """Return the network in use: the averaged one in eval mode, if there is one, and without a wrapper for distributed runs.
@@ -600,7 +612,7 @@ class ScoreSDE(nn.Module):
         """
         z, phi, _ = self._on_arc(x, t)
         x0, eps = self._solve(z, phi)
-        return self.to_data(x0), eps.reshape(len(eps), *self.shape)
+        return self.to_data(x0), self._spread(eps)
 
     def score(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return the model's score ∇log p_t(x) = −ε̂/(σ·scale), per unit of the data.
@@ -615,6 +627,7 @@ class ScoreSDE(nn.Module):
         Returns
         -------
         Tensor, shape (B, *shape)
+            0 for constant features.
 
         Raises
         ------
@@ -631,9 +644,9 @@ class ScoreSDE(nn.Module):
         self.check_score()
         z, phi, t = self._on_arc(x, t, floor=self.process.hair)
         _, eps = self._solve(z, phi)
-        eps = eps.reshape(len(eps), *self.shape)
+        eps = self._spread(eps)
         sigma = self._per_sample(self.process.radius(t) * torch.sin(phi), eps).to(z)
-        return -eps / (sigma * self.scale)
+        return -eps / (sigma * self._ready(eps.dtype).scale)
 
     def velocity(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return dx/dt of the probability-flow ODE, α̇·x̂0 + σ̇·ε̂ (Song et al. 2021, eq. 13; Lipman et al. 2023).
@@ -745,9 +758,9 @@ class ScoreSDE(nn.Module):
         dalpha, dsigma = self.process.dalpha(t), self.process.dsigma(t)
         if noise:
             dsigma = dsigma + noise * self.process.g2(t) / self.process.sigma(t)
-        x0, eps = (value.reshape(len(z), *self.shape) for value in (x0, eps))
+        x0, eps = self._spread(x0), self._spread(eps)
         a, b = (self._per_sample(c, x0).to(z) for c in (dalpha, dsigma))
-        return self.scale * (a * x0 + b * eps)
+        return self._ready(z.dtype).scale * (a * x0 + b * eps)
 
     def given(self, **condition: Tensor | float | int) -> ScoreSDE:
         """Return this model conditioned: the same network and verbs, with `condition` handed to the network by name.
@@ -961,58 +974,55 @@ class ScoreSDE(nn.Module):
         Raises
         ------
         ValueError
-            If no feature varies, or for a view made by `given`.
+            If no feature varies, if numbers are too large for the model's dtype, or for a view made by `given`.
 
         Warns
         -----
         UserWarning
-            If some do not: they are given the scale of the others.
+            If some do not: their scale is 0, which marks a constant. Or if samples will be rounded coarsely.
 
         Examples
         --------
         >>> import scoresde
         >>> sde = scoresde.build("vp", "mlp", shape=(2,))
         >>> sde.standardize(torch.tensor([[0.0, 10.0], [2.0, 30.0]])).scale
-        tensor([ 1., 10.])
+        tensor([ 1., 10.], dtype=torch.float64)
         """
         if self.is_view:
             raise ValueError("a view made by given(...) shares mean and scale with its model: standardize the model")
-        count, mean, square = 0, torch.zeros(()), torch.zeros(())
-        for part in _parts(data, self.shape):  # Chan, Golub & LeVeque 1983
-            axes = tuple(i for i in range(part.ndim) if i != 1 or not self.shape)
-            resolution, n, total = torch.finfo(part.dtype).eps, len(part), count + len(part)
-            part = part.double()
-            here = part.mean(axes)
-            gap = here - mean if count else torch.zeros_like(here)
-            square = square.to(gap) * (count / total) + part.var(axes, correction=0) * (n / total)
-            square = square + gap.square() * (count / total) * (n / total)
-            mean = mean.to(gap) + gap * (n / total) if count else here
-            count = total
-        if not count:
-            raise ValueError("there are no data to standardize by")
-        if not bool((mean.isfinite() & square.isfinite()).all()):
+        mean, std, varies, count = measure(_parts(data, self.shape), 1 if self.shape else None)
+        if not bool((mean.isfinite() & std.isfinite()).all()):
             raise ValueError("data has NaN or infinite values, and no mean or scale")
-        std = square.sqrt()
-        spread = std > 4 * resolution * mean.abs() + 1e-30
-        if not bool(spread.any()):
+        if not bool(varies.any()):
             raise ValueError(f"the data do not vary: {count} equal samples (to rounding) have no density to learn")
-        if self.state_dtype == torch.float32 and bool((spread & (std < 1e-4 * mean.abs())).any()):
+        limits = torch.finfo(self.state_dtype)
+        if not bool(((mean.abs() + 8 * std) < limits.max).all()):
+            raise ValueError(
+                f"the data reach beyond what {limits.dtype} can hold, {limits.max:.2g}: "
+                "divide them by a constant, or make the model .double()"
+            )
+        coarse = varies & (std < torch.clamp(1e3 * limits.eps * mean.abs(), min=limits.tiny))
+        if bool(coarse.any()):
             warnings.warn(
-                "the data lie so far from 0 for their spread that float32 samples are rounded coarsely: subtract a constant, "
-                "or make the model .double()",
+                f"features {coarse.nonzero().flatten().tolist()} lie so far from 0 for their spread, or are so small, that "
+                f"samples in {limits.dtype} are rounded coarsely: subtract a constant, multiply by one, or make the model "
+                ".double()",
                 stacklevel=3,
             )
-        if not bool(spread.all()):  # a constant feature has no scale of its own: give it that of the others
-            constant = (~spread).nonzero()[:, 0].tolist()
-            warnings.warn(f"features {constant} are constant: their density is a spike; drop them or add noise", stacklevel=3)
-            std = torch.where(spread, std, std[spread].square().mean().sqrt())
+        if not bool(varies.all()):
+            constant = (~varies).nonzero().flatten().tolist()
+            warnings.warn(
+                f"features {constant} are constant: samples repeat them, and their density, a spike, is left out of log p; "
+                "drop them or add noise to have a density of all",
+                stacklevel=3,
+            )
         self.mean.copy_(mean.reshape(self.mean.shape))
-        self.scale.copy_(std.reshape(self.scale.shape))
+        self.scale.copy_(torch.where(varies, std, 0).reshape(self.scale.shape))
         self.measured.fill_(True)
         return self
 
     def to_data(self, z: Tensor) -> Tensor:
-        """Return standardized, flattened states (B, n) as data (B, *shape): mean + scale·z.
+        """Return standardized, flattened states (B, n) as data (B, *shape): mean + scale·z, and constants as they are.
 
         Parameters
         ----------
@@ -1028,10 +1038,12 @@ class ScoreSDE(nn.Module):
         >>> scoresde.build("vp", "mlp", shape=(1, 2, 2)).to_data(torch.ones(3, 4)).shape
         torch.Size([3, 1, 2, 2])
         """
-        return self.mean.to(z.dtype) + self.scale.to(z.dtype) * z.reshape(len(z), *self.shape)
+        mean, rest, scale, _ = self._ready(z.dtype)
+        x = scale * self._spread(z)
+        return mean + (x if rest is None else rest + x)
 
     def from_data(self, x: Tensor) -> Tensor:
-        """Return data (B, *shape) as standardized, flattened states (B, n): (x − mean)/scale.
+        """Return data (B, *shape) as standardized, flattened states (B, n): (x − mean)/scale, without constants.
 
         Parameters
         ----------
@@ -1047,7 +1059,10 @@ class ScoreSDE(nn.Module):
         >>> scoresde.build("vp", "mlp", shape=(1, 2, 2)).from_data(torch.ones(3, 1, 2, 2)).shape
         torch.Size([3, 4])
         """
-        return ((x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)).reshape(len(x), self.dim)
+        mean, rest, scale, free = self._ready(torch.promote_types(x.dtype, torch.float32))
+        x = x - mean
+        z = ((x if rest is None else x - rest) / scale).reshape(len(x), math.prod(self.shape))
+        return z if free is None else z.index_select(1, free)
 
     def from_start(self, x: Tensor) -> Tensor:
         """Return points at t = 1, where α = 0, as states on the arc: (x − mean)/(scale·σ(1)).
@@ -1070,19 +1085,136 @@ class ScoreSDE(nn.Module):
         return self.from_data(x) / float(self.process.radius(as_time(1.0)))
 
     @property
+    def free(self) -> Tensor | None:
+        """Which elements of a flattened sample vary, shape (dim,), where some are constant (scale 0); None for all."""
+        return self._ready(torch.float32).free
+
+    @property
     def dim(self) -> int:
-        """Number of elements of one sample."""
-        return math.prod(self.shape)
+        """Number of elements of one sample that vary: of its states, and of its density."""
+        free = self.free
+        return math.prod(self.shape) if free is None else len(free)
 
     @property
     def log_scale(self) -> float:
         """log|det| of the map from standardized states to data, in nats."""
-        return float(self.scale.double().log().expand(self.shape).sum())
+        scale, free = self.scale.double().log().expand(self.shape).flatten(), self.free
+        return float((scale if free is None else scale[free]).sum())
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The dtype of states: the model's own, but at least float32."""
-        return torch.promote_types(self.scale.dtype, torch.float32)
+        """The dtype of states: the network's own, but at least float32."""
+        for value in itertools.chain(self.net.parameters(), self.net.buffers()):
+            if value.is_floating_point():
+                return torch.promote_types(value.dtype, torch.float32)
+        return torch.promote_types(self._dtype, torch.float32)
+
+    def off_constants(self, x: Tensor) -> Tensor | None:
+        """Return which rows of x lie off a constant by more than 1e-6 of it, where the density is 0.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+            In the units of the data.
+
+        Returns
+        -------
+        Tensor of bool, shape (B,), or None
+            None for a model without constants.
+
+        Examples
+        --------
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> sde.scale[1] = 0.0  # and its mean is 0
+        >>> sde.off_constants(torch.tensor([[5.0, 0.0], [5.0, 0.1]]))
+        tensor([False,  True])
+        """
+        if self.free is None:
+            return None
+        off = ((x - self.mean).abs() > 1e-6 * self.mean.abs()) & (self.scale == 0)
+        return off.reshape(len(x), -1).any(1)
+
+    def varying(self, net: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a network that answers for the elements of a sample that vary, where some are constant.
+
+        Parameters
+        ----------
+        net : callable (x, label, **condition) -> Tensor (…, *shape)
+
+        Returns
+        -------
+        callable
+            Its answers have shape (…, dim); net itself if no element is constant.
+
+        Examples
+        --------
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> sde.scale[1] = 0.0
+        >>> sde.varying(sde.net)(torch.ones(3, 2), torch.zeros(3)).shape
+        torch.Size([3, 1])
+        """
+        free = self.free
+        if free is None:
+            return net
+
+        def call(x: Tensor, *rest: Any, **condition: Any) -> Any:
+            out = net(x, *rest, **condition)
+            if not isinstance(out, Tensor) or out.shape[out.ndim - len(self.shape) :] != x.shape[1:]:
+                raise ValueError(misshapen(x, out))
+            return out.flatten(out.ndim - len(self.shape)).index_select(-1, free)
+
+        return call
+
+    def _spread(self, z: Tensor) -> Tensor:
+        """States (B, n) in the shape of samples, (B, *shape), with 0 for constants."""
+        free = self.free
+        if free is not None:
+            z = z.new_zeros(len(z), math.prod(self.shape)).index_copy(1, free, z)
+        return z if len(self.shape) == 1 else z.reshape(len(z), *self.shape)
+
+    def _ready(self, dtype: torch.dtype) -> Units:
+        """The standardization for states of a dtype, made again only after mean or scale have changed."""
+        mean, scale = self.mean, self.scale
+        if mean.is_inference() or scale.is_inference():
+            return units(mean, scale, self.shape, dtype)
+        key = mean._version, scale._version
+        held = self._units
+        if held is None or held[0] is not mean or held[1] is not scale or held[2] != key:
+            held = self._units = (mean, scale, key, {})
+        known: dict[torch.dtype, Units] = held[3]
+        if dtype not in known:
+            with torch.inference_mode(False):
+                known[dtype] = units(mean, scale, self.shape, dtype)
+        return known[dtype]
+
+    @torch.inference_mode(False)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScoreSDE:
+        """Move or convert the model as `nn.Module` does, but keep mean and scale in float64, unrounded."""
+        leave_inference(self)  # before .data of such a parameter is set, which would hide what it is
+        kept = {name: self._buffers[name] for name in ("mean", "scale")}
+        for name in kept:
+            self._buffers[name] = None
+        self._dtype = fn(torch.empty(0, dtype=self._dtype, device=self.measured.device)).dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in kept.items():
+            assert value is not None
+            device = self.measured.device
+            if value.is_meta or device.type == "meta":
+                self._buffers[name] = torch.empty_like(value, device=device)
+            elif value.device == device:
+                moved = fn(value)  # it may share memory
+                self._buffers[name] = moved if moved.dtype == value.dtype else value
+            else:
+                self._buffers[name] = value.to(device, wide(device))
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ScoreSDE:
+        """Copy also networks whose weights are computed by hooks."""
+        memo.update(copy_memo(self))
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        vars(made).update(copy.deepcopy({**vars(self), "_units": None}, memo))
+        return made
 
     def accept(self, x: Tensor, what: str = "x") -> Tensor:
         """Check a batch that a user hands in, and return it on the model's device, in the dtype that states have.
@@ -1128,8 +1260,10 @@ class ScoreSDE(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if self.ema is None and any(name.startswith(prefix + "ema.") for name in state_dict):
-            self.ema = copy.deepcopy(self.net).requires_grad_(False)  # an averaged network is on its way
+            self.ema = duplicate(self.net).requires_grad_(False)  # an averaged network is on its way
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        for name in ("mean", "scale"):  # an older file has float32, which assign=True would leave
+            self._buffers[name] = getattr(self, name).to(wide(self.mean.device))
 
     def extra_repr(self) -> str:
         """Return what `repr` shows beside the modules."""
@@ -1153,7 +1287,7 @@ class ScoreSDE(nn.Module):
         lowest = self.phi_min if floor is None else max(floor, self.process.phi_min)
         if self.process.phi_min < lowest:
             phi = phi.clamp_min(lowest)
-            t = torch.maximum(t, self.process.time(torch.tensor(lowest, dtype=torch.float64)))
+            t = torch.maximum(t, self.process.time(torch.tensor(lowest, dtype=torch.float64, device="cpu")))
         return self.from_data(x) / self._per_sample(self.process.radius(t), x).to(x.dtype).reshape(-1, 1), phi, t
 
     @staticmethod

@@ -61,7 +61,7 @@ class Empirical:
         See `Empirical`.
         """
         check_generator(generator)
-        return self.x[torch.randint(len(self.x), (n,), generator=generator).to(self.x.device)]
+        return self.x[torch.randint(len(self.x), (n,), generator=generator, device="cpu").to(self.x.device)]
 
     def __repr__(self) -> str:
         """How many, of which shape."""

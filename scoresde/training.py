@@ -7,7 +7,6 @@ checkpoint with the numbers it would have seen, bit for bit.
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import math
 import os
@@ -29,6 +28,7 @@ from .data import Source
 from .engine import Engine
 from .errors import TrainingError
 from .history import History
+from .modules import duplicate, leave_inference
 from .objective import (
     OBJECTIVES,
     AdaptiveLaw,
@@ -219,6 +219,7 @@ def fit(
             "accelerator=Accelerator(mixed_precision='bf16')",
             stacklevel=4,
         )
+    leave_inference(sde)
     if not any(p.requires_grad for p in sde.net.parameters()):
         raise ValueError("this model's network has no parameters to train (an oracle?)")
     transforms = resolve(transforms)
@@ -290,6 +291,7 @@ def fit(
         run.examples = None if held_out is None else _fixed(sde, held_out, weight, noise)
         if compile:
             run.call = Compiled(run.call)
+        run.call = sde.varying(run.call)
         begun, passed = time.perf_counter(), run.history.seconds
         bar = stack.enter_context(
             tqdm(total=steps, initial=run.step, desc="fit", disable=None if progress and engine.main else True, mininterval=0.5)
@@ -352,7 +354,7 @@ class Run:
         self.position: dict[str, int] = {}  # in the data, to begin at
         self.weight, self.step, self.stopped = weight, 0, False
         self.device, self.process = sde.scale.device, sde.process
-        self.shown = copy.deepcopy(sde.net).requires_grad_(False)  # what becomes the averaged network
+        self.shown = duplicate(sde.net).requires_grad_(False)  # what becomes the averaged network
         self.hide = getattr(sde.net, "hide", None)
         self.call, self.weights, self.optimizer = engine.prepare(sde, lr)
         self.noise = law(noise)

@@ -451,3 +451,107 @@ def test_dropout_does_not_act_in_a_likelihood_and_the_mode_comes_back() -> None:
     assert torch.equal(scoresde.log_prob(sde, x), scoresde.log_prob(sde, x))
     assert sde.training
     assert sde.net.drop.training
+
+
+# ---------------------------------------------------------------------------------------------------- constant features
+
+
+class Padded(nn.Module):
+    """The denoiser of some elements of a sample; what it says in the place of the others depends on all that it is shown."""
+
+    def __init__(self, inner: nn.Module, free: list[int]) -> None:
+        super().__init__()
+        self.inner, self.free = inner, free
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        out = 5 + flat.sum(1, keepdim=True) + 3 * flat
+        return out.index_copy(1, torch.tensor(self.free), self.inner(flat[:, self.free], t)).reshape(x.shape)
+
+
+def constants(shape: tuple[int, ...], values: dict[int, float]) -> tuple[ScoreSDE, ScoreSDE, list[int]]:
+    """A model with constants along the first axis, and the exact one of the elements that vary, standardized alike."""
+    size = math.prod(shape) // shape[0]
+    free = [i for i in range(math.prod(shape)) if i // size not in values]
+    means = torch.randn(3, len(free), generator=generator(1), dtype=torch.float64)
+    process = scoresde.VPSDE()
+    bare = scoresde.oracle(toy.GaussianMixture(means, 0.3), process)
+    whole = ScoreSDE(process, Padded(bare.net, free), shape=shape, sees="raw")
+    scale = torch.linspace(0.5, 20, shape[0], dtype=torch.float64)
+    mean = torch.linspace(-3, 8, shape[0], dtype=torch.float64)
+    for i, value in values.items():
+        scale[i], mean[i] = 0.0, value
+    for mine, value in ((whole.mean, mean), (whole.scale, scale)):
+        mine.copy_(value.reshape(mine.shape))
+    bare.mean.copy_(whole.mean.expand(shape).flatten()[free])
+    bare.scale.copy_(whole.scale.expand(shape).flatten()[free])
+    return whole, bare, free
+
+
+@pytest.mark.parametrize(
+    ("shape", "values"),
+    [
+        ((3,), {1: 7.0}),
+        ((5,), {0: 0.0, 2: 1e6, 4: 1e-30}),
+        ((6,), dict.fromkeys(range(1, 6), -0.3)),
+        ((3, 2, 2), {1: 0.1}),
+    ],
+)
+def test_a_constant_feature_is_left_out_everywhere(shape: tuple[int, ...], values: dict[int, float]) -> None:
+    """All verbs answer for the others, bit for bit, as a model that never had it."""
+    whole, bare, free = constants(shape, values)
+
+    def without(x: Tensor) -> Tensor:
+        """The elements that vary, once the others are seen to be their constants."""
+        full = whole.mean.float().expand(shape).flatten()
+        rest = [i for i in range(len(full)) if i not in free]
+        assert torch.equal(x.flatten(1)[:, rest], full[rest].expand(len(x), -1))
+        return x.flatten(1)[:, free]
+
+    for how in ({}, {"solver": "rk45"}, {"solver": "heun", "steps": 10}, {"solver": "em", "steps": 20}):
+        x = scoresde.sample(whole, 5, generator=generator(), **how)  # type: ignore[arg-type]
+        assert torch.equal(without(x), scoresde.sample(bare, 5, generator=generator(), **how))  # type: ignore[arg-type]
+    y = without(x)
+    assert torch.equal(without(scoresde.encode(whole, x)), scoresde.encode(bare, y))
+    latent = scoresde.encode(whole, x)
+    assert torch.equal(without(scoresde.decode(whole, latent + 0)), scoresde.decode(bare, without(latent)))
+    for trace in ("exact", "hutchinson"):
+        mine, theirs = (scoresde.likelihood(m, v, trace=trace, generator=generator()) for m, v in ((whole, x), (bare, y)))
+        for name in ("log_prob", "stderr", "prior_gap"):  # to the tolerance: rounding may choose other steps
+            torch.testing.assert_close(getattr(mine, name), getattr(theirs, name), rtol=1e-4, atol=1e-4)
+        without(mine.latent)
+    for verb in (scoresde.elbo, scoresde.vlb):
+        bounds = [verb(m, v, generator=generator(), draws=4).log_prob for m, v in ((whole, x), (bare, y))]  # type: ignore[operator]
+        torch.testing.assert_close(*bounds)
+    bits = [scoresde.bits_per_dim(m, v, None).bits for m, v in ((whole, x), (bare, y))]
+    torch.testing.assert_close(*bits)
+    drawn = [scoresde.sample_and_log_prob(m, 4, generator=generator()) for m in (whole, bare)]
+    assert torch.equal(without(drawn[0][0]), drawn[1][0])
+    torch.testing.assert_close(drawn[0][1], drawn[1][1])
+    for view in ("score", "velocity", "drift"):
+        rates = [getattr(m, view)(v, 0.4) for m, v in ((whole, x), (bare, y))]
+        torch.testing.assert_close(rates[0].flatten(1)[:, free], rates[1])
+        assert int((rates[0].flatten(1) != 0).sum(1).max()) <= len(free)
+    x0, eps = whole.denoise(x, 0.4)
+    torch.testing.assert_close(without(x0), bare.denoise(y, 0.4)[0])
+    assert eps.shape == x.shape
+    law = scoresde.Distribution(whole)
+    torch.testing.assert_close(law.log_prob(x), scoresde.log_prob(bare, y))
+
+
+def test_a_point_off_a_constant_has_density_0() -> None:
+    whole, bare, free = constants((4,), {1: 7.0, 3: 0.0})
+    x = scoresde.sample(whole, 4, generator=generator())
+    x[1, 1], x[2, 3], x[3, 1] = 7.1, 1e-20, 7.000001
+    wanted = scoresde.log_prob(bare, x[:, free])
+    wanted[1:3] = -math.inf
+    torch.testing.assert_close(scoresde.log_prob(whole, x), wanted)
+    assert scoresde.elbo(whole, x).log_prob.isneginf().tolist() == [False, True, True, False]
+    assert scoresde.vlb(whole, x, steps=4).log_prob.isneginf().tolist() == [False, True, True, False]
+    assert scoresde.bits_per_dim(whole, x, None).bits.isinf().tolist() == [False, True, True, False]
+    x.requires_grad_()
+    scoresde.log_prob(whole, x)[0].backward()
+    assert x.grad is not None
+    assert bool(x.grad.isfinite().all())
+    with pytest.raises(ValueError, match=r"features \[1, 3\] are constant"):
+        scoresde.log_prob(whole, x.detach(), prior=toy.GaussianMixture(torch.zeros(1, 4), 1.0))

@@ -15,8 +15,8 @@ import pytest
 import scoresde
 
 ROOMS = [
-    "errors ranks storage checks registry random inputs schema process conditions",
-    "paths prediction grids solvers backbones toy source",
+    "errors ranks storage checks registry random inputs modules schema process conditions",
+    "paths standardization prediction grids solvers backbones toy source",
     "sde trace",
     "plan sampling pairstore cnf exact bounds dequantize bits distribution oracles metrics plotting "
     "objective weights engine coupling pairs jumps bridge data files transforms io checkpoint history training "

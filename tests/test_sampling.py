@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -207,3 +210,48 @@ def test_chunks_of_ggf_hold_for_thousands() -> None:
     whole = scoresde.sample(sde, 3000, solver="ggf", generator=generator())
     part = scoresde.sample(sde, 3000, solver="ggf", generator=generator(), batch_size=70)
     torch.testing.assert_close(part, whole, rtol=0, atol=1e-5)
+
+
+def test_samples_own_their_memory_and_no_more() -> None:
+    """100,000 samples of two float32 are 0.8 MB, not as much again for where they began."""
+    sde = scoresde.oracle(scoresde.toy.EightGaussians(), scoresde.RectifiedFlow())
+    x = scoresde.sample(sde, 100, solver="euler", steps=2)
+    both = scoresde.sample_and_log_prob(sde, 3, solver="euler", steps=2)
+    latent = scoresde.encode(sde, x, solver="euler", steps=2)
+    found = scoresde.likelihood(sde, x, solver="euler", steps=2)
+    rest = [scoresde.decode(sde, latent, solver="euler", steps=2), found.log_prob, found.latent, found.stderr]
+    law = scoresde.Distribution(sde, solver="euler", steps=2).sample((10,))
+    for value in (x, *both, latent, *rest, law):
+        assert value.untyped_storage().nbytes() == value.nbytes
+    kept = scoresde.solve(sde, start=latent, solver="euler", steps=2)
+    assert torch.equal(kept.x[-1], rest[0])
+
+
+def test_tolerances_follow_the_arithmetic_of_the_network() -> None:
+    """Half precision costs no more evaluations than single, at errors of its rounding; what can't be met warns."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sde = scoresde.build("vp", "mlp", shape=(2,), width=32).eval()
+        torch.nn.init.normal_(sde.net.out.weight, std=0.3)
+    x = torch.randn(50, 2, generator=generator())
+    exact = scoresde.sample(sde, 50, generator=generator(), rtol=1e-7, atol=1e-7), scoresde.log_prob(sde, x, rtol=1e-7, atol=1e-7)
+    for solver in ("adams", "rk45"):
+        drawn = scoresde.solve(sde, 50, solver=solver, generator=generator())
+        scored = scoresde.likelihood(sde, x, solver=solver, errors=False)
+        for dtype in (torch.float16, torch.bfloat16):
+            half = copy.deepcopy(sde).to(dtype)
+            again = scoresde.solve(half, 50, solver=solver, generator=generator())
+            assert float(again.nfe.double().mean()) <= float(drawn.nfe.double().mean())
+            found = scoresde.likelihood(half, x, solver=solver, errors=False)
+            assert float(found.nfe.double().mean()) <= 1.2 * float(scored.nfe.double().mean())
+            for mine, wanted in ((again.x[-1], exact[0]), (found.log_prob, exact[1])):
+                assert float((mine - wanted).abs().median()) < 5 * torch.finfo(dtype).eps
+    name = {"rtol": 1e-4, "atol": 1e-2}
+    with pytest.warns(UserWarning, match="rtol=0.0001 asks for more than this network's half precision resolves, about 8e-04"):
+        scoresde.sample(half, 1, **name)
+    with pytest.warns(UserWarning, match="atol=1e-05 asks for more"):
+        scoresde.sample(half, 1, solver=scoresde.SOLVERS.build("rk45", rtol=0.1))
+    with warnings.catch_warnings(action="error"):
+        scoresde.sample(half, 1, steps=5)
+        scoresde.sample(half, 1, solver="ggf")
+        scoresde.sample(sde, 1, rtol=1e-7, atol=1e-7)

@@ -238,7 +238,7 @@ class MLP(ExactWaves):
         weights = [cast(nn.Linear, layer).weight for layer in self.hidden]
         a, phi = weights[0][:, :n], self.frequencies.T.repeat(2, 1).to(r.dtype)
         if n > r.shape[1]:
-            a, phi, r = a @ r, phi @ r, torch.eye(r.shape[1]).to(r)
+            a, phi, r = a @ r, phi @ r, torch.eye(r.shape[1], dtype=r.dtype, device=r.device)
         # All is W_L·S ⋯ W·S·c + b, where c is the end that x comes in at, and b what joins after the first S.
         if waves:
             weights[0], c, b = weights[0][:, n : n + 2 * waves], phi, a

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..inputs import as_tensor
 from ..registry import nearest
 from .base import Ask, Samples, labelled, optional, regular
 
@@ -193,6 +193,6 @@ def _as_tensor(column: str, item: Mapping[str, Any]) -> Tensor:
             value = value[None] if value.ndim == 2 else value.transpose(2, 0, 1) if last else value
         if isinstance(value, np.ndarray):  # in a dtype and order that PyTorch knows, and its own to write to
             value = np.array(value, np.int32 if value.dtype == np.uint16 else value.dtype.newbyteorder("="))
-        return torch.as_tensor(value)
+        return as_tensor(value, "an image")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"column {column!r} holds {type(value).__name__}, wanted numbers or an image: {error}") from None

@@ -202,15 +202,15 @@ def _normalized(pe: Estimate, w2: float) -> Estimate:
 
 def _stations(panels: int) -> Tensor:
     """The nodes of all panels, from t = 1 down to 0."""
-    left = torch.arange(panels, dtype=torch.float64)[:, None]
-    inner = (left + 0.5 + 0.5 * torch.tensor(_NODES[:-1], dtype=torch.float64)) / panels
+    left = torch.arange(panels, dtype=torch.float64, device="cpu")[:, None]
+    inner = (left + 0.5 + 0.5 * torch.tensor(_NODES[:-1], dtype=torch.float64, device="cpu")) / panels
     return 1 - torch.cat([inner.flatten(), inner.new_ones(1)])
 
 
 def _derivatives() -> Tensor:
     """D_kj = ℓ_j'(ξ_k): the derivative at each node of the polynomial through values at the nodes."""
-    xi = torch.tensor(_NODES, dtype=torch.float64)
-    gap = xi[:, None] - xi + torch.eye(len(xi), dtype=torch.float64)
+    xi = torch.tensor(_NODES, dtype=torch.float64, device="cpu")
+    gap = xi[:, None] - xi + torch.eye(len(xi), dtype=torch.float64, device="cpu")
     c = gap.prod(1)
     D = c[:, None] / c / gap
     D.fill_diagonal_(0)

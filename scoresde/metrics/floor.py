@@ -161,7 +161,7 @@ def noise_floor(
             order = torch.randperm(len(law), generator=own, device=device).to(law.device)
             x, y = law[order[:n]], law[order[n : 2 * n]]
         else:
-            x, y = (torch.as_tensor(draw(law, n, own.initial_seed(), j)) for j in (0, 1))
+            x, y = (as_tensor(draw(law, n, own.initial_seed(), j), "law.sample(n)") for j in (0, 1))
         return float(metric(x, y))
 
-    return NoiseFloor(torch.tensor([value(i) for i in range(repeats)], dtype=torch.float64))
+    return NoiseFloor(torch.tensor([value(i) for i in range(repeats)], dtype=torch.float64, device="cpu"))

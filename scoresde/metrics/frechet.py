@@ -124,7 +124,7 @@ def moments(x: Tensor, features: str | Features | None = None, *, batch_size: in
     if x.ndim < 1 or len(x) < 2 or x.is_complex():
         raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; wanted real numbers (n, *shape) with n ≥ 2")
     batch_size = whole("batch_size", batch_size)
-    count, mean, scatter = 0, torch.zeros(0), torch.zeros(0)
+    count, mean, scatter = 0, torch.zeros(0, device="cpu"), torch.zeros(0, device="cpu")
     for part in torch.split(x, batch_size):  # Chan, Golub & LeVeque 1983
         f = _seen(see, part)
         n, total, here = len(f), count + len(f), f.mean(0)

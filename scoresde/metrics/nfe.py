@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import plan as planning
 from ..checks import affordable, check_generator, flag, number, whole
 from ..errors import SolverError
 from ..plan import plan
@@ -125,7 +126,7 @@ def evaluations(
         raise ValueError(f"the error is that of an ODE's solution, and solver {solver!r} is stochastic; try 'adams'")
     if adaptive and (not isinstance(solver, str) or "rtol" not in method.tolerances):
         raise ValueError(f"solver {solver!r} has no tolerance to search for by name; try 'rk45', or adaptive=False")
-    tight = _TIGHT[sde.state_dtype]
+    tight = max(_TIGHT[sde.state_dtype], planning.tolerance(sde))
     n = (256 if start is None else 1) if n is None else n
     exact = solve(sde, n, start=start, generator=generator, batch_size=batch_size, solver="adams", rtol=tight, atol=tight)
     least = 20 * tight * float(exact.x[-1].double().square().mean().sqrt())

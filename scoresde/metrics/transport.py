@@ -157,7 +157,9 @@ def sliced_wasserstein(
     theta = theta / theta.norm(dim=0)
     n, m = len(x), len(y)
     # both quantile functions are steps; between the joined steps u_k, F⁻¹ is the i-th smallest and G⁻¹ the j-th
-    ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n])  # u·n·m, in exact integers
+    ends = torch.cat(
+        [torch.arange(1, n + 1, device="cpu") * m, torch.arange(1, m + 1, device="cpu") * n]
+    )  # u·n·m, in exact integers
     ends = torch.unique(ends).to(x.device)
     width = ends.diff(prepend=ends.new_zeros(1)).double() / (n * m)
     i, j = (ends - 1) // m, (ends - 1) // n

@@ -33,7 +33,7 @@ BUDGET = {1: 2, 2: 3, 12: 4, 20: 5, 32: 6, 100: 7, 160: 8}  # order from so many
 FORWARD = {1: 1, 4: 3, 5: 4}  # from data to noise, where the field is stiff first and higher orders are unstable
 TAIL = 1 / 16  # of a correction is left as error after it, about, where no higher order says how much
 SAFETY = 0.7  # a step is tried at 0.7 of the length that would just do: a rejection wastes an evaluation
-_NEAR = torch.tensor([[-1], [0], [1]])  # orders to choose from, seen from the last
+_NEAR = torch.tensor([[-1], [0], [1]], device="cpu")  # orders to choose from, seen from the last
 _RULE = torch.from_numpy(np.array(np.polynomial.legendre.leggauss(4))).unsqueeze(2)  # nodes and weights, exact to degree 7
 
 

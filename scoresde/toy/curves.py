@@ -93,7 +93,7 @@ class NoisyCurve(GaussianMixture):
 
     def _nodes(self, index: int) -> tuple[Tensor, Tensor]:
         """Nodes (K, 2) and weights (K,) of one arc: equidistant if closed, Gauss–Legendre if not."""
-        tau = torch.linspace(0, 1, 2049, dtype=torch.float64)
+        tau = torch.linspace(0, 1, 2049, dtype=torch.float64, device="cpu")
         arc = torch.full_like(tau, index, dtype=torch.long)
         speed = self.curve(tau, arc).diff(dim=0).norm(dim=1) * 2048
         middle = (tau[1:] + tau[:-1]) / 2
@@ -101,7 +101,10 @@ class NoisyCurve(GaussianMixture):
         stretch = speed if self.closed else speed * math.pi * (middle * (1 - middle)).sqrt()
         K = 16 + math.ceil(self.resolution * float(stretch.max()) / self.noise)
         if self.closed:
-            tau, w = torch.arange(K, dtype=torch.float64) / K, torch.full((K,), 1 / K, dtype=torch.float64)
+            tau, w = (
+                torch.arange(K, dtype=torch.float64, device="cpu") / K,
+                torch.full((K,), 1 / K, dtype=torch.float64, device="cpu"),
+            )
         else:
             z, v = np.polynomial.legendre.leggauss(K)
             tau, w = torch.from_numpy((z + 1) / 2), torch.from_numpy(v / 2)

@@ -63,7 +63,7 @@ class GaussianMixture(Density):
         s = as_reals(stds, "stds").detach().to("cpu", torch.float64)
         if tuple(s.shape) not in {(), (K,), tuple(m.shape)}:
             raise ValueError(f"stds of shape {tuple(s.shape)}; wanted a number, ({K},) or {tuple(m.shape)}")
-        w = torch.ones(K) if weights is None else as_reals(weights, "weights").detach()
+        w = torch.ones(K, device="cpu") if weights is None else as_reals(weights, "weights").detach()
         w = w.to("cpu", torch.float64)
         if tuple(w.shape) != (K,):
             raise ValueError(f"weights of shape {tuple(w.shape)} for {K} means; wanted ({K},)")
@@ -315,7 +315,7 @@ class GaussianMixture(Density):
 def _grid_entropy(m: Tensor, s: Tensor, w: Tensor, low: Tensor, high: Tensor, steps: list[int]) -> float:
     axes, cell = [], 1.0
     for d, count in enumerate(steps):
-        grid = torch.linspace(float(low[d]), float(high[d]), count + 1, dtype=torch.float64).unsqueeze(1)
+        grid = torch.linspace(float(low[d]), float(high[d]), count + 1, dtype=torch.float64, device="cpu").unsqueeze(1)
         std = s[:, min(d, s.shape[1] - 1)]
         axes.append(torch.exp(-0.5 * ((grid - m[:, d]) / std).square()) / (std * math.sqrt(2 * math.pi)))
         cell *= float(high[d] - low[d]) / count
@@ -352,7 +352,7 @@ class EightGaussians(GaussianMixture):
 
     def __init__(self, radius: float = 4 / math.sqrt(2), std: float = 0.5 / math.sqrt(2)) -> None:
         radius, std = number("radius", radius, -math.inf, math.inf), number("std", std, 0, math.inf)
-        angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
+        angle = torch.arange(8, dtype=torch.float64, device="cpu") * (math.pi / 4)
         super().__init__(radius * torch.stack([angle.cos(), angle.sin()], 1), std)
 
 
@@ -378,5 +378,5 @@ class Grid25(GaussianMixture):
 
     def __init__(self, spacing: float = 2.0, std: float = 0.1) -> None:
         spacing, std = number("spacing", spacing, -math.inf, math.inf), number("std", std, 0, math.inf)
-        axis = spacing * torch.arange(-2, 3, dtype=torch.float64)
+        axis = spacing * torch.arange(-2, 3, dtype=torch.float64, device="cpu")
         super().__init__(torch.cartesian_prod(axis, axis), std)

@@ -55,7 +55,7 @@ class Checkerboard(Density):
         >>> low, high
         (tensor([-4., -4.], dtype=torch.float64), tensor([4., 4.], dtype=torch.float64))
         """
-        return torch.full((2,), -4.0, dtype=torch.float64), torch.full((2,), 4.0, dtype=torch.float64)
+        return torch.full((2,), -4.0, dtype=torch.float64, device="cpu"), torch.full((2,), 4.0, dtype=torch.float64, device="cpu")
 
     def _sample(self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype) -> Tensor:
         column, pair = torch.randint(4, (2, n), generator=generator, device=device)
@@ -129,7 +129,9 @@ class Pinwheel(Density):
         (tensor([-4., -4.], dtype=torch.float64), tensor([4., 4.], dtype=torch.float64))
         """
         half = 2 * math.hypot(1 + 4 * self.radial_std, 4 * self.tangential_std)
-        return torch.full((2,), -half, dtype=torch.float64), torch.full((2,), half, dtype=torch.float64)
+        return torch.full((2,), -half, dtype=torch.float64, device="cpu"), torch.full(
+            (2,), half, dtype=torch.float64, device="cpu"
+        )
 
     def _twist(self, f0: Tensor) -> Tensor:
         return (self.rate * f0.exp()).clamp(max=_TURNS)
@@ -212,7 +214,7 @@ class Pinwheel(Density):
         """−E[log p] over the features of one arm by the trapezoid rule, refined until it stands still."""
         last = math.inf
         for steps in (72, 144, 288):
-            z = torch.linspace(-9, 9, steps + 1, dtype=torch.float64)
+            z = torch.linspace(-9, 9, steps + 1, dtype=torch.float64, device="cpu")
             w = torch.exp(-0.5 * z.square()) * (18 / steps) / math.sqrt(2 * math.pi)
             x = self._place(self._features(torch.cartesian_prod(z, z)), z.new_zeros(()))
             w2 = torch.outer(w, w).flatten()
