@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -363,15 +364,17 @@ class Run:
         if self.stopped or self.step >= self.steps:  # a finished run that is resumed: no data are asked for
             return
         warm = max(1, min(200, self.steps // 10))
-        for x0, eps, condition, together in self.pairing.batches(self.step, self.position, self.steps):
+        for x0, eps, condition, sizes in self.pairing.batches(self.step, self.position, self.steps):
             if self.step >= self.steps:
                 return
-            group, skip = divmod(self.step, together)
-            b = len(x0) // together
+            group, skip = divmod(self.step, len(sizes))
             g = seeded(self.device, self.seed, LEVELS, group, rank)
             if eps is None:
                 eps = torch.randn(len(x0), self.sde.dim, generator=g, device=self.device, dtype=self.sde.state_dtype)
-            q = quantiles(together, b, g, self.device)
+            if len(set(sizes)) == 1:
+                q = quantiles(len(sizes), sizes[0], g, self.device)
+            else:  # the last batch of a loader is short
+                q = torch.cat([quantiles(1, b, g, self.device) for b in sizes])
             if condition and self.hide is not None:
                 condition = self.hide(condition, g)
             if objective is not None:
@@ -384,7 +387,8 @@ class Run:
                     law.learn()
                 phi, ratio, bins = law(self.process, q)
                 examples = corrupt(self.sde, x0, eps, phi, self.weight, condition, ratio)
-            for start in range(skip * b, together * b, b):
+            begins = itertools.accumulate(sizes, initial=0)
+            for start, b in list(zip(begins, sizes, strict=False))[skip:]:
                 self.step = step = self.step + 1
                 for each in optimizer.param_groups:
                     each["lr"] = self.lr * min(step / warm, 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps)))

@@ -224,11 +224,13 @@ def killed(root: str, kills: int, seed: int) -> None:
     while counts["kills"] < kills:
         folder = place / f"run-{counts['runs']}"
         folder.mkdir()
-        newest = 0
+        newest, fresh = 0, True
         while True:
             shared[:16] = struct.pack("qq", 0, 0)
             at, after, delay = rng.randint(1, 150 if newest else 60), rng.random() < 0.5, rng.uniform(0.02, 0.25)
             by_hook = rng.random() < 0.7
+            if fresh:  # the first checkpoint takes 49 operations: how fast the machine is must not decide whether one dies in it
+                fresh, by_hook, at = False, True, min(at, 40)
 
             def work(folder: Path = folder, at: int = at, after: bool = after, by_hook: bool = by_hook) -> None:
                 if by_hook:
@@ -277,8 +279,8 @@ def harness(kills: int, folder: Path, seed: int) -> dict[str, int]:
 def test_a_run_that_was_killed_25_times_ends_as_one_that_was_not(tmp_path: Path) -> None:
     counts = harness(25, tmp_path, 0)
     assert counts["kills"] >= 25
-    assert counts["leftovers"] >= 8  # inside a write, or it would prove little
-    assert counts["before the first checkpoint"] >= 1
+    assert counts["leftovers"] >= 8, counts  # inside a write, or it would prove little
+    assert counts["before the first checkpoint"] >= 1, counts
 
 
 @forks
@@ -383,7 +385,7 @@ def test_a_run_in_pieces_ends_as_one_in_one_go(kind: str, tmp_path: Path) -> Non
     history = fit(bare, data(), **{k: v for k, v in (options | watched).items() if k != "snapshots"})
     end = history.step[-1] if "patience" not in options else history.checked[-1]
     fit(build(**how), data(), **options, out=whole, **(watched or {"every": every + 1}))
-    for i, at in enumerate((2 * every + 1, end - 1)):
+    for i, at in enumerate((min(2 * every + 1, end - 2), end - 1)):  # patience ends where the numbers of a torch say
         with stopped(at, KeyboardInterrupt()):
             fit(build(i and 100 + i, **how), data(), **options, out=out, every=every, resume=bool(i), seed=5 + i)
     last = build(200, **how)
