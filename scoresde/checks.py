@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import numbers
 
+import numpy as np
+
 
 def whole(name: str, value: object, least: int = 1) -> int:
     """Return value if it is an integer of at least `least`; raise otherwise.
@@ -43,6 +45,36 @@ def whole(name: str, value: object, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{name} is at least {least}, got {value}")
     return int(value)
+
+
+def flag(name: str, value: object) -> bool:
+    """Return value if it is True or False; raise otherwise: "no" and "yes" are both true.
+
+    Parameters
+    ----------
+    name : str
+        The argument's name.
+    value : object
+        What the user gave.
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+
+    Examples
+    --------
+    >>> flag("compile", "yes")
+    Traceback (most recent call last):
+    TypeError: compile is True or False, got 'yes'
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} is True or False, got {value!r}")
+    return bool(value)
 
 
 def number(name: str, value: object, low: float, high: float, *, closed: bool = False, hint: str = "") -> float:

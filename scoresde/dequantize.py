@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .checks import number, whole
+from .inputs import whole_labels
 from .plan import check_generator
 from .random import PRIOR, Noise, draw_seed
 from .sde import ScoreSDE
@@ -180,7 +181,7 @@ class Dequantization(abc.ABC):
         History(steps=20, loss=..., seconds=...)
         """
         v = self._accept(values)
-        labels = {name: torch.as_tensor(value) for name, value in condition.items()}
+        labels = {name: whole_labels(name, torch.as_tensor(value)) for name, value in condition.items()}
         for name, value in labels.items():
             if not value.ndim or len(value) != len(v):
                 raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {len(v)} samples")
@@ -345,8 +346,7 @@ class TruncatedNormal(Dequantization):
 class Dequantized:
     """Integers as data to train on, which `fit` takes: noise of their own at every access, whole batches at once.
 
-    `data[i]` takes an integer, a slice or indices, so with labels write, for `fit`,
-    `DataLoader(data, sampler=BatchSampler(RandomSampler(data), 512, False), batch_size=None)`.
+    `data[i]` takes an integer, a slice or indices. Without labels `fit` draws from it; with labels, it goes through its rows.
 
     Parameters
     ----------
@@ -413,8 +413,7 @@ class Dequantized:
         """
         if self.condition:
             raise TypeError(
-                f"samples would come without their {', '.join(self.condition)}; give fit "
-                "DataLoader(data, sampler=BatchSampler(RandomSampler(data), 512, False), batch_size=None)"
+                f"samples would come without their {', '.join(self.condition)}: take rows, data[rows], which have them"
             )
         device = self.integers.device if generator is None else generator.device
         rows = torch.randint(len(self), (n,), generator=generator, device=device)

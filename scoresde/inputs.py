@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -39,7 +40,20 @@ def event_shape(shape: object) -> tuple[int, ...]:
     return tuple(int(n) for n in sizes)
 
 
-def as_floats(x: object, shape: tuple[int, ...], what: str) -> Tensor:
+def whole_labels(name: str, value: Tensor) -> Tensor:
+    """Return a condition of uint16, uint32 or uint64, which torch can neither index nor compare, as int64; others as they are.
+
+    >>> whole_labels("y", torch.tensor([3], dtype=torch.uint16)).dtype
+    torch.int64
+    """
+    if value.dtype not in (torch.uint16, torch.uint32, torch.uint64):
+        return value
+    if value.dtype == torch.uint64 and bool((value.view(torch.int64) < 0).any()):
+        raise ValueError(f"condition {name!r} has integers of 2^63 and more: number the classes from 0")
+    return value.long()
+
+
+def as_floats(x: object, shape: tuple[int, ...], what: str, rows: Sequence[int] | None = None) -> Tensor:
     """Return x as it is if it is a floating-point tensor (B, *shape), B ≥ 1, of finite numbers; raise otherwise.
 
     Parameters
@@ -50,6 +64,8 @@ def as_floats(x: object, shape: tuple[int, ...], what: str) -> Tensor:
         Shape of one sample.
     what : str
         Its name, for messages.
+    rows : sequence of int, optional
+        What the rows are called in messages; by default 0, 1, 2 …
 
     Returns
     -------
@@ -85,6 +101,7 @@ def as_floats(x: object, shape: tuple[int, ...], what: str) -> Tensor:
         raise ValueError(f"{what} has no samples: shape {tuple(x.shape)}")
     if not bool(x.isfinite().all()):
         bad = (~x.isfinite().reshape(len(x), -1).all(1)).nonzero()[:, 0]
-        named = ", ".join(map(str, bad[:8].tolist())) + ", …" * (len(bad) > 8)
+        first = [row if rows is None else rows[row] for row in bad[:8].tolist()]
+        named = ", ".join(map(str, first)) + ", …" * (len(bad) > 8)
         raise ValueError(f"{what} has NaN or infinite values in {len(bad)} of {len(x)} rows: {named}")
     return x

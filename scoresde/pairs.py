@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 from . import io
 from .checks import whole
 from .errors import CheckpointError, SolverError
-from .inputs import as_floats
+from .inputs import as_floats, whole_labels
 from .pairstore import RECORD, Folder, Memory, Store, held, native
 from .plan import check_generator, plan, starting_points
 from .process import as_time
@@ -97,7 +97,7 @@ class Pairs:
             raise ValueError(f"x has samples of shape {ours} and latent of shape {theirs}: the ODE keeps the shape")
         if not isinstance(given, Mapping | None):
             raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(given).__name__}")
-        self.given = {name: torch.as_tensor(value).detach() for name, value in (given or {}).items()}
+        self.given = {name: whole_labels(name, torch.as_tensor(value).detach()) for name, value in (given or {}).items()}
         for name, value in self.given.items():
             if not value.ndim or len(value) != len(self):
                 raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {len(self)} pairs")

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones.base import can_trace, takes
-from .inputs import as_floats, event_shape
+from .inputs import as_floats, event_shape, whole_labels
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
 from .registry import nearest
@@ -703,7 +703,7 @@ class ScoreSDE(nn.Module):
         for name, value in condition.items():
             if value is None or isinstance(value, str):
                 raise TypeError(f"condition {name!r} is a number or a tensor, got {value!r}; leave it out for none")
-        values = {name: torch.as_tensor(value) for name, value in condition.items()}
+        values = {name: whole_labels(name, torch.as_tensor(value)) for name, value in condition.items()}
         values = {name: value[None] if value.ndim == 0 else value for name, value in values.items()}
         check = getattr(self.net, "check_condition", None)  # once here, rather than at every evaluation
         if check is not None and values:

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checkpoint import PROFILES, Checkpoints
-from .checks import number, whole
+from .checks import flag, number, whole
 from .coupling import COUPLINGS, Coupling, Pairing
 from .data import Source
 from .engine import Engine
@@ -93,9 +93,11 @@ def fit(
     ----------
     sde : ScoreSDE
         Trained in place, and left in eval mode.
-    data : Tensor, array, Dataset, DataLoader, Pairs, or an object with .sample(n)
+    data : Tensor, array, list, Dataset, DataLoader, Pairs, `files.Samples`, or an object with .sample(n)
         Samples of shape sde.shape, in any units; memory-mapped arrays stay on disk. Integers need
-        transforms="dequantize". Of `Pairs`, from `reflow` or anywhere, it is learnt which x_1 leads to which x_0.
+        transforms="dequantize". Of `Pairs`, from `reflow` or anywhere, it is learnt which x_1 leads to which x_0. Items of
+        lists, datasets and loaders are x, (x, {"y": labels}), {"x": x, "y": labels}, or (x, labels) if the network takes just
+        one condition that fits: integers, one a sample, are labels y. A loader's last batch may be short.
     given : mapping of str to Tensor, optional
         Conditions by name, one row per sample, for tensors and arrays.
     transforms : str, Transform, or several
@@ -153,7 +155,7 @@ def fit(
     TypeError, ValueError
         For bad arguments or data, before any work starts.
     TrainingError
-        If the loss is not finite.
+        If the loss is not finite, or the data raise an error, which is its cause. The last checkpoint is kept.
     CheckpointError
         If `out` can't be written, is another's, or holds a run that these arguments do not go on with.
 
@@ -170,6 +172,12 @@ def fit(
     """
     sde = require_sde(sde, "fit")
     check_generator(generator)
+    resume, compile, progress = flag("resume", resume), flag("compile", compile), flag("progress", progress)
+    if not isinstance(out, str | os.PathLike | None):
+        raise TypeError(f"out is a folder's path, got {out!r}")
+    for name, value in (("weight", weight), ("noise", noise)):
+        if not isinstance(value, str) and (name, value) != ("noise", None):
+            raise TypeError(f"{name} is a name, such as {'edm' if name == 'weight' else 'uniform'!r}, got {value!r}")
     check_names(weight, "uniform" if noise is None else noise)
     objective = sde.process.objective if objective is None else objective
     aim = OBJECTIVES.build(objective) if isinstance(objective, str) else objective
@@ -274,6 +282,7 @@ def fit(
         bar = stack.enter_context(
             tqdm(total=steps, initial=run.step, desc="fit", disable=None if progress and engine.main else True, mininterval=0.5)
         )
+        stack.enter_context(_naming_the_checkpoint(checkpoints))
         note = max(1, min(100, steps // 10))
         keep = {round(i * steps / snapshots) for i in range(1, snapshots + 1)} if snapshots else set()
         for step in run.steps_to_go(reseed):
@@ -517,6 +526,17 @@ class Compiled:
             out = self.net(*inputs, **condition)  # what is wrong with the network itself is raised here
             warnings.warn(f"torch.compile failed, training goes on without it: {str(error).splitlines()[0][:200]}", stacklevel=2)
             return out
+
+
+@contextlib.contextmanager
+def _naming_the_checkpoint(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Add to an error that ends a run where it can be gone on from."""
+    try:
+        yield
+    except Exception as error:
+        if checkpoints is not None and (step := checkpoints.last()) is not None:
+            error.add_note(f"The checkpoint of step {step} in {checkpoints.folder} is kept: resume=True goes on from there.")
+        raise
 
 
 def _kind(sde: ScoreSDE, coupled: bool, objective: Objective | None, noise: str) -> str:

@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
 import scoresde
 from scoresde import CheckpointError, History, ScoreSDE, TrainingError, io, storage, training
@@ -359,6 +359,17 @@ KINDS: dict[str, Callable[[Path], tuple[Any, dict[str, Any], dict[str, Any]]]] =
     "law with a generator": lambda _: (Polite(), {}, {}),
     "memmap": lambda folder: (mapped(folder), {"transforms": ("dequantize", "flip")}, {"shape": (1, 4, 4)}),
     "labels": lambda _: (cloud(), {"given": {"y": torch.arange(100) % 3}}, {"classes": 3}),
+    "pairs in a list": lambda _: (list(zip(cloud(), torch.arange(100) % 3, strict=True)), {}, {"classes": 3}),
+    "pairs of a loader, the last batch short": lambda _: (
+        DataLoader(TensorDataset(cloud(), (torch.arange(100) % 3).to(torch.uint16)), 7, shuffle=True),
+        {"steps": 32},
+        {"net": "mlp", "depth": 1, "classes": 3},
+    ),
+    "integers with labels": lambda _: (
+        scoresde.dequantize.TruncatedNormal(8).dataset(torch.arange(200).reshape(100, 2) % 8, y=torch.arange(100) % 3),
+        {},
+        {"classes": 3},
+    ),
     "adaptive": lambda _: (cloud(), {"noise": "adaptive", "weight": "min_snr"}, {}),
     "snapshots": lambda _: (cloud(), {"snapshots": 7, "ema": 3}, {}),
     "no average": lambda _: (cloud(), {"ema": 0}, {}),
@@ -398,6 +409,34 @@ def test_a_run_in_pieces_ends_as_one_in_one_go(kind: str, tmp_path: Path) -> Non
     for name in ("step", "loss", "checked", "validation", "best"):
         assert getattr(pieces, name) == getattr(history, name)
     assert end < options.get("steps", 14) if kind == "patience" else end == options.get("steps", 14)
+
+
+class Broken(Dataset[Any]):
+    """A row of it can't be read after so many were."""
+
+    def __init__(self, left: float) -> None:
+        self.left = left
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, i: int) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("the disk is gone")
+        return cloud()[i] + torch.randn(2)
+
+
+def test_a_run_whose_data_failed_goes_on_from_its_last_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+    fit(build(), Broken(math.inf), out=tmp_path / "whole", every=3)
+    with pytest.raises(TrainingError, match=r"batch 8, row \d+: OSError: the disk is gone") as caught:
+        fit(build(), Broken(100 + 8 * 16), out=tmp_path / "pieces", every=3)
+    assert isinstance(caught.value.__cause__, OSError)
+    assert caught.value.__notes__ == [
+        f"The checkpoint of step 6 in {tmp_path / 'pieces'} is kept: resume=True goes on from there."
+    ]
+    fit(build(7), Broken(math.inf), out=tmp_path / "pieces", every=3, resume=True, seed=8)
+    assert digests(tmp_path / "pieces", "model", "step-00000014") == digests(tmp_path / "whole", "model", "step-00000014")
 
 
 def test_validation_does_not_change_what_is_learnt() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import number
 from .density import Density
 
 _SMALL, _LARGE = 2**7, 2**16  # K·D below which expanding |x − α·m_k|² never pays, above which it always does
@@ -348,6 +349,10 @@ class EightGaussians(GaussianMixture):
     """
 
     def __init__(self, radius: float = 4 / math.sqrt(2), std: float = 0.5 / math.sqrt(2)) -> None:
+        radius, std = (
+            number("radius", radius, 0, math.inf, closed=True, hint="try 2.8"),
+            number("std", std, 0, math.inf, hint="try 0.35"),
+        )
         angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
         super().__init__(radius * torch.stack([angle.cos(), angle.sin()], 1), std)
 
@@ -373,5 +378,9 @@ class Grid25(GaussianMixture):
     """
 
     def __init__(self, spacing: float = 2.0, std: float = 0.1) -> None:
+        spacing, std = (
+            number("spacing", spacing, 0, math.inf, closed=True, hint="try 2"),
+            number("std", std, 0, math.inf, hint="try 0.1"),
+        )
         axis = spacing * torch.arange(-2, 3, dtype=torch.float64)
         super().__init__(torch.cartesian_prod(axis, axis), std)

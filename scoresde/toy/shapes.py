@@ -22,6 +22,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import number, whole
 from .density import Density
 
 _TURNS = 1000.0  # radians at which arms stop winding: beyond the mass, and it bounds the number of roots
@@ -109,15 +110,10 @@ class Pinwheel(Density):
     _rows = 2048
 
     def __init__(self, radial_std: float = 0.3, tangential_std: float = 0.1, arms: int = 5, rate: float = 0.25) -> None:
-        for name, value, ok in (
-            ("radial_std", radial_std, radial_std > 0),
-            ("tangential_std", tangential_std, tangential_std > 0),
-            ("arms", arms, arms >= 1 and arms == int(arms)),
-            ("rate", rate, rate >= 0),
-        ):
-            if not ok or not math.isfinite(value):
-                raise ValueError(f"Pinwheel got {name} = {value}; wanted stds > 0, arms ≥ 1, rate ≥ 0 (mirror x)")
-        self.radial_std, self.tangential_std, self.arms, self.rate = radial_std, tangential_std, arms, rate
+        self.radial_std = number("radial_std", radial_std, 0, math.inf, hint="try 0.3")
+        self.tangential_std = number("tangential_std", tangential_std, 0, math.inf, hint="try 0.1")
+        self.arms = whole("arms", arms)
+        self.rate = number("rate", rate, 0, math.inf, closed=True, hint="mirror x for one that turns the other way")
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Return the square around every feature within 4 stds.
