@@ -349,6 +349,8 @@ class Source:
         mapped = isinstance(data, np.memmap)
         if not isinstance(data, Tensor) and not mapped:
             data = np.ascontiguousarray(data)
+            if data.dtype.kind not in "biufc":
+                raise TypeError(f"data are numbers, got {type(data).__name__} of dtype {data.dtype}")
             data = torch.as_tensor(data.astype(data.dtype.newbyteorder("="), copy=False))
         if not mapped:
             data = data.detach()
