@@ -78,6 +78,7 @@ class Items:
                 came = type(value).__name__
                 if isinstance(value, Tensor):
                     came = f"{value.dtype} of shape {tuple(value.shape)}"
+                    came += " (labels y are integers: y.long())" if value.ndim == 1 and value.is_floating_point() else ""
                 elif isinstance(value, list | tuple) and value and isinstance(value[0], str):
                     came = f"words such as {value[0]!r}, which are to be numbers from 0 to classes − 1"
                 takes = f"takes {', '.join(self._takes)}" if self._takes else "takes no condition"
