@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 # CPU wheels of torch: the default wheels for Linux bring several gigabytes of CUDA. Set TORCH_INDEX= for those.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-# What each end of the allowed versions runs: training, checkpoints, files of models, data, solvers, likelihoods.
+# What each end of the allowed versions runs: what touches torch's, numpy's, scipy's and safetensors' own ways most.
 CORE := tests/test_storage.py tests/test_io.py tests/test_checkpoint.py tests/test_pairs.py tests/test_data.py \
-        tests/test_coupling.py tests/test_training.py tests/test_weights.py tests/test_sde.py tests/test_sampling.py \
-        tests/test_likelihood.py tests/test_dequantize.py tests/test_jumps.py tests/test_files.py
+        tests/test_coupling.py tests/test_training.py tests/test_sde.py tests/test_dequantize.py tests/test_files.py \
+        tests/test_external.py
 
 .PHONY: demo digits test test-slow test-oldest test-newest lint docs bench-solvers bench-likelihood bench-training bench-flows bench-backbones clean
 
