@@ -167,6 +167,11 @@ class Checkpoints:
 
         self.engine.together(write)
 
+    def last(self) -> int | None:
+        """Return the step of the newest checkpoint in the folder."""
+        stems = storage.records(self.folder, STEP)
+        return int(stems[-1][len(STEP) :]) if stems else None
+
     def _prune(self, newest: str) -> None:
         """Keep two checkpoints up to the newest; a run that was killed between writing and removing has one more."""
         stems = storage.records(self.folder, STEP)

@@ -368,8 +368,8 @@ class Pairing:
     --------
     >>> sde = scoresde.build("rectified", "mlp", shape=(2,))
     >>> pairing = Pairing(Source(torch.rand(10, 2), sde, 4, seed=0), sde, MinibatchOT(), 0, 0)
-    >>> x0, eps, condition, k = next(pairing.batches(0))
-    >>> x0.shape, eps.shape, k
+    >>> x0, eps, condition, sizes = next(pairing.batches(0))
+    >>> x0.shape, eps.shape, len(sizes)
     (torch.Size([64, 2]), torch.Size([64, 2]), 16)
     """
 
@@ -400,8 +400,10 @@ class Pairing:
                 stacklevel=6,
             )
 
-    def batches(self, step: int, position: Mapping[str, int] | None = None, stop: float = math.inf) -> Iterator[Batch]:
-        """Yield (x0, ε, conditions, k) of the steps after so many, k at a time; ε of None is for whoever asks to draw.
+    def batches(
+        self, step: int, position: Mapping[str, int] | None = None, stop: float = math.inf
+    ) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Tensor], list[int]]]:
+        """Yield (x0, ε, conditions, sizes) of the steps after so many, several at once; ε of None is left to the caller to draw.
 
         Parameters
         ----------
@@ -418,7 +420,8 @@ class Pairing:
         eps : Tensor, shape (B, n), or None
             Standardized.
         condition : dict of str to Tensor
-        k : int
+        sizes : list of int
+            Rows of each step: the last batch of a loader may be short.
 
         Examples
         --------
@@ -435,7 +438,7 @@ class Pairing:
             while not ready or (self._pool and len(ready) < 2 and (group + 1) * k * reuse < stop):
                 ready.append((before, *self._begun([next(taken) for _ in range(several)], group + len(ready))))
                 before = dict(self._source.position)
-            mine, x0, eps, condition, which = ready.pop(0)
+            mine, x0, eps, condition, sizes, which = ready.pop(0)
             after = ready[0][0] if ready else before
             if which is not None:
                 eps = eps.index_select(0, which.result().to(eps.device))
@@ -447,7 +450,7 @@ class Pairing:
                     given = {name: value.index_select(0, order) for name, value in condition.items()}
                     one = x0.index_select(0, order), eps.index_select(0, order), given
                 self._span = (group * reuse + use + 1) * k, use + 1 == reuse, mine, after
-                yield *one, k
+                yield *one, sizes
 
     def at(self, step: int) -> dict[str, int]:
         """Return what `batches` needs beside the step, to go on after it: within a batch it begins with that again.
@@ -468,8 +471,10 @@ class Pairing:
         end, over, mine, after = self._span
         return after if over and step >= end else mine
 
-    def _begun(self, batches: list[Batch], group: int) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Future[Tensor] | None]:
-        """Batches as one, what it is to be joined with, and the promise of how."""
+    def _begun(
+        self, batches: list[Batch], group: int
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor], list[int], Future[Tensor] | None]:
+        """Batches as one, what it is to be joined with, the rows of each step, and the promise of how they are joined."""
         x0, start, condition, _ = batches[0]
         sizes = [len(x0) // self._source.together] * self._source.together
         if len(batches) > 1:
@@ -487,15 +492,16 @@ class Pairing:
             g = seeded(x0.device, *words)
             eps = torch.randn(len(x0), sde.dim, generator=g, device=x0.device, dtype=sde.state_dtype)
         if self._pool is None or eps is None:
-            return x0, eps, condition, None
+            return x0, eps, condition, sizes, None
         if not self._looked:
             self._look(set(condition), self._coupling.size or sizes[0])
+        blocks = sizes
         if self._coupling.size is not None:
-            sizes = [self._coupling.size] * -(-len(x0) // self._coupling.size)
+            blocks = [self._coupling.size] * -(-len(x0) // self._coupling.size)
         data, noise = (x.detach().cpu().double().numpy() for x in (sde.from_data(x0), eps))
         numbers = {name: sde.conditions.standardize(name, value) for name, value in condition.items()}
         given = {name: value.detach().cpu().numpy() for name, value in numbers.items()}
-        return x0, eps, condition, self._pool.submit(self._joined, data, noise, given, sizes, words)
+        return x0, eps, condition, sizes, self._pool.submit(self._joined, data, noise, given, blocks, words)
 
     def _joined(
         self, x0: Array, x1: Array, condition: dict[str, NDArray[Any]], sizes: list[int], words: tuple[int, ...]

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from .conditions import Moments
+from .dequantize import Dequantization, Dequantized
+from .errors import TrainingError
+from .files import Samples
 from .inputs import as_condition, as_floats, as_tensor
+from .items import Items, brief, collated, following, is_row, placed
 from .pairs import Pairs
 from .random import CHANGES, DRAWS, ORDER, isolated, seeded
 from .sde import ScoreSDE
 from .source import draw
-from .transforms import apply, check_condition, resolve
+from .transforms import Transform, apply, check_condition, resolve
 
 Batch = tuple[Tensor, Tensor | None, dict[str, Tensor], int]  # samples of k steps, where their paths begin, conditions, k
 
@@ -45,8 +49,8 @@ class Source:
 
     Parameters
     ----------
-    data : Tensor, array, Dataset, DataLoader, Pairs, or an object with .sample(n)
-        Samples of shape `sde.shape`. Datasets and loaders yield x, (x,), or (x, {"y": labels}).
+    data : Tensor, array, list, Dataset, DataLoader, Pairs, files.Samples, or an object with .sample(n)
+        Samples of shape `sde.shape`. What lists, datasets and loaders may yield is said in `scoresde.items`.
     sde : ScoreSDE
         Gives shape, dtype and device.
     batch_size : int
@@ -118,8 +122,8 @@ class Source:
         self._starts: Any = None
         self.paired = isinstance(data, Pairs)
         self._kind: dict[str, Any] = {"kind": type(data).__name__}
-        if isinstance(data, TensorDataset) and len(data.tensors) == 1:
-            data = data.tensors[0]
+        self._split = Items(sde)
+        data, given = self._as_table(data, given)
         if isinstance(data, tuple):
             raise TypeError("data is a tuple; give the samples as data and name the rest: fit(sde, x, given={'y': y})")
         if hasattr(data, "to_numpy"):  # whose .sample(n) is something else
@@ -135,7 +139,9 @@ class Source:
             self._table(data, given, sde)
             return
         if given:
-            raise TypeError("given= goes with a tensor or array; a Dataset or DataLoader yields (x, {'y': labels})")
+            raise TypeError(
+                "given= goes with a tensor or array; a Dataset or DataLoader yields (x, {'y': labels}) or (x, labels)"
+            )
         if isinstance(data, DataLoader | IterableDataset):
             self.together = 1
             self._loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size // world)
@@ -158,6 +164,26 @@ class Source:
                 f"data is a tensor, array, Dataset, DataLoader or an object with .sample(n), got {type(data).__name__}"
             )
 
+    def _as_table(self, data: Any, given: Any) -> tuple[Any, Any]:
+        """Return samples and conditions of data that are a table in other clothes; others as they are."""
+        own: dict[str, Any] = {}
+        if isinstance(data, Samples):
+            data, own = data.values, dict(data.given)
+        elif isinstance(data, Dequantized) and data.condition:
+            if any(each.continuous for each in self._transforms):
+                raise ValueError(f"data are dequantized once, got {data!r} and {self._transforms!r}")
+            self._transforms = (*self._transforms, _Bins(data.dequantization))
+            data, own = data.integers, dict(data.condition)
+        elif isinstance(data, TensorDataset):
+            data, own = self._split.split(data.tensors)
+        elif isinstance(data, list) and data and not is_row(data[0], self._shape):
+            data, own = self._split.split(collated(data))
+        if not own:
+            return data, given
+        if isinstance(given, Mapping) and (twice := sorted(given.keys() & own.keys())):
+            raise ValueError(f"the data bring the condition {twice[0]!r} themselves: leave it out of given=")
+        return data, {**own, **(given or {})} if isinstance(given, Mapping | None) else given
+
     @functools.cached_property
     def about(self) -> dict[str, Any]:
         """What the data are, to be recognized by; tables by their rows, which takes a pass over them."""
@@ -169,7 +195,9 @@ class Source:
         for part in torch.split(which.to(rows.device) if isinstance(rows, Tensor) else which, max(1, PART // self._dim)):
             for table in [rows] if self._starts is None else [rows, self._starts]:
                 digest.update(self._taken(part, table).cpu().contiguous().numpy().tobytes())
+        bins = [repr(each.dequantization) for each in self._transforms if isinstance(each, _Bins)]
         return {
+            **({"dequantization": bins[0]} if bins else {}),
             "samples": n,
             "dtype": str(rows.dtype).removeprefix("torch."),
             "sha256": digest.hexdigest(),
@@ -377,7 +405,8 @@ class Source:
             raise ValueError(f"data have shape {tuple(data.shape)}, wanted ({wanted}), n at least 1")
         step = max(1, PART // self._dim)
         for i in range(0, n, step) if mapped else [0]:  # what is read later was looked at before
-            self._changed(self._taken(slice(i, i + (step if mapped else 1))), -1, i)
+            part = self._taken(slice(i, i + (step if mapped else 1)))
+            self._changed(part, -1, i, rows=range(i, i + len(part)))
         if not isinstance(given, Mapping | None):
             raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(given).__name__}")
         self._given = {name: as_condition(value, name).to(self._device) for name, value in (given or {}).items()}
@@ -414,11 +443,11 @@ class Source:
             rows = rows.to(self._device)
             yield x, start, {name: value.index_select(0, rows) for name, value in self._given.items()}, k
 
-    def _changed(self, x: Tensor, *words: int) -> Tensor:
-        x = as_tensor(x, "data")
+    def _changed(self, x: Tensor, *words: int, what: str = "data", rows: Sequence[int] | None = None) -> Tensor:
+        x = as_tensor(x, what)
         if self._transforms:
             x = apply(self._transforms, x, seeded(x.device, self._seed, CHANGES, *words))
-        x = as_floats(x, self._shape, "data")
+        x = as_floats(x, self._shape, what, rows)
         return x.to(self._device, torch.promote_types(x.dtype, self._dtype))
 
     # ------------------------------------------------------------------ datasets and loaders
@@ -432,9 +461,12 @@ class Source:
                 start = i * self._size + self._rank * share
                 yield order(start, start + share).tolist()
 
+        def rows(i: int) -> list[int]:
+            return order(i * self._size + self._rank * share, i * self._size + (self._rank + 1) * share).tolist()
+
         with torch.device(self._where):
             items = iter(DataLoader(self._rows, batch_sampler=_Sampler(batches)))
-        for x, condition in self._items(items, 0, step, rank=self._rank, world=1):
+        for x, condition in self._items(items, 0, step, rank=self._rank, world=1, rows=rows):
             yield x, None, condition, 1
 
     def _looped(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
@@ -463,9 +495,20 @@ class Source:
                 return iter(loader)
 
     def _items(
-        self, items: Iterator[Any], epoch: int, first: int, skip: int = 0, *, rank: int, world: int
+        self,
+        items: Iterator[Any],
+        epoch: int,
+        first: int,
+        skip: int = 0,
+        *,
+        rank: int,
+        world: int,
+        rows: Callable[[int], Sequence[int]] | None = None,
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """One of every `world` items, checked and moved; they may use the global generators, seeded item by item."""
+        of = "" if self.batches == self._fetched else f" of epoch {epoch}"
+        mapped = self.batches == self._fetched or not isinstance(self._loader.dataset, IterableDataset)
+        items = following(items, of, first=first, mapped=mapped)
         for i in itertools.count(first):
             with isolated() as seed:
                 seed(self._seed, DRAWS, epoch, i, rank if world == 1 else 0, everything=True)
@@ -475,24 +518,24 @@ class Source:
                 return
             if i < skip:
                 continue
-            item = several[rank if world > 1 else 0]
-            x, *rest = item if isinstance(item, list | tuple) else (item,)
-            if isinstance(x, Mapping):
-                raise TypeError(
-                    f"the data's items are dicts of {', '.join(map(repr, x))}; "
-                    "say which is what: scoresde.files.columns(data, 'image', y='label')"
-                )
-            if len(rest) > 1 or (rest and not isinstance(rest[0], Mapping)):
-                raise TypeError("batches are x, (x,) or (x, {'y': labels}): name the labels")
-            x = self._changed(x.detach().to(self._device) if isinstance(x, Tensor) else x, epoch, i, rank)
-            condition = dict(rest[0]) if rest else {}
-            for name, value in condition.items():
-                if not isinstance(value, Tensor) or value.shape[:1] != x.shape[:1]:
-                    came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
-                    raise TypeError(f"condition {name!r} of a batch of {len(x)} has {came}, wanted a tensor, one row per sample")
-            check_condition(self._transforms, condition)
-            self._accepts(condition)  # before they are on a device, where a wrong label is hard to name
-            yield x, {name: value.to(self._device) for name, value in condition.items()}
+            mine = rank if world > 1 else 0
+            with placed(f"batch {i * world + mine}{of}"):
+                x, condition = self._split.split(several[mine])
+                x = x.detach().to(self._device) if isinstance(x, Tensor) else x
+                x = self._changed(x, epoch, i, rank, rows=None if rows is None else rows(i))
+                condition = self._conditions(condition, len(x))
+            yield x, condition
+
+    def _conditions(self, condition: dict[str, Any], n: int) -> dict[str, Tensor]:
+        """Conditions of a batch of n, checked and moved."""
+        for name, value in condition.items():
+            if not isinstance(value, Tensor) or value.shape[:1] != (n,):
+                came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+                raise TypeError(f"condition {name!r} of a batch of {n} has {came}, wanted a tensor, one row per sample")
+            condition[name] = as_condition(value, name)
+        check_condition(self._transforms, condition)
+        self._accepts(condition)  # before they are on a device, where a wrong label is hard to name
+        return {name: value.to(self._device) for name, value in condition.items()}
 
     # ------------------------------------------------------------------ laws
 
@@ -502,11 +545,34 @@ class Source:
             yield self._draw(share * k, group, self._rank), None, {}, k
 
     def _draw(self, n: int, group: int, rank: int) -> Tensor:
-        x = draw(self._rows, n, self._seed, DRAWS, group, rank)
-        x = self._changed(x.detach().to(self._device) if isinstance(x, Tensor) else x, group, rank)
+        what = f"{type(self._rows).__name__}.sample({n})"
+        try:
+            x = draw(self._rows, n, self._seed, DRAWS, group, rank)
+        except Exception as error:
+            raise TrainingError(f"the data failed: {what} raised {brief(error)}") from error
+        x = self._changed(x.detach().to(self._device) if isinstance(x, Tensor) else x, group, rank, what=what)
         if len(x) != n:
-            raise ValueError(f"{type(self._rows).__name__}.sample({n}) returned {len(x)} samples")
+            raise ValueError(f"{what} returned {len(x)} samples")
         return x
+
+
+class _Bins(Transform):
+    """Noise of any dequantization inside the bins of integers."""
+
+    continuous = True
+    moves = False
+
+    def __init__(self, dequantization: Dequantization) -> None:
+        self.dequantization = dequantization
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return (x + u)/L."""
+        q = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        return self.dequantization._add(x, q)[0]
+
+    def log_det(self, shape: tuple[int, ...]) -> float:
+        """Return −D·log L, that of uniform noise."""
+        return -math.prod(shape) * math.log(self.dequantization.levels)
 
 
 class _Sampler:

@@ -347,8 +347,7 @@ class TruncatedNormal(Dequantization):
 class Dequantized:
     """Integers as data to train on, which `fit` takes: noise of their own at every access, whole batches at once.
 
-    `data[i]` takes an integer, a slice or indices, so with labels write, for `fit`,
-    `DataLoader(data, sampler=BatchSampler(RandomSampler(data), 512, False), batch_size=None)`.
+    `data[i]` takes an integer, a slice or indices. Without labels `fit` draws from it; with labels, it goes through its rows.
 
     Parameters
     ----------
@@ -415,8 +414,7 @@ class Dequantized:
         """
         if self.condition:
             raise TypeError(
-                f"samples would come without their {', '.join(self.condition)}; give fit "
-                "DataLoader(data, sampler=BatchSampler(RandomSampler(data), 512, False), batch_size=None)"
+                f"samples would come without their {', '.join(self.condition)}: take rows, data[rows], which have them"
             )
         n = whole("n", n)
         check_generator(generator)

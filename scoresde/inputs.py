@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -131,10 +132,23 @@ def as_condition(value: Any, name: str) -> Tensor:
         raise TypeError(f"{what} has dtype {x.dtype}, wanted real numbers; give its parts, torch.view_as_real(...)")
     if x.is_floating_point() and not bool(x.isfinite().all()):
         raise ValueError(f"{what} has NaN or infinite values")
-    return x
+    return whole_labels(name, x)
 
 
-def as_floats(x: object, shape: tuple[int, ...], what: str, *, finite: bool = True) -> Tensor:
+def whole_labels(name: str, value: Tensor) -> Tensor:
+    """Return a condition of uint16, uint32 or uint64, which torch can neither index nor compare, as int64; others as they are.
+
+    >>> whole_labels("y", torch.tensor([3], dtype=torch.uint16)).dtype
+    torch.int64
+    """
+    if value.dtype not in (torch.uint16, torch.uint32, torch.uint64):
+        return value
+    if value.dtype == torch.uint64 and bool((value.view(torch.int64) < 0).any()):
+        raise ValueError(f"condition {name!r} has integers of 2^63 and more: number the classes from 0")
+    return value.long()
+
+
+def as_floats(x: object, shape: tuple[int, ...], what: str, rows: Sequence[int] | None = None, *, finite: bool = True) -> Tensor:
     """Return x as it is if it is a floating-point tensor (B, *shape), B ≥ 1, of finite numbers; raise otherwise.
 
     Parameters
@@ -145,6 +159,8 @@ def as_floats(x: object, shape: tuple[int, ...], what: str, *, finite: bool = Tr
         Shape of one sample.
     what : str
         Its name, for messages.
+    rows : sequence of int, optional
+        What the rows are called in messages; by default 0, 1, 2 …
     finite : bool
         Whether to look at all numbers, too.
 
@@ -178,6 +194,7 @@ def as_floats(x: object, shape: tuple[int, ...], what: str, *, finite: bool = Tr
         raise ValueError(f"{what} has no samples: shape {tuple(x.shape)}")
     if finite and not bool(x.isfinite().all()):
         bad = (~x.isfinite().reshape(len(x), -1).all(1)).nonzero()[:, 0]
-        named = ", ".join(map(str, bad[:8].tolist())) + ", …" * (len(bad) > 8)
+        first = [row if rows is None else rows[row] for row in bad[:8].tolist()]
+        named = ", ".join(map(str, first)) + ", …" * (len(bad) > 8)
         raise ValueError(f"{what} has NaN or infinite values in {len(bad)} of {len(x)} rows: {named}")
     return x

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -94,10 +95,12 @@ def fit(
     ----------
     sde : ScoreSDE
         Trained in place, and left in eval mode.
-    data : Tensor, array, data frame, Samples of a file, Dataset, DataLoader, Pairs, or an object with .sample(n)
+    data : Tensor, array, data frame, list, Samples of a file, Dataset, DataLoader, Pairs, or an object with .sample(n)
         Samples of shape sde.shape, in any units; memory-mapped arrays stay on disk. Integers need
-        transforms="dequantize". The model keeps the names of columns, and matches later data by
-        them. Of `Pairs`, from `reflow` or anywhere, it is learnt which x_1 leads to which x_0.
+        transforms="dequantize". The model keeps the names of columns, and matches later data by them. Of `Pairs`, from
+        `reflow` or anywhere, it is learnt which x_1 leads to which x_0. Items of lists, datasets and loaders are x,
+        (x, {"y": labels}), {"x": x, "y": labels}, or (x, labels) if the network takes just one condition that fits:
+        integers, one a sample, are labels y. A loader's last batch may be short.
     given : mapping of str to Tensor, array, Series or list of words, optional
         Conditions by name, one row per sample, for tensors and arrays. Words become classes, and the model keeps them. Mean
         and scale of those that are numbers are measured the first time and kept in the model; labels, integers, are taken as
@@ -158,7 +161,7 @@ def fit(
     TypeError, ValueError
         For bad arguments or data, before any work starts.
     TrainingError
-        If the loss is not finite.
+        If the loss is not finite, or the data raise an error, which is its cause. The last checkpoint is kept.
     CheckpointError
         If `out` can't be written, is another's, or holds a run that these arguments do not go on with.
 
@@ -175,6 +178,9 @@ def fit(
     """
     sde = require_sde(sde, "fit")
     check_generator(generator)
+    for name, value in (("weight", weight), ("noise", noise)):
+        if not isinstance(value, str) and (name, value) != ("noise", None):
+            raise TypeError(f"{name} is a name, such as {'edm' if name == 'weight' else 'uniform'!r}, got {value!r}")
     check_names(weight, "uniform" if noise is None else noise)
     objective = sde.process.objective if objective is None else objective
     aim = OBJECTIVES.build(objective) if isinstance(objective, str) else objective
@@ -296,6 +302,7 @@ def fit(
         bar = stack.enter_context(
             tqdm(total=steps, initial=run.step, desc="fit", disable=None if progress and engine.main else True, mininterval=0.5)
         )
+        stack.enter_context(_naming_the_checkpoint(checkpoints))
         note = max(1, min(100, steps // 10))
         keep = {round(i * steps / snapshots) for i in range(1, snapshots + 1)} if snapshots else set()
         for step in run.steps_to_go(reseed):
@@ -387,15 +394,17 @@ class Run:
         if self.stopped or self.step >= self.steps:  # a finished run that is resumed: no data are asked for
             return
         warm = max(1, min(200, self.steps // 10))
-        for x0, eps, condition, together in self.pairing.batches(self.step, self.position, self.steps):
+        for x0, eps, condition, sizes in self.pairing.batches(self.step, self.position, self.steps):
             if self.step >= self.steps:
                 return
-            group, skip = divmod(self.step, together)
-            b = len(x0) // together
+            group, skip = divmod(self.step, len(sizes))
             g = seeded(self.device, self.seed, LEVELS, group, rank)
             if eps is None:
                 eps = torch.randn(len(x0), self.sde.dim, generator=g, device=self.device, dtype=self.sde.state_dtype)
-            q = quantiles(together, b, g, self.device)
+            if len(set(sizes)) == 1:
+                q = quantiles(len(sizes), sizes[0], g, self.device)
+            else:  # the last batch of a loader is short
+                q = torch.cat([quantiles(1, b, g, self.device) for b in sizes])
             condition = self.sde.shown(condition)
             if condition and self.hide is not None:
                 condition = self.hide(condition, g)
@@ -409,7 +418,8 @@ class Run:
                     law.learn()
                 phi, ratio, bins = law(self.process, q)
                 examples = corrupt(self.sde, x0, eps, phi, self.weight, condition, ratio)
-            for start in range(skip * b, together * b, b):
+            begins = itertools.accumulate(sizes, initial=0)
+            for start, b in list(zip(begins, sizes, strict=False))[skip:]:
                 self.step = step = self.step + 1
                 for each in optimizer.param_groups:
                     each["lr"] = self.lr * min(step / warm, 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps)))
@@ -540,6 +550,17 @@ class Compiled:
             out = self.net(*inputs, **condition)  # what is wrong with the network itself is raised here
             warnings.warn(f"torch.compile failed, training goes on without it: {str(error).splitlines()[0][:200]}", stacklevel=2)
             return out
+
+
+@contextlib.contextmanager
+def _naming_the_checkpoint(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Add to an error that ends a run where it can be gone on from."""
+    try:
+        yield
+    except Exception as error:
+        if checkpoints is not None and (step := checkpoints.last()) is not None:
+            error.add_note(f"The checkpoint of step {step} in {checkpoints.folder} is kept: resume=True goes on from there.")
+        raise
 
 
 def _kind(sde: ScoreSDE, coupled: bool, objective: Objective | None, noise: str) -> str:

@@ -279,8 +279,9 @@ def test_labels_come_along_in_a_loader_and_are_never_lost() -> None:
     sde = ScoreSDE(scoresde.VPSDE(), Zero(), shape=(2,))
     loader = DataLoader(data, sampler=BatchSampler(RandomSampler(data), 16, False), batch_size=None)  # type: ignore[arg-type]
     scoresde.fit(sde, loader, steps=8, progress=False)
+    scoresde.fit(sde, data, steps=8, progress=False)
     with pytest.raises(TypeError, match="without their y"):
-        scoresde.fit(sde, data, steps=8, progress=False)
+        data.sample(3)
 
 
 def test_a_dataset_is_indexed_as_a_tensor_is() -> None:

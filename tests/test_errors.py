@@ -236,7 +236,7 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     "labels without a name": (
         lambda: fit(TensorDataset(points(), torch.zeros(20))),
         TypeError,
-        r"\(x, \{'y': labels\}\).*name the labels",
+        r"can't be told.*name the labels, \(x, \{'y': labels\}\)",
     ),
     "images for a table": (
         lambda: fit(DataLoader(TensorDataset(points(20, 1, 2)), 5)),
@@ -465,7 +465,7 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     # densities and distances
     "-1 points of a density": (lambda: toy.Moons().sample(-1), ValueError, "n is at least 1, got -1"),
     "a density at a wrong shape": (lambda: toy.Moons().log_prob(points(5, 3)), ValueError, r"\(5, 3\); it wants \(n, 2\)"),
-    "negative noise": (lambda: toy.Rings(noise=-0.1), ValueError, r"noise = -0\.1; wanted a positive"),
+    "negative noise": (lambda: toy.Rings(noise=-0.1), ValueError, r"noise is greater than 0, got -0\.1; try 0\.1"),
     "bits of no dimensions": (lambda: scoresde.dequantize.Uniform(4).bits(points(1), 0.0, 0), ValueError, "dim.*at least 1.*0"),
     # folders
     "load of a missing folder": (lambda: scoresde.load("no/such/model"), CheckpointError, "no model at no/such/model"),

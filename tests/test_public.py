@@ -19,7 +19,7 @@ ROOMS = [
     "paths standardization prediction grids solvers backbones toy source",
     "sde trace",
     "plan sampling pairstore cnf exact bounds dequantize bits distribution oracles metrics plotting "
-    "objective weights engine coupling pairs jumps bridge data files transforms io checkpoint history training "
+    "objective weights engine coupling pairs jumps bridge data items files transforms io checkpoint history training "
     "evaluation",
     "builder cli demo reports recipes __init__ __main__",
 ]

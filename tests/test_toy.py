@@ -358,7 +358,7 @@ def test_mistakes_are_named() -> None:
         GaussianMixture(torch.zeros(3, 2), 1.0, [1, 1])
     with pytest.raises(ValueError, match="means of shape"):
         GaussianMixture(torch.zeros(3), 1.0)
-    with pytest.raises(ValueError, match="noise = 0"):
+    with pytest.raises(ValueError, match="noise is greater than 0, got 0"):
         Rings(noise=0)
     with pytest.raises(ValueError, match="arms is at least 1, got 0"):
         Pinwheel(arms=0)

@@ -141,7 +141,8 @@ def check_labels(y: Tensor, classes: int, name: str = "network") -> None:
     if not classes:
         raise ValueError(f"this {name} takes no condition y; build it with classes=n")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
-        raise ValueError(f"labels y are integers of shape (n,), got {y.dtype} of shape {tuple(y.shape)}")
+        hint = "; if they are class numbers, convert them: y.long()" if y.ndim == 1 else ""
+        raise ValueError(f"labels y are integers of shape (n,), got {y.dtype} of shape {tuple(y.shape)}{hint}")
     y = y.long()
     if len(y) and not bool(((y >= 0) & (y < classes)).all()):
         raise ValueError(f"labels y run from 0 to {classes - 1}, got {int(y.min())} to {int(y.max())}")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import number
 from .mixture import GaussianMixture
 
 
@@ -43,8 +44,8 @@ class NoisyCurve(GaussianMixture):
 
     Raises
     ------
-    ValueError
-        If noise is not positive.
+    TypeError, ValueError
+        If noise is not a positive number.
 
     Examples
     --------
@@ -62,9 +63,7 @@ class NoisyCurve(GaussianMixture):
     resolution: ClassVar[float] = 2.0
 
     def __init__(self, noise: float) -> None:
-        if not 0 < noise < math.inf:
-            raise ValueError(f"{type(self).__name__} got noise = {noise}; wanted a positive number, such as 0.1")
-        self.noise = noise
+        noise = self.noise = number("noise", noise, 0, math.inf, hint="try 0.1")
         nodes = [self._nodes(arc) for arc in range(self.arcs)]
         super().__init__(torch.cat([c for c, _ in nodes]), noise, torch.cat([w for _, w in nodes]))
 
@@ -132,8 +131,8 @@ class Moons(NoisyCurve):
 
     Raises
     ------
-    ValueError
-        If noise is not positive.
+    TypeError, ValueError
+        If noise is not a positive number.
 
     References
     ----------
@@ -173,8 +172,8 @@ class Rings(NoisyCurve):
 
     Raises
     ------
-    ValueError
-        If noise is not positive.
+    TypeError, ValueError
+        If noise is not a positive number.
 
     References
     ----------
@@ -213,8 +212,8 @@ class SwissRoll(NoisyCurve):
 
     Raises
     ------
-    ValueError
-        If noise is not positive.
+    TypeError, ValueError
+        If noise is not a positive number.
 
     References
     ----------
@@ -255,8 +254,8 @@ class TwoSpirals(NoisyCurve):
 
     Raises
     ------
-    ValueError
-        If noise is not positive.
+    TypeError, ValueError
+        If noise is not a positive number.
 
     References
     ----------

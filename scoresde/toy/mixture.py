@@ -351,7 +351,8 @@ class EightGaussians(GaussianMixture):
     """
 
     def __init__(self, radius: float = 4 / math.sqrt(2), std: float = 0.5 / math.sqrt(2)) -> None:
-        radius, std = number("radius", radius, -math.inf, math.inf), number("std", std, 0, math.inf)
+        radius = number("radius", radius, 0, math.inf, closed=True, hint="try 2.8")
+        std = number("std", std, 0, math.inf, hint="try 0.35")
         angle = torch.arange(8, dtype=torch.float64, device="cpu") * (math.pi / 4)
         super().__init__(radius * torch.stack([angle.cos(), angle.sin()], 1), std)
 
@@ -377,6 +378,7 @@ class Grid25(GaussianMixture):
     """
 
     def __init__(self, spacing: float = 2.0, std: float = 0.1) -> None:
-        spacing, std = number("spacing", spacing, -math.inf, math.inf), number("std", std, 0, math.inf)
+        spacing = number("spacing", spacing, 0, math.inf, closed=True, hint="try 2")
+        std = number("std", std, 0, math.inf, hint="try 0.1")
         axis = spacing * torch.arange(-2, 3, dtype=torch.float64, device="cpu")
         super().__init__(torch.cartesian_prod(axis, axis), std)

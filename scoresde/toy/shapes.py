@@ -110,10 +110,10 @@ class Pinwheel(Density):
     _rows = 2048
 
     def __init__(self, radial_std: float = 0.3, tangential_std: float = 0.1, arms: int = 5, rate: float = 0.25) -> None:
-        self.radial_std = number("radial_std", radial_std, 0, math.inf)
-        self.tangential_std = number("tangential_std", tangential_std, 0, math.inf)
+        self.radial_std = number("radial_std", radial_std, 0, math.inf, hint="try 0.3")
+        self.tangential_std = number("tangential_std", tangential_std, 0, math.inf, hint="try 0.1")
         self.arms = whole("arms", arms)
-        self.rate = number("rate", rate, 0, math.inf, closed=True, hint="mirror x")
+        self.rate = number("rate", rate, 0, math.inf, closed=True, hint="mirror x for one that turns the other way")
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Return the square around every feature within 4 stds.
