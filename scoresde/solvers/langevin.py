@@ -10,7 +10,6 @@ variance V of a Gaussian, which vanishes towards the data, where σ² is small.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from ..checks import number, whole
 from ..registry import nearest
-from .base import SOLVERS, Counts, Problem, Stepper
+from .base import SOLVERS, Problem, Solver, Stepper
 
 CORRECTORS: dict[str, Callable[[float, float], float]] = {
     "langevin": lambda snr, a: 2 * (snr * a) ** 2,
@@ -108,13 +107,18 @@ class PredictorCorrector(Stepper):
         named = SOLVERS.build(self.predictor) if isinstance(self.predictor, str) else self.predictor
         return named  # type: ignore[return-value]
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """For the corrector a score; without one, what the predictor needs, which is checked in any case."""
+        return self._predictor.needs if self.corrector == "none" else ("score",)
+
+    @property
+    def parts(self) -> tuple[Solver, ...]:
+        """The predictor."""
+        return (self._predictor,)
+
     def nfe(self, steps: int) -> int:  # noqa: D102
         return self._predictor.nfe(steps) + (steps - 1) * self.corrections * (self.corrector != "none")
-
-    def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
-        counted, calls = _counted(problem)  # a predictor may save an evaluation at an end of the arc, as EDM's last step does
-        z, counts = super().run(counted, z)
-        return z, dataclasses.replace(counts, nfe=len(calls))
 
     def step(self, problem: Problem, z: Tensor, i: int) -> Tensor:  # noqa: D102
         z = self._predictor.step(problem, z, i)
@@ -122,21 +126,6 @@ class PredictorCorrector(Stepper):
             return z
         delta = CORRECTORS[self.corrector](self.snr, problem.levels[i].alpha / problem.levels[i + 1].alpha)
         return _langevin(problem, z, i + 1, delta, self.corrections if self.corrector != "none" else 0)
-
-
-def _counted(problem: Problem) -> tuple[Problem, list[None]]:
-    """Return the same problem, and a list that grows by one with each evaluation of all rows."""
-    calls: list[None] = []
-
-    def velocity(z: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
-        calls.append(None)
-        return problem.velocity(z, phi, rows)
-
-    def denoise(z: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        calls.append(None)
-        return problem.denoise(z, i)
-
-    return dataclasses.replace(problem, velocity=velocity, denoise=denoise), calls
 
 
 @SOLVERS.register("annealed_langevin")
