@@ -200,10 +200,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("ours", "frontier", "stochastic", "overhead", "all"))
     parser.add_argument(
-        "solvers", nargs="*", help="of `ours`: names with options, as in 'unipc order=4 spacing=arc'; all if none"
+        "solvers",
+        nargs="*",
+        help="of `ours` and `stochastic`: names with options, as in 'unipc order=4 spacing=arc'; all if none",
     )
     parser.add_argument("--load", help="of `ours`: a Python file to run first, which registers solvers")
-    parser.add_argument("--budgets", type=int, nargs="+", help="of `ours`: numbers of evaluations")
+    parser.add_argument("--budgets", type=int, nargs="+", help="of `ours` and `stochastic`: numbers of evaluations")
     parser.add_argument("--process", default="vp", help="of `ours`: a process by name")
     parser.add_argument("--only", help="only problems with one of these words in their names, commas between")
     parser.add_argument("--ours", default="adams", help="our solver, in its default setting, that stands beside the best peer")
@@ -225,7 +227,7 @@ def main() -> None:
         if args.figure:
             figure(args.figure, points, args.ours)
     if args.what in ("stochastic", "all"):
-        stochastic.table(dict(chosen(args.only)), args.quick)
+        stochastic.table({k: v for k, v in chosen(args.only) if "moons" not in k}, args)
     torch.set_default_dtype(torch.float32)
     if args.what in ("overhead", "all"):
         overhead.table(args.quick)
