@@ -26,7 +26,7 @@ def _arc(process: Process, steps: int) -> Tensor:
 
 def _graded(process: Process, steps: int) -> Tensor:
     v = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    w = v ** (5 / 3) / (v ** (5 / 3) + (1 - v) ** (4 / 3))
+    w = v**2 / (v**2 + (1 - v) ** (4 / 3))
     return process.time(process.phi_min + (process.phi_max - process.phi_min) * w)
 
 
@@ -76,7 +76,7 @@ SPACINGS: dict[str, Callable[[Process, int], Tensor]] = {
     "ddpm": _ddpm,
 }
 """Rules by name, functions (process, steps) -> steps + 1 decreasing float64 times: `arc` (uniform in φ), `graded` (denser at both
-ends: φ = φ(0) + (φ(1) − φ(0))·w, w = v^{5/3}/(v^{5/3} + (1 − v)^{4/3}), v uniform), `time` (uniform in t), `logsnr` (uniform in
+ends: φ = φ(0) + (φ(1) − φ(0))·w, w = v²/(v² + (1 − v)^{4/3}), v uniform), `time` (uniform in t), `logsnr` (uniform in
 λ), `karras` ((σ/α)^{1/7} uniform, Karras et al. 2022 eq. 5), `ddpm` (every k-th of DDPM's 1,000 levels)."""
 
 

@@ -566,16 +566,32 @@ def test_adams_on_a_fixed_grid_has_its_order(order: int, quiet: tuple[ScoreSDE, 
 
 
 @pytest.mark.parametrize(
-    ("steps", "order"), [(1, 1), (3, 1), (4, 3), (5, 4), (11, 4), (12, 5), (17, 5), (18, 6), (27, 6), (28, 7), (49, 7), (50, 8)]
+    ("steps", "order", "forward"),
+    [
+        (1, 2, 1),
+        (2, 3, 1),
+        (3, 3, 1),
+        (4, 4, 3),
+        (5, 4, 4),
+        (6, 5, 4),
+        (13, 5, 4),
+        (14, 6, 4),
+        (20, 7, 4),
+        (28, 8, 4),
+        (90, 8, 4),
+    ],
 )
-def test_adams_takes_its_order_from_the_number_of_steps(steps: int, order: int) -> None:
+def test_adams_takes_its_order_from_the_number_of_steps(steps: int, order: int, forward: int) -> None:
+    """To the data it interpolates x̂0 in φ², from the data v in φ, at orders of their own."""
     sde = scoresde.oracle(BUMPS, scoresde.RectifiedFlow()).double()
     z = torch.randn(5, 2, generator=generator(), dtype=torch.float64)
     nodes = levels(sde, grid(sde.process, steps, "graded"))
     for most in (2, 4, 6, 8):
-        end, counts = Adams(max_order=most).run(problem(sde, nodes, False, lambda: z), z)
-        assert torch.equal(end, path(Row("v", min(order, most), corrector=order > 1), sde, nodes, z)[-1])
-        assert counts.nfe == steps
+        for way, variable, wanted in ((nodes, "x0φ²", order), (nodes[::-1], "v", forward)):
+            row = Row(variable, min(wanted, most), corrector=wanted > 1)
+            end, counts = Adams(max_order=most).run(problem(sde, way, False, lambda: z), z)
+            assert torch.equal(end, path(row, sde, way, z)[-1])
+            assert counts.nfe == steps
     with pytest.raises(ValueError, match="max_order is from 2 to 8, got 9"):
         Adams(max_order=9)
 

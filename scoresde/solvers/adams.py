@@ -7,8 +7,11 @@ form, with the nodes t_0 (now), t_1, … and the divided differences d_j = v[t_0
 
 where the sum predicts (order k) and the last term, with v evaluated once at the predicted state, corrects (order k + 1). It
 is also what the step's error is judged by, as |I_{k±1}·e_{k±1}| is what a lower or higher order would have made: each sample
-takes the order that allows it the longest next step (Krogh 1974; Shampine & Gordon 1975). On a fixed grid the same
-method takes its nodes from the grid and its order from their number.
+takes the order that allows it the longest next step (Krogh 1974; Shampine & Gordon 1975).
+
+On a fixed grid no error is watched, and near the data v is stiff: where a mode is thinner than φ, v ≈ (z − x̂0)/φ, and
+polynomials in v are unstable. There the method interpolates x̂0 instead, in φ², and integrates the rest exactly: a row of
+`scoresde.solvers.multistep`, with the same predictor and corrector. From data to noise it stays with v, at low order.
 """
 
 from __future__ import annotations
@@ -26,8 +29,8 @@ from .base import SOLVERS, Adaptive, Counts, Problem, Survivors, column
 from .multistep import Row, march
 
 HIGHEST = 8
-BUDGET = {1: 1, 4: 3, 5: 4, 12: 5, 18: 6, 28: 7, 50: 8}  # the order that pays from so many steps of a fixed grid on
-FORWARD = 4  # the highest from data to noise, where the field is stiff first and higher orders are unstable on a fixed grid
+BUDGET = {1: 2, 2: 3, 4: 4, 6: 5, 14: 6, 20: 7, 28: 8}  # the order that pays from so many steps of a fixed grid on
+FORWARD = {1: 1, 4: 3, 5: 4}  # from data to noise, where the field is stiff first and higher orders are unstable
 TAIL = 1 / 16  # of a correction is left as error after it, about, where no higher order says how much
 SAFETY = 0.7  # a step is tried at 0.7 of the length that would just do: a rejection wastes an evaluation
 _NEAR = torch.tensor([[-1], [0], [1]])  # orders to choose from, seen from the last
@@ -40,10 +43,11 @@ class Adams(Adaptive):
     """Adams predictor–corrector of variable order for dz/dφ = v, with steps and order of its own for each sample.
 
     One network evaluation a step (PEC). Without `steps=` every sample goes by the tolerance; its end point's error comes
-    out close to it. With `steps=` the grid is fixed, spaced "graded", and the order follows the number of steps: 1 below 4
-    steps (Euler's method), 3 with 4, 4 from 5 on, then 5 from 12, 6 from 18, 7 from 28 and 8 from 50 steps on (from data to
-    noise never above 4, being unstable there). The first steps can have no high order: they leave an error of order 4,
-    which matters only far below 1e-8.
+    out close to it. With `steps=` the grid is fixed, spaced "graded", and x̂0 is what is interpolated, as a polynomial in φ²:
+    stable for modes of any thinness. The order follows the number of steps: 2 for one step (where it lands on x̂0), 3 from 2
+    steps on, then 4 from 4, 5 from 6, 6 from 14, 7 from 20 and 8 from 28 steps on. From data to noise v is interpolated, with
+    an order of 1, then 3 from 4 and 4 from 5 steps on. The first steps can have no high order: they leave an error of order
+    4, which matters only far below 1e-8.
 
     Parameters
     ----------
@@ -89,10 +93,10 @@ class Adams(Adaptive):
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
         if problem.adaptive:
             return self._adapt(problem, z)
-        order = min(self.max_order, max(order for steps, order in BUDGET.items() if problem.last >= steps))
-        if problem.levels[0].phi < problem.levels[-1].phi:
-            order = min(order, FORWARD)
-        return march(Row("v", order, corrector=order > 1), problem, z)
+        to_data = problem.levels[0].phi > problem.levels[-1].phi
+        budget = BUDGET if to_data else FORWARD
+        order = min(self.max_order, max(order for steps, order in budget.items() if problem.last >= steps))
+        return march(Row("x0φ²" if to_data else "v", order, corrector=order > 1), problem, z)
 
     def _adapt(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
         """Move each sample with steps and order of its own; those that are done leave the batch."""

@@ -4,11 +4,16 @@ Every method here integrates a variable f that changes slowly, against a weight 
 
     z' = keep·z + Σ_j w_j·f_j + noise·n,        w_j = ∫ ω(s)·ℓ_j(s) ds,
 
-with ℓ_j the Lagrange polynomials on the last nodes. Three variables are in use, in s = φ or in s = λ = −log tan φ:
+with ℓ_j the Lagrange polynomials on the last nodes. The variables in use, integrated over φ or λ = −log tan φ, are
 
-    v     dz = v dφ                                         ω = 1                           Adams–Bashforth in the angle
-    x0    d(z·e^{τ²λ}/sin φ) = κ·e^{κλ}·x̂0 dλ + noise       ω = cos φ'·κ·e^{−κ(λ' − λ)}      DPM-Solver++, UniPC, SA-Solver
-    eps   d(z/cos φ) = −e^{−λ}·ε̂ dλ                         ω = −cos φ'·e^{−λ}              DEIS
+    v      dz = v dφ                                       ω = 1                        Adams–Bashforth in the angle
+    x0     d(z·e^{τ²λ}/sin φ) = κ·e^{κλ}·x̂0 dλ + noise     ω = cos φ'·κ·e^{−κ(λ' − λ)}   DPM-Solver++, UniPC, SA-Solver
+    eps    d(z/cos φ) = −e^{−λ}·ε̂ dλ                       ω = −cos φ'·e^{−λ}           DEIS
+    x0φ²   d(z/sin φ) = −x̂0/sin²φ dφ                       ω = −sin φ'/sin²φ            `adams`
+
+The polynomials of the first three are in φ or λ; those of the last are in φ². Along a path x̂0 is a smooth, even function of φ,
+so a polynomial in φ² reaches φ = 0, where λ is infinite, and loses no order at either end. The weights fall off as
+1/sin²φ, so errors die out towards the data however thin a mode is, where those of "v" grow.
 
 where κ = 1 + τ², and τ is the strength of the noise: 0 the probability-flow ODE, 1 the reverse SDE with the noise
 sin φ'·√(1 − e^{−2τ²(λ' − λ)})·n (Xue et al. 2023). A method is then a row (variable, order, corrector, half, τ). With a
@@ -16,7 +21,7 @@ corrector the value at the new node, evaluated at the predicted state, joins the
 ("PEC": one evaluation a step); the order grows by one. `half` is the field's shortcut for two nodes: instead of the exact
 weights those of the midpoint, as in DPM-Solver++(2M) and UniPC.
 
-λ is infinite where the path ends in pure data or pure noise. A step from or to there has order 1 (the DDIM step).
+λ is infinite where the path ends in pure data or pure noise. There "x0" and "eps" take a step of order 1 (DDIM).
 """
 
 from __future__ import annotations
@@ -46,7 +51,7 @@ class Row(NamedTuple):
     Parameters
     ----------
     variable : str
-        What is interpolated: "v" in φ, "x0" or "eps" in λ.
+        What is interpolated: "v" in φ, "x0" or "eps" in λ, "x0φ²" in φ², from noise to data.
     order : int
         Order of convergence.
     corrector : bool
@@ -69,7 +74,7 @@ class Row(NamedTuple):
     tau: float = 0.0
 
 
-VARIABLES = ("v", "x0", "eps")
+VARIABLES = ("v", "x0", "eps", "x0φ²")
 
 METHODS: dict[str, Row] = {
     "dpmpp_2m": Row("x0", 2, half=True),  # Lu et al. 2022b, Algorithm 2
@@ -150,6 +155,8 @@ def coefficients(row: Row, levels: Sequence[Level]) -> list[Step]:
 
 @functools.lru_cache(maxsize=32)  # for who draws sample after sample: they cost as much as an evaluation of a small network
 def _coefficients(row: Row, levels: tuple[Level, ...]) -> list[Step]:
+    if row.variable == "x0φ²":
+        return _even(row, np.array([level.phi for level in levels]))
     cos, sin = np.array([[level.cos, level.sin] for level in levels]).T
     far = np.minimum(cos, sin) < 1e-6  # λ is infinite, or as good as that
     if row.variable == "v":
@@ -192,6 +199,37 @@ def _coefficients(row: Row, levels: tuple[Level, ...]) -> list[Step]:
     if row.tau:  # the last step is E[x0 | x], without noise
         found[-1] = Step(0.0, [levels[-1].cos], [], 0.0)
     return found
+
+
+def _even(row: Row, phi: Array) -> list[Step]:
+    """Coefficients of z' = (sin φ'/sin φ)·z − sin φ'·∫ p(s²)/sin²s ds with p(φ²) ≈ x̂0; to φ' = 0 they are those of p(0)."""
+    q, last = phi**2, len(phi) - 2
+    gaps, steps = np.abs(np.diff(q)), []
+    log = np.log(np.tan(0.5 * np.maximum(phi, 1e-300)))  # ds/sin²s = d log tan(s/2)/sin s
+    for i in range(last + 1):
+        m = 1  # nodes in the polynomial: not across a gap much smaller than the step ahead
+        while m < min(row.order - row.corrector, i + 1) and gaps[i - m] > gaps[i] / 8:
+            m += 1
+        nodes = q[i - np.arange(m)]
+        if phi[i + 1] == 0:
+            steps.append(Step(0.0, _lagrange(nodes, np.zeros(1))[:, 0].tolist(), [], 0.0))
+            continue
+        half = 0.5 * (log[i + 1] - log[i])
+        s = 2 * np.arctan(np.exp(0.5 * (log[i] + log[i + 1]) + half * _NODES))
+        omega = -np.sin(phi[i + 1]) * _WEIGHTS * half / np.sin(s)
+        predict = _lagrange(nodes, s**2) @ omega
+        correct = _lagrange(np.append(q[i + 1], nodes), s**2) @ omega if row.corrector and i < last else np.empty(0)
+        steps.append(Step(float(np.sin(phi[i + 1]) / np.sin(phi[i])), predict.tolist(), correct.tolist(), 0.0))
+    return steps
+
+
+def _lagrange(nodes: Array, x: Array) -> Array:
+    """ℓ_j(x), shape (nodes, len(x))."""
+    rows = []
+    for j, node in enumerate(nodes):
+        others = np.delete(nodes, j)
+        rows.append(((x[:, None] - others) / (node - others)).prod(1))
+    return np.array(rows)
 
 
 def _ddim(row: Row, here: Level, there: Level, noise: float) -> Step:
@@ -262,8 +300,8 @@ class Multistep(Solver):
 
     @property
     def ode(self) -> bool:  # type: ignore[override]
-        """Whether it interpolates the velocity itself."""
-        return self.row.variable == "v"
+        """Whether it asks for velocities alone."""
+        return self.row.variable in ("v", "x0φ²")
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -329,8 +367,10 @@ def _combine(keep: float, z: Tensor, weights: Sequence[float], values: Sequence[
 
 def _value(row: Row, problem: Problem, z: Tensor, i: int) -> Tensor:
     """The variable at level i; the DDIM step from pure noise needs x̂0, and that from pure data ε̂, whatever the variable."""
-    if row.variable == "v":
-        return problem.velocity(z, problem.levels[i].phi, None)
+    if row.variable in ("v", "x0φ²"):
+        level = problem.levels[i]
+        v = problem.velocity(z, level.phi, None)
+        return v if row.variable == "v" else torch.add(level.cos * z, v, alpha=-level.sin)
     x0, eps = problem.denoise(z, i)
     level = problem.levels[i]
     return x0 if level.cos < 1e-6 or (row.variable == "x0" and level.sin >= 1e-6) else eps
