@@ -4,9 +4,9 @@
 
     width / weights / outliers
 
-width: √mean (x − m_k)²/s_k² with k the likeliest component of x, over that of exact samples; 1 is right, and its standard error is
-0.0035 in 2-D, 0.0006 in 64-D. weights: of all modes the largest distance of its count from its due, in binomial standard errors;
-below 3 is right. outliers: samples in 10,000 that are further out than all exact ones; left out where there are none.
+width: √mean (x − m_k)²/s_k² with k the likeliest component of x, over that of exact samples; 1 is right. Its standard error is
+0.0035 in 2-D, 0.0006 in 64-D. weights: of all modes the largest distance of its count from its due, in binomial standard
+errors; below 3 is right. outliers: samples in 10,000 that are further out than all exact ones; left out where there are none.
 A cell that took another number of evaluations than its column names it.
 
     python benchmarks/solvers.py stochastic [SOLVER ...] [--only WORDS] [--budgets N ...]

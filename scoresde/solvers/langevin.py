@@ -55,6 +55,10 @@ class PredictorCorrector(Stepper):
     mates; norms of the sample alone make δ depend on the state, and in few dimensions that is another distribution (on a
     2-D mixture, modes 20% too wide however many steps).
 
+    Half of the evaluations go to the corrector, so that the predictor, of weak order 1, takes half as many steps. What is
+    wrong at 50 evaluations is the predictor's: "ancestral" with 25 steps leaves modes 10 to 18% too narrow, and up
+    to 4% of all samples in a wrong one. `predictor="dpmpp_2s"`, of order 2, is within 5% at the same cost.
+
     Parameters
     ----------
     predictor : str or Stepper
