@@ -22,11 +22,30 @@ def parts(mixture: GaussianMixture) -> tuple[Tensor, Tensor, Tensor]:
     return mixture._m, mixture._s.expand_as(mixture._m), mixture._w
 
 
+class Mixture(GaussianMixture):
+    """The same in matrix products where all rows have one noise level, many times faster in many dimensions."""
+
+    def denoise(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        levels = torch.as_tensor(alpha, dtype=torch.float64), torch.as_tensor(sigma, dtype=torch.float64)
+        if x.dtype != torch.float64 or any(bool((level != level.flatten()[0]).any()) for level in levels):
+            return super().denoise(x, alpha, sigma)
+        a, b = (float(level.flatten()[0]) for level in levels)
+        m, s, w = parts(self)
+        square = s.square()
+        v = a * a * square + b * b
+        inverse = 1 / v
+        joint = w.log() - 0.5 * (v.log().sum(1) + a * a * (m.square() * inverse).sum(1))
+        joint = torch.addmm(joint, x, (a * m * inverse).T).addmm_(x.square(), inverse.T, alpha=-0.5)
+        r = joint.softmax(1)
+        x0 = (r @ (m * (b * b * inverse))).addcmul_(x, r @ (a * square * inverse))
+        return x0, (r @ (-a * m * inverse)).addcmul_(x, r @ inverse).mul_(b)
+
+
 def standardized(mixture: GaussianMixture) -> GaussianMixture:
     """Return the mixture in units of its own standard deviation, about its own mean."""
     m, s, w = parts(mixture)
     mean, std = mixture.mean().flatten(), mixture.std().flatten()
-    return GaussianMixture((m - mean) / std, s / std, w)
+    return Mixture((m - mean) / std, s / std, w)
 
 
 def drawn(
@@ -71,7 +90,7 @@ def problems() -> dict[str, GaussianMixture]:
         "one thin, 2-D": drawn(5, 4, 2, (1e-4, 0.5), even),
     }
     found = {name: standardized(mixture) for name, mixture in raw.items()}
-    found["thin alone, 2-D"] = GaussianMixture(torch.zeros(1, 2), 1e-4)
+    found["thin alone, 2-D"] = Mixture(torch.zeros(1, 2), 1e-4)
     return found
 
 

@@ -1,6 +1,7 @@
 """How few evaluations, how exact a spread, how little overhead: our solvers beside the peers', in one run.
 
     python benchmarks/solvers.py ours [SOLVER ...] [--only WORDS] [--json PATH]
+    python benchmarks/solvers.py draw --json PATH --figure PATH
     python benchmarks/solvers.py frontier|stochastic|overhead|all [--quick] [--dpm-solver PATH/dpm_solver_pytorch.py]
 
 `ours` takes a minute and no peers: any of our deterministic solvers, with options and spacing if wanted (as in "unipc order=4
@@ -34,6 +35,7 @@ from race import LIMIT, OURS, Point, Race, deterministic, ours
 TARGETS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 BUDGETS = (10, 20, 36, 50, 100, 200)
 FINE = (*range(3, 19), 22, 25, 28, 32, 40, 44, 48, 56, 64, 72, 80, 86, 92, 112, 128, 140, 160, 180, 194, 206, 225)
+PICTURED = ("P1 8 Gaussians, 2-D", "P2 10 Gaussians, 64-D", "narrow, 64-D")
 TOLERANCES = tuple(10 ** (-k / 3) for k in range(2, 34))
 
 
@@ -162,14 +164,14 @@ def save(path: str | None, points: list[Point]) -> None:
 
 
 def figure(path: str, points: list[Point], ours: str) -> None:
-    """Error against evaluations on the first two problems: each peer's envelope in gray, ours in color."""
+    """Error against evaluations on PICTURED problems: each peer's envelope in gray, ours in color."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    names = list(dict.fromkeys(p.problem for p in points))[:2]
-    fig, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names), 3.8), sharey=True, squeeze=False)
+    names = [name for name in dict.fromkeys(p.problem for p in points) if name in PICTURED]
+    fig, axes = plt.subplots(1, len(names), figsize=(3.6 * len(names), 3.6), sharey=True, squeeze=False)
     own = [(ours, "tab:red"), (f"{ours}, adaptive", "tab:orange"), ("rk45, adaptive", "tab:blue")]
     styles = ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
     for axis, name in zip(axes[0], names, strict=True):
@@ -198,19 +200,21 @@ def draw(axis: object, points: list[Point], **style: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("ours", "frontier", "stochastic", "overhead", "all"))
+    parser.add_argument("what", choices=("ours", "frontier", "stochastic", "overhead", "draw", "all"))
     parser.add_argument(
-        "solvers", nargs="*", help="of `ours`: names with options, as in 'unipc order=4 spacing=arc'; all if none"
+        "solvers",
+        nargs="*",
+        help="of `ours` and `stochastic`: names with options, as in 'unipc order=4 spacing=arc'; all if none",
     )
     parser.add_argument("--load", help="of `ours`: a Python file to run first, which registers solvers")
-    parser.add_argument("--budgets", type=int, nargs="+", help="of `ours`: numbers of evaluations")
+    parser.add_argument("--budgets", type=int, nargs="+", help="of `ours` and `stochastic`: numbers of evaluations")
     parser.add_argument("--process", default="vp", help="of `ours`: a process by name")
     parser.add_argument("--only", help="only problems with one of these words in their names, commas between")
     parser.add_argument("--ours", default="adams", help="our solver, in its default setting, that stands beside the best peer")
     parser.add_argument("--ours-fine", action="store_true", help="run all our fixed-step solvers at every budget")
     parser.add_argument("--dpm-solver", help="the file dpm_solver_pytorch.py of LuChengTHU/dpm-solver")
     parser.add_argument("--json", help="where to store every point of the frontier")
-    parser.add_argument("--figure", help="where to draw the frontier of P1 and P2")
+    parser.add_argument("--figure", help="where to draw the frontier")
     parser.add_argument("--quick", action="store_true", help="a minute instead of a quarter of an hour")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -218,6 +222,9 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread, {platform.machine()}, {time.strftime('%Y-%m-%d')}\n")
     torch.set_default_dtype(torch.float64)  # some peers make their constants in the default dtype
+    if args.what == "draw":
+        kept = json.loads(Path(args.json).read_text())["points"]
+        figure(args.figure, [Point(**point) for point in kept], args.ours)
     if args.what == "ours":
         save(args.json, ours(args))
     if args.what in ("frontier", "all"):
@@ -225,7 +232,7 @@ def main() -> None:
         if args.figure:
             figure(args.figure, points, args.ours)
     if args.what in ("stochastic", "all"):
-        stochastic.table(dict(chosen(args.only)), args.quick)
+        stochastic.table({k: v for k, v in chosen(args.only) if "moons" not in k}, args)
     torch.set_default_dtype(torch.float32)
     if args.what in ("overhead", "all"):
         overhead.table(args.quick)

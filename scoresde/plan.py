@@ -26,7 +26,7 @@ from .random import BLOCK, PRIOR, Noise
 from .ranks import alone, gather, share
 from .registry import ELSEWHERE, choose
 from .sde import LACKS, ScoreSDE, evaluating
-from .solvers import SOLVERS, Counts, Level, Problem, Solver
+from .solvers import SOLVERS, Calls, Counts, Level, Problem, Solver
 from .source import starts
 
 ROWS = 8192  # states evaluated at once when the user does not say: large enough to be fast, small enough for a cache
@@ -122,7 +122,7 @@ def plan(
     if sde.nodes:
         steps = _distilled(sde, solver, steps, spacing, wanted, forward)
     else:
-        sde.check(*solver.needs)
+        _meets(sde, solver)
     useless = [name for name in solver.tolerances if name in options] if steps is not None else []
     if useless:
         raise ValueError(f"{useless[0]}= has no effect together with steps=, which fixes the grid; give one or the other")
@@ -175,6 +175,13 @@ def _resolvable(solver: Solver, named: Collection[str], least: float) -> Solver:
             solver = copy.copy(solver)
             object.__setattr__(solver, name, least)
     return solver
+
+
+def _meets(sde: ScoreSDE, solver: Solver) -> None:
+    """Refuse a model that lacks what the solver needs, or what one of the solvers that it calls needs."""
+    sde.check(*solver.needs)
+    for part in solver.parts:
+        _meets(sde, part)
 
 
 def _distilled(sde: ScoreSDE, solver: Solver, steps: int | None, spacing: str | None, wanted: Tensor, forward: bool) -> int:
@@ -377,32 +384,19 @@ def checked(problem: Problem, to_data: Callable[[Tensor], Tensor]) -> Problem:
     See `SolverError`.
     """
 
-    def inspect_(out: Tensor, z: Tensor, where: str) -> None:
-        bad = ~(out.isfinite().all(1) & z.isfinite().all(1))
+    def told(z: Tensor, rows: Tensor | None, at: int | float | Tensor, *out: Tensor) -> None:
+        bad = ~(sum(out).isfinite().all(1) & z.isfinite().all(1))  # type: ignore[union-attr]
         if bool(bad.any()):
+            where = f"t = {problem.levels[at].t:.4g}" if isinstance(at, int) else f"φ = {float(torch.as_tensor(at).mean()):.3g}"
             raise SolverError(
-                f"the network's output is not finite for {int(bad.sum())} of {len(bad)} samples {where}; "
-                "check the weights and the data's scale, or take more steps=",
+                f"the network's output is not finite for {int(bad.sum())} of {len(bad)} samples at {where}"
+                + (";" if isinstance(at, int) else " (0 data, π/2 noise);")
+                + " check the weights and the data's scale, or take more steps=",
                 bad,
                 to_data(z),
             )
 
-    def velocity(z: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
-        v = problem.velocity(z, phi, rows)
-        inspect_(v, z, f"at φ = {float(phi if isinstance(phi, float) else phi.mean()):.3g} (0 data, π/2 noise)")
-        return v
-
-    def denoise(z: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        x0, eps = problem.denoise(z, i)
-        inspect_(x0 + eps, z, f"at t = {problem.levels[i].t:.4g}")
-        return x0, eps
-
-    def jump(z: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
-        x0, eps = problem.jump(z, i, j)
-        inspect_(x0 + eps, z, f"at t = {problem.levels[i].t:.4g}")
-        return x0, eps
-
-    return dataclasses.replace(problem, velocity=velocity, denoise=denoise, jump=jump)
+    return problem.watched(told)
 
 
 def run(sde: ScoreSDE, solver: Solver, task: Problem, z: Tensor, again: Callable[[], Problem]) -> tuple[Tensor, Counts]:
@@ -436,7 +430,9 @@ def run(sde: ScoreSDE, solver: Solver, task: Problem, z: Tensor, again: Callable
     def home(z: Tensor) -> Tensor:
         return sde.to_data(z[:, : sde.dim] * task.levels[-1].radius)
 
-    end, counts = solver.run(task, z)
+    calls = Calls(len(z))
+    end, counts = solver.run(task.watched(calls), z)
+    counts = dataclasses.replace(counts, nfe=calls.nfe)
     if counts.failed is not None and bool(counts.failed.any()):
         lost = int(counts.failed.sum())
         why, knob = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ import scoresde
 from conftest import MIXTURES, ORDINARY, PROCESSES, at, generator
 from scoresde import SOLVERS, Process, ScoreSDE, toy
 from scoresde.plan import levels, plan, problem
+from scoresde.solvers import Problem
+from scoresde.solvers.external import LIBRARIES
 
 STEPS = 8
 MEAN, STD = 0.7, 1.3
@@ -315,6 +318,127 @@ def test_finished_samples_cost_nothing() -> None:
         solution = scoresde.solve(sde, 10, solver=solver, steps=10, generator=generator())
         assert sum(seen) == int(solution.nfe.sum()), solver
         seen.clear()
+
+
+def model_for(needs: tuple[str, ...]) -> ScoreSDE:
+    """A model in 2-D that offers one of what is needed; its network is random unless a score will do."""
+    torch.manual_seed(0)
+    if {"score", "velocity"} & set(needs):
+        return scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE())
+    if "bridge" in needs:
+        net = scoresde.BACKBONES.build("two_drifts", (2,), width=16)
+        sde = ScoreSDE(scoresde.PROCESSES.build("bridge"), net, shape=(2,), kind="bridge")
+        sde.source = MIXTURES["8 Gaussians"]
+        return sde
+    net = scoresde.BACKBONES.build("two_times", (2,), width=16)
+    return ScoreSDE(scoresde.VPSDE(), net, shape=(2,), kind="map")
+
+
+def counting(sde: ScoreSDE) -> list[int]:
+    """Return a list that gets the number of rows of each forward call."""
+    seen: list[int] = []
+    sde.net.register_forward_hook(lambda net, inputs, out: seen.append(len(out)))
+    return seen
+
+
+LISTED = [name for name in SOLVERS if ":" not in name]
+LISTED += [f"{library}:{method}" for library, table in LIBRARIES.items() for method in table]
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_reported_evaluations_are_forward_calls(name: str) -> None:
+    """All registered solvers, on a fixed grid and adaptive: the sum over a batch, and each sample by itself."""
+    solver = SOLVERS.build(name)
+    sde = model_for(solver.needs)
+    seen = counting(sde)
+    ways: list[dict[str, float]] = [{"rtol": 0.02, "atol": 0.02}] if solver.steps is None else []
+    if solver.steps is not None or ":" not in name:
+        ways.append({"steps": 4})
+    for way in ways:
+        seen.clear()
+        solution = scoresde.solve(sde, 4, solver=name, generator=generator(), **way)
+        assert int(solution.nfe.sum()) == sum(seen), way
+        if not getattr(solver, "shared", False):
+            seen.clear()
+            alone = scoresde.solve(sde, 4, solver=name, generator=generator(), batch_size=1, **way)
+            assert torch.equal(alone.nfe, solution.nfe), way
+            assert int(alone.nfe.sum()) == len(seen), way
+
+
+@pytest.mark.parametrize("predictor", ["ddim", "edm", "heun", "dpmpp_3s", "flow_map", "consistency", "torchsde:srk"])
+def test_evaluations_of_a_predictor_are_counted(predictor: str) -> None:
+    """Also where the predictor, or a solver of one's own, states another number than it takes."""
+    needs = SOLVERS.build(predictor).needs
+    sde = model_for(needs)
+    seen = counting(sde)
+    for corrector in ("none", "langevin") if "score" in sde.offers else ("none",):
+        how = {"predictor": predictor, "corrector": corrector, "steps": 5, "generator": generator()}
+        seen.clear()
+        solution = scoresde.solve(sde, 3, solver="pc", **how)
+        assert solution.nfe.tolist() == [len(seen)] * 3
+        assert set(seen) == {3}
+
+
+def test_a_solver_cannot_misreport_its_evaluations() -> None:
+    """Two calls where `evaluations` says one, samples apart, and a likelihood."""
+
+    class Twice(scoresde.Stepper):
+        ode = True
+
+        def step(self, problem: Problem, z: Tensor, i: int) -> Tensor:
+            here, there = problem.levels[i], problem.levels[i + 1]
+            rows = torch.arange(0, len(z), 2)
+            first = problem.velocity(z, here.phi, None)
+            first = first.index_copy(0, rows, problem.velocity(z[rows], here.phi, rows))
+            return z + (there.phi - here.phi) * first
+
+    sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE())
+    assert scoresde.solve(sde, 5, solver=Twice(), steps=3).nfe.tolist() == [6, 3, 6, 3, 6]
+    x = MIXTURES["8 Gaussians"].sample(4)
+    assert scoresde.likelihood(sde, x, solver=Twice(), steps=3).nfe.tolist() == [6, 3, 6, 3]
+
+
+def test_what_a_nested_predictor_needs_is_checked() -> None:
+    """Each of a composed solver's parts has needs: those of the predictor, and of a corrector a score."""
+    score = model_for(("score",))
+    velocity = model_for(("score",))
+    velocity.kind = "velocity"
+    jumps = model_for(("map",))
+    pc = scoresde.solvers.langevin.PredictorCorrector
+    refused = [
+        (score, pc("consistency"), "not where it leads"),
+        (score, pc("consistency", corrector="none"), "not where it leads"),
+        (score, pc("flow_map"), "no flow map"),
+        (score, pc(pc("flow_map", corrector="none"), corrector="none"), "no flow map"),
+        (jumps, pc("flow_map"), "no score"),
+        (velocity, pc("ddim"), "no score"),
+        (velocity, pc("ancestral", corrector="none"), "no score"),
+        (velocity, pc("torchsde:euler", corrector="none"), "no score"),
+    ]
+    for sde, solver, why in refused:
+        seen = counting(sde)
+        with pytest.raises(ValueError, match=why):
+            scoresde.sample(sde, 3, solver=solver, steps=4)
+        assert not seen
+
+    @dataclass(frozen=True)
+    class Twofold(scoresde.Stepper):
+        """One of a user's own: its attributes that are solvers are its parts."""
+
+        inner: scoresde.Stepper
+
+        def step(self, problem: Problem, z: Tensor, i: int) -> Tensor:
+            return self.inner.step(problem, z, i)
+
+    with pytest.raises(ValueError, match="no flow map"):
+        scoresde.sample(score, 3, solver=Twofold(SOLVERS.build("flow_map")), steps=4)
+
+    def drawn(sde: ScoreSDE, solver: str | scoresde.Solver) -> Tensor:
+        return scoresde.sample(sde, 3, solver=solver, steps=4, spacing="arc", generator=generator())
+
+    assert torch.equal(drawn(velocity, pc("ddim", corrector="none")), drawn(score, "ddim"))
+    assert torch.equal(drawn(jumps, pc("flow_map", corrector="none")), drawn(jumps, "flow_map"))
+    assert torch.equal(drawn(jumps, Twofold(SOLVERS.build("flow_map"))), drawn(jumps, "flow_map"))
 
 
 class Elementwise(nn.Module):

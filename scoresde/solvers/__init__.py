@@ -2,7 +2,7 @@
 
 from .adams import Adams
 from .adaptive_sde import GottaGoFast
-from .base import SOLVERS, Adaptive, Counts, Level, Problem, Solver, Stepper
+from .base import SOLVERS, Adaptive, Calls, Counts, Level, Problem, Solver, Stepper
 from .bridge import Bridge
 from .exponential import EXPONENTIALS, AdaptiveSinglestep, Exponential, Singlestep
 from .external import AdaptiveTorchDiffEq, SciPy, TorchDiffEq
@@ -31,6 +31,7 @@ __all__ = [
     "AdaptiveTorchDiffEq",
     "AnnealedLangevin",
     "Bridge",
+    "Calls",
     "ChurnedHeun",
     "Consistency",
     "Counts",

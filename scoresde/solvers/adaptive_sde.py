@@ -79,7 +79,10 @@ class GottaGoFast(Adaptive, Stepper):
     paper, where x and not z is the state) steps near the data are too long, and modes up to 1% wider at equal cost. A rejected
     step costs one evaluation, not two, and what it saw of the Brownian path is kept, where the paper draws anew and so prefers
     quiet paths. The paper's scale is max(atol, rtol·…) where ours is the sum. With `steps=` it takes a fixed grid. A
-    tolerance bounds the error of a step along a path, not that of the law.
+    tolerance bounds the error of a step along a path, not that of the law: on standardized data with modes of 10% of its
+    standard deviation these come out 43% too wide at a tolerance of 0.04, 3% of the samples far from all of them, 7% at
+    0.02, and 1% at 0.01, the default, for 156 evaluations. (The paper's own recursion at its tolerances 0.0078 and 0.1:
+    16% too wide at 118 evaluations; with 0.5 for the second, its fastest: twice as wide, 6% far out.)
 
     Parameters
     ----------
@@ -105,13 +108,13 @@ class GottaGoFast(Adaptive, Stepper):
     True
     """
 
-    rtol: float = 0.04
-    atol: float = 0.04
+    rtol: float = 0.01
+    atol: float = 0.01
     order: ClassVar[int] = 2
     evaluations: ClassVar[int] = 2
     stochastic: ClassVar[bool] = True
     spacing: ClassVar[str] = "logsnr"
-    usual: ClassVar[str] = "0.04"
+    usual: ClassVar[str] = "0.01"
 
     def step(self, problem: Problem, z: Tensor, i: int) -> Tensor:  # noqa: D102
         here, there = problem.levels[i], problem.levels[i + 1]

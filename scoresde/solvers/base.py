@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -59,6 +59,7 @@ class Level:
 Velocity = Callable[[Tensor, "float | Tensor", "Tensor | None"], Tensor]
 Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 Jump = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
+Told = Callable[..., None]
 
 
 def _no_jump(z: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
@@ -177,6 +178,41 @@ class Problem:
     jump: Jump = field(default_factory=lambda: _no_jump)
     bridge: float = 0.0
 
+    def watched(self, told: Told) -> Problem:
+        """Return the same problem, which tells of every evaluation of the network as it happens.
+
+        Parameters
+        ----------
+        told : callable (z, rows, at, *out)
+            What it is told: the states, which samples they are (None: all), the angle or the number of the level,
+            and what came out, one tensor or x̂0 and ε̂.
+
+        Returns
+        -------
+        Problem
+
+        Examples
+        --------
+        See `Calls`.
+        """
+
+        def velocity(z: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
+            v = self.velocity(z, phi, rows)
+            told(z, rows, phi, v)
+            return v
+
+        def denoise(z: Tensor, i: int) -> tuple[Tensor, Tensor]:
+            out = self.denoise(z, i)
+            told(z, None, i, *out)
+            return out
+
+        def jump(z: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
+            out = self.jump(z, i, j)
+            told(z, None, i, *out)
+            return out
+
+        return replace(self, velocity=velocity, denoise=denoise, jump=jump)
+
     def wants(self, i: int) -> bool:
         """Whether level i is one of those wanted.
 
@@ -200,6 +236,41 @@ class Problem:
         return len(self.levels) - 1
 
 
+class Calls:
+    """Evaluations of the network, counted for every sample where they happen; for `Problem.watched`.
+
+    Attributes
+    ----------
+    nfe : int or Tensor (B,)
+        Evaluations so far; a plain integer while all samples have had as many.
+
+    Examples
+    --------
+    >>> calls = Calls(3)
+    >>> calls(torch.zeros(3, 2), None, 0.5)
+    >>> calls(torch.zeros(1, 2), torch.tensor([2]), 0.5)
+    >>> calls.nfe
+    tensor([1, 1, 2])
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n = n
+        self._all = 0
+        self._each: Tensor | None = None
+
+    def __call__(self, z: Tensor, rows: Tensor | None, at: float | Tensor, *out: Tensor) -> None:  # noqa: D102
+        if rows is None:
+            self._all += 1
+            return
+        if self._each is None:
+            self._each = rows.new_zeros(self._n)
+        self._each.index_add_(0, rows, torch.ones_like(rows))
+
+    @property
+    def nfe(self) -> int | Tensor:  # noqa: D102
+        return self._all if self._each is None else self._all + self._each
+
+
 @dataclass
 class Counts:
     """What a solve cost: tensors with one entry a sample, or plain integers that hold for all.
@@ -207,7 +278,7 @@ class Counts:
     Attributes
     ----------
     nfe : int or Tensor (B,)
-        Network evaluations.
+        Network evaluations, as the solver states them. `solve` and `likelihood` report what they counted themselves.
     accepted, rejected : int or Tensor (B,)
         Steps.
     failed : Tensor of bool (B,), or None
@@ -276,6 +347,11 @@ class Solver(abc.ABC):
     def needs(self) -> tuple[str, ...]:
         """What a model must offer, one of these."""
         return ("score",) if self.stochastic else ("velocity",)
+
+    @property
+    def parts(self) -> tuple[Solver, ...]:
+        """The solvers that it calls, whose needs must be met too: its attributes that are solvers."""
+        return tuple(part for part in getattr(self, "__dict__", {}).values() if isinstance(part, Solver))
 
     @abc.abstractmethod
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:

@@ -34,7 +34,7 @@ from ..checks import number, whole
 from ..registry import choose
 from .base import SOLVERS, Counts, Level, Problem, Solver
 
-_REACH = 8.0  # no extrapolation over a step so many times as long as the one before it
+_REACH = 3.0  # no extrapolation over a step so many times as long as the one before it: with much noise it would grow
 
 
 def _log(x: float) -> float:
@@ -107,7 +107,6 @@ class FlowSDE(Solver):
     form: str = "sigma"
     order: int = 2  # type: ignore[misc]
     steps: ClassVar[int | None] = 100
-    spacing: ClassVar[str] = "graded"
 
     def __post_init__(self) -> None:
         number("noise", self.noise, 0, math.inf, closed=True, hint="0 is the ODE")
@@ -119,6 +118,11 @@ class FlowSDE(Solver):
     def stochastic(self) -> bool:  # type: ignore[override]
         """Whether noise > 0."""
         return self.noise > 0
+
+    @property
+    def spacing(self) -> str:  # type: ignore[override]
+        """Denser at both ends of the arc; with noise equal steps in λ, each of which draws a like share of it anew."""
+        return "logsnr" if self.stochastic else "graded"
 
     def _relaxed(self, here: Level, there: Level) -> float:
         """K = ∫ w/σ² dt from one level down to the next; without noise where σ does not fall with t."""

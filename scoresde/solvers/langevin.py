@@ -10,7 +10,6 @@ variance V of a Gaussian, which vanishes towards the data, where σ² is small.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from ..checks import affordable, number, said, whole
 from ..registry import choose
-from .base import SOLVERS, Counts, Problem, Stepper
+from .base import SOLVERS, Problem, Solver, Stepper
 
 CORRECTORS: dict[str, Callable[[float, float], float]] = {
     "langevin": lambda snr, a: 2 * (snr * a) ** 2,
@@ -55,6 +54,10 @@ class PredictorCorrector(Stepper):
     squares under the forward process, √D and √D/σ. The papers average them over the batch, so that a sample depends on its
     mates; norms of the sample alone make δ depend on the state, and in few dimensions that is another distribution (on a
     2-D mixture, modes 20% too wide however many steps).
+
+    Half of the evaluations go to the corrector, so that the predictor, of weak order 1, takes half as many steps. What is
+    wrong at 50 evaluations is the predictor's: "ancestral" with 25 steps leaves modes 10 to 18% too narrow, and up
+    to 4% of all samples in a wrong one. `predictor="dpmpp_2s"`, of order 2, is within 5% at the same cost.
 
     Parameters
     ----------
@@ -107,13 +110,18 @@ class PredictorCorrector(Stepper):
         named = SOLVERS.build(self.predictor) if isinstance(self.predictor, str) else self.predictor
         return named  # type: ignore[return-value]
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """For the corrector a score; without one, what the predictor needs, which is checked in any case."""
+        return self._predictor.needs if self.corrector == "none" else ("score",)
+
+    @property
+    def parts(self) -> tuple[Solver, ...]:
+        """The predictor."""
+        return (self._predictor,)
+
     def nfe(self, steps: int) -> int:  # noqa: D102
         return self._predictor.nfe(steps) + (steps - 1) * self.corrections * (self.corrector != "none")
-
-    def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
-        counted, calls = _counted(problem)  # a predictor may save an evaluation at an end of the arc, as EDM's last step does
-        z, counts = super().run(counted, z)
-        return z, dataclasses.replace(counts, nfe=len(calls))
 
     def step(self, problem: Problem, z: Tensor, i: int) -> Tensor:  # noqa: D102
         z = self._predictor.step(problem, z, i)
@@ -121,21 +129,6 @@ class PredictorCorrector(Stepper):
             return z
         delta = CORRECTORS[self.corrector](self.snr, problem.levels[i].alpha / problem.levels[i + 1].alpha)
         return _langevin(problem, z, i + 1, delta, self.corrections if self.corrector != "none" else 0)
-
-
-def _counted(problem: Problem) -> tuple[Problem, list[None]]:
-    """Return the same problem, and a list that grows by one with each evaluation of all rows."""
-    calls: list[None] = []
-
-    def velocity(z: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
-        calls.append(None)
-        return problem.velocity(z, phi, rows)
-
-    def denoise(z: Tensor, i: int) -> tuple[Tensor, Tensor]:
-        calls.append(None)
-        return problem.denoise(z, i)
-
-    return dataclasses.replace(problem, velocity=velocity, denoise=denoise), calls
 
 
 @SOLVERS.register("annealed_langevin")
