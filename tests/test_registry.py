@@ -307,19 +307,21 @@ def test_the_command_imports_what_the_user_says_and_no_more(
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), drawn.numpy())
 
 
-def test_importing_scoresde_looks_up_no_plugin_and_imports_no_third_party_model(site: Path) -> None:
+def test_importing_scoresde_looks_up_no_plugin_and_needs_no_third_party_model_or_accelerate(site: Path) -> None:
     code = (
         "import importlib.metadata as m\n"
         "looked_up, found = [], m.entry_points\n"
         "m.entry_points = lambda **by: (looked_up.append(by), found(**by))[1]\n"  # torch has plug-ins, too
-        "import scoresde, sys\n"
-        "scoresde.build('vp', 'mlp', shape=(2,), width=8)\n"
+        "import sys; sys.modules['accelerate'] = None\n"
+        "import scoresde\n"
+        "scoresde.fit(scoresde.build('vp', 'mlp', shape=(2,), width=8), scoresde.toy.Moons(), steps=2, progress=False)\n"
         "assert not {'diffusers', 'plug_package'} & set(sys.modules)\n"
         "assert not any('scoresde' in by.get('group', '') for by in looked_up)\n"
     )
     root = str(Path(scoresde.__file__).parent.parent)
-    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": f"{site}:{root}", "OMP_NUM_THREADS": "1"}, check=False)
-    assert done.returncode == 0
+    environment = {"PYTHONPATH": f"{site}:{root}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # ------------------------------------------------------------------ other libraries
