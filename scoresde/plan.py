@@ -387,7 +387,11 @@ def checked(problem: Problem, to_data: Callable[[Tensor], Tensor]) -> Problem:
     def told(z: Tensor, rows: Tensor | None, at: int | float | Tensor, *out: Tensor) -> None:
         bad = ~(sum(out).isfinite().all(1) & z.isfinite().all(1))  # type: ignore[union-attr]
         if bool(bad.any()):
-            where = f"t = {problem.levels[at].t:.4g}" if isinstance(at, int) else f"φ = {float(torch.as_tensor(at).mean()):.3g}"
+            where = (
+                f"t = {problem.levels[at].t:.4g}"
+                if isinstance(at, int)
+                else f"φ = {float(torch.as_tensor(at, device=getattr(at, 'device', 'cpu')).mean()):.3g}"
+            )
             raise SolverError(
                 f"the network's output is not finite for {int(bad.sum())} of {len(bad)} samples at {where}"
                 + (";" if isinstance(at, int) else " (0 data, π/2 noise);")

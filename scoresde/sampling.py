@@ -196,7 +196,8 @@ def _solve(
         end, counts = run(sde, how.solver, posed, z, task)
         seen[len(nodes) - 1] = end
         columns = (counts.nfe, counts.accepted, counts.rejected)
-        costs = [torch.as_tensor(c, device=None if isinstance(c, Tensor) else "cpu").expand(stop - first) for c in columns]
+        tensors = (c if isinstance(c, Tensor) else torch.tensor(c, device="cpu") for c in columns)
+        costs = [c.expand(stop - first) for c in tensors]
         return [*costs, *(sde.to_data(nodes[k].radius * seen[k]) for k in how.keep)]
 
     nfe, accepted, rejected, *states = each(sde, n, batches, work)
