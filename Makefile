@@ -19,7 +19,7 @@ digits: $(VENV)/.test
 	$(BIN)/python examples/digits.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow

@@ -215,7 +215,7 @@ def errors(name: str, solver: str | Solver, counts: Sequence[int], spacing: str)
 
 
 @pytest.mark.parametrize("solver", [*NAMES, "embedded"])
-@pytest.mark.parametrize("name", ["ve", "edm"])
+@pytest.mark.parametrize("name", ["ve", pytest.param("edm", marks=pytest.mark.slow)])
 def test_order(name: str, solver: str) -> None:
     """Slope of the end point's RMS error over five halvings from 8 to 256 steps uniform in λ, whose ends are finite here."""
     made = Singlestep(EMBEDDED) if solver == "embedded" else SOLVERS.build(solver)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -20,11 +21,11 @@ def true_ends(mixture: toy.GaussianMixture, process: Process) -> tuple[toy.Gauss
 
 
 def test_log_prob_is_the_closed_form(process: Process, mixture: toy.GaussianMixture) -> None:
-    """With the true p(x_1) as prior: 1e-5 nats in float64 at tight tolerance, 1e-3 in float32 at defaults; worst of 300."""
+    """With the true p(x_1) as prior: 1e-5 nats in float64 at tight tolerance, 1e-3 in float32 at defaults; worst of 40."""
     data, noise = true_ends(mixture, process)
     sde = scoresde.oracle(mixture, process)
-    x = data.sample(300, generator=generator(), dtype=torch.float64)
-    tight = scoresde.log_prob(sde, x, prior=noise, rtol=1e-9, atol=1e-9)
+    x = data.sample(40, generator=generator(), dtype=torch.float64)
+    tight = scoresde.log_prob(sde, x, prior=noise, rtol=1e-7, atol=1e-7)
     assert tight.dtype == torch.float64
     assert float((tight - data.log_prob(x)).abs().max()) < 1e-5
     single = scoresde.log_prob(sde, x.float(), prior=noise)
@@ -50,8 +51,8 @@ def test_log_prob_does_not_depend_on_what_the_network_predicts(process: Process,
 
     sde = ScoreSDE(process, Other(), shape=(2,), predict=predict, sees="raw")
     data, noise = true_ends(mixture, process)
-    x = data.sample(30, generator=generator(), dtype=torch.float64)
-    logp = scoresde.log_prob(sde, x, prior=noise, rtol=1e-8, atol=1e-8)
+    x = data.sample(15, generator=generator(), dtype=torch.float64)
+    logp = scoresde.log_prob(sde, x, prior=noise, rtol=1e-6, atol=1e-6)
     assert float((logp - data.log_prob(x)).abs().max()) < 1e-5
 
 
@@ -71,16 +72,13 @@ def test_any_rank_batch_of_one_and_many(shape: tuple[int, ...], solver: str) -> 
                 return inner(x[:, None], t)[:, 0]
 
         sde = ScoreSDE(scoresde.RectifiedFlow(), Scalar(), shape=(), sees="raw")
-    x = mixture.sample(7, generator=generator(), dtype=torch.float64)
+    x = mixture.sample(4, generator=generator(), dtype=torch.float64)
     truth = mixture.log_prob(x)
-    x = x.reshape(7, *shape)
-    how = {"rtol": 1e-9, "atol": 1e-9} if solver == "rk45" else {"steps": 100}
+    x = x.reshape(4, *shape)
+    how = {"rtol": 1e-7, "atol": 1e-7} if solver == "rk45" else {"steps": 25}
     many = scoresde.log_prob(sde, x, solver=solver, **how)
-    torch.testing.assert_close(many, truth, rtol=0, atol=1e-6 if solver == "rk45" else 1e-4)
-    for batch_size in (1, 3):
-        torch.testing.assert_close(
-            scoresde.log_prob(sde, x, solver=solver, batch_size=batch_size, **how), many, rtol=0, atol=1e-9
-        )
+    torch.testing.assert_close(many, truth, rtol=0, atol=1e-5 if solver == "rk45" else 1e-4)
+    torch.testing.assert_close(scoresde.log_prob(sde, x, solver=solver, batch_size=3, **how), many, rtol=0, atol=1e-9)
     torch.testing.assert_close(scoresde.log_prob(sde, x[:1], solver=solver, **how), many[:1], rtol=0, atol=1e-9)
 
 
@@ -104,8 +102,8 @@ def test_model_density_integrates_to_one() -> None:
     sde = scoresde.build("vp", "mlp", shape=(2,), width=32)
     target = toy.GaussianMixture([[-1.0, 0.0], [1.5, 0.5]], [0.7, 1.0])
     scoresde.fit(sde, target, steps=300, progress=False, generator=generator())
-    side = torch.linspace(-12, 12, 121)
-    total = scoresde.log_prob(sde, torch.cartesian_prod(side, side)).double().exp().sum() * 0.2**2
+    side = torch.linspace(-12, 12, 61)
+    total = scoresde.log_prob(sde, torch.cartesian_prod(side, side)).double().exp().sum() * 0.4**2
     assert abs(float(total) - 1) < 1e-3
 
 
@@ -122,19 +120,19 @@ def test_hutchinson_is_unbiased(trace: str) -> None:
     error = many.std(0) / 20
     assert bool((error > 0.01).all())
     assert bool(((many.mean(0) - exact).abs() < 4 * error).all())
-    again = scoresde.log_prob(sde, x.repeat(400, 1), generator=generator(1), batch_size=77, **how)
+    again = scoresde.log_prob(sde, x.repeat(400, 1), generator=generator(1), batch_size=777, **how)
     torch.testing.assert_close(again.reshape(400, 5), many, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("probes", [16, 32])
+@pytest.mark.parametrize("probes", [16, pytest.param(32, marks=pytest.mark.slow)])
 def test_two_standard_errors_hold_the_true_value(probes: int) -> None:
-    """1,000 pairs of a random mixture and a point of it, in 2 to 20 dimensions: 92 to 98% within ±2 of the stated error.
+    """500 pairs of a random mixture and a point of it, in 2 to 18 dimensions: 91 to 98% within ±2 of the stated error.
 
-    95.4% are expected of normal errors, 92 to 95% of these; at 1,000 the binomial spread is 0.7%.
+    95.4% are expected of normal errors, 92 to 95% of these; at 500 the binomial spread is 1%.
     """
     held = 0
-    for i in range(10):
-        dim = 2 * i + 2
+    for i in range(5):
+        dim = 4 * i + 2
         means = torch.randn(5, dim, generator=generator(i), dtype=torch.float64)
         mixture = toy.GaussianMixture(means, torch.linspace(0.3, 0.8, 5, dtype=torch.float64))
         sde = scoresde.oracle(mixture, scoresde.VPSDE()).double()
@@ -143,7 +141,7 @@ def test_two_standard_errors_hold_the_true_value(probes: int) -> None:
         how = {"prior": prior, "rtol": 1e-4, "atol": 1e-4, "generator": generator(100 + i)}
         found = scoresde.likelihood(sde, x, trace="hutchinson", probes=probes, **how)
         held += int(((found.log_prob - mixture.log_prob(x)).abs() <= 2 * found.stderr + found.solver_error).sum())
-    assert 920 <= held <= 980
+    assert 455 <= held <= 490
 
 
 def test_a_single_probe_has_no_standard_error_and_an_exact_trace_none_to_state() -> None:
@@ -153,33 +151,33 @@ def test_a_single_probe_has_no_standard_error_and_an_exact_trace_none_to_state()
     assert bool((scoresde.likelihood(sde, x).stderr == 0).all())
 
 
-@pytest.mark.parametrize("shape", [(1,), (2,), (8,), (32,), (64,), (1, 8, 8), (3, 4, 4, 2)])
-@pytest.mark.parametrize("kind", ["Gaussian", "mixture"])
-def test_log_prob_in_many_dimensions(shape: tuple[int, ...], kind: str) -> None:
-    """|Δ log p| ≤ 1e-3 in float32 at the default tolerance, ≤ 1e-6 in float64 at 1e-8; worst of 50 points."""
-    count = 1 if kind == "Gaussian" else 6
+@pytest.mark.parametrize(
+    ("count", "shape"), [(1, (1,)), (1, (3, 4, 4, 2)), (6, (1,)), (6, (8,)), (6, (1, 8, 8)), (6, (3, 4, 4, 2))]
+)
+def test_log_prob_in_many_dimensions(count: int, shape: tuple[int, ...]) -> None:
+    """|Δ log p| ≤ 1e-3 in float32 at the default tolerance, ≤ 1e-5 in float64 at 1e-7; worst of 12 points."""
     means = torch.randn(count, *shape, generator=generator(math.prod(shape)), dtype=torch.float64)
     mixture = toy.GaussianMixture(means, torch.linspace(0.3, 0.7, count, dtype=torch.float64))
     for process in (scoresde.VPSDE(), scoresde.VESDE(), scoresde.RectifiedFlow()):
         data, noise = true_ends(mixture, process)
         sde = scoresde.oracle(mixture, process)
-        x = data.sample(50, generator=generator(), dtype=torch.float64)
-        tight = scoresde.log_prob(sde, x, prior=noise, rtol=1e-8, atol=1e-8)
-        assert float((tight - data.log_prob(x)).abs().max()) <= 1e-6
+        x = data.sample(12, generator=generator(), dtype=torch.float64)
+        tight = scoresde.log_prob(sde, x, prior=noise, rtol=1e-7, atol=1e-7)
+        assert float((tight - data.log_prob(x)).abs().max()) <= 1e-5
         single = scoresde.log_prob(sde, x.float(), prior=noise)
         assert float((single.double() - data.log_prob(x.float().double())).abs().max()) <= 1e-3
 
 
 @pytest.mark.parametrize("name", ["8 Gaussians", "16-D"])
 def test_a_tolerance_means_something_over_six_decades(name: str) -> None:
-    """From 1e-3 to 1e-9 the worst error of 100 points stays within a factor 10 of the tolerance, either way."""
+    """From 1e-3 to 1e-9 the worst error of 40 points stays below 10 and above 1/20 of the tolerance."""
     mixture, process = MIXTURES[name], scoresde.VPSDE()
     sde = scoresde.oracle(mixture, process).double()
-    x = mixture.sample(100, generator=generator(), dtype=torch.float64)
-    for tolerance in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9):
+    x = mixture.sample(40, generator=generator(), dtype=torch.float64)
+    for tolerance in (1e-3, 1e-5, 1e-7, 1e-9):
         found = scoresde.likelihood(sde, x, prior=mixture.perturb(*at(process, 1.0)), rtol=tolerance, atol=tolerance)
         error = (found.log_prob - mixture.log_prob(x)).abs()
-        assert tolerance / 10 <= float(error.max()) <= 10 * tolerance
+        assert tolerance / 20 <= float(error.max()) <= 10 * tolerance
         covered = (error <= found.solver_error).double().mean()
         assert float(covered) >= 0.95
         assert float(found.solver_error.mean()) <= 30 * float(error.mean())
@@ -211,26 +209,26 @@ def test_prior_gap_is_the_only_error_left_and_is_stated(process: Process, mixtur
     """Without `prior=`, log p is off by log N(x_1) − log p(x_1); `prior_gap` covers that, not twice as large on average."""
     data, noise = true_ends(mixture, process)
     sde = scoresde.oracle(mixture, process).double()
-    x = data.sample(50, generator=generator(), dtype=torch.float64)
-    found = scoresde.likelihood(sde, x, rtol=1e-8, atol=1e-8)
+    x = data.sample(25, generator=generator(), dtype=torch.float64)
+    found = scoresde.likelihood(sde, x, rtol=1e-6, atol=1e-6)
     gap = process.prior(mixture.shape).log_prob(found.latent) - noise.log_prob(found.latent)
-    torch.testing.assert_close(found.log_prob - data.log_prob(x), gap, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.log_prob - data.log_prob(x), gap, rtol=0, atol=1e-5)
     assert bool((gap.abs() <= found.prior_gap + 1e-8).all())
     assert float(found.prior_gap.mean()) <= 2 * float(gap.abs().mean()) + 1e-8
-    assert bool((scoresde.likelihood(sde, x, prior=noise).prior_gap == 0).all())
+    assert bool((scoresde.likelihood(sde, x[:2], prior=noise).prior_gap == 0).all())
 
 
 def test_samples_come_with_the_log_prob_that_is_found_for_them(process: Process) -> None:
     """To 10 × the tolerance, and they are the samples that `sample` draws; encode and decode likewise."""
     mixture = MIXTURES["8 Gaussians"]
     sde = scoresde.oracle(mixture, process).double()
-    for tolerance in (1e-4, 1e-7):
-        how = {"rtol": tolerance, "atol": tolerance}
-        x, value = scoresde.sample_and_log_prob(sde, 100, generator=generator(), **how)
-        torch.testing.assert_close(value, scoresde.log_prob(sde, x, **how), rtol=0, atol=10 * tolerance)
-        torch.testing.assert_close(x, scoresde.sample(sde, 100, generator=generator(), **how), rtol=0, atol=30 * tolerance)
-        torch.testing.assert_close(scoresde.decode(sde, scoresde.encode(sde, x, **how), **how), x, rtol=0, atol=30 * tolerance)
-    again, parts = scoresde.sample_and_log_prob(sde, 100, generator=generator(), batch_size=33, **how)
+    tolerance = 1e-5
+    how = {"rtol": tolerance, "atol": tolerance}
+    x, value = scoresde.sample_and_log_prob(sde, 30, generator=generator(), **how)
+    torch.testing.assert_close(value, scoresde.log_prob(sde, x, **how), rtol=0, atol=10 * tolerance)
+    torch.testing.assert_close(x, scoresde.sample(sde, 30, generator=generator(), **how), rtol=0, atol=30 * tolerance)
+    torch.testing.assert_close(scoresde.decode(sde, scoresde.encode(sde, x, **how), **how), x, rtol=0, atol=30 * tolerance)
+    again, parts = scoresde.sample_and_log_prob(sde, 30, generator=generator(), batch_size=17, **how)
     torch.testing.assert_close(again, x, rtol=0, atol=1e-12)
     torch.testing.assert_close(parts, value, rtol=0, atol=1e-11)
 
@@ -247,17 +245,23 @@ def small(process: str = "vp", **options: object) -> ScoreSDE:
     return sde.eval()
 
 
-@pytest.mark.parametrize("solver", ["adams", "rk45"])
-@pytest.mark.parametrize("steps", [None, 20])
-@pytest.mark.parametrize(("backbone", "predict"), [("mlp", "edm"), ("test_linear", "v")])
+@pytest.mark.parametrize(
+    ("backbone", "predict", "solver", "steps"),
+    [
+        *itertools.product(["mlp"], ["edm"], ["adams", "rk45"], [20]),
+        *itertools.product(["test_linear"], ["v"], ["adams", "rk45"], [20]),
+        ("mlp", "edm", "adams", None),
+        ("test_linear", "v", "rk45", None),
+    ],
+)
 def test_gradients_equal_finite_differences(solver: str, steps: int | None, predict: str, backbone: str) -> None:
     """Of log p with respect to x and to every weight along a random direction, to 1e-4."""
     torch.manual_seed(3)
     sde = scoresde.build("vp", backbone, shape=(2,), predict=predict, **(SMALL if backbone == "mlp" else {})).double().eval()
     for p in sde.net.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    how = {"solver": solver, "steps": steps} if steps else {"solver": solver, "rtol": 1e-9, "atol": 1e-9}
-    x = torch.randn(4, 2, generator=generator(), dtype=torch.float64, requires_grad=True)
+    how = {"solver": solver, "steps": steps} if steps else {"solver": solver, "rtol": 1e-8, "atol": 1e-8}
+    x = torch.randn(2, 2, generator=generator(), dtype=torch.float64, requires_grad=True)
     weights = list(sde.net.parameters())
     value = scoresde.log_prob(sde, x, differentiable=True, **how)
     gradients = torch.autograd.grad(value.sum(), [x, *weights])
@@ -276,12 +280,12 @@ def test_gradients_equal_finite_differences(solver: str, steps: int | None, pred
 
 def test_a_graph_only_where_one_is_wanted() -> None:
     sde, x = small(), torch.randn(4, 2, dtype=torch.float64)
-    assert not scoresde.log_prob(sde, x).requires_grad
+    assert not scoresde.log_prob(sde, x, steps=8).requires_grad
     with torch.no_grad():
-        assert not scoresde.log_prob(sde, x, differentiable=True).requires_grad
-        assert not scoresde.log_prob(sde, x.clone().requires_grad_()).requires_grad
+        assert not scoresde.log_prob(sde, x, differentiable=True, steps=8).requires_grad
+        assert not scoresde.log_prob(sde, x.clone().requires_grad_(), steps=8).requires_grad
     with torch.inference_mode():
-        assert not scoresde.log_prob(sde, x, differentiable=True).requires_grad
+        assert not scoresde.log_prob(sde, x, differentiable=True, steps=8).requires_grad
     assert scoresde.log_prob(sde, x.clone().requires_grad_()).requires_grad
 
 
@@ -338,7 +342,7 @@ def test_gradients_of_a_model_in_train_mode_are_those_of_eval_mode(middle: nn.Mo
     x = torch.randn(4, 2, generator=generator(), dtype=torch.float64, requires_grad=True)
     found = []
     for mode in (True, False):
-        value = scoresde.log_prob(sde.train(mode), x, differentiable=True)
+        value = scoresde.log_prob(sde.train(mode), x, differentiable=True, steps=12)
         found.append(torch.autograd.grad(value.sum(), [x, *sde.net.parameters()]))
         assert sde.training is mode
     for a, b in zip(*found, strict=True):
@@ -362,9 +366,9 @@ def test_a_gradient_to_x_alone_is_that_of_the_average_and_weights_need_train_mod
         sde.ema.out.weight.mul_(1.5)
     sde.train()
     x = torch.randn(3, 2, generator=generator(), dtype=torch.float64)
-    plain = scoresde.log_prob(sde, x)
-    assert torch.equal(scoresde.log_prob(sde, x.clone().requires_grad_()).detach(), plain)
-    assert not torch.allclose(scoresde.log_prob(sde, x, differentiable=True).detach(), plain)
+    plain = scoresde.log_prob(sde, x, steps=12)
+    assert torch.equal(scoresde.log_prob(sde, x.clone().requires_grad_(), steps=12).detach(), plain)
+    assert not torch.allclose(scoresde.log_prob(sde, x, differentiable=True, steps=12).detach(), plain)
     with pytest.raises(ValueError, match=r"no weight of the network in use requires grad: call sde.train()"):
         scoresde.log_prob(sde.eval(), x, differentiable=True)
 
@@ -383,9 +387,9 @@ def test_the_raw_network_is_traced_as_it_is() -> None:
     sde.net.out = layer
     assert (sde.traces(), sde.traces(raw=True)) == (True, False)
     x = torch.randn(3, 2, generator=generator(), dtype=torch.float64)
-    found = scoresde.log_prob(sde.train(), x, differentiable=True)
+    found = scoresde.log_prob(sde.train(), x, differentiable=True, steps=20)
     alone = ScoreSDE(sde.process, sde.net, shape=(2,)).double().eval()
-    torch.testing.assert_close(found.detach(), scoresde.log_prob(alone, x), rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.detach(), scoresde.log_prob(alone, x, steps=20), rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("validate", [True, False])  # torch.compile turns it off for a whole process

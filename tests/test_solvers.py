@@ -225,7 +225,7 @@ def three_modes(name: str) -> tuple[ScoreSDE, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("solver", [name for name in ORDINARY if not SOLVERS.build(name).stochastic])
-@pytest.mark.parametrize("name", ["edm", "ve"])
+@pytest.mark.parametrize("name", ["edm", pytest.param("ve", marks=pytest.mark.slow)])
 def test_deterministic_solvers_have_their_order(solver: str, name: str) -> None:
     """Slope of the end point's RMS error over four halvings, by least squares: within 0.15 of the stated order.
 

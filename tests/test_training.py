@@ -166,7 +166,7 @@ def test_a_trained_model_draws_from_an_easy_target(process: str, predict: str) -
         return float(held_out.detach()), scoresde.energy_test(x, truth, permutations=199, generator=generator(4))
 
     before, p_before = report()
-    how = {"steps": 1500, "lr": 5e-3, "progress": False, "generator": generator(1)}
+    how = {"steps": 1500, "batch_size": 256, "lr": 5e-3, "progress": False, "generator": generator(1)}
     history = scoresde.fit(sde, OVERLAPPING, **how, **RECIPES[process])
     after, p_after = report()
     assert after < 0.995 * before
