@@ -47,7 +47,9 @@ class Likelihood:
         log p(x) in nats, with respect to the units of the data.
     stderr : Tensor, shape (B,)
         Standard error of log_prob from the estimated trace, in nats: 0 for an exact trace, NaN for a single probe. With few
-        probes it is widened as Student's t asks, so that ±2 of it hold the exact value in 95.4% of runs, however few they are.
+        probes it is widened as Student's t asks, so that ±2 of it would hold the exact value in 95.4% of runs if estimates were
+        normal. They are skewed, and it is 87 to 94% with random signs (74% with two of them in three dimensions, where they
+        often come out equal) and 84 to 97% with normal probes, in 2 to 80 dimensions.
     solver_error : Tensor, shape (B,)
         Estimated error of the solve and its arithmetic, in nats: four times the root of the sum of squares of what each step
         leaves, by the solver's own estimate. With "adams" at any tolerance it holds the true error of at least 90% of points of
@@ -109,7 +111,8 @@ def likelihood(
         One that integrates the ODE ("adams", "rk45", "heun", …), not a stochastic sampler.
     trace : str
         "exact": ∑∂f_i/∂x_i. "hutchinson": the mean of vᵀ(∂f/∂x)v over random signs v drawn once per sample and held through
-        the solve, unbiased. "hutchinson_gaussian": the same with normal v, which is never better.
+        the solve, unbiased; in up to `probes` dimensions the exact trace, which costs no more there. "hutchinson_gaussian": the
+        same with normal v in any dimension, which is never better.
     probes : int
         How many such v.
     prior : object with .log_prob, optional
