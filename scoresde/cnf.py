@@ -23,7 +23,7 @@ from .random import PROBE, Noise, draw_seed
 from .registry import nearest
 from .sde import ScoreSDE, evaluating
 from .solvers import Counts, Level, Problem, Solver
-from .solvers.base import Velocity
+from .solvers.base import Velocity, split
 from .trace import exact_trace, hutchinson_trace
 
 PROBES: dict[str, Callable[[Tensor], Tensor] | None] = {
@@ -33,6 +33,9 @@ PROBES: dict[str, Callable[[Tensor], Tensor] | None] = {
 }
 """Ways to find the trace, by name, with what makes probes of normal draws: `exact` has none and costs about D backward passes an
 evaluation, `hutchinson` (Rademacher probes, ±1) and `hutchinson_gaussian` one a probe, with a standard error."""
+
+NEAR = 0.02
+"""sin φ below which a network's noise is no longer divided by it for a score."""
 
 Traced = Callable[..., tuple[Tensor, Tensor]]
 
@@ -95,6 +98,7 @@ class Flow:
         self.probes = 1 if self.law is None else probes
         dtypes = {p.dtype for p in sde.net.parameters() if p.is_floating_point()} | {sde.state_dtype}
         self.eps = max(torch.finfo(dtype).eps for dtype in dtypes)  # of the coarsest arithmetic that takes part
+        self.error_factor = how.solver.error_factor(how.adaptive)
         self.cost = self.probes
         self.seed = 0 if self.law is None else draw_seed(generator)
         self.raw = differentiable and sde.training  # whoever trains further does so with the raw weights
@@ -127,7 +131,7 @@ class Flow:
         traced = _traced(part, probes, self.graph, self.raw)
         velocity = _with_density(part, traced, part.network(raw=self.raw) if self.graph else None)
         norm = functools.partial(_norm, n)
-        measure = norm if self.errors else None
+        measure = functools.partial(_size, n) if self.errors else None
         task = Problem(self.nodes, velocity, _none, _none, self.how.adaptive, norm=norm, measure=measure)
         state = torch.cat([z, z.new_zeros(len(z), self.probes)], 1)
         end, counts = run(part, self.how.solver, task, state, functools.partial(_same, task))
@@ -234,6 +238,14 @@ def prior_gap(sde: ScoreSDE, z: Tensor, end: Level, traced: Traced, output: Call
     return gap.to(z.dtype).detach()
 
 
+def score_near(sde: ScoreSDE, z: Tensor, raw: bool) -> Tensor:
+    """The model's score at data z on the arc, for their rounding: with a little noise, where a network knows more of it."""
+    phi = max(sde.process.phi_min, 2 * NEAR)
+    with torch.no_grad():
+        _, eps = sde.coefficients(as_time(phi)).solve(z, sde.caller(raw=raw)(z, phi, None))
+    return -eps / math.sin(phi)
+
+
 def standard_normal(z: Tensor) -> Tensor:
     """Return log N(z; 0, I).
 
@@ -257,6 +269,19 @@ def standard_normal(z: Tensor) -> Tensor:
 def _norm(n: int, error: Tensor) -> Tensor:
     """The worse of the log-density's error and the state's, whose length counts: log p is a sum over dimensions."""
     return torch.maximum(error[:, :n].norm(dim=1), error[:, n:].mean(1).abs())
+
+
+def _size(n: int, error: Tensor, state: Tensor, velocity: Tensor, phi: float | Tensor) -> Tensor:
+    """What a local error makes of log p at the end, to first order: of the log-density itself, and the state's times the score.
+
+    ∫ div v dφ from here on is log p at the end less log p here, so that an error δz changes it by δz·∇log p. The model's score
+    is −ε̂/sin φ; nearer to the data than 0.02 that is the network's error, divided by nearly 0.
+    """
+    angle = torch.as_tensor(phi, dtype=torch.float64, device=state.device).reshape(-1, 1)
+    sin, cos = angle.sin(), angle.cos()
+    eps = split(state[:, :n], velocity[:, :n], cos.to(state.dtype), sin.to(state.dtype))[1]
+    pull = (eps * error[:, :n]).sum(1).double() / sin[:, 0].clamp_min(NEAR)
+    return pull.abs() + error[:, n:].mean(1).abs()
 
 
 def _same(task: Problem) -> Problem:

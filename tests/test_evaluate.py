@@ -107,10 +107,7 @@ def test_the_error_of_the_trace_is_one_standard_deviation(probes: int) -> None:
     """The spread of log p over 12 draws of the probes, its root mean square over 150 points, within a fifth."""
     x = law().sample(150, generator=generator(1))
     how = {"trace": "hutchinson_gaussian", "probes": probes, "rtol": 1e-3, "atol": 1e-3}
-    draws = [
-        scoresde.log_prob(model(), x, **how, generator=generator(seed))
-        for seed in range(12)
-    ]
+    draws = [scoresde.log_prob(model(), x, **how, generator=generator(seed)) for seed in range(12)]
     wanted = float(torch.stack(draws).var(0).mean().sqrt())
     found = evaluate(model(), x, samples=0, progress=False, **how).score
     assert found is not None
