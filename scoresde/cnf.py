@@ -196,7 +196,8 @@ def prior_gap(sde: ScoreSDE, z: Tensor, end: Level, traced: Traced, output: Call
     """|log p(z_1) − log N(z_1; 0, I)| as the model's score at the noise end has it, to second order in cos φ, rounded up.
 
     h = ∇log(p/N) = (cos φ/sin² φ)·(x̂0 − cos φ·z) is small, so log(p/N) = g − log E_N[e^g] with g = ∫_0^1 z·h(uz) du and
-    log E_N[e^g] = ½·tr ∂h/∂z + ½|h|² at z = 0. What is left out is of the order of their squares, which are added.
+    log E_N[e^g] = ½·tr ∂h/∂z + ½|h|² at z = 0. What is left out is of the order of their squares and, where data are
+    standardized and the second order nearly vanishes, of cos² φ times them: both are added, and a tenth.
 
     Parameters
     ----------
@@ -234,7 +235,9 @@ def prior_gap(sde: ScoreSDE, z: Tensor, end: Level, traced: Traced, output: Call
             x0, _ = c.solve(u * z, output(u * z, end.phi, None))
             g = g + 0.5 * (z * factor * (x0 - end.cos * u * z)).sum(1)
         mean = 0.5 * bend + 0.5 * pull.square().sum(1)
-        gap = (g - mean).abs() + (g.abs() + mean.abs()).square() + torch.finfo(z.dtype).eps * n
+        size = g.abs() + mean.abs()
+        margin = 0.1 + 8 * end.cos**2
+        gap = (g - mean).abs() + size.square() + margin * size + torch.finfo(z.dtype).eps * n
     return gap.to(z.dtype).detach()
 
 

@@ -61,8 +61,9 @@ class Likelihood:
         NaN for solvers that estimate none, as all others do on fixed grids, and for "rk45", "tsit5" and "dop853", whose
         estimates are up to 20 times too small where a network is rough.
     prior_gap : Tensor, shape (B,)
-        How far log p(x) may move if p(z_1) as the model's own score has it replaces the prior N(0, I), in nats. 0 where the
-        path ends in pure noise (rectified flow), but for rounding, or where `prior` was given.
+        How far log p(x) moves if p(z_1) as the model's own score has it replaces the prior N(0, I), in nats, without its sign
+        and rounded up by a tenth or more, so that it holds the gap of 95% of points. 0 where the path ends in pure noise
+        (rectified flow), but for rounding, or where `prior` was given.
     nfe : Tensor of int, shape (B,)
         Network evaluations of each sample's solve; each comes with a trace.
     latent : Tensor, shape (B, *shape)
