@@ -231,7 +231,7 @@ def posthoc_ema(folder: str | os.PathLike[str], sigma: float = 0.1, *, step: int
     >>> sde = scoresde.build("vp", "mlp", shape=(2,), width=8)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = scoresde.fit(sde, scoresde.toy.Moons(), steps=50, snapshots=5, out=folder, progress=False)
-    ...     scoresde.posthoc_ema(folder, 0.15).shape
+    ...     scoresde.posthoc_ema(folder, 0.07).shape
     (2,)
     """
     number("sigma", sigma, 0.01, 0.28, hint="it is a fraction of training: try 0.1")

@@ -98,12 +98,10 @@ class AdaptiveRungeKutta(Adaptive, RungeKutta):
             raise ValueError("this tableau has no b_hat to estimate errors with; use RungeKutta on a fixed grid")
         super().__post_init__()
 
-    def error_factor(self, adaptive: bool) -> float:
-        """0.2 at a tolerance of 1e-4 for "bosh3", whose error falls faster than its estimate; NaN for others.
-
-        On a rough field a step errs by h·‖b‖ times the roughness and sees h·‖b − b̂‖ times it: a third for "bosh3", but a
-        sixth for "tsit5" and an eleventh for "rk45", which on a smooth field err by far less than they see.
-        """
+    def error_factor(self, adaptive: bool) -> float:  # noqa: D102
+        # On a rough field a step errs by h·‖b‖ times the roughness and sees h·‖b − b̂‖ times it: a third for "bosh3", but a
+        # sixth for "tsit5" and an eleventh for "rk45", which on a smooth field err by far less than they see. The error of
+        # "bosh3" falls faster with the tolerance than its estimate.
         if self.tableau is not TABLEAUS["bosh3"]:
             return math.nan
         return 0.2 * float((max(self.rtol, self.atol) / 1e-4) ** 0.4)
