@@ -51,12 +51,12 @@ class Likelihood:
     stderr : Tensor, shape (B,)
         Standard error of log_prob from the estimated trace, in nats: 0 for an exact trace, NaN for a single probe. With few
         probes it is widened as Student's t asks, so that ±2 of it would hold the exact value in 95.4% of runs if estimates were
-        normal. They are skewed, and it is 87 to 94% with random signs (74% with two of them in three dimensions, where they
+        normal. They are skewed, and it is 84 to 94% with random signs (74% with two of them in three dimensions, where they
         often come out equal) and 84 to 97% with normal probes, in 2 to 80 dimensions.
     solver_error : Tensor, shape (B,)
         Estimated error of the solve and its arithmetic, in nats: the plain sum of what each step leaves of state and log p, by
         the solver's own estimate, times a factor found on trained networks, and rounding, that of the state times the score.
-        With "adams" and "bosh3" it held the true error of 95% of points and more of trained networks in float32, at tolerances
+        With "adams" and "bosh3" it held the true error of 90 to 100% of points of trained networks in float32, at tolerances
         from 1e-3 to 1e-6, and was in the median 4 to 27 times too large; the worst seen, in float64, held 86%. With "adams" on
         fixed grids of 10 to 200 steps it is 2 to 90 times too large.
         NaN for solvers that estimate none, as all others do on fixed grids, and for "rk45", "tsit5" and "dop853", whose
