@@ -176,7 +176,7 @@ class MinibatchOT(Coupling):
 @COUPLINGS.register("condition_aware_ot")
 @dataclass(frozen=True)
 class ConditionAwareOT(Coupling):
-    """Optimal transport within a batch among rows of (nearly) the same condition, C²OT (Cheng & Schwing 2025, eq. 8–10).
+    """Optimal transport within a batch among rows of (nearly) the same condition, C²OT (Cheng & Schwing 2025).
 
     Rows of x1 are first given to rows of x0, with their conditions, at random. Where conditions are integers, only rows of the
     same ones change places. Where they are real, exchanging i and j costs w·‖c_i − c_j‖² more, with w such that a given ratio

@@ -262,7 +262,7 @@ class TruncatedNormal(Dequantization):
 
     References
     ----------
-    Zheng et al., Improved techniques for maximum likelihood estimation for diffusion ODEs, ICML 2023, section 4.2.
+    Zheng et al., Improved techniques for maximum likelihood estimation for diffusion ODEs, ICML 2023.
 
     Examples
     --------

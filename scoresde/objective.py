@@ -519,7 +519,7 @@ class AdaptiveLaw:
 
     The quantiles q of a law are cut into `BINS` intervals. With m_i the mean of the squared loss in interval i, the density
     p(q) ∝ √m_i minimizes the variance of loss/p (importance sampling), and a tenth of all draws stays uniform. It is what the
-    learned noise schedule of VDM does (Kingma et al. 2021, section 6.2), by counting (Nichol & Dhariwal 2021, eq. 18).
+    learned noise schedule of VDM does (Kingma et al. 2021, section 5.3), by counting (Nichol & Dhariwal 2021, eq. 18).
 
     Parameters
     ----------

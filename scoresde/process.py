@@ -6,7 +6,7 @@ A process is a pair of functions of time, data at t = 0 and noise at t = 1:
 
 Everything else follows. As an SDE it is dx = f(t)·x dt + g(t) dw with
 
-    f = α̇/α,        g² = 2σ·(α·σ̇ − σ·α̇)/α                         (Song et al. 2021, eq. 5; Kingma et al. 2021, eq. 2),
+    f = α̇/α,        g² = 2σ·(α·σ̇ − σ·α̇)/α                         (Song et al. 2021, eq. 5; Lu et al. 2022a, eq. 2.3),
 
 and between two times s < t
 

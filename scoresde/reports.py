@@ -267,7 +267,10 @@ def _trace(sde: ScoreSDE, trace: str | None, probes: int | None) -> tuple[str, i
         raise ValueError(f"probes={probes} are of an estimated trace; leave them out, or trace='exact'")
     if trace is None:
         trace = "exact" if probes is None and sde.dim <= EXACT else "hutchinson"
-    return trace, PROBES if probes is None else whole("probes", probes)
+    probes = PROBES if probes is None else whole("probes", probes)
+    if trace == "hutchinson" and probes >= sde.dim:  # see `likelihood`
+        trace = "exact"
+    return trace, probes
 
 
 def _order(total: int, wanted: int, seed: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import scoresde
 from conftest import MIXTURES, at, generator
 from scoresde import Process, ScoreSDE, toy
+from scoresde.random import PATH, PRIOR, PROBE, Noise
 
 
 def true_ends(mixture: toy.GaussianMixture, process: Process) -> tuple[toy.GaussianMixture, toy.GaussianMixture]:
@@ -110,11 +112,12 @@ def test_model_density_integrates_to_one() -> None:
 @pytest.mark.parametrize("trace", ["hutchinson", "hutchinson_gaussian"])
 def test_hutchinson_is_unbiased(trace: str) -> None:
     """Mean over 400 runs of one point within 4 standard errors (false alarm 6e-5 a point, 5 points)."""
-    mixture = MIXTURES["8 Gaussians"]
+    mixture = MIXTURES["16-D"]
     sde = scoresde.oracle(mixture, scoresde.VPSDE())
-    x = mixture.sample(5, generator=generator())
-    exact = scoresde.log_prob(sde, x)
-    how = {"trace": trace, "probes": 2}
+    x = mixture.sample(5, generator=generator()).float()
+    how = {"steps": 10}
+    exact = scoresde.log_prob(sde, x, **how)
+    how |= {"trace": trace, "probes": 2}
     many = scoresde.log_prob(sde, x.repeat(400, 1), generator=generator(1), **how).reshape(400, 5)
     # log p is linear in the trace estimate along the same path
     error = many.std(0) / 20
@@ -124,31 +127,64 @@ def test_hutchinson_is_unbiased(trace: str) -> None:
     torch.testing.assert_close(again.reshape(400, 5), many, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("probes", [16, pytest.param(32, marks=pytest.mark.slow)])
-def test_two_standard_errors_hold_the_true_value(probes: int) -> None:
-    """500 pairs of a random mixture and a point of it, in 2 to 18 dimensions: 91 to 98% within ±2 of the stated error.
-
-    95.4% are expected of normal errors, 92 to 95% of these; at 500 the binomial spread is 1%.
-    """
-    held = 0
-    for i in range(5):
-        dim = 4 * i + 2
-        means = torch.randn(5, dim, generator=generator(i), dtype=torch.float64)
-        mixture = toy.GaussianMixture(means, torch.linspace(0.3, 0.8, 5, dtype=torch.float64))
-        sde = scoresde.oracle(mixture, scoresde.VPSDE()).double()
-        x = mixture.sample(100, generator=generator(50 + i), dtype=torch.float64)
-        prior = mixture.perturb(*at(sde.process, 1.0))
-        how = {"prior": prior, "rtol": 1e-4, "atol": 1e-4, "generator": generator(100 + i)}
-        found = scoresde.likelihood(sde, x, trace="hutchinson", probes=probes, **how)
-        held += int(((found.log_prob - mixture.log_prob(x)).abs() <= 2 * found.stderr + found.solver_error).sum())
-    assert 455 <= held <= 490
-
-
 def test_a_single_probe_has_no_standard_error_and_an_exact_trace_none_to_state() -> None:
     mixture = MIXTURES["8 Gaussians"]
     sde, x = scoresde.oracle(mixture, scoresde.VPSDE()), mixture.sample(3, generator=generator())
-    assert bool(scoresde.likelihood(sde, x, trace="hutchinson", probes=1).stderr.isnan().all())
+    for trace in ("hutchinson", "hutchinson_gaussian"):
+        assert bool(scoresde.likelihood(sde, x, trace=trace, probes=1).stderr.isnan().all())
     assert bool((scoresde.likelihood(sde, x).stderr == 0).all())
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 6])
+def test_as_many_signs_as_dimensions_are_the_exact_trace(dim: int) -> None:
+    """They cost as much; in 2-D two signs had no spread to see half of the time, and ±2 errors held 50%."""
+    mixture = toy.GaussianMixture(torch.randn(4, dim, generator=generator(dim)), 0.5)
+    sde, x = scoresde.oracle(mixture, scoresde.VPSDE()), mixture.sample(20, generator=generator())
+    exact = scoresde.log_prob(sde, x, steps=10)
+    for probes in (dim, dim + 1, 16):
+        found = scoresde.likelihood(sde, x, trace="hutchinson", probes=probes, steps=10)
+        assert torch.equal(found.log_prob, exact)
+        assert bool((found.stderr == 0).all())
+    if dim > 1:
+        some = scoresde.log_prob(sde, x, trace="hutchinson", probes=dim - 1, steps=10)
+        assert float((some - exact).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("trace", "dim", "counts"),
+    [
+        ("hutchinson_gaussian", 2, (1, 2, 4, 16, 64)),
+        ("hutchinson_gaussian", 8, (1, 2, 4, 16, 64)),
+        ("hutchinson", 8, (1, 2, 4)),
+        ("hutchinson", 80, (1, 2, 4, 16, 64)),
+    ],
+)
+def test_probes_are_independent_and_their_error_is_stated(trace: str, dim: int, counts: tuple[int, ...]) -> None:
+    """Against exact traces of the same steps, 400 points: the RMS error falls as 1/√probes, to 25%,
+    and ±2 errors hold ≥ 82%. What 64 equal probes give: an RMS 8 times too large, coverage 0."""
+    means = torch.randn(5, dim, generator=generator(dim), dtype=torch.float64)
+    mixture = toy.GaussianMixture(means, torch.linspace(0.3, 0.8, 5, dtype=torch.float64))
+    sde = scoresde.oracle(mixture, scoresde.VPSDE()).double()
+    x = mixture.sample(400, generator=generator(), dtype=torch.float64)
+    how = {"solver": "heun", "steps": 8, "errors": False}
+    exact = scoresde.log_prob(sde, x, **how)
+    rms = {}
+    for probes in counts:
+        found = scoresde.likelihood(sde, x, trace=trace, probes=probes, generator=generator(3), **how)
+        error = (found.log_prob - exact).abs()
+        rms[probes] = float(error.square().mean().sqrt())
+        held = float((error <= 2 * found.stderr).double().mean())
+        assert rms[probes] * math.sqrt(probes) == pytest.approx(rms[1], rel=0.25)
+        assert probes == 1 or 0.82 <= held <= 0.98
+
+
+@pytest.mark.parametrize("stream", [PRIOR, PATH, PROBE])
+def test_later_draws_leave_earlier_ones_alone(stream: int) -> None:
+    """Kept without a copy, over more draws than are made ahead at once."""
+    noise, again = (Noise(5, stream, 3, 70, 2, torch.empty(0)) for _ in range(2))
+    kept = [noise() for _ in range(80)]
+    assert len({float(x[0, 0]) for x in kept}) == 80
+    assert all(torch.equal(x, again()) for x in kept)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +216,66 @@ def test_a_tolerance_means_something_over_six_decades(name: str) -> None:
         assert tolerance / 20 <= float(error.max()) <= 10 * tolerance
         covered = (error <= found.solver_error).double().mean()
         assert float(covered) >= 0.95
-        assert float(found.solver_error.mean()) <= 30 * float(error.mean())
+        most = 30 if tolerance > 3e-8 else 100
+        assert float(found.solver_error.mean()) <= most * float(error.mean())
+
+
+@pytest.fixture(scope="module")
+def trained() -> list[tuple[ScoreSDE, Tensor, Tensor]]:
+    """Small networks, as rough as training leaves them; 100 points, and log p of each at 1e-10 in float64."""
+    means = torch.randn(6, 8, generator=generator(8)) * 1.5
+    found = []
+    for target, process in (
+        (toy.Moons(), "vp"),
+        (toy.GaussianMixture(means, torch.linspace(0.2, 0.6, 6)), "rectified"),
+    ):
+        x = target.sample(100, generator=generator(7)).float()
+        torch.manual_seed(0)
+        sde = scoresde.build(process, "mlp", shape=x.shape[1:], width=64)
+        scoresde.fit(sde, target, steps=700, progress=False, generator=generator())
+        double = copy.deepcopy(sde).double()
+        how = {"rtol": 1e-10, "atol": 1e-10, "batch_size": 100}
+        found.append((sde.eval(), x, scoresde.log_prob(double, x.double(), **how)))
+    return found
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-4, 1e-5, 1e-6])
+@pytest.mark.parametrize("solver", ["adams", "bosh3"])
+def test_solver_error_holds_on_trained_networks(
+    solver: str, tolerance: float, trained: list[tuple[ScoreSDE, Tensor, Tensor]]
+) -> None:
+    """At 9 points of 10 in float32, and at most 30 times too large in the median."""
+    if solver == "bosh3" and tolerance < 1e-4:
+        pytest.skip("hundreds of steps")
+    for sde, x, exact in trained:
+        found = scoresde.likelihood(sde, x, solver=solver, rtol=tolerance, atol=tolerance)
+        error = (found.log_prob - exact).abs()
+        assert float((error <= found.solver_error).double().mean()) >= 0.9
+        assert float((found.solver_error / error.clamp_min(1e-9)).median()) <= 30
+
+
+@pytest.mark.parametrize("solver", ["rk45", "tsit5", "dop853"])
+def test_solvers_whose_estimates_do_not_hold_say_nan(solver: str) -> None:
+    found = scoresde.likelihood(small(), torch.ones(2, 2).double(), solver=solver)
+    assert bool(found.solver_error.isnan().all())
+
+
+def test_float64_and_grids_have_errors_that_hold_too(
+    trained: list[tuple[ScoreSDE, Tensor, Tensor]],
+) -> None:
+    """Truncation alone, where rounding hides none of it: at 1e-6 6 points of 7; on grids at most 100 times too large."""
+    for sde, x, exact in trained:
+        double = copy.deepcopy(sde).double()
+        for how, least, most in [
+            ({"rtol": 1e-4, "atol": 1e-4}, 0.9, 30),
+            ({"rtol": 1e-6, "atol": 1e-6}, 0.85, 30),
+            ({"steps": 20}, 0.9, 100),
+            ({"steps": 100}, 0.9, 100),
+        ]:
+            found = scoresde.likelihood(double, x.double(), **how)
+            error = (found.log_prob - exact).abs()
+            assert float((error <= found.solver_error).double().mean()) >= least
+            assert float((found.solver_error / error).median()) <= most
 
 
 def test_mates_do_not_matter_to_a_likelihood() -> None:
@@ -216,6 +311,24 @@ def test_prior_gap_is_the_only_error_left_and_is_stated(process: Process, mixtur
     assert bool((gap.abs() <= found.prior_gap + 1e-8).all())
     assert float(found.prior_gap.mean()) <= 2 * float(gap.abs().mean()) + 1e-8
     assert bool((scoresde.likelihood(sde, x[:2], prior=noise).prior_gap == 0).all())
+
+
+@pytest.mark.parametrize("dim", [1, 2, 8])
+@pytest.mark.parametrize("name", ["vp", "vp that ends early", "ve"])
+def test_prior_gap_holds_on_standardized_data(name: str, dim: int) -> None:
+    """The lowest orders vanish there. 95% of points; the default VP's is at most a fifth too large on average."""
+    process = {"vp": scoresde.VPSDE(), "ve": scoresde.VESDE()}.get(name, scoresde.VPSDE(beta_max=6.0))
+    means = torch.randn(4, dim, generator=generator(dim), dtype=torch.float64)
+    means, std = means - means.mean(0), torch.linspace(0.1, 0.4, 4, dtype=torch.float64)
+    scale = (means.square().mean() + std.square().mean()).sqrt()
+    mixture = toy.GaussianMixture(means / scale, std / scale)
+    sde = scoresde.oracle(mixture, process).double()
+    x = mixture.sample(200, generator=generator(), dtype=torch.float64)
+    found = scoresde.likelihood(sde, x, rtol=1e-6, atol=1e-6)
+    ours = process.prior(mixture.shape).log_prob(found.latent)
+    gap = (ours - mixture.perturb(*at(process, 1.0)).log_prob(found.latent)).abs()
+    assert float((gap <= found.prior_gap + 1e-8).double().mean()) >= 0.95
+    assert name != "vp" or float(found.prior_gap.mean()) <= 1.2 * float(gap.mean())
 
 
 def test_samples_come_with_the_log_prob_that_is_found_for_them(process: Process) -> None:

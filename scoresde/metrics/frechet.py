@@ -2,7 +2,7 @@
 
 With means μ and covariances Σ of the features f(x) of either set,
 
-    d² = |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½)            (Dowson and Landau 1982, eq. 4; Heusel et al. 2017, eq. 6)
+    d² = |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½)            (Dowson and Landau 1982; Heusel et al. 2017)
 
 is the squared 2-Wasserstein distance of N(μ₁, Σ₁) and N(μ₂, Σ₂). Of features that are not normal it is a lower bound on theirs
 (Gelbrich 1990), and zero says no more than that the first two moments agree.
@@ -65,8 +65,8 @@ def frechet_distance(
 
     References
     ----------
-    Dowson and Landau, The Fréchet distance between multivariate normal distributions, 1982, eq. 4; Heusel et al., GANs trained by
-    a two time-scale update rule, NeurIPS 2017, eq. 6; Chong and Forsyth, Effectively unbiased FID, CVPR 2020, for the bias.
+    Dowson and Landau, The Fréchet distance between multivariate normal distributions, 1982; Heusel et al., GANs trained by
+    a two time-scale update rule, NeurIPS 2017; Chong and Forsyth, Effectively unbiased FID, CVPR 2020, for the bias.
 
     Examples
     --------

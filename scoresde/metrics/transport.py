@@ -7,7 +7,7 @@ The p-Wasserstein distance is the least cost of carrying one law into the other,
 γ being any joint law with the given marginals. Between two sets of n points the best γ is a permutation; in one
 dimension it joins equal quantiles, so that W_p^p = ∫|F⁻¹(u) − G⁻¹(u)|^p du. Averaged over directions θ on the sphere,
 
-    SW_p = (E_θ W_p^p(θ·X, θ·Y))^(1/p)                                 (Bonneel et al. 2015, definition 2).
+    SW_p = (E_θ W_p^p(θ·X, θ·Y))^(1/p)                                 (Bonneel et al. 2015).
 
 Both are distances in the units of the data. (Other libraries return p-th powers: POT's `emd2` of squared distances is W_2².)
 Two sets of true samples are W_p apart by about n^(−1/D), a bias that no other metric here has: see `noise_floor`.
