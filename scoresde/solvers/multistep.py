@@ -343,7 +343,9 @@ def march(row: Row, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
             problem.observe(i, _combine(1.0, z, repair, values))
         if gauge is not None and gauged is not None and repair:
             added = _combine(0.0, torch.zeros_like(z), repair, [f.detach() for f in values])
-            gauged += gauge(added, z.detach(), values[0].detach(), problem.levels[i].phi).double()
+            level, f = problem.levels[i], values[0].detach()
+            v = f if row.variable == "v" else (level.cos * z.detach() - f) / level.sin
+            gauged += gauge(added, z.detach(), v, level.phi).double()
         # The state is carried as predicted; its correction is taken together with the next prediction.
         weights = [step.keep * r + w for r, w in itertools.zip_longest(repair, step.predict, fillvalue=0.0)]
         repair = (
