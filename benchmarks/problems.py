@@ -27,8 +27,10 @@ class Mixture(GaussianMixture):
 
     def denoise(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
         levels = torch.as_tensor(alpha, dtype=torch.float64), torch.as_tensor(sigma, dtype=torch.float64)
-        if x.dtype != torch.float64 or any(bool((level != level.flatten()[0]).any()) for level in levels):
+        if x.dtype != torch.float64:
             return super().denoise(x, alpha, sigma)
+        if any(bool((level != level.flatten()[0]).any()) for level in levels):
+            return self._apart(x, *(level.reshape(-1, 1, 1) for level in levels))
         a, b = (float(level.flatten()[0]) for level in levels)
         m, s, w = parts(self)
         square = s.square()
@@ -39,6 +41,17 @@ class Mixture(GaussianMixture):
         r = joint.softmax(1)
         x0 = (r @ (m * (b * b * inverse))).addcmul_(x, r @ (a * square * inverse))
         return x0, (r @ (-a * m * inverse)).addcmul_(x, r @ inverse).mul_(b)
+
+    def _apart(self, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        """The same for rows of different noise levels."""
+        m, s, w = parts(self)
+        square = s.square()
+        v = a * a * square + b * b
+        off = (x[:, None] - a * m).div_(v)
+        joint = w.log() - 0.5 * (off.square().mul_(v).sum(2) + v.log().sum(2))
+        r = joint.softmax(1)[:, None]
+        x0 = r[:, 0] @ m + (r @ (a * square * off))[:, 0]
+        return x0, b[:, 0] * (r @ off)[:, 0]
 
 
 def standardized(mixture: GaussianMixture) -> GaussianMixture:

@@ -84,7 +84,7 @@ SPREAD: dict[str, tuple[dict[str, object], float]] = {  # what takes 50 evaluati
     "ggf": ({"steps": 25}, 0.01),
     "edm": ({"steps": 25, "churn": 10.0, "spacing": "arc"}, 0.01),
     "sa": ({"steps": 50}, 0.015),
-    "restart": ({"steps": 19}, 0.015),
+    "restart": ({"steps": 19}, 0.03),
 }
 
 
@@ -93,7 +93,7 @@ SPREAD: dict[str, tuple[dict[str, object], float]] = {  # what takes 50 evaluati
 @pytest.mark.parametrize("solver", list(SPREAD))
 @pytest.mark.parametrize("name", ["vp", "rectified"])
 def test_the_spread_within_modes_is_right_at_fifty_evaluations(name: str, solver: str, target: str) -> None:
-    """To 1%, or 1.5% for sa and restart, and two standard errors: 0.32% for 100,000 samples in 2-D, 0.13% for 20,000 in 64-D.
+    """To 1%, 1.5% for sa or 3% for restart, and two standard errors: 0.32% for 100,000 samples in 2-D, 0.13% for 20,000 in 64-D.
 
     A bias of all that is allowed would fail in 2.3% of fresh runs, a smaller one in fewer.
     """
