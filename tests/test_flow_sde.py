@@ -160,7 +160,7 @@ def path_of(solver: scoresde.Solver, n: int, steps: int) -> Tensor:
     return scoresde.solve(sde, n, solver=solver, steps=steps, spacing="graded", times=TIMES, generator=generator(5)).x[1:]
 
 
-def coordinates(solver: scoresde.Solver, n: int = 7000) -> float:
+def coordinates(solver: scoresde.Solver, n: int = 10_000) -> float:
     """The least of ten p-values: Kolmogorov–Smirnov of each coordinate at each of the five times, against its exact law."""
 
     def law(t: float, axis: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -182,7 +182,7 @@ def test_marginals_on_the_way_are_right_at_five_times(noise: float, form: str) -
     """Six cases at five times: a fresh seed fails 4 times in a hundred at most (Bonferroni).
 
     30 energy tests of both coordinates together, of 600 points against x_t = α·x0 + σ·ε itself, at 0.001; and 60 tests of one
-    coordinate, of 7,000 points against its law, at 1e-4.
+    coordinate, of 10,000 points against its law, at 1e-4.
     """
     target = toy.GaussianMixture(torch.tensor(MEANS, dtype=torch.float64), STDS, WEIGHTS)
     for i, (t, x) in enumerate(zip(TIMES[1:], path_of(FlowSDE(noise, form), 600, 60), strict=True)):
