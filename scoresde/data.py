@@ -115,6 +115,7 @@ class Source:
         self._accepts, self._numeric = sde.checked, sde.numeric
         self.conditions: dict[str, tuple[int, ...]] = {}
         self._moments: dict[str, Moments] = {}
+        self._noted = False  # whether a pass over the data has told their conditions
         self.together = max(1, min(TOGETHER, NUMBERS // (batch_size // world * sde.dim)))
         self.position: dict[str, int] = {}
         self.names: set[str] | None = None
@@ -273,6 +274,7 @@ class Source:
 
     def _note(self, condition: Mapping[str, Tensor]) -> None:
         """Keep names and shapes of conditions, and what their mean and scale are made of."""
+        self._noted = True
         for name, value in condition.items():
             self.conditions[name] = tuple(value.shape[1:])
             if self._numeric(name, value):
@@ -296,7 +298,7 @@ class Source:
         """
         if self.batches == self._tabled:
             self._note(self._given)
-        elif self.batches != self._drawn and not self._moments:  # the data were known, and not passed over
+        elif self.batches != self._drawn and not self._noted:  # mean and scale were known, and no pass was made
             for _ in self.measure():
                 if not self._moments.keys() - sde.conditions.known().keys():
                     break

@@ -838,7 +838,7 @@ class ScoreSDE(nn.Module):
         takes = inspect.signature(net.forward).parameters
         shapes = getattr(net, "condition_shapes", None)
         if shapes is not None:
-            check_known((name for name in condition if name not in takes), shapes)
+            check_known((name for name in condition if name not in takes), shapes, hint_labels=True)
         elif not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
             check_known(condition, dict.fromkeys(list(takes)[2:]))
 

@@ -176,8 +176,9 @@ def check_numbers(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has numbers that are NaN or infinite")
 
 
-def check_known(names: Iterable[str], shapes: Mapping[str, object]) -> None:
+def check_known(names: Iterable[str], shapes: Mapping[str, object], *, hint_labels: bool = False) -> None:
     """Raise ValueError if a condition is none of those that a network takes."""
     for name in names:
         if name not in shapes:
-            raise ValueError(f"the network takes no condition {name!r}. {nearest(name, list(shapes))}")
+            hint = ", or build it with classes=n" if name == "y" and hint_labels else ""
+            raise ValueError(f"the network takes no condition {name!r}. {nearest(name, list(shapes))}{hint}")
