@@ -5,7 +5,12 @@ BIN    := $(VENV)/bin
 # CPU wheels of torch: the default wheels for Linux bring several gigabytes of CUDA. Set TORCH_INDEX= for those.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo digits test test-slow lint docs bench-solvers bench-likelihood bench-training bench-flows bench-backbones clean
+# What each end of the allowed versions runs: what touches torch's, numpy's, scipy's and safetensors' own ways most.
+CORE := tests/test_storage.py tests/test_io.py tests/test_checkpoint.py tests/test_pairs.py tests/test_data.py \
+        tests/test_coupling.py tests/test_training.py tests/test_sde.py tests/test_dequantize.py tests/test_files.py \
+        tests/test_external.py
+
+.PHONY: demo digits test test-slow test-oldest test-newest lint docs bench-solvers bench-likelihood bench-training bench-flows bench-backbones clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python -m scoresde demo
@@ -14,10 +19,16 @@ digits: $(VENV)/.test
 	$(BIN)/python examples/digits.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
+
+test-oldest: .venv-oldest/.core
+	.venv-oldest/bin/python -m pytest -n 2 -p no:cacheprovider $(CORE)
+
+test-newest: .venv-newest/.core
+	.venv-newest/bin/python -m pytest -n 2 -p no:cacheprovider $(CORE)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -59,5 +70,18 @@ $(VENV)/.%: $(VENV)/.torch pyproject.toml
 	$(BIN)/pip install -q -c constraints.txt -e '.[$*]'
 	@touch $@
 
+# Environments of their own for both ends; the newest takes whatever the index has now, so it is made anew each time.
+.venv-oldest/.core: constraints-oldest.txt pyproject.toml
+	$(PYTHON) -m venv --clear .venv-oldest
+	.venv-oldest/bin/pip install -q --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' $<)
+	.venv-oldest/bin/pip install -q -c $< -e '.[plot,data,train,ot]' pytest pytest-xdist scikit-learn
+	@touch $@
+
+.PHONY: .venv-newest/.core
+.venv-newest/.core:
+	$(PYTHON) -m venv --clear .venv-newest
+	.venv-newest/bin/pip install -q --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	.venv-newest/bin/pip install -q -e '.[plot,data,train,ot]' pytest pytest-xdist scikit-learn
+
 clean:
-	rm -rf $(VENV) .venv-bench docs/_build build *.egg-info
+	rm -rf $(VENV) .venv-bench .venv-oldest .venv-newest docs/_build build *.egg-info

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checks import whole
+from .checks import affordable, check_generator, said, whole
 from .dequantize import Dequantization
 from .exact import likelihood
 from .inputs import as_floats
-from .plan import check_generator
 from .ranks import together
-from .sde import ScoreSDE, require_sde
+from .sde import ScoreSDE, matched, require_sde
 
 
 @dataclass(frozen=True)
@@ -133,8 +132,8 @@ def bits_per_dim(
             "bits_per_dim takes a model and finds log p itself, got a Tensor; for a log p found elsewhere there is "
             "scoresde.dequantize.Uniform(256).bits(log_prob, log_q, dim)"
         )
-    sde = require_sde(sde, "bits_per_dim")
-    whole("draws", draws)
+    sde, values = matched(require_sde(sde, "bits_per_dim"), values)
+    draws = whole("draws", draws)
     check_generator(generator)
     if dequantization is None:
         if draws > 1:
@@ -146,12 +145,13 @@ def bits_per_dim(
         if tuple(v.shape[1:]) != sde.shape:
             raise ValueError(f"values has shape {tuple(v.shape)}, wanted ({', '.join(map(str, ('batch', *sde.shape)))})")
         sde.rows(0, len(v), len(v))
+        affordable(f"draws={draws} of {len(v)} values", 4.0 * v.numel() * draws, device=sde.scale.device)
         # All draws in one solve; those of a sample side by side, so that its random numbers are its own.
         x, log_q = dequantization.noisy(v.repeat_interleave(draws, 0), generator)
         sde = sde.holding({k: c if len(c) == 1 else c.repeat_interleave(draws, 0) for k, c in sde.condition.items()})
         _compare(sde, x, dequantization)
     else:
-        raise TypeError(f"dequantization is an object such as Uniform(256), or None, got {dequantization!r}")
+        raise TypeError(f"dequantization is an object such as Uniform(256), or None, got {said(dequantization)}")
     found = likelihood(sde, x, generator=generator, **how)
 
     def per_draw(column: Tensor) -> Tensor:
@@ -174,7 +174,9 @@ def bits_per_dim(
 
 def _compare(sde: ScoreSDE, x: Tensor, dequantization: Dequantization) -> None:
     """Warn if x is far from what the model was fitted to: another number of levels, or another scale such as 2x − 1."""
-    z = sde.from_data(x.to(sde.scale)).reshape(len(x), math.prod(sde.shape[:1]), -1)  # features or channels, as `fit` scales them
+    z = sde.from_data(x.to(sde.scale)).reshape(
+        len(x), int((sde.scale != 0).sum()), -1
+    )  # features or channels, as `fit` scales them
     if not bool(sde.measured) or z[:, 0].numel() < 32:
         return
     mean, std = float(z.mean()), math.sqrt(float(z.var((0, 2)).mean()))

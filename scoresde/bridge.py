@@ -93,7 +93,7 @@ class BridgeMatching(Objective):
 
     References
     ----------
-    Tong et al. 2024b, eq. 9; Shi et al., Diffusion Schrödinger bridge matching, NeurIPS 2023, eq. 7.
+    Tong et al. 2024b; Shi et al., Diffusion Schrödinger bridge matching, NeurIPS 2023.
 
     Examples
     --------

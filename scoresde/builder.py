@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
 
 from .backbones import BACKBONES
+from .checks import affordable, said
 from .inputs import event_shape
 from .process import PROCESSES, Process
 from .sde import ScoreSDE
@@ -60,7 +62,20 @@ def build(
     if isinstance(process, str):
         process = PROCESSES.build(process)
     if isinstance(net, str):
-        net = BACKBONES.build(net, shape, **options)
+        net = _network(net, shape, options)
     elif options:
         raise TypeError(f"options {sorted(options)} go with a backbone's name; give them to the network itself")
     return ScoreSDE(process, net, shape=shape, predict=predict, sees=sees)
+
+
+def _network(name: str, shape: tuple[int, ...], options: dict[str, Any]) -> nn.Module:
+    """Build a network by name, if it fits into memory."""
+    for option, value in options.items():
+        if isinstance(value, int):  # a layer takes a thousand bytes, and a unit, a class or a channel a weight
+            affordable(f"{option}={said(value)}", (1000.0 if "depth" in option else 4.0) * max(0, min(value, 10**30)))
+    try:
+        return BACKBONES.build(name, shape, **options)
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not re.search("memory|[Oo]verflow|Storage size", str(error)):
+            raise
+        raise ValueError(f"the network {name!r} of this size does not fit into memory: {said(error, str)}") from None

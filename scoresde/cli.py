@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import fnmatch
 import importlib
@@ -24,11 +25,13 @@ import torch
 from . import files, toy
 from .backbones import BACKBONES
 from .bits import bits_per_dim
-from .checks import whole
+from .checks import check_seed, whole
 from .coupling import COUPLINGS
 from .dequantize import Uniform
 from .errors import SolverError, TrainingError
 from .exact import likelihood
+from .files.formats import writable
+from .inputs import as_tensor
 from .io import load
 from .metrics.frechet import FEATURES
 from .objective import OBJECTIVES
@@ -36,10 +39,12 @@ from .process import PROCESSES
 from .ranks import sharded
 from .recipes import PLAIN, RECIPES, recipe
 from .registry import nearest
-from .reports import check_seed, evaluate
+from .reports import evaluate
 from .sampling import solve
+from .schema import Labels
+from .sde import ScoreSDE
 from .solvers import SOLVERS
-from .transforms import TRANSFORMS
+from .transforms import TRANSFORMS, Dequantize
 
 
 def _writable(path: str, *suffixes: str) -> None:
@@ -50,6 +55,7 @@ def _writable(path: str, *suffixes: str) -> None:
         raise ValueError(f"{path}: there is no such folder")
 
 
+LEVELS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}  # of integers that are dequantized
 MAPPED = 2**30  # bytes from which on data stay on the disk
 
 
@@ -57,7 +63,7 @@ def _values(values: np.ndarray, *, mapped: bool = False) -> Any:
     """Samples from a file as a tensor, floating point as float32; large ones stay on the disk if they may."""
     if mapped and isinstance(values, np.memmap) and values.nbytes > MAPPED:
         return values
-    tensor = torch.from_numpy(np.array(values))
+    tensor = torch.from_numpy(np.array(values, np.int32 if values.dtype == np.uint16 else values.dtype))
     return tensor.float() if tensor.is_floating_point() else tensor
 
 
@@ -90,7 +96,11 @@ def _options(pairs: Sequence[str]) -> dict[str, Any]:
 def _number_of_classes(y: np.ndarray) -> int:
     """How many classes labels have."""
     if y.dtype.kind not in "iu" or y.ndim != 1:
-        raise ValueError(f"labels y are integers, one a sample, got {y.dtype} of shape {y.shape}")
+        raise ValueError(
+            f"labels y are integers, one a sample, got {y.dtype} of shape {y.shape}; numbers are a --condition vector=COLUMN,…"
+        )
+    if isinstance(y, Labels) and y.words:
+        return len(y.words)
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= len(y):
         raise ValueError(
@@ -100,38 +110,49 @@ def _number_of_classes(y: np.ndarray) -> int:
     return high + 1
 
 
-def _classes(training: files.Samples, other: files.Samples, name: str) -> torch.Tensor:
-    """A condition of another file, its classes numbered as in the training data."""
-    values = torch.from_numpy(other.given[name])
-    words, known = other.names.get(name, ()), training.names.get(name, ())
-    if words == known:
-        return values
-    unknown = sorted(set(words) - set(known))
-    if unknown or not words:
-        raise ValueError(
-            f"condition {name!r} is {unknown or 'numbers'} here, and one of {list(known) or 'numbers'} in the training data"
-        )
-    return torch.tensor([known.index(word) for word in words])[values]
-
-
-def _given(pairs: Sequence[str]) -> dict[str, Any]:
-    """Conditions NAME=VALUE, of numbers."""
-    given = {}
-    for pair in pairs:
-        name, _, value = pair.partition("=")
+def _constants(texts: dict[str, str], sde: ScoreSDE) -> dict[str, Any]:
+    """Conditions NAME=VALUE, of numbers, or of words that the model has learnt."""
+    given: dict[str, Any] = {}
+    for name, text in texts.items():
+        words = sde.schema.words.get(name, ())
+        if text in words:
+            given[name] = text
+            continue
         try:
-            given[name] = torch.as_tensor(_parsed(pair, value))
+            value = torch.as_tensor(_parsed(f"{name}={text}", text))
         except (json.JSONDecodeError, TypeError, RuntimeError):
-            raise ValueError(f"a condition is NAME=NUMBER such as y=3, got {pair[:80]!r}") from None
+            known = f"or one of {', '.join(words[:20])}, " if words else ""
+            raise ValueError(f"a condition is NAME=NUMBER such as y=3, {known}got {f'{name}={text}'[:80]!r}") from None
+        given[name] = value.float().reshape(1, -1) if name == "vector" else value
     return given
 
 
-def _told(args: argparse.Namespace) -> tuple[dict[str, str], dict[str, Any]]:
-    """Columns of --condition, and constants of --given."""
-    columns, constants = _columns(args.condition), _given(args.given)
-    if twice := sorted(columns.keys() & constants.keys()):
+def _told(args: argparse.Namespace) -> tuple[dict[str, str | tuple[str, ...]], dict[str, str]]:
+    """Columns of --condition, and texts of --given."""
+    columns = _columns(getattr(args, "condition", ()))
+    texts = {name: text for name, _, text in (pair.partition("=") for pair in args.given)}
+    if twice := sorted(columns.keys() & texts.keys()):
         raise ValueError(f"condition {twice[0]!r} comes by both --condition and --given; leave one out")
-    return columns, constants
+    return columns, texts
+
+
+def _samples(args: argparse.Namespace, path: str, columns: Any, split: str = "train", *, mapped: bool = False) -> Any:
+    """The samples of a file or folder, as tensors, and their levels: 0 of what is not dequantized."""
+    chosen = None if args.columns is None else tuple(_names(args.columns))
+    found = files.read(path, conditions=columns, columns=chosen, split=split, encoding=args.encoding)
+    given = dict(found.given)
+    if "vector" in given:
+        if isinstance(given["vector"], Labels):
+            raise ValueError("condition 'vector' is of numbers, and this column has words: --condition y=COLUMN")
+        given["vector"] = given["vector"].astype(np.float32).reshape(len(found), -1)
+    values, levels = _values(found.values, mapped=mapped), LEVELS.get(found.values.dtype, 0)
+    return dataclasses.replace(found, values=values, given=given), levels
+
+
+def _first(samples: files.Samples, n: int | None) -> files.Samples:
+    """The first n."""
+    given = {name: value[:n] for name, value in samples.given.items()}
+    return dataclasses.replace(samples, values=samples.values[:n], given=given)
 
 
 def _launched() -> Any:
@@ -197,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
         return f"(default: {PLAIN.how.get(name) or getattr(PLAIN, name, None)}, or the recipe's)"
 
     train = verbs.add_parser("fit", help="train a model on samples in a file or folder")
-    train.add_argument("data", help=".npy, .npz, .csv, .parquet, MNIST's or CIFAR-10's files, or a folder of images")
+    train.add_argument("data", help=".npy, .npz, .csv, .tsv, .parquet, MNIST's or CIFAR-10's files, or a folder of images")
     train.add_argument("--out", required=True, help="folder for checkpoints and the model")
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the folder, if there is one")
     train.add_argument("--recipe", help="all of the following as it was found good for: " + ", ".join(RECIPES))
@@ -207,7 +228,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--net", help=f"{', '.join(BACKBONES)} {default('net')}")
     train.add_argument("--option", action="append", default=[], metavar="NAME=VALUE", help="of the network, e.g. width=256")
     train.add_argument(
-        "--condition", action="append", default=[], metavar="NAME[=COLUMN]", help="a condition in the data, e.g. y=label"
+        "--condition",
+        action="append",
+        default=[],
+        metavar="NAME[=COLUMN,…]",
+        help="one in the data: y=label, vector=dose,age",
     )
     train.add_argument("--transform", action="append", help=f"{', '.join(TRANSFORMS)}; bytes are dequantized anyway")
     train.add_argument(
@@ -227,43 +252,54 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--solver", help="by default the model's own, mostly adams: " + ", ".join(SOLVERS))
     draw.add_argument("--steps", type=int, help="fixed number of steps; adaptive solvers go by tolerances without")
     draw.add_argument("--seed", type=int, default=0)
-    draw.add_argument("--given", action="append", default=[], metavar="NAME=VALUE", help="a condition, e.g. y=3")
+    draw.add_argument(
+        "--given", action="append", default=[], metavar="NAME=VALUE", help="a condition, e.g. y=3, y=cat, or vector=[0.5,2]"
+    )
     draw.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
-    draw.add_argument("--out", required=True, help=".npy, .npz or .csv")
+    draw.add_argument("--out", required=True, help=", ".join(files.WRITERS) + "; tables have the data's header")
 
     score = verbs.add_parser("log-prob", help="evaluate log p(x), in nats, of samples in a file")
     score.add_argument("model", help="folder")
     score.add_argument("data", help="as for fit; of bytes, bits per dimension are evaluated")
     score.add_argument("--split", default="train", help="of MNIST's or CIFAR-10's files: train or test (default: %(default)s)")
-    score.add_argument("--given", action="append", default=[], metavar="NAME=VALUE", help="a condition of all samples, e.g. y=3")
-    score.add_argument("--condition", action="append", default=[], metavar="NAME[=COLUMN]", help="as for fit: one in the data")
+    score.add_argument(
+        "--given", action="append", default=[], metavar="NAME=VALUE", help="a condition of all samples, e.g. y=3 or y=cat"
+    )
+    score.add_argument("--condition", action="append", default=[], metavar="NAME[=COLUMN,…]", help="as for fit: one in the data")
     score.add_argument("-n", type=int, help="how many samples, the first ones (default: all)")
-    score.add_argument("--levels", type=int, default=256, help="of integer data (default: %(default)s)")
+    score.add_argument("--levels", type=int, help="of integer data (default: 256, of 16 bits 65536)")
     score.add_argument("--solver", default="adams", help="an ODE solver")
     score.add_argument("--trace", default="exact", help="exact or hutchinson")
     score.add_argument("--tolerance", type=float, help="of an adaptive solver, in nats; 1e-5 unless given")
     score.add_argument("--device", default="cpu", help="where to compute (default: %(default)s)")
-    score.add_argument("--out", help=".npy, .npz or .csv; without it only the mean is printed")
+    score.add_argument("--out", help=", ".join(files.WRITERS) + "; without it only the mean is printed")
 
     judge = verbs.add_parser("evaluate", help="bits/dim or log p of held-out data, a sheet of samples, the Fréchet distance")
     judge.add_argument("model", help="folder")
     judge.add_argument("data", help="as for fit")
-    judge.add_argument("--out", help="folder for evaluation.json and samples.png; without it the table is only printed")
+    judge.add_argument(
+        "--out", help="folder for evaluation.json and the samples: .png of images, .csv of tables; without it nothing is written"
+    )
     judge.add_argument("--split", help="of MNIST's or CIFAR-10's files: train or test (default: test)")
     judge.add_argument("-n", type=int, default=1000, help="how many of the data, drawn at random (default: %(default)s)")
     judge.add_argument("--trace", help="exact or hutchinson (default: exact up to 256 numbers a sample)")
     judge.add_argument("--probes", type=int, help="of an estimated trace (default: 2)")
     judge.add_argument("--draws", type=int, default=1, help="more than one for importance-weighted bits/dim as well")
-    judge.add_argument("--levels", type=int, default=256, help="of integer data (default: %(default)s)")
+    judge.add_argument("--levels", type=int, help="of integer data (default: 256, of 16 bits 65536)")
     judge.add_argument("--solver", default="adams", help="an ODE solver")
     judge.add_argument("--tolerance", type=float, help="of an adaptive solver, in nats; unless given 1e-5, of integers 1e-4")
     judge.add_argument("--samples", type=int, default=64, help="on the sheet (default: %(default)s)")
     judge.add_argument("--fid", type=int, default=0, metavar="N", help=DISTANCE)
     judge.add_argument("--features", default="inception", help="of the Fréchet distance: inception (FID), or pixels")
-    judge.add_argument("--given", action="append", default=[], metavar="NAME=VALUE", help="a condition of all samples, e.g. y=3")
-    judge.add_argument("--condition", action="append", default=[], metavar="NAME[=COLUMN]", help="as for fit: one in the data")
+    judge.add_argument(
+        "--given", action="append", default=[], metavar="NAME=VALUE", help="a condition of all samples, e.g. y=3 or y=cat"
+    )
+    judge.add_argument("--condition", action="append", default=[], metavar="NAME[=COLUMN,…]", help="as for fit: one in the data")
     judge.add_argument("--device", help="where to compute (default: the accelerator, if there is one)")
     judge.add_argument("--seed", type=int, default=0)
+    for verb in (train, score, judge):
+        verb.add_argument("--columns", metavar="NAME,…", help="the columns of a table that are the samples (default: all others)")
+        verb.add_argument("--encoding", default="utf-8", help="of a .csv or .tsv, e.g. utf-16 (default: %(default)s)")
     said = "a module first, whose backbones the model needs: its file imports nothing, not even diffusers"
     for verb in (train, draw, score, judge):
         verb.add_argument("--import", action="append", default=[], dest="imports", metavar="MODULE", help=said)
@@ -322,80 +358,101 @@ def _demo(args: argparse.Namespace) -> None:
     demo(args.density, args.process, args.solver, steps=args.steps, out=args.out, seed=args.seed)
 
 
-def _columns(pairs: Sequence[str]) -> dict[str, str]:
-    """Conditions NAME=COLUMN, or NAME of a column of that name."""
-    return {name: column or name for name, _, column in (pair.partition("=") for pair in pairs)}
+def _names(text: str) -> list[str]:
+    """Names between commas; those that hold one stand in quotes."""
+    names = [name.strip() for name in next(csv.reader([text], skipinitialspace=True), [])]
+    if not names or not all(names):
+        raise ValueError(f"columns are NAME,NAME,…, got {text!r}")
+    return names
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, str | tuple[str, ...]]:
+    """Conditions NAME=COLUMN, NAME=COLUMN,COLUMN,… of vectors, or NAME of a column of that name."""
+    found: dict[str, str | tuple[str, ...]] = {}
+    for pair in pairs:
+        name, _, text = pair.partition("=")
+        columns = _names(text or name)
+        if name in found:
+            raise ValueError(f"condition {name!r} comes twice by --condition; several columns are {name}=a,b")
+        found[name] = columns[0] if len(columns) == 1 else tuple(columns)
+    return found
 
 
 def _fit(args: argparse.Namespace) -> None:
     rule = recipe(args.recipe) if args.recipe is not None else PLAIN
     columns = _columns(args.condition)
-    samples = files.read(args.data, conditions=columns)
-    data = _values(samples.values, mapped=True)
+    samples, levels = _samples(args, args.data, columns, mapped=True)
+    data = samples.values
     if args.recipe:
         rule.check(data)
     said = {name: getattr(args, name) for name in ("steps", "batch_size", "lr", "every") if getattr(args, name) is not None}
     how = {**PLAIN.how, **rule.how, **said}
     transforms = list(how.pop("transforms") if args.transform is None else args.transform)
-    if samples.values.dtype == np.uint8 and "dequantize" not in transforms:
+    if levels and "dequantize" not in transforms:
         transforms.append("dequantize")
-    given = {name: torch.from_numpy(samples.given[name]) for name in columns}
-    options = _options(args.option)
-    if "y" in given and "classes" in inspect.signature(BACKBONES[args.net or rule.net]).parameters:
+    if levels > 256:
+        transforms = [Dequantize(levels) if each == "dequantize" else each for each in transforms]
+    samples = dataclasses.replace(samples, given={name: samples.given[name] for name in columns})  # no labels unasked
+    options, takes = _options(args.option), inspect.signature(BACKBONES[args.net or rule.net]).parameters
+    if "y" in columns and "classes" in takes:
         options["classes"] = options.get("classes") or _number_of_classes(samples.given["y"])
+    if "vector" in columns and "vector" in takes:
+        options["vector"] = options.get("vector") or samples.given["vector"].shape[1]
     validation = None
     if args.validation:
         split = "test" if args.validation == args.data and Path(args.data).is_dir() else "train"
-        held_out = files.read(args.validation, conditions=columns, split=split)
-        validation = _values(held_out.values), {name: _classes(samples, held_out, name) for name in columns}
+        validation, _ = _samples(args, args.validation, columns, split)
+        validation = dataclasses.replace(validation, given={name: validation.given[name] for name in columns})
     torch.manual_seed(args.seed)
     rule = dataclasses.replace(rule, shape=tuple(data.shape[1:]))
     sde = rule.build(args.process, args.net, **options)
     if not transforms:
-        sde.accept(torch.as_tensor(data[:1]) if isinstance(data, np.memmap) else data, "data")
+        sde.accept(as_tensor(data[:1], "data") if isinstance(data, np.memmap) else data, "data")
     for name in ("steps", "batch-size", "every"):
         whole(name, how[name.replace("-", "_")])
     engine = _launched()
     if engine is None and (args.device is not None or args.recipe is not None):
         sde.to(_device(args.device))
+    given, samples = samples.given, dataclasses.replace(samples, given={})
     how |= {"given": given or None, "transforms": transforms, "validation": validation, "patience": args.patience}
     how |= {"coupling": args.coupling, "objective": args.objective, "out": args.out, "resume": args.resume}
-    history = rule.fit(sde, data, **how, accelerator=engine)
+    history = rule.fit(sde, samples, **how, accelerator=engine)
     _say(engine, f"{args.out}: {len(data):,} samples of shape {tuple(data.shape[1:])}, {history!r}")
 
 
 def _sample(args: argparse.Namespace) -> None:
-    _writable(args.out, *files.WRITERS)
+    writable(args.out)
     generator = torch.Generator().manual_seed(args.seed)
     sde = load(args.model)
-    given = _given(args.given)
+    given = _constants(_told(args)[1], sde)
     engine = _placed(sde, args.device)
     with sharded():
         solution = solve(sde.given(**given) if given else sde, args.n, solver=args.solver, steps=args.steps, generator=generator)
     if engine is None or engine.is_main_process:
-        files.write(args.out, solution.x[-1].cpu())
+        files.write(args.out, solution.x[-1].cpu(), columns=sde.schema.columns)
     _say(engine, f"{args.out}: {args.n:,} samples, {float(solution.nfe.double().mean()):.0f} evaluations each")
 
 
 def _log_prob(args: argparse.Namespace) -> None:
     if args.out:
-        _writable(args.out, *files.WRITERS)
+        writable(args.out)
     how: dict[str, Any] = {"solver": args.solver, "trace": args.trace}
     if args.tolerance is not None:
         how |= {"rtol": args.tolerance, "atol": args.tolerance}
-    columns, constants = _told(args)
-    samples = files.read(args.data, conditions=columns, split=args.split)
-    sde, data = load(args.model), _values(samples.values)[: args.n]
-    given = constants | {name: torch.from_numpy(samples.given[name])[: args.n] for name in columns}
-    if given:
-        sde = sde.given(**given)
+    columns, texts = _told(args)
+    samples, levels = _samples(args, args.data, columns, args.split)
+    sde = load(args.model)
+    samples = _first(dataclasses.replace(samples, given={name: samples.given[name] for name in columns}), args.n)
+    constants = _constants(texts, sde)
+    sde = sde.given(**constants) if constants else sde
     engine = _placed(sde, args.device)
     with sharded():
-        if data.dtype == torch.uint8:
-            result: Any = bits_per_dim(sde, data, Uniform(args.levels), generator=torch.Generator().manual_seed(0), **how)
+        if levels:
+            noise = Uniform(args.levels or levels)
+            result: Any = bits_per_dim(sde, samples, noise, generator=torch.Generator().manual_seed(0), **how)
             values, unit, mean, error = result.bits, "bits/dim", result.mean, result.mean_stderr
         else:
-            result = likelihood(sde, data, **how)
+            result = likelihood(sde, samples, **how)  # type: ignore[arg-type]
             values, unit = result.log_prob, "nats"
             mean = float(values.double().mean())
             error = float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else float("nan")
@@ -410,25 +467,26 @@ def _log_prob(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     how = {} if args.tolerance is None else {"rtol": args.tolerance, "atol": args.tolerance}
-    columns, constants = _told(args)
+    columns, texts = _told(args)
     names = ("pixels", *FEATURES)
     if args.features not in names:
         raise ValueError(f"unknown features {args.features!r}. {nearest(args.features, names)}")
     split = _split(args.data, args.split)
-    samples, sde = files.read(args.data, conditions=columns, split=split), load(args.model)
+    (samples, levels), sde = _samples(args, args.data, columns, split, mapped=True), load(args.model)
+    samples = dataclasses.replace(samples, given={name: samples.given[name] for name in columns})
+    constants = _constants(texts, sde)
     if constants:
         sde = sde.given(**constants)
     engine = _placed(sde, args.device)
     with sharded():
         found = evaluate(
             sde,
-            samples.values if samples.values.dtype.kind in "biu" else samples.values.astype(np.float32, copy=False),
-            given={name: torch.from_numpy(samples.given[name]) for name in columns},
+            samples,
             n=args.n,
             trace=args.trace,
             probes=args.probes,
             draws=args.draws,
-            levels=args.levels,
+            levels=args.levels or levels or 256,
             samples=args.samples,
             fid=args.fid,
             features=None if args.features == "pixels" else args.features,
@@ -440,7 +498,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         )
     _say(engine, repr(found))
     if args.out is not None:
-        _say(engine, f"{args.out}: evaluation.json{', samples.png' if found.sheet else ''}")
+        _say(engine, f"{args.out}: evaluation.json{f', {found.sheet}' if found.sheet else ''}")
 
 
 _VERBS = {"demo": _demo, "fit": _fit, "sample": _sample, "log-prob": _log_prob, "evaluate": _evaluate}

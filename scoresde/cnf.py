@@ -16,14 +16,14 @@ from scipy.stats import t as student
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .checks import whole
+from .checks import affordable, whole
 from .plan import Plan, levels, run
 from .process import as_time
 from .random import PROBE, Noise, draw_seed
-from .registry import nearest
+from .registry import choose
 from .sde import ScoreSDE, evaluating
 from .solvers import Counts, Level, Problem, Solver
-from .solvers.base import Velocity
+from .solvers.base import Velocity, split
 from .trace import exact_trace, hutchinson_trace
 
 PROBES: dict[str, Callable[[Tensor], Tensor] | None] = {
@@ -33,6 +33,9 @@ PROBES: dict[str, Callable[[Tensor], Tensor] | None] = {
 }
 """Ways to find the trace, by name, with what makes probes of normal draws: `exact` has none and costs about D backward passes an
 evaluation, `hutchinson` (Rademacher probes, ±1) and `hutchinson_gaussian` one a probe, with a standard error."""
+
+NEAR = 0.02
+"""sin φ below which a network's noise is no longer divided by it for a score."""
 
 Traced = Callable[..., tuple[Tensor, Tensor]]
 
@@ -49,7 +52,7 @@ class Flow:
     trace : str
         A key of `PROBES`.
     probes : int
-        How many random probes, for those that take any.
+        How many random probes, for those that take any. From the number of dimensions on signs give way to the exact trace.
     graph : bool
         Whether gradients flow through.
     differentiable : bool
@@ -81,18 +84,21 @@ class Flow:
         generator: torch.Generator | None,
         errors: bool = False,
     ) -> None:
-        if not isinstance(trace, str) or trace not in PROBES:
-            raise ValueError(f"unknown trace {trace!r}. {nearest(str(trace), PROBES)}")
-        whole("probes", probes)
+        choose("trace", trace, PROBES)
+        probes = whole("probes", probes)
         if not how.solver.ode:
             kind = "stochastic" if how.solver.stochastic else "not an ODE method"
             raise ValueError(f"log p goes by the probability-flow ODE, and solver {named!r} is {kind}; try 'adams' or 'rk45'")
         self.errors = errors
         self.how, self.nodes, self.graph = how, levels(sde, how.times), graph
-        self.law = PROBES[trace]
+        # As many signs as dimensions cost what the exact trace costs; and in so few they come out equal, with no spread to see.
+        exact = trace == "hutchinson" and probes >= sde.dim
+        self.law = None if exact else PROBES[trace]
         self.probes = 1 if self.law is None else probes
+        affordable(f"probes={self.probes}", 4.0 * sde.dim * self.probes, device=sde.scale.device)
         dtypes = {p.dtype for p in sde.net.parameters() if p.is_floating_point()} | {sde.state_dtype}
         self.eps = max(torch.finfo(dtype).eps for dtype in dtypes)  # of the coarsest arithmetic that takes part
+        self.error_factor = how.solver.error_factor(how.adaptive)
         self.cost = self.probes
         self.seed = 0 if self.law is None else draw_seed(generator)
         self.raw = differentiable and sde.training  # whoever trains further does so with the raw weights
@@ -125,13 +131,13 @@ class Flow:
         traced = _traced(part, probes, self.graph, self.raw)
         velocity = _with_density(part, traced, part.network(raw=self.raw) if self.graph else None)
         norm = functools.partial(_norm, n)
-        measure = norm if self.errors else None
+        measure = functools.partial(_size, n) if self.errors else None
         task = Problem(self.nodes, velocity, _none, _none, self.how.adaptive, norm=norm, measure=measure)
         state = torch.cat([z, z.new_zeros(len(z), self.probes)], 1)
         end, counts = run(part, self.how.solver, task, state, functools.partial(_same, task))
         gains = end[:, n:]
         stderr = z.new_full((len(z),), math.nan if self.law is not None else 0.0)
-        if self.probes > 1:  # ±2 of these hold what Student's t says ±2σ should
+        if self.probes > 1:  # as Student's t has it: ±2 of these hold 95.4% of normal errors
             widened = 0.5 * float(student.ppf(0.5 * (1 + math.erf(math.sqrt(2))), self.probes - 1))
             stderr = gains.detach().std(1) * (widened / math.sqrt(self.probes))
         return end[:, :n], gains.mean(1), stderr, traced, counts
@@ -190,7 +196,8 @@ def prior_gap(sde: ScoreSDE, z: Tensor, end: Level, traced: Traced, output: Call
     """|log p(z_1) − log N(z_1; 0, I)| as the model's score at the noise end has it, to second order in cos φ, rounded up.
 
     h = ∇log(p/N) = (cos φ/sin² φ)·(x̂0 − cos φ·z) is small, so log(p/N) = g − log E_N[e^g] with g = ∫_0^1 z·h(uz) du and
-    log E_N[e^g] = ½·tr ∂h/∂z + ½|h|² at z = 0. What is left out is of the order of their squares, which are added.
+    log E_N[e^g] = ½·tr ∂h/∂z + ½|h|² at z = 0. What is left out is of the order of their squares and, where data are
+    standardized and the second order nearly vanishes, of cos² φ times them: both are added, and a tenth.
 
     Parameters
     ----------
@@ -228,8 +235,18 @@ def prior_gap(sde: ScoreSDE, z: Tensor, end: Level, traced: Traced, output: Call
             x0, _ = c.solve(u * z, output(u * z, end.phi, None))
             g = g + 0.5 * (z * factor * (x0 - end.cos * u * z)).sum(1)
         mean = 0.5 * bend + 0.5 * pull.square().sum(1)
-        gap = (g - mean).abs() + (g.abs() + mean.abs()).square() + torch.finfo(z.dtype).eps * n
+        size = g.abs() + mean.abs()
+        margin = 0.1 + 8 * end.cos**2
+        gap = (g - mean).abs() + size.square() + margin * size + torch.finfo(z.dtype).eps * n
     return gap.to(z.dtype).detach()
+
+
+def score_near(sde: ScoreSDE, z: Tensor, raw: bool) -> Tensor:
+    """The model's score at data z on the arc, for their rounding: with a little noise, where a network knows more of it."""
+    phi = max(sde.process.phi_min, 2 * NEAR)
+    with torch.no_grad():
+        _, eps = sde.coefficients(as_time(phi)).solve(z, sde.caller(raw=raw)(z, phi, None))
+    return -eps / math.sin(phi)
 
 
 def standard_normal(z: Tensor) -> Tensor:
@@ -255,6 +272,19 @@ def standard_normal(z: Tensor) -> Tensor:
 def _norm(n: int, error: Tensor) -> Tensor:
     """The worse of the log-density's error and the state's, whose length counts: log p is a sum over dimensions."""
     return torch.maximum(error[:, :n].norm(dim=1), error[:, n:].mean(1).abs())
+
+
+def _size(n: int, error: Tensor, state: Tensor, velocity: Tensor, phi: float | Tensor) -> Tensor:
+    """What a local error makes of log p at the end, to first order: of the log-density itself, and the state's times the score.
+
+    ∫ div v dφ from here on is log p at the end less log p here, so that an error δz changes it by δz·∇log p. The model's score
+    is −ε̂/sin φ; nearer to the data than 0.02 that is the network's error, divided by nearly 0.
+    """
+    angle = torch.as_tensor(phi, dtype=torch.float64, device=state.device).reshape(-1, 1)
+    sin, cos = angle.sin(), angle.cos()
+    eps = split(state[:, :n], velocity[:, :n], cos.to(state.dtype), sin.to(state.dtype))[1]
+    pull = (eps * error[:, :n]).sum(1).double() / sin[:, 0].clamp_min(NEAR)
+    return pull.abs() + error[:, n:].mean(1).abs()
 
 
 def _same(task: Problem) -> Problem:

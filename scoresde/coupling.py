@@ -26,9 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .checks import number, whole
+from .checks import affordable, number, whole
 from .data import Batch, Source
-from .inputs import as_floats
+from .inputs import as_floats, as_tensor
 from .random import PAIRS, STARTS, seeded
 from .registry import Registry
 from .sde import ScoreSDE
@@ -77,7 +77,8 @@ class Coupling(abc.ABC):
     def __post_init__(self) -> None:
         whole("reuse", self.reuse)
         if self.size is not None:
-            whole("size", self.size)
+            size = whole("size", self.size)
+            affordable(f"size={size}", 8.0 * size * size)  # of all distances
 
     def check(self, names: set[str] | None) -> None:
         """Raise or warn if data with conditions of these names (None: not known yet) are not for this coupling.
@@ -175,7 +176,7 @@ class MinibatchOT(Coupling):
 @COUPLINGS.register("condition_aware_ot")
 @dataclass(frozen=True)
 class ConditionAwareOT(Coupling):
-    """Optimal transport within a batch among rows of (nearly) the same condition, C²OT (Cheng & Schwing 2025, eq. 8–10).
+    """Optimal transport within a batch among rows of (nearly) the same condition, C²OT (Cheng & Schwing 2025).
 
     Rows of x1 are first given to rows of x0, with their conditions, at random. Where conditions are integers, only rows of the
     same ones change places. Where they are real, exchanging i and j costs w·‖c_i − c_j‖² more, with w such that a given ratio
@@ -186,8 +187,8 @@ class ConditionAwareOT(Coupling):
     size, reuse
         As for `Coupling`.
     ratio : float
-        Of exchanges of i with j ≠ i, of the same label, that have cost_ij + w·‖c_i − c_j‖² ≤ cost_ii, in [0, 1]. Conditions
-        are taken as they are: bring them to one scale.
+        Of exchanges of i with j ≠ i, of the same label, that have cost_ij + w·‖c_i − c_j‖² ≤ cost_ii, in [0, 1]. `fit`
+        hands it standardized conditions.
 
     Raises
     ------
@@ -367,8 +368,8 @@ class Pairing:
     --------
     >>> sde = scoresde.build("rectified", "mlp", shape=(2,))
     >>> pairing = Pairing(Source(torch.rand(10, 2), sde, 4, seed=0), sde, MinibatchOT(), 0, 0)
-    >>> x0, eps, condition, k = next(pairing.batches(0))
-    >>> x0.shape, eps.shape, k
+    >>> x0, eps, condition, sizes = next(pairing.batches(0))
+    >>> x0.shape, eps.shape, len(sizes)
     (torch.Size([64, 2]), torch.Size([64, 2]), 16)
     """
 
@@ -399,8 +400,10 @@ class Pairing:
                 stacklevel=6,
             )
 
-    def batches(self, step: int, position: Mapping[str, int] | None = None, stop: float = math.inf) -> Iterator[Batch]:
-        """Yield (x0, ε, conditions, k) of the steps after so many, k at a time; ε of None is for whoever asks to draw.
+    def batches(
+        self, step: int, position: Mapping[str, int] | None = None, stop: float = math.inf
+    ) -> Iterator[tuple[Tensor, Tensor | None, dict[str, Tensor], list[int]]]:
+        """Yield (x0, ε, conditions, sizes) of the steps after so many, several at once; ε of None is left to the caller to draw.
 
         Parameters
         ----------
@@ -417,7 +420,8 @@ class Pairing:
         eps : Tensor, shape (B, n), or None
             Standardized.
         condition : dict of str to Tensor
-        k : int
+        sizes : list of int
+            Rows of each step: the last batch of a loader may be short.
 
         Examples
         --------
@@ -434,7 +438,7 @@ class Pairing:
             while not ready or (self._pool and len(ready) < 2 and (group + 1) * k * reuse < stop):
                 ready.append((before, *self._begun([next(taken) for _ in range(several)], group + len(ready))))
                 before = dict(self._source.position)
-            mine, x0, eps, condition, which = ready.pop(0)
+            mine, x0, eps, condition, sizes, which = ready.pop(0)
             after = ready[0][0] if ready else before
             if which is not None:
                 eps = eps.index_select(0, which.result().to(eps.device))
@@ -446,7 +450,7 @@ class Pairing:
                     given = {name: value.index_select(0, order) for name, value in condition.items()}
                     one = x0.index_select(0, order), eps.index_select(0, order), given
                 self._span = (group * reuse + use + 1) * k, use + 1 == reuse, mine, after
-                yield *one, k
+                yield *one, sizes
 
     def at(self, step: int) -> dict[str, int]:
         """Return what `batches` needs beside the step, to go on after it: within a batch it begins with that again.
@@ -467,8 +471,10 @@ class Pairing:
         end, over, mine, after = self._span
         return after if over and step >= end else mine
 
-    def _begun(self, batches: list[Batch], group: int) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Future[Tensor] | None]:
-        """Batches as one, what it is to be joined with, and the promise of how."""
+    def _begun(
+        self, batches: list[Batch], group: int
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor], list[int], Future[Tensor] | None]:
+        """Batches as one, what it is to be joined with, the rows of each step, and the promise of how they are joined."""
         x0, start, condition, _ = batches[0]
         sizes = [len(x0) // self._source.together] * self._source.together
         if len(batches) > 1:
@@ -479,20 +485,23 @@ class Pairing:
         if start is not None:
             eps = sde.from_start(start).to(sde.state_dtype)
         elif sde.source is not None:
-            drawn = as_floats(torch.as_tensor(draw(sde.source, len(x0), *words)), sde.shape, "source.sample(n)").to(x0.device)
+            drawn = as_tensor(draw(sde.source, len(x0), *words), "source.sample(n)")
+            drawn = as_floats(drawn, sde.shape, "source.sample(n)").to(x0.device)
             eps = sde.from_start(drawn).to(sde.state_dtype)
         elif self._pool is not None:
             g = seeded(x0.device, *words)
             eps = torch.randn(len(x0), sde.dim, generator=g, device=x0.device, dtype=sde.state_dtype)
         if self._pool is None or eps is None:
-            return x0, eps, condition, None
+            return x0, eps, condition, sizes, None
         if not self._looked:
             self._look(set(condition), self._coupling.size or sizes[0])
+        blocks = sizes
         if self._coupling.size is not None:
-            sizes = [self._coupling.size] * -(-len(x0) // self._coupling.size)
+            blocks = [self._coupling.size] * -(-len(x0) // self._coupling.size)
         data, noise = (x.detach().cpu().double().numpy() for x in (sde.from_data(x0), eps))
-        given = {name: value.detach().cpu().numpy() for name, value in condition.items()}
-        return x0, eps, condition, self._pool.submit(self._joined, data, noise, given, sizes, words)
+        numbers = {name: sde.conditions.standardize(name, value) for name, value in condition.items()}
+        given = {name: value.detach().cpu().numpy() for name, value in numbers.items()}
+        return x0, eps, condition, sizes, self._pool.submit(self._joined, data, noise, given, blocks, words)
 
     def _joined(
         self, x0: Array, x1: Array, condition: dict[str, NDArray[Any]], sizes: list[int], words: tuple[int, ...]

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,12 +20,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from .inputs import as_floats
+from .conditions import Moments
+from .dequantize import Dequantization, Dequantized
+from .errors import TrainingError
+from .files import Samples
+from .inputs import as_condition, as_floats, as_tensor
+from .items import Items, brief, collated, following, is_row, placed
 from .pairs import Pairs
 from .random import CHANGES, DRAWS, ORDER, isolated, seeded
 from .sde import ScoreSDE
 from .source import draw
-from .transforms import apply, check_condition, resolve
+from .transforms import Transform, apply, check_condition, resolve
 
 Batch = tuple[Tensor, Tensor | None, dict[str, Tensor], int]  # samples of k steps, where their paths begin, conditions, k
 
@@ -35,6 +40,7 @@ PART = 2**22  # numbers that are looked at together
 HASHED = 2**28  # bytes up to which data are recognized by all of their rows, and beyond by 4,096
 TOGETHER = 64  # steps whose data and noise are made at once, so that small batches are not a matter of many small calls …
 NUMBERS = 2**16  # … with at most so many numbers
+WIDE = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}  # where PyTorch can index
 EMPTY = "the data are empty, or can be iterated only once: a pass over them yielded no batch"
 
 
@@ -43,8 +49,8 @@ class Source:
 
     Parameters
     ----------
-    data : Tensor, array, Dataset, DataLoader, Pairs, or an object with .sample(n)
-        Samples of shape `sde.shape`. Datasets and loaders yield x, (x,), or (x, {"y": labels}).
+    data : Tensor, array, list, Dataset, DataLoader, Pairs, files.Samples, or an object with .sample(n)
+        Samples of shape `sde.shape`. What lists, datasets and loaders may yield is said in `scoresde.items`.
     sde : ScoreSDE
         Gives shape, dtype and device.
     batch_size : int
@@ -71,6 +77,8 @@ class Source:
         Samples a step here; of a loader they are not known before they come.
     paired : bool
         Whether the samples come with where their paths begin.
+    conditions : dict of str to tuple of int
+        Names of the conditions that have been seen, with the shape of one sample's.
 
     Raises
     ------
@@ -102,8 +110,12 @@ class Source:
             raise ValueError(f"batch_size={batch_size} is of all {world} processes together: take a multiple of {world}")
         self._device, self._shape, self._dtype = sde.scale.device, sde.shape, sde.state_dtype
         self._seed, self._rank, self._world, self._size, self._dim = seed, rank, world, batch_size, sde.dim
+        self._where = torch.device("cpu")  # what loaders make is made here, whatever the default device
         self._transforms = resolve(transforms)
-        self._accepts = sde.given
+        self._accepts, self._numeric = sde.checked, sde.numeric
+        self.conditions: dict[str, tuple[int, ...]] = {}
+        self._moments: dict[str, Moments] = {}
+        self._noted = False  # whether a pass over the data has told their conditions
         self.together = max(1, min(TOGETHER, NUMBERS // (batch_size // world * sde.dim)))
         self.position: dict[str, int] = {}
         self.names: set[str] | None = None
@@ -111,8 +123,8 @@ class Source:
         self._starts: Any = None
         self.paired = isinstance(data, Pairs)
         self._kind: dict[str, Any] = {"kind": type(data).__name__}
-        if isinstance(data, TensorDataset) and len(data.tensors) == 1:
-            data = data.tensors[0]
+        self._split = Items(sde)
+        data, given = self._as_table(data, given)
         if isinstance(data, tuple):
             raise TypeError("data is a tuple; give the samples as data and name the rest: fit(sde, x, given={'y': y})")
         if hasattr(data, "to_numpy"):  # whose .sample(n) is something else
@@ -128,7 +140,9 @@ class Source:
             self._table(data, given, sde)
             return
         if given:
-            raise TypeError("given= goes with a tensor or array; a Dataset or DataLoader yields (x, {'y': labels})")
+            raise TypeError(
+                "given= goes with a tensor or array; a Dataset or DataLoader yields (x, {'y': labels}) or (x, labels)"
+            )
         if isinstance(data, DataLoader | IterableDataset):
             self.together = 1
             self._loader = data if isinstance(data, DataLoader) else DataLoader(data, batch_size // world)
@@ -151,6 +165,26 @@ class Source:
                 f"data is a tensor, array, Dataset, DataLoader or an object with .sample(n), got {type(data).__name__}"
             )
 
+    def _as_table(self, data: Any, given: Any) -> tuple[Any, Any]:
+        """Return samples and conditions of data that are a table in other clothes; others as they are."""
+        own: dict[str, Any] = {}
+        if isinstance(data, Samples):
+            data, own = data.values, dict(data.given)
+        elif isinstance(data, Dequantized) and data.condition:
+            if any(each.continuous for each in self._transforms):
+                raise ValueError(f"data are dequantized once, got {data!r} and {self._transforms!r}")
+            self._transforms = (*self._transforms, _Bins(data.dequantization))
+            data, own = data.integers, dict(data.condition)
+        elif isinstance(data, TensorDataset):
+            data, own = self._split.split(data.tensors)
+        elif isinstance(data, list) and data and not is_row(data[0], self._shape):
+            data, own = self._split.split(collated(data))
+        if not own:
+            return data, given
+        if isinstance(given, Mapping) and (twice := sorted(given.keys() & own.keys())):
+            raise ValueError(f"the data bring the condition {twice[0]!r} themselves: leave it out of given=")
+        return data, {**own, **(given or {})} if isinstance(given, Mapping | None) else given
+
     @functools.cached_property
     def about(self) -> dict[str, Any]:
         """What the data are, to be recognized by; tables by their rows, which takes a pass over them."""
@@ -158,11 +192,13 @@ class Source:
             return self._kind
         rows, n = self._rows, len(self._rows)
         size = n * self._dim * self._taken(slice(0, 1)).element_size()
-        which, digest = torch.arange(0, n, 1 if size <= HASHED else -(-n // 4096)), hashlib.sha256()
+        which, digest = torch.arange(0, n, 1 if size <= HASHED else -(-n // 4096), device="cpu"), hashlib.sha256()
         for part in torch.split(which.to(rows.device) if isinstance(rows, Tensor) else which, max(1, PART // self._dim)):
             for table in [rows] if self._starts is None else [rows, self._starts]:
                 digest.update(self._taken(part, table).cpu().contiguous().numpy().tobytes())
+        bins = [repr(each.dequantization) for each in self._transforms if isinstance(each, _Bins)]
         return {
+            **({"dequantization": bins[0]} if bins else {}),
             "samples": n,
             "dtype": str(rows.dtype).removeprefix("torch."),
             "sha256": digest.hexdigest(),
@@ -227,13 +263,47 @@ class Source:
         else:
             loader = self._loader if self.batches == self._looped else DataLoader(self._rows, self._size)
             seen = 0
-            for x, _ in self._items(self._begun(loader, 0), 0, 0, rank=0, world=1):  # the same on all ranks
+            for x, condition in self._items(self._begun(loader, 0), 0, 0, rank=0, world=1):  # the same on all ranks
+                self._note(condition)
                 yield x
                 seen += len(x)
                 if seen >= SAMPLED:
                     break
             if not seen:
                 raise ValueError(EMPTY)
+
+    def _note(self, condition: Mapping[str, Tensor]) -> None:
+        """Keep names and shapes of conditions, and what their mean and scale are made of."""
+        self._noted = True
+        for name, value in condition.items():
+            self.conditions[name] = tuple(value.shape[1:])
+            if self._numeric(name, value):
+                self._moments.setdefault(name, Moments()).add(value)
+
+    def settle_conditions(self, sde: ScoreSDE) -> None:
+        """Give a model mean and scale of the conditions that it has none of yet, after `settle`.
+
+        Parameters
+        ----------
+        sde : ScoreSDE
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> sde = scoresde.build("vp", "resmlp", shape=(2,), vector=1)
+        >>> given = {"vector": torch.tensor([[10.0], [30.0]])}
+        >>> Source(torch.rand(2, 2), sde, 1, seed=0, given=given).settle_conditions(sde)
+        >>> sde.conditions.vector.scale
+        tensor([10.], dtype=torch.float64)
+        """
+        if self.batches == self._tabled:
+            self._note(self._given)
+        elif self.batches != self._drawn and not self._noted:  # mean and scale were known, and no pass was made
+            for _ in self.measure():
+                if not self._moments.keys() - sde.conditions.known().keys():
+                    break
+        for name in self._moments.keys() - sde.conditions.known().keys():
+            sde.conditions.put(name, self._moments[name].mean, self._moments[name].scale())
 
     def settle(self, sde: ScoreSDE) -> None:
         """Give a model that has none yet mean and scale: of the data, or of what its pairs begin in if it has no source.
@@ -258,7 +328,7 @@ class Source:
         >>> sde = scoresde.build("vp", "mlp", shape=(2,))
         >>> Source(torch.tensor([[0.0, 10.0], [2.0, 30.0]]), sde, 1, seed=0).settle(sde)
         >>> sde.scale
-        tensor([ 1., 10.])
+        tensor([ 1., 10.], dtype=torch.float64)
         """
         known = bool(sde.measured)
         if not self.paired or sde.source is not None:
@@ -279,7 +349,7 @@ class Source:
                 "they are not, set sde.source = pairs.latent, or their law",
                 stacklevel=5,
             )
-            radius = float(sde.process.radius(torch.ones((), dtype=torch.float64)))
+            radius = float(sde.process.radius(torch.ones((), dtype=torch.float64, device="cpu")))
             sde.standardize(part / radius for part in some)
             return
         z = torch.cat([sde.from_start(part) for part in some])
@@ -309,7 +379,7 @@ class Source:
         >>> Source(torch.rand(3, 2), sde, 4, seed=0).some(100)[0].shape
         torch.Size([102, 2])
         """
-        rows = torch.arange(0, len(self._rows), max(1, len(self._rows) // n))
+        rows = torch.arange(0, len(self._rows), max(1, len(self._rows) // n), device="cpu")
         rows = rows.repeat(max(1, -(-n // len(rows)) if len(rows) < n else 1))
         here = rows.to(self._device)
         x = self._taken(here if isinstance(self._rows, Tensor) else rows)
@@ -319,11 +389,9 @@ class Source:
 
     def _table(self, data: Any, given: Mapping[str, Tensor] | None, sde: ScoreSDE) -> None:
         mapped = isinstance(data, np.memmap)
-        if not isinstance(data, Tensor) and not mapped:
-            data = np.ascontiguousarray(data)
-            data = torch.as_tensor(data.astype(data.dtype.newbyteorder("="), copy=False))
         if not mapped:
-            data = data.detach()
+            data = as_tensor(data, "data", exact=True).detach()
+            data = data.to(WIDE.get(data.dtype, data.dtype))
             if data.is_floating_point() or not self._transforms:
                 data = as_floats(data, self._shape, "data")
                 # float64 data are standardized in float64, whatever the model's own
@@ -339,17 +407,13 @@ class Source:
             raise ValueError(f"data have shape {tuple(data.shape)}, wanted ({wanted}), n at least 1")
         step = max(1, PART // self._dim)
         for i in range(0, n, step) if mapped else [0]:  # what is read later was looked at before
-            self._changed(self._taken(slice(i, i + (step if mapped else 1))), -1, i)
+            part = self._taken(slice(i, i + (step if mapped else 1)))
+            self._changed(part, -1, i, rows=range(i, i + len(part)))
         if not isinstance(given, Mapping | None):
             raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(given).__name__}")
-        self._given = {name: torch.as_tensor(value).to(self._device) for name, value in (given or {}).items()}
-        for name, value in self._given.items():
-            if value.is_floating_point():  # numpy's are float64
-                self._given[name] = value.to(sde.state_dtype)
-                if not bool(value.isfinite().all()):
-                    raise ValueError(f"condition {name!r} has NaN or infinite values")
+        self._given = {name: as_condition(value, name).to(self._device) for name, value in (given or {}).items()}
         self.names = set(self._given)
-        sde.given(**self._given)
+        sde.checked(self._given)
         for name, value in self._given.items():
             if not value.ndim or len(value) != n:
                 raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {n} samples")
@@ -362,7 +426,8 @@ class Source:
             return table[rows] if isinstance(rows, slice) else table.index_select(0, rows)
         part = table[rows if isinstance(rows, slice) else rows.numpy()]
         # in the machine's byte order, and never a view of a file that must not be written to
-        return torch.from_numpy(np.require(part, part.dtype.newbyteorder("="), ["C", "W"])).to(self._device)
+        found = torch.from_numpy(np.require(part, part.dtype.newbyteorder("="), ["C", "W"]))
+        return found.to(self._device, WIDE.get(found.dtype, found.dtype))
 
     def _tabled(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
         k, size, share = self.together, self._size, self._size // self._world
@@ -380,10 +445,11 @@ class Source:
             rows = rows.to(self._device)
             yield x, start, {name: value.index_select(0, rows) for name, value in self._given.items()}, k
 
-    def _changed(self, x: Tensor, *words: int) -> Tensor:
+    def _changed(self, x: Tensor, *words: int, what: str = "data", rows: Sequence[int] | None = None) -> Tensor:
+        x = as_tensor(x, what)
         if self._transforms:
             x = apply(self._transforms, x, seeded(x.device, self._seed, CHANGES, *words))
-        x = as_floats(x, self._shape, "data")
+        x = as_floats(x, self._shape, what, rows)
         return x.to(self._device, torch.promote_types(x.dtype, self._dtype))
 
     # ------------------------------------------------------------------ datasets and loaders
@@ -397,8 +463,12 @@ class Source:
                 start = i * self._size + self._rank * share
                 yield order(start, start + share).tolist()
 
-        items = iter(DataLoader(self._rows, batch_sampler=_Sampler(batches)))
-        for x, condition in self._items(items, 0, step, rank=self._rank, world=1):
+        def rows(i: int) -> list[int]:
+            return order(i * self._size + self._rank * share, i * self._size + (self._rank + 1) * share).tolist()
+
+        with torch.device(self._where):
+            items = iter(DataLoader(self._rows, batch_sampler=_Sampler(batches)))
+        for x, condition in self._items(items, 0, step, rank=self._rank, world=1, rows=rows):
             yield x, None, condition, 1
 
     def _looped(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
@@ -422,38 +492,52 @@ class Source:
             for generator in {getattr(part, "generator", None) for part in (loader, loader.sampler, inner)}:
                 if generator is not None:
                     generator.manual_seed(_word(self._seed, epoch))
-            return iter(loader)
+                    self._where = generator.device
+            with torch.device(self._where):
+                return iter(loader)
 
     def _items(
-        self, items: Iterator[Any], epoch: int, first: int, skip: int = 0, *, rank: int, world: int
+        self,
+        items: Iterator[Any],
+        epoch: int,
+        first: int,
+        skip: int = 0,
+        *,
+        rank: int,
+        world: int,
+        rows: Callable[[int], Sequence[int]] | None = None,
     ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
         """One of every `world` items, checked and moved; they may use the global generators, seeded item by item."""
+        of = "" if self.batches == self._fetched else f" of epoch {epoch}"
+        mapped = self.batches == self._fetched or not isinstance(self._loader.dataset, IterableDataset)
+        items = following(items, of, first=first, mapped=mapped)
         for i in itertools.count(first):
             with isolated() as seed:
                 seed(self._seed, DRAWS, epoch, i, rank if world == 1 else 0, everything=True)
-                several = list(itertools.islice(items, world))
+                with torch.device(self._where):
+                    several = list(itertools.islice(items, world))
             if len(several) < world:
                 return
             if i < skip:
                 continue
-            item = several[rank if world > 1 else 0]
-            x, *rest = item if isinstance(item, list | tuple) else (item,)
-            if isinstance(x, Mapping):
-                raise TypeError(
-                    f"the data's items are dicts of {', '.join(map(repr, x))}; "
-                    "say which is what: scoresde.files.columns(data, 'image', y='label')"
-                )
-            if len(rest) > 1 or (rest and not isinstance(rest[0], Mapping)):
-                raise TypeError("batches are x, (x,) or (x, {'y': labels}): name the labels")
-            x = self._changed(x.detach().to(self._device) if isinstance(x, Tensor) else x, epoch, i, rank)
-            condition = dict(rest[0]) if rest else {}
-            for name, value in condition.items():
-                if not isinstance(value, Tensor) or value.shape[:1] != x.shape[:1]:
-                    came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
-                    raise TypeError(f"condition {name!r} of a batch of {len(x)} has {came}, wanted a tensor, one row per sample")
-            check_condition(self._transforms, condition)
-            self._accepts(**condition)  # before they are on a device, where a wrong label is hard to name
-            yield x, {name: value.to(self._device) for name, value in condition.items()}
+            mine = rank if world > 1 else 0
+            with placed(f"batch {i * world + mine}{of}"):
+                x, condition = self._split.split(several[mine])
+                x = x.detach().to(self._device) if isinstance(x, Tensor) else x
+                x = self._changed(x, epoch, i, rank, rows=None if rows is None else rows(i))
+                condition = self._conditions(condition, len(x))
+            yield x, condition
+
+    def _conditions(self, condition: dict[str, Any], n: int) -> dict[str, Tensor]:
+        """Conditions of a batch of n, checked and moved."""
+        for name, value in condition.items():
+            if not isinstance(value, Tensor) or value.shape[:1] != (n,):
+                came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+                raise TypeError(f"condition {name!r} of a batch of {n} has {came}, wanted a tensor, one row per sample")
+            condition[name] = as_condition(value, name)
+        check_condition(self._transforms, condition)
+        self._accepts(condition)  # before they are on a device, where a wrong label is hard to name
+        return {name: value.to(self._device) for name, value in condition.items()}
 
     # ------------------------------------------------------------------ laws
 
@@ -463,11 +547,34 @@ class Source:
             yield self._draw(share * k, group, self._rank), None, {}, k
 
     def _draw(self, n: int, group: int, rank: int) -> Tensor:
-        x = draw(self._rows, n, self._seed, DRAWS, group, rank)
-        x = self._changed(x.detach().to(self._device) if isinstance(x, Tensor) else x, group, rank)
+        what = f"{type(self._rows).__name__}.sample({n})"
+        try:
+            x = draw(self._rows, n, self._seed, DRAWS, group, rank)
+        except Exception as error:
+            raise TrainingError(f"the data failed: {what} raised {brief(error)}") from error
+        x = self._changed(x.detach().to(self._device) if isinstance(x, Tensor) else x, group, rank, what=what)
         if len(x) != n:
-            raise ValueError(f"{type(self._rows).__name__}.sample({n}) returned {len(x)} samples")
+            raise ValueError(f"{what} returned {len(x)} samples")
         return x
+
+
+class _Bins(Transform):
+    """Noise of any dequantization inside the bins of integers."""
+
+    continuous = True
+    moves = False
+
+    def __init__(self, dequantization: Dequantization) -> None:
+        self.dequantization = dequantization
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return (x + u)/L."""
+        q = torch.rand(x.shape, generator=generator, device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        return self.dequantization._add(x, q)[0]
+
+    def log_det(self, shape: tuple[int, ...]) -> float:
+        """Return −D·log L, that of uniform noise."""
+        return -math.prod(shape) * math.log(self.dequantization.levels)
 
 
 class _Sampler:
@@ -486,7 +593,7 @@ class _Order:
     def __init__(self, n: int, seed: int, device: torch.device) -> None:
         self._n, self._seed, self._device = n, seed, device
         self._several = max(1, 4096 // n)  # shuffles made at once
-        self._known = (-1, torch.empty(0))
+        self._known = (-1, torch.empty(0, device="cpu"))
 
     def __call__(self, start: int, stop: int) -> Tensor:
         size = self._n * self._several

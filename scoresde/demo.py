@@ -61,12 +61,7 @@ def demo(
 
     Examples
     --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as d:
-    ...     numbers = demo("moons", steps=5, points=100, out=d + "/demo.png")
-    <BLANKLINE>
-    moons · VPSDE(...) · adams
-      model NLL ...
+    >>> numbers = demo("moons", steps=1000, out="moons.png")  # doctest: +SKIP
     """
     if density not in toy.DENSITIES:
         raise ValueError(f"unknown density {density!r}. {nearest(density, toy.DENSITIES)}")
@@ -84,7 +79,7 @@ def demo(
     test = truth.sample(points, generator=generator)
     scored = likelihood(sde, test)
     clock.append(time.perf_counter())
-    paths = solve(sde, PATHS, times=torch.linspace(1, 0, 60), generator=generator).x
+    paths = solve(sde, PATHS, times=torch.linspace(1, 0, 60, device="cpu"), generator=generator).x
     name = f"{density} · {sde.process!r} · {solver}"
     nll, entropy = -float(scored.log_prob.mean()), truth.entropy()
     excess = (truth.log_prob(test) - scored.log_prob).double()  # its mean is the divergence, with little variance

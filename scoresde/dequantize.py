@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import number, whole
-from .plan import check_generator
+from .checks import affordable, check_generator, number, whole
+from .inputs import as_condition, as_reals, as_tensor
 from .random import PRIOR, Noise, draw_seed
 from .sde import ScoreSDE
 
@@ -119,7 +118,7 @@ class Dequantization(abc.ABC):
         >>> scoresde.dequantize.Uniform(256).values(torch.tensor([-0.1, 0.5, 1.2]))
         tensor([  0, 128, 255])
         """
-        scaled = torch.as_tensor(x).double() * self.levels
+        scaled = as_reals(x, "x").double() * self.levels
         if bad := int((~scaled.isfinite()).sum()):
             raise ValueError(f"x is on the unit scale, got NaN or infinite values in {bad} places")
         return scaled.floor().clamp(0, self.levels - 1).long()
@@ -151,7 +150,9 @@ class Dequantization(abc.ABC):
         >>> scoresde.dequantize.Uniform(256).bits(torch.zeros(1), 64 * math.log(256), dim=64)  # uniform over all images
         tensor([8.])
         """
-        return (log_q - log_prob) / (whole("dim", dim) * math.log(2))
+        if not isinstance(log_q, float | int):
+            log_q = as_reals(log_q, "log_q")
+        return (log_q - as_reals(log_prob, "log_prob")) / (whole("dim", dim) * math.log(2))
 
     def dataset(self, values: Any, **condition: Any) -> Dequantized:
         """Return integers as data to train on, with noise of their own at every access.
@@ -180,7 +181,7 @@ class Dequantization(abc.ABC):
         History(steps=20, loss=..., seconds=...)
         """
         v = self._accept(values)
-        labels = {name: torch.as_tensor(value) for name, value in condition.items()}
+        labels = {name: as_condition(value, name) for name, value in condition.items()}
         for name, value in labels.items():
             if not value.ndim or len(value) != len(v):
                 raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {len(v)} samples")
@@ -191,9 +192,10 @@ class Dequantization(abc.ABC):
         if isinstance(values, Dequantized):
             raise TypeError(f"{wanted}, got a Dequantized; give its .integers")
         try:
-            v = torch.as_tensor(np.ascontiguousarray(values) if isinstance(values, np.ndarray) else values)
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"{wanted}, in a tensor or array; got {type(values).__name__}") from None
+            v = as_tensor(values, "values")
+        except TypeError as error:
+            came = error if isinstance(values, Tensor) or hasattr(values, "__array__") else f"got {type(values).__name__}"
+            raise TypeError(f"{wanted}, in a tensor or array; {came}") from None
         if v.is_complex() or v.dtype == torch.bool:
             raise TypeError(f"{wanted}, got dtype {v.dtype}; convert them, e.g. .long()")
         if not v.ndim or not v.numel():
@@ -260,7 +262,7 @@ class TruncatedNormal(Dequantization):
 
     References
     ----------
-    Zheng et al., Improved techniques for maximum likelihood estimation for diffusion ODEs, ICML 2023, section 4.2.
+    Zheng et al., Improved techniques for maximum likelihood estimation for diffusion ODEs, ICML 2023.
 
     Examples
     --------
@@ -345,8 +347,7 @@ class TruncatedNormal(Dequantization):
 class Dequantized:
     """Integers as data to train on, which `fit` takes: noise of their own at every access, whole batches at once.
 
-    `data[i]` takes an integer, a slice or indices, so with labels write, for `fit`,
-    `DataLoader(data, sampler=BatchSampler(RandomSampler(data), 512, False), batch_size=None)`.
+    `data[i]` takes an integer, a slice or indices. Without labels `fit` draws from it; with labels, it goes through its rows.
 
     Parameters
     ----------
@@ -376,7 +377,7 @@ class Dequantized:
 
     def __getitem__(self, rows: Any) -> Any:
         """Return the samples of these rows with fresh noise; with their labels, if there are any."""
-        at = rows if isinstance(rows, slice) else torch.as_tensor(rows)
+        at = rows if isinstance(rows, slice) else as_tensor(rows, "rows")
         at = at if isinstance(at, slice) or at.numel() else at.long()  # an empty list has no dtype
         v = self.integers[at]
         x = self._noisy(v) if v.ndim == self.integers.ndim else self._noisy(v[None])[0]
@@ -413,9 +414,11 @@ class Dequantized:
         """
         if self.condition:
             raise TypeError(
-                f"samples would come without their {', '.join(self.condition)}; give fit "
-                "DataLoader(data, sampler=BatchSampler(RandomSampler(data), 512, False), batch_size=None)"
+                f"samples would come without their {', '.join(self.condition)}: take rows, data[rows], which have them"
             )
+        n = whole("n", n)
+        check_generator(generator)
         device = self.integers.device if generator is None else generator.device
+        affordable(f"n={n} samples", 4.0 * n * self.integers[0].numel(), device=device)
         rows = torch.randint(len(self), (n,), generator=generator, device=device)
         return self._noisy(self.integers[rows.to(self.integers.device)], generator)

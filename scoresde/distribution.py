@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from .checks import said, whole
 from .exact import check_how, log_prob
+from .inputs import as_tensor
+from .plan import chunks
 from .sampling import sample
 from .sde import ScoreSDE, require_sde
+
+DRAW = "law.sample((10_000,))"
+INSTEAD = {
+    "mean": f"estimate it by {DRAW}.mean(0)",
+    "variance": f"estimate it by {DRAW}.var(0)",
+    "stddev": f"estimate it by {DRAW}.std(0)",
+    "mode": "the likeliest of some samples is x[law.log_prob(x).argmax()] with x = law.sample((1000,))",
+    "entropy": "estimate it by -law.log_prob(law.sample((1000,))).mean(0)",
+    "perplexity": "estimate it by (-law.log_prob(law.sample((1000,))).mean(0)).exp()",
+    "cdf": f"estimate it by ({DRAW} <= value).all(-1).double().mean(0)",
+    "icdf": f"estimate quantiles of a feature by {DRAW}.quantile(q, dim=0)",
+    "enumerate_support": "it is continuous, with all of space as its support",
+    "rsample": "draw by sample(), or let gradients flow to weights and x through log_prob, differentiable=True",
+}
+"""What to write for what a model has no closed form of."""
 
 
 class Distribution(torch.distributions.Distribution):
     """The law of a model's samples: `sample` and `log_prob` with torch's shapes, sample_shape + batch_shape + event_shape.
+
+    `mean`, `variance`, `entropy`, `cdf`, `rsample` and their like have no closed form: they raise NotImplementedError and say
+    how to estimate them.
 
     Parameters
     ----------
@@ -95,8 +118,13 @@ class Distribution(torch.distributions.Distribution):
         torch.Size([3, 4, 2])
         """
         new: Distribution = self._get_checked_instance(Distribution, _instance)  # type: ignore[no-untyped-call]
-        shape = Size(batch_shape)
-        torch.broadcast_shapes(shape, self.batch_shape)  # type: ignore[no-untyped-call]
+        shape = _size("batch_shape", batch_shape)
+        try:
+            fits = torch.broadcast_shapes(shape, self.batch_shape) == shape  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            fits = False
+        if not fits:
+            raise ValueError(f"a law of batch_shape {tuple(self.batch_shape)} does not expand to {tuple(shape)}")
         new.sde = self._rows(shape)
         new.how, new.density = self.how, self.density
         super(Distribution, new).__init__(shape, self.event_shape, validate_args=False)
@@ -124,10 +152,12 @@ class Distribution(torch.distributions.Distribution):
         --------
         See `Distribution`.
         """
-        shape = Size(sample_shape) + self.batch_shape
-        if not shape.numel():
+        shape = _size("sample_shape", sample_shape) + self.batch_shape
+        if 0 in shape:
             return self.sde.scale.new_empty(shape + self.event_shape, dtype=self.sde.state_dtype)
-        return sample(self._rows(shape), shape.numel(), **self.how).reshape(shape + self.event_shape)
+        n = math.prod(shape)
+        chunks(self.sde, n, None)  # before the conditions of so many are laid out
+        return sample(self._rows(shape), n, **self.how).reshape(shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value).
@@ -151,12 +181,22 @@ class Distribution(torch.distributions.Distribution):
         --------
         See `Distribution`.
         """
-        if self._validate_args and value.numel():
-            self._validate_sample(value)
+        value = as_tensor(value, "value")
         n = len(self.event_shape)
+        if not value.is_floating_point():
+            raise TypeError(f"value has dtype {value.dtype}, wanted floating point; convert it, value.float()")
         if tuple(value.shape[value.ndim - n :]) != tuple(self.event_shape):
             raise ValueError(f"value has shape {tuple(value.shape)}, wanted (…, {', '.join(map(str, self.event_shape))})")
-        shape = torch.broadcast_shapes(value.shape[: value.ndim - n], self.batch_shape)  # type: ignore[no-untyped-call]
+        there = value.shape[: value.ndim - n]
+        try:
+            shape: Size = torch.broadcast_shapes(there, self.batch_shape)  # type: ignore[no-untyped-call]
+        except RuntimeError:
+            raise ValueError(
+                f"value holds samples {tuple(there)} and the law a batch {tuple(self.batch_shape)}: "
+                "the one does not broadcast to the other"
+            ) from None
+        if self._validate_args and value.numel():
+            self._validate_sample(value)
         if not shape.numel():
             return value.new_empty(shape)
         flat = value.expand(shape + self.event_shape).reshape(shape.numel(), *self.event_shape)
@@ -164,6 +204,43 @@ class Distribution(torch.distributions.Distribution):
 
     def _rows(self, shape: Size) -> ScoreSDE:
         """The model, with a condition for each of `shape` samples."""
-        rows = torch.arange(self.batch_shape.numel()).reshape(self.batch_shape).expand(shape).flatten()
+        rows = torch.arange(self.batch_shape.numel(), device="cpu").reshape(self.batch_shape).expand(shape).flatten()
         spread = {name: v if len(v) == 1 else v[rows.to(v.device)] for name, v in self.sde.condition.items()}
         return self.sde.holding(spread) if spread else self.sde
+
+
+def _size(name: str, shape: Any) -> Size:
+    """A shape of sizes of at least 0."""
+    if not isinstance(shape, tuple | list):
+        raise TypeError(f"{name} is a tuple of integers such as (3, 5), got {said(shape)}")
+    return Size([whole(f"a size of {name}", size, 0) for size in shape])
+
+
+def _lacking(name: str, instead: str) -> Callable[..., None]:
+    """A method that raises NotImplementedError and says what to write instead."""
+
+    def method(self: Distribution, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(f"a model's law has no {name} in closed form; {instead}")
+
+    method.__name__, method.__qualname__ = name, f"Distribution.{name}"
+    method.__doc__ = f"""Raise NotImplementedError: a model has no {name} in closed form; {instead}.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        Of no use.
+
+    Raises
+    ------
+    NotImplementedError
+
+    Examples
+    --------
+    See `Distribution`.
+    """
+    return method
+
+
+for _name, _instead in INSTEAD.items():
+    _raises = _lacking(_name, _instead)
+    setattr(Distribution, _name, property(_raises) if _name in ("mean", "variance", "stddev", "mode") else _raises)

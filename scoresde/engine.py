@@ -8,7 +8,6 @@ its process ends, not before. What the main process writes, all fail with.
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import TrainingError
+from .modules import duplicate
 from .sde import ScoreSDE
 from .weights import Weights, whole_tensor
 
@@ -61,6 +61,7 @@ class Engine:
         self.accelerator, self.rank, self.world, self.main, self.pieces = accelerator, 0, 1, True, 1
         self.sharded = self._met = False
         self._prepared: list[Any] = []
+        self._apart: list[nn.Parameter] = []  # which DistributedDataParallel waits for
         if isinstance(sde.net, nn.parallel.DistributedDataParallel):
             raise ValueError(
                 "sde.net is wrapped in DistributedDataParallel: give the network itself, and accelerator=Accelerator()"
@@ -88,7 +89,7 @@ class Engine:
         """
         self._net, self._own_forward = sde.net, "forward" in vars(sde.net)
         if self.sharded:
-            sde.net = copy.deepcopy(sde.net)
+            sde.net = duplicate(sde.net)
             parts: list[Any] = [p for p in sde.net.parameters() if p.requires_grad]
         else:
             weights = Weights(sde.net)
@@ -99,6 +100,8 @@ class Engine:
         call, optimizer = self._prepared = list(
             self.accelerator.prepare(sde.net, optimizer, device_placement=[False, False])  # moving would undo the flat weights
         )
+        if self.world > 1 and not self.sharded:
+            self._apart = [p for p in sde.net.parameters() if p.requires_grad]
         return call, Weights(call, flat=False) if self.sharded else weights, optimizer
 
     def micro(self, start: int, b: int) -> Iterator[tuple[slice, float]]:
@@ -117,6 +120,8 @@ class Engine:
 
     def backward(self, value: Tensor) -> None:
         """Add gradients to the weights'."""
+        if self._apart:
+            value = _Touch.apply(value, *self._apart)  # type: ignore[no-untyped-call]
         if self.accelerator is None:
             value.backward()  # type: ignore[no-untyped-call]
         else:
@@ -247,6 +252,21 @@ class Engine:
         for name in ("_models", "_optimizers"):  # of a next fit they are none
             held = getattr(self.accelerator, name, [])
             held[:] = [x for x in held if all(x is not ours for ours in (*prepared, self._net))]
+
+
+class _Touch(torch.autograd.Function):
+    """The loss itself, made to depend on all parameters: processes wait for the gradient of each, used or not."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *parameters: Tensor) -> Tensor:
+        """Return the value."""
+        ctx.count = len(parameters)
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradient: Tensor) -> Any:
+        """Return the value's gradient, and none of the parameters'."""
+        return (*gradient, *[None] * ctx.count)
 
 
 def _tensors(net: nn.Module) -> list[Tensor]:

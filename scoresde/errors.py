@@ -50,7 +50,10 @@ class CheckpointError(ValueError):
 
 
 class TrainingError(RuntimeError):
-    """Training failed numerically: the loss is not finite. The model keeps the average of its last finite weights.
+    """Training failed: the loss is not finite, or the data raised an error.
+
+    The model keeps the average of its last finite weights, and the last checkpoint stays. An error of the data (a dataset, a
+    loader's worker, an object with `.sample`) is the cause; the message names the batch, and the row where it is known.
 
     Examples
     --------

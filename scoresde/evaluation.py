@@ -159,7 +159,7 @@ class Evaluation:
         Drawn for the sheet: with seed s they are those of `sample` with a generator of seed s.
     samples_nfe, samples_seconds : float
     sheet : str or None
-        The picture's file.
+        The file that the samples are in: samples.png of images, samples.csv of vectors, samples.npy of others.
     distance : Distance or None
 
     Examples

@@ -13,25 +13,25 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .checks import whole
+from .checks import affordable, whole
 from .process import Process
-from .registry import nearest
+from .registry import choose
 
 LAMBDA = (-5.0, 6.0)
 
 
 def _arc(process: Process, steps: int) -> Tensor:
-    return process.time(torch.linspace(process.phi_max, process.phi_min, steps + 1, dtype=torch.float64))
+    return process.time(torch.linspace(process.phi_max, process.phi_min, steps + 1, dtype=torch.float64, device="cpu"))
 
 
 def _graded(process: Process, steps: int) -> Tensor:
-    v = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    v = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu")
     w = v**2 / (v**2 + (1 - v) ** (4 / 3))
     return process.time(process.phi_min + (process.phi_max - process.phi_min) * w)
 
 
 def _time(process: Process, steps: int) -> Tensor:
-    return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    return torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu")
 
 
 def _warped(process: Process, steps: int, warp: Callable[[Tensor], Tensor], unwarp: Callable[[Tensor], Tensor]) -> Tensor:
@@ -41,11 +41,11 @@ def _warped(process: Process, steps: int, warp: Callable[[Tensor], Tensor], unwa
     extra = int(process.phi_min == 0) + int(process.ends_in_noise)
     if steps <= extra:
         return _time(process, steps)
-    ends = warp(torch.tan(torch.tensor([high, low], dtype=torch.float64)))
+    ends = warp(torch.tan(torch.tensor([high, low], dtype=torch.float64, device="cpu")))
     inner = process.time(
-        torch.atan(unwarp(torch.linspace(float(ends[0]), float(ends[1]), steps + 1 - extra, dtype=torch.float64)))
+        torch.atan(unwarp(torch.linspace(float(ends[0]), float(ends[1]), steps + 1 - extra, dtype=torch.float64, device="cpu")))
     )
-    one, zero = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    one, zero = torch.ones(1, dtype=torch.float64, device="cpu"), torch.zeros(1, dtype=torch.float64, device="cpu")
     return torch.cat([one] * process.ends_in_noise + [inner] + [zero] * (process.phi_min == 0))
 
 
@@ -107,9 +107,9 @@ def grid(process: Process, steps: int, spacing: str) -> Tensor:
     >>> grid(VPSDE(), 4, "time")
     tensor([1.0000, 0.7500, 0.5000, 0.2500, 0.0000], dtype=torch.float64)
     """
-    whole("steps", steps)
-    if spacing not in SPACINGS:
-        raise ValueError(f"unknown spacing {spacing!r}. {nearest(spacing, SPACINGS)}")
+    steps = whole("steps", steps)
+    affordable(f"steps={steps}", 32.0 * steps, calls=steps)
+    choose("spacing", spacing, SPACINGS)
     times = SPACINGS[spacing](process, steps)
     if spacing != "ddpm":  # pin the ends against rounding
         times[0], times[-1] = 1.0, 0.0

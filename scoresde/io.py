@@ -7,7 +7,6 @@ are registered here and from nothing else: it never runs or imports what a file 
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 import math
@@ -24,10 +23,13 @@ from torch import Tensor, nn
 
 from . import storage
 from .backbones import BACKBONES
+from .checks import as_path, said
 from .errors import CheckpointError
 from .inputs import event_shape
+from .modules import duplicate
 from .process import PROCESSES
 from .registry import loaded_only
+from .schema import Schema
 from .sde import ScoreSDE, require_sde
 from .source import Missing
 from .storage import brief
@@ -38,6 +40,9 @@ PREFIX = "model."
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SPARE = 2**26  # numbers that a network may leave out of its state: no weight of the file bounds them
 _NETS = ("net.", "ema.")
+SEEN = ("conditions", "learnt")  # what `fit` has found of the data's conditions
+_NULLS = re.compile(r"(^|\.)null_(vector|image)$")  # learnt for "none", which older files lack
+_WORDS = re.compile(r"\.to_[kv]\.weight$")  # of diffusers' models that attend to a condition, likewise
 WRONG = (ImportError, LookupError, TypeError, ValueError, RuntimeError, AttributeError, ArithmeticError, MemoryError)
 
 
@@ -73,8 +78,7 @@ def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
     VPSDE(beta_min=0.1, beta_max=20.0)
     """
     sde = require_sde(sde, "save")
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"folder is a path, got {type(folder).__name__}")
+    folder = as_path(folder, "folder")
     about = describe(sde)
     folder = ready(folder)
     with storage.Lock(folder):
@@ -106,7 +110,7 @@ def ready(folder: str | os.PathLike[str]) -> Path:
     ...     ready(folder + "/a/b").exists()
     True
     """
-    folder = Path(folder)
+    folder = as_path(folder, "folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         ours = (folder / f"{MODEL}.json").exists() or storage.records(folder, STEP) or storage.records(folder, AVERAGE)
@@ -143,13 +147,13 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     --------
     See `save`.
     """
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"folder is a path, got {type(folder).__name__}")
+    folder = as_path(folder, "folder")
     try:
         device = torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"there is no device {device!r} here: {error}") from None
-    folder = Path(folder)
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ValueError(f"there is no device {said(device)} here: {said(error, str)}") from None
+    if device.type == "meta":
+        raise ValueError("a model is not loaded to the meta device, which has no values; take 'cpu'")
     if os.path.lexists(folder / f"{MODEL}.json"):
         return rebuild(*storage.read(folder, MODEL), str(folder / f"{MODEL}.json")).to(device)
     steps = storage.records(folder, STEP)
@@ -197,7 +201,10 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
         "kind": sde.kind,
         "source": _source(sde),
         "averaged": sde.ema is not None,
+        **seen(sde),
     }
+    if names := sde.schema.describe():
+        about["schema"] = names
     try:
         about = json.loads(json.dumps(about, allow_nan=False, default=_number))  # as it will be read
     except (TypeError, ValueError, RecursionError) as error:
@@ -208,6 +215,12 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
     except (ValueError, TypeError, RuntimeError) as error:
         raise TypeError(f"this model can't be rebuilt from its names and options, so it is not saved: {error}") from error
     return about
+
+
+def seen(sde: ScoreSDE) -> dict[str, Any]:
+    """What `fit` has found of the data's conditions, in plain JSON; of a model without any nothing."""
+    about = {"conditions": {name: list(shape) for name, shape in sde.conditions.known().items()}, "learnt": sde.learnt}
+    return {name: value for name, value in about.items() if value}
 
 
 def weights(sde: ScoreSDE) -> dict[str, Tensor]:
@@ -269,12 +282,21 @@ def rebuild(about: Any, tensors: Mapping[str, Tensor], where: str = "the descrip
     try:
         wanted = _on_paper(about, len(tensors))
         tensors = _unwrapped(tensors, wanted)
+        if (filled := _filled(tensors, wanted)) is not tensors:
+            tensors = filled
+            warnings.warn(
+                f"{where} is of a version for which a condition of zeros and none are the same: fit it anew to tell them apart",
+                stacklevel=3,
+            )
         _compare(wanted, tensors)
-        sde = _build(about)
+        with torch.device("cpu"), torch.inference_mode(False):
+            sde = _build(about)
         parts = [*sde.named_parameters(), *sde.named_buffers()]
         told = [(value.dtype, tensors[name].dtype) for name, value in parts if name in tensors and name.startswith(_NETS)]
-        turned = dict(told)  # what a network leaves out of its state goes along, as Module.to would have it
+        turned = dict(reversed(told))  # what a network leaves out of its state goes along with the first weight
         for name, value in parts:
+            if not name.startswith(_NETS):
+                continue
             value.data = value.data.to(tensors[name].dtype if name in tensors else turned.get(value.dtype, value.dtype))
         sde.load_state_dict(tensors)
     except WRONG as error:
@@ -334,9 +356,35 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
     kind = about.get("kind") or ("velocity" if about["coupled"] else "score")  # as it was said before there were other kinds
     sde = ScoreSDE(process, net, shape=shape, predict=about["predict"], sees=about["sees"], kind=kind)
     sde.source = _law(about.get("source"))
+    sde.schema = Schema.rebuild(about.get("schema"), shape)
     if about["averaged"]:
-        sde.ema = copy.deepcopy(net).requires_grad_(False)
+        sde.ema = duplicate(net).requires_grad_(False)
+    for name, statistic in about.get("conditions", {}).items():
+        sde.conditions.blank(name, tuple(statistic))
+    sde.learnt = _recorded(about.get("learnt"))
     return sde
+
+
+def _recorded(about: Any) -> dict[str, Any] | None:
+    """What `fit` has recorded, if it is that."""
+    if about is None:
+        return None
+    conditions = {str(name): [int(n) for n in shape] for name, shape in about["conditions"].items()}
+    return {"conditions": conditions, "unconditional": bool(about["unconditional"])}
+
+
+def _filled(tensors: dict[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors of an older file with zeros for what is learnt in place of absent conditions: as it was there."""
+    found = dict(tensors)
+    for name, (shape, _) in wanted.items():
+        here = tensors.get(name)
+        if here is None and _NULLS.search(name):
+            like = next((value for other, value in tensors.items() if other.startswith(name[:4])), None)
+            found[name] = torch.zeros(shape, dtype=torch.float32 if like is None else like.dtype)
+        elif here is not None and _WORDS.search(name) and here.ndim == 2 and (here.shape[0], here.shape[1] + 1) == shape:
+            found[name] = torch.cat([here, here.new_zeros(here.shape[0], 1)], 1)
+    changed = found.keys() != tensors.keys() or any(found[name] is not value for name, value in tensors.items())
+    return found if changed else tensors
 
 
 def _number(value: object) -> int | float:
@@ -397,6 +445,10 @@ def _on_paper(about: dict[str, Any], count: int) -> dict[str, tuple[tuple[int, .
         "scale": (statistic, "float"),
         "measured": ((), _kind(torch.bool)),
     }
+    for name, statistic in about.get("conditions", {}).items():
+        if not isinstance(statistic, list) or len(statistic) > 1 or not all(type(n) is int and n >= 0 for n in statistic):
+            raise ValueError(f"the standardization of condition {name!r} has no shape {statistic!r}")
+        wanted |= {f"conditions.{name}.{what}": (tuple(statistic), "float") for what in ("mean", "scale")}
     for part in ("net", "ema") if about["averaged"] else ("net",):
         wanted |= {f"{part}.{key}": (tuple(value.shape), _kind(value.dtype)) for key, value in stated.items()}
     return wanted
@@ -412,6 +464,10 @@ def _compare(wanted: dict[str, tuple[tuple[int, ...], str]], tensors: Mapping[st
     wrong = sorted({name for name, _ in wanted.items() ^ found.items()})
     if wrong:
         raise ValueError(f"{len(wrong)} weights are missing, unknown or of another shape or kind, first {wrong[0]!r}")
+    of_conditions = [value for name, value in tensors.items() if name.startswith("conditions.")]
+    spreads = [value for name, value in tensors.items() if name.startswith("conditions.") and name.endswith(".scale")]
+    if not all(bool(value.isfinite().all()) for value in of_conditions) or any(bool((v <= 0).any()) for v in spreads):
+        raise ValueError("the standardization of its conditions is not a finite mean and a positive scale")
     mean, scale = tensors["mean"], tensors["scale"]
-    if not bool(mean.isfinite().all() & scale.isfinite().all() & (scale > 0).all()):
-        raise ValueError("its standardization is not a finite mean and a positive scale")
+    if not bool(mean.isfinite().all() & scale.isfinite().all() & (scale >= 0).all() & (scale > 0).any()):
+        raise ValueError("its standardization is not a finite mean and a positive scale (0 for constants)")

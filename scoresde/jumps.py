@@ -54,7 +54,7 @@ def average_velocity(net: Callable[..., Any], sde: ScoreSDE, condition: dict[str
     sde : ScoreSDE
         Says what the network is shown.
     condition : dict of str to Tensor
-        One row per state, or one for all.
+        As the network is shown them, one row per state, or one for all.
 
     Returns
     -------

@@ -21,11 +21,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .plan import check_generator
+from .checks import check_generator, said
 from .process import Process
 from .random import draw_seed
-from .registry import Registry, nearest
-from .sde import ScoreSDE, misshapen, require_sde
+from .registry import Registry, choose, nearest
+from .sde import ScoreSDE, matched, misshapen, require_sde
 from .source import starts
 
 Weight = Callable[[Process, Tensor], Tensor]
@@ -157,7 +157,7 @@ def loss(
     >>> loss(sde, torch.randn(64, 2)).requires_grad
     True
     """
-    sde = require_sde(sde, "loss")
+    sde, x0 = matched(require_sde(sde, "loss"), x0)
     check_generator(generator)
     noise = ("lognormal" if sde.source is None else "uniform") if noise is None else noise
     check_names(weight, noise)
@@ -168,8 +168,8 @@ def loss(
     else:
         eps = sde.from_start(starts(sde.source, draw_seed(generator), 0, len(x0), sde.shape).to(x0))
     phi = law(noise)(sde.process, quantiles(1, len(x0), generator, x0.device))
-    examples = corrupt(given, x0, eps, phi, weight, given.condition)
-    return mean_error(answer(given.network(), examples), examples)
+    examples = corrupt(given, x0, eps, phi, weight, given.shown(given.condition))
+    return mean_error(answer(given.varying(given.network()), examples), examples)
 
 
 def check_names(weight: str, noise: str) -> None:
@@ -190,8 +190,7 @@ def check_names(weight: str, noise: str) -> None:
     Traceback (most recent call last):
     ValueError: unknown weight 'edn'. Did you mean 'edm'? There are: ...
     """
-    if weight not in WEIGHTS:
-        raise ValueError(f"unknown weight {weight!r}. {nearest(weight, WEIGHTS)}")
+    choose("weight", weight, WEIGHTS)
     law(noise)
 
 
@@ -217,10 +216,10 @@ def law(noise: str) -> Callable[[Process, Tensor], Tensor]:
     tensor([1.5708, 1.5708], dtype=torch.float64)
     """
     name, colon, k = noise.partition(":") if isinstance(noise, str) else (noise, "", "")
-    if colon and name == "nodes" and k.isdecimal() and int(k):
+    if colon and name == "nodes" and k.isdecimal() and len(k) < 10 and int(k):
         return lambda process, q: process.phi(((q * int(k)).floor() + 1).clamp_max(int(k)) / int(k))
-    if noise not in NOISES:
-        raise ValueError(f"unknown noise {noise!r}. {nearest(noise, [*NOISES, 'nodes:1'])}")
+    if not isinstance(noise, str) or noise not in NOISES:
+        raise ValueError(f"unknown noise {said(noise)}. {nearest(noise, [*NOISES, 'nodes:1'])}")
     return NOISES[noise]
 
 
@@ -316,6 +315,7 @@ def corrupt(
     weight : str
         A key of `WEIGHTS`.
     condition : dict of str to Tensor
+        As the network is shown them.
     ratio : Tensor, shape (B,), optional
         A further factor of the weight: the density of the law that is meant over that which φ was drawn from.
 
@@ -370,7 +370,7 @@ def answer(net: Callable[..., Any], examples: Examples) -> Tensor:
     x, target = examples.x, examples.target
     condition = {name: value.expand(len(x), *value.shape[1:]) for name, value in examples.condition.items()}
     out = net(x, examples.t, **condition)
-    if not isinstance(out, Tensor) or out.shape != x.shape:
+    if not isinstance(out, Tensor) or out.shape not in (x.shape, target.shape):
         raise ValueError(misshapen(x, out))
     if out.shape != target.shape:
         out = out.reshape(target.shape)
@@ -519,7 +519,7 @@ class AdaptiveLaw:
 
     The quantiles q of a law are cut into `BINS` intervals. With m_i the mean of the squared loss in interval i, the density
     p(q) ∝ √m_i minimizes the variance of loss/p (importance sampling), and a tenth of all draws stays uniform. It is what the
-    learned noise schedule of VDM does (Kingma et al. 2021, section 6.2), by counting (Nichol & Dhariwal 2021, eq. 18).
+    learned noise schedule of VDM does (Kingma et al. 2021, section 5.3), by counting (Nichol & Dhariwal 2021, eq. 18).
 
     Parameters
     ----------

@@ -18,7 +18,6 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,11 +26,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from . import io
-from .checks import whole
+from .checks import affordable, as_path, check_generator, flag, said, whole
 from .errors import CheckpointError, SolverError
-from .inputs import as_floats
+from .inputs import as_condition, as_floats, as_tensor
 from .pairstore import RECORD, Folder, Memory, Store, held, native
-from .plan import check_generator, plan, starting_points
+from .plan import plan, starting_points
 from .process import as_time
 from .random import BLOCK, PATH, seeded
 from .ranks import shared
@@ -97,12 +96,10 @@ class Pairs:
             raise ValueError(f"x has samples of shape {ours} and latent of shape {theirs}: the ODE keeps the shape")
         if not isinstance(given, Mapping | None):
             raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(given).__name__}")
-        self.given = {name: torch.as_tensor(value).detach() for name, value in (given or {}).items()}
+        self.given = {name: as_condition(value, name).detach() for name, value in (given or {}).items()}
         for name, value in self.given.items():
             if not value.ndim or len(value) != len(self):
                 raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {len(self)} pairs")
-            if value.is_floating_point() and not bool(value.isfinite().all()):
-                raise ValueError(f"condition {name!r} has NaN or infinite values")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -116,7 +113,7 @@ class Pairs:
     def __getitem__(self, rows: slice) -> Pairs:
         """Return some of the pairs, sharing memory or the file."""
         if not isinstance(rows, slice):
-            raise TypeError(f"pairs are cut by a slice such as pairs[:100], got {rows!r}; rows are in .x and .latent")
+            raise TypeError(f"pairs are cut by a slice such as pairs[:100], got {said(rows)}; rows are in .x and .latent")
         if not range(len(self))[rows]:
             raise ValueError(f"none of {len(self)} pairs lies in {rows}")
         if (rows.step or 1) < 0:
@@ -157,9 +154,7 @@ class Pairs:
         ...     Pairs.open(folder)
         Pairs(10 of shape (2,))
         """
-        if not isinstance(folder, str | os.PathLike):
-            raise TypeError(f"folder is a path, got {type(folder).__name__}")
-        path = Path(folder)
+        path = as_path(folder, "folder")
         if not os.path.lexists(path / f"{RECORD}.json"):
             raise CheckpointError(f"no pairs at {path}: it has no {RECORD}.json; reflow(..., out=folder) writes them")
         store = Folder.read(path)
@@ -227,9 +222,10 @@ def reflow(
     """
     sde = require_sde(sde, "reflow")
     check_generator(generator)
+    progress = flag("progress", progress)
     n = whole("n", n)
     if batch_size is not None:
-        whole("batch_size", batch_size)
+        batch_size = whole("batch_size", batch_size)
     if not sde.process.ends_in_noise:
         raise ValueError(
             f"reflow pairs a sample with what is there at t = 1, which has to be noise alone, and {sde.process} ends with "
@@ -237,10 +233,10 @@ def reflow(
         )
     if plan(sde, solver, steps, spacing, options).solver.stochastic:
         raise ValueError(f"pairs are the two ends of an ODE, and solver {_named(solver)} is stochastic; try 'adams'")
-    if out is not None and not isinstance(out, str | os.PathLike):
-        raise TypeError(f"out is a folder, got {type(out).__name__}")
+    out = None if out is None else as_path(out, "out")
     if out is not None and shared():
         raise ValueError("inside sharded() every rank would write to out=: leave it out, or call reflow outside")
+    affordable(f"n={n} pairs", 2.0 * n * sde.dim * sde.state_dtype.itemsize, device=sde.scale.device, disk=out)
     sde.rows(0, n, n)
     how: dict[str, Any] = {"solver": solver, "steps": steps, "spacing": spacing, **options}
     columns = {"x": sde.scale.new_empty((1, *sde.shape), dtype=sde.state_dtype)}
@@ -267,8 +263,8 @@ def reflow(
         if out is None:
             store = Memory(columns, n, rows, generator)
         else:
-            stack.enter_context(held(Path(out)))
-            store = Folder.begun(Path(out), columns, n, rows, generator, _settings(sde, solver, how))
+            stack.enter_context(held(out))
+            store = Folder.begun(out, columns, n, rows, generator, _settings(sde, solver, how))
             store.recognize(draw, sde.scale)
         bar = stack.enter_context(
             tqdm(total=n, initial=store.done, desc="reflow", disable=None if progress else True, mininterval=0.5)
@@ -284,7 +280,7 @@ def _made(store: Store, unit: Any) -> Pairs:
     """Pairs of what is stored, whose numbers were looked at as they came."""
     found = Pairs.__new__(Pairs)
     (found.x, found.latent), found.given = store.columns()
-    found.unit = None if unit is None else tuple(torch.as_tensor(value) for value in unit)
+    found.unit = None if unit is None else tuple(torch.tensor(value, dtype=torch.float64, device="cpu") for value in unit)
     return found
 
 
@@ -328,13 +324,8 @@ def _sha(value: Tensor) -> str:
 
 def _floats(value: Any, what: str) -> Any:
     """Rows of finite floating-point numbers, as a tensor, or left on the disk."""
-    if isinstance(value, np.ndarray) and not isinstance(value, np.memmap) and value.dtype.kind == "f":
-        value = native(value)
     if not isinstance(value, np.memmap):
-        try:
-            value = torch.as_tensor(value).detach()
-        except (TypeError, ValueError, RuntimeError):
-            raise TypeError(f"{what} is a tensor or array, got {type(value).__name__}") from None
+        value = as_tensor(value, what).detach()
     shape = tuple(value.shape)
     if len(shape) < 2:
         raise ValueError(f"{what} has shape {shape}, wanted (n, *shape), such as (n, 1) for numbers")

@@ -129,7 +129,7 @@ class Folder:
             return there
         about |= {"seed": draw_seed(generator), "rows": rows, "done": 0}
         about["headers"] = [_header(kind, (n, *shape)).hex() for kind, shape in zip(kinds, shapes, strict=True)]
-        new = cls(folder, about, torch.empty((0, len(columns), 32), dtype=torch.uint8))
+        new = cls(folder, about, torch.empty((0, len(columns), 32), dtype=torch.uint8, device="cpu"))
         storage.write(folder, RECORD, {"digests": new._digests}, about)
         return new
 
@@ -187,7 +187,8 @@ class Folder:
         for j, value in enumerate(again):
             with _opened(self._folder / self._files[j]) as file:
                 rows = np.fromfile(file, self._types[j], k * math.prod(self._shapes[j]), offset=len(self._headers[j]))
-            off = (torch.from_numpy(rows).double().reshape(value.shape) - value).abs() / scale.cpu().double()
+            unit = scale.cpu().double()
+            off = (torch.from_numpy(rows).double().reshape(value.shape) - value).abs() / torch.where(unit == 0, 1, unit)
             if not float(off.flatten(1).amax(1).median()) < CLOSE:
                 raise CheckpointError(
                     f"the pairs in {self._folder} are of another model, or another source: drawn again, the first come out "
@@ -210,7 +211,9 @@ class Folder:
                     file.flush()
                     os.fsync(file.fileno())
                 digests.append(hashlib.sha256(b"".join(pieces)).digest())
-        self._digests = torch.cat([self._digests, torch.tensor([list(each) for each in digests], dtype=torch.uint8)[None]])
+        self._digests = torch.cat(
+            [self._digests, torch.tensor([list(each) for each in digests], dtype=torch.uint8, device="cpu")[None]]
+        )
         self.done = stop
         storage.write(self._folder, RECORD, {"digests": self._digests}, {**self._about, "done": stop})
         storage.sweep(self._folder)

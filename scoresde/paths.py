@@ -141,9 +141,9 @@ class VPSDE(_Variance):
         """
         if steps <= self.beta_max:
             raise ValueError(f"the DDPM grid needs more than beta_max = {self.beta_max:g} steps, got {steps}")
-        beta = torch.linspace(self.beta_min / steps, self.beta_max / steps, steps, dtype=torch.float64)
+        beta = torch.linspace(self.beta_min / steps, self.beta_max / steps, steps, dtype=torch.float64, device="cpu")
         minus_log_alpha = -0.5 * torch.log1p(-beta).cumsum(0)
-        return torch.cat([torch.zeros(1, dtype=torch.float64), self._time_of(minus_log_alpha)])
+        return torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), self._time_of(minus_log_alpha)])
 
 
 @PROCESSES.register("subvp")

@@ -98,7 +98,7 @@ def lattice(low: Tensor, high: Tensor, n: int) -> Tensor:
             [0.2500, 0.7500],
             [0.7500, 0.7500]])
     """
-    steps = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    steps = (torch.arange(n, dtype=torch.float64, device="cpu") + 0.5) / n
     x, y = (float(a) + steps * float(b - a) for a, b in zip(low, high, strict=True))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2).float()
 
@@ -216,10 +216,10 @@ def sheet(
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
         raise ValueError(f"images have shape (n, 1 or 3, height, width), got {tuple(images.shape)}")
     low, high = (float(images.min()), float(images.max())) if limits is None else limits
-    images = ((images - low) / max(high - low, 1e-12)).clamp(0, 1).cpu()
+    images = ((images - low) / (high - low or 1)).clamp(0, 1).cpu()
     n, c, h, w = images.shape
     rows = math.ceil(n / columns)
-    canvas = torch.ones(c, rows * (h + 1) + 1, columns * (w + 1) + 1)
+    canvas = torch.ones(c, rows * (h + 1) + 1, columns * (w + 1) + 1, device="cpu")
     for i, image in enumerate(images):
         y, x = 1 + (i // columns) * (h + 1), 1 + (i % columns) * (w + 1)
         canvas[:, y : y + h, x : x + w] = image

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .process import Process
-from .registry import nearest
+from .registry import choose
 
 Row = Callable[[Process, Tensor], tuple[Tensor, Tensor]]
 
@@ -160,7 +160,7 @@ def singular(predict: str, process: Process, phi: float) -> bool:
     >>> [singular(p, RectifiedFlow(), RectifiedFlow().phi_max) for p in ("edm", "eps", "v")]
     [False, True, False]
     """
-    c = coefficients(predict, process, torch.tensor(phi, dtype=torch.float64))
+    c = coefficients(predict, process, torch.tensor(phi, dtype=torch.float64, device="cpu"))
     size = abs(float(c.a)) + abs(float(c.b))
     return not abs(float(c.det)) > 1e-6 * size or size == float("inf")
 
@@ -186,8 +186,7 @@ def check(predict: str, process: Process) -> None:
     Traceback (most recent call last):
     ValueError: predict='eps' says nothing about the data at t = 1 of RectifiedFlow(), where α = 0; ... edm, x0, v
     """
-    if predict not in PREDICTIONS:
-        raise ValueError(f"unknown prediction {predict!r}. {nearest(predict, PREDICTIONS)}")
+    choose("prediction", predict, PREDICTIONS)
     if singular(predict, process, process.phi_max):
         works = [name for name in PREDICTIONS if not singular(name, process, process.phi_max)]
         raise ValueError(

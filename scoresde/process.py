@@ -6,7 +6,7 @@ A process is a pair of functions of time, data at t = 0 and noise at t = 1:
 
 Everything else follows. As an SDE it is dx = f(t)·x dt + g(t) dw with
 
-    f = α̇/α,        g² = 2σ·(α·σ̇ − σ·α̇)/α                         (Song et al. 2021, eq. 5; Kingma et al. 2021, eq. 2),
+    f = α̇/α,        g² = 2σ·(α·σ̇ − σ·α̇)/α                         (Song et al. 2021, eq. 5; Lu et al. 2022a, eq. 2.3),
 
 and between two times s < t
 
@@ -50,7 +50,7 @@ def as_time(t: Tensor | float) -> Tensor:
     >>> as_time(0.5)
     tensor(0.5000, dtype=torch.float64)
     """
-    return t if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float64)
+    return t if isinstance(t, Tensor) else torch.full((), t, dtype=torch.float64, device="cpu")
 
 
 class Process(abc.ABC):
@@ -263,7 +263,7 @@ class Process(abc.ABC):
         Traceback (most recent call last):
         ValueError: σ/α of Reversed must increase from t = 0 (data) to t = 1 (noise); is its time reversed? Replace t by 1 - t
         """
-        name, t = type(self).__name__, torch.linspace(0, 1, 129, dtype=torch.float64)
+        name, t = type(self).__name__, torch.linspace(0, 1, 129, dtype=torch.float64, device="cpu")
         alpha, sigma = self.alpha(t), self.sigma(t)
         for what, value in (("alpha", alpha), ("sigma", sigma)):
             if not isinstance(value, Tensor) or value.shape != t.shape:
@@ -420,7 +420,7 @@ class Process(abc.ABC):
         >>> scoresde.VESDE(sigma_max=50.0).prior((2,)).stddev
         tensor([50.0100, 50.0100], dtype=torch.float64)
         """
-        zero = torch.zeros(shape, dtype=torch.float64)
+        zero = torch.zeros(shape, dtype=torch.float64, device="cpu")
         return torch.distributions.Independent(torch.distributions.Normal(zero, self.radius(1.0)), len(shape))
 
 

@@ -127,6 +127,8 @@ def isolated(device: torch.device | str = "cpu") -> Iterator[Callable[..., None]
 class Noise:
     """A stream of standard normal draws for samples `start` to `stop`: each call returns the next (stop − start, n) of them.
 
+    What a call returned stays as it is: no later call writes into it.
+
     Parameters
     ----------
     seed : int
@@ -158,23 +160,20 @@ class Noise:
         ]
         # Path noise is asked for step after step: draw several steps at once. How many may depend on n alone.
         self._ahead = max(1, min(32, AHEAD // max(n, 1))) if stream == PATH else 1
-        self._n, self._like, self._used = n, like, self._ahead
-        self._buffer = like.new_empty(0)
+        self._n, self._like, self._used = n, like.new_empty(0), self._ahead
+        self._buffer: Tensor | None = None
 
     def __call__(self) -> Tensor:
         """Return the next draw, shape (stop − start, n)."""
-        if self._used == self._ahead:
-            if not self._buffer.numel():
-                blocks = self._last - self._first
-                self._buffer = self._like.new_empty((self._ahead, blocks * self._block, self._n))
+        if self._buffer is None or self._used == self._ahead:
+            self._buffer = None  # freed before the next is made, unless a caller keeps some of it
+            shape = (self._ahead, self._block, self._n)
+            like, blocks = self._like, len(self._generators)
+            buffer = like.new_empty((self._ahead, blocks * self._block, self._n))
             for i, generator in enumerate(self._generators):
-                block = torch.randn(
-                    (self._ahead, self._block, self._n),
-                    generator=generator,
-                    dtype=self._like.dtype,
-                    device=self._like.device,
-                )
-                self._buffer[:, i * self._block : (i + 1) * self._block] = block
+                block = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+                buffer[:, i * self._block : (i + 1) * self._block] = block
+            self._buffer = buffer
             self._used = 0
         self._used += 1
         return self._buffer[self._used - 1, self._rows]

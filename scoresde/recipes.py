@@ -21,6 +21,7 @@ from .builder import build
 from .history import History
 from .process import Process
 from .registry import nearest
+from .schema import Named
 from .sde import ScoreSDE, require_sde
 from .training import fit
 
@@ -110,6 +111,7 @@ class Recipe:
         Traceback (most recent call last):
         ValueError: this recipe is for samples of shape (1, 28, 28), got (3, 32, 32). Those go with: cifar10, cifar10-10min.
         """
+        data = data.values if isinstance(data, Named) else data
         shape = tuple(getattr(data, "shape", ()))[1:]
         if shape != self.shape:
             others = ", ".join(name for name, recipe in RECIPES.items() if recipe.shape == shape)

@@ -22,14 +22,54 @@ import importlib.metadata
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
+import numpy as np
+
+from .checks import said
+
+P = ParamSpec("P")
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
 _OPEN: ContextVar[bool] = ContextVar("_OPEN", default=True)
+
+
+ELSEWHERE: dict[str, str] = {
+    name: instead
+    for names, instead in (
+        ("seed random_state random_seed rng", "randomness comes from generator=torch.Generator().manual_seed(seed)"),
+        ("device", "it runs where the model is: write sde.to(device)"),
+        ("dtype precision", "it runs in the dtype of the model: write sde.double() or sde.float()"),
+        (
+            "progress progress_bar show_progress show_progress_bars verbose disable_tqdm tqdm",
+            "only fit, reflow and evaluate show a bar, progress=True",
+        ),
+        ("num_samples n_samples nsamples num size sample_shape", "the number of samples is n"),
+        ("num_steps n_steps nsteps num_inference_steps num_timesteps timesteps", "write steps="),
+        ("epochs max_epochs num_epochs n_epochs", "write steps=, which are epochs * len(data) // batch_size"),
+        ("iterations num_iterations n_iter max_iter", "write steps="),
+        ("method sampler scheduler algorithm", "write solver=, a name in scoresde.SOLVERS"),
+        ("tol tolerance", "write rtol= and atol="),
+        ("batch batchsize bs", "write batch_size="),
+        ("learning_rate", "write lr="),
+        ("optimizer optim", "fit takes Adam, with lr="),
+        (
+            "y label labels class_labels cond condition conditions context conditioning",
+            "write sde.given(y=...), and in fit given={'y': ...}",
+        ),
+        ("guidance guidance_scale cfg cfg_scale", "this version has no guidance; sde.given(y=...) conditions"),
+        ("x_T xT latent latents init_noise", "write scoresde.decode(sde, latent)"),
+        ("return_trajectory trajectory return_all return_intermediates", "write scoresde.solve(sde, n, times=...)"),
+        ("t_span t_eval ts", "write scoresde.solve(sde, n, times=...), decreasing from 1 to 0"),
+        ("num_probes n_probes", "write probes=, with trace='hutchinson'"),
+        ("checkpoint_dir save_dir output_dir folder path", "write out=, a folder"),
+    )
+    for name in names.split()
+}
+"""What arguments of other libraries are called here: by name, what to write instead."""
 
 
 def nearest(name: str, choices: Iterable[str], offered: Iterable[str] = ()) -> str:
@@ -61,6 +101,28 @@ def nearest(name: str, choices: Iterable[str], offered: Iterable[str] = ()) -> s
     near = difflib.get_close_matches(_plain(str(name)), plain, n=1, cutoff=0.5)
     hint = f"Did you mean {plain[near[0]]!r}? " if near else ""
     return f"{hint}There are: {', '.join(choices)}."
+
+
+def choose(kind: str, name: object, choices: Iterable[str]) -> str:
+    """Return name if it is one of the choices; raise ValueError with the nearest otherwise."""
+    if isinstance(name, str) and name in choices:
+        return name
+    raise ValueError(f"unknown {kind} {said(name)}. {nearest(said(name, str), choices)}")
+
+
+def explained(verb: Callable[P, T]) -> Callable[P, T]:
+    """Let a function answer an unknown keyword with what to write, rather than with Python's own TypeError."""
+    known = list(inspect.signature(verb).parameters)
+
+    @functools.wraps(verb)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        for name in kwargs:
+            if name not in known:
+                instead = f": {ELSEWHERE[name]}" if name in ELSEWHERE else f". {nearest(name, known)}"
+                raise TypeError(f"{verb.__name__} has no argument {name!r}{instead}")
+        return verb(*args, **kwargs)
+
+    return call
 
 
 def _plain(name: str) -> str:
@@ -132,6 +194,7 @@ class Registry(Generic[T]):
     def __init__(self, kind: str, table: str | None = None) -> None:
         self.kind = kind
         self.table = table or f"scoresde.{kind.upper()}{'E' if kind.endswith('s') else ''}S"
+        self.elsewhere: Mapping[str, str] = {}  # what to write instead of options that other libraries have
         self._makers: dict[str, Callable[..., T]] = {}
         self._aliases: dict[str, tuple[str, dict[str, Any]]] = {}
         self._families: dict[str, Callable[..., T]] = {}
@@ -316,7 +379,9 @@ class Registry(Generic[T]):
             for option in options:
                 if option not in parameters:
                     known = list(parameters)[len(args) :]
-                    raise ValueError(f"{self.kind} {name!r} has no option {option!r}. {nearest(option, known)}")
+                    instead = f": {self.elsewhere[option]}" if option in self.elsewhere else f". {nearest(option, known)}"
+                    raise ValueError(f"{self.kind} {name!r} has no option {option!r}{instead}")
+        options = {option: value.item() if isinstance(value, np.generic) else value for option, value in options.items()}
         return maker(*args, **options)
 
     def name_of(self, thing: object) -> str:
@@ -411,7 +476,7 @@ class Registry(Generic[T]):
         plugins = sorted({entry.name for entry in self._plugins()} - {*self._makers, *self._aliases})
         if plugins:
             rest += f" Of plug-ins: {', '.join(plugins)}."
-        return ValueError(f"unknown {self.kind} {name!r}. {nearest(close, self._makers, [*presets, *plugins])}{rest}")
+        return ValueError(f"unknown {self.kind} {said(name)}. {nearest(close, self._makers, [*presets, *plugins])}{rest}")
 
     def _plugins(self) -> importlib.metadata.EntryPoints:
         """The entry points of this table, none of them loaded."""

@@ -30,12 +30,14 @@ from tqdm.auto import tqdm
 
 from . import plotting
 from .bits import bits_per_dim
-from .checks import whole
+from .checks import affordable, as_path, check_seed, flag, whole
 from .dequantize import Uniform
 from .evaluation import Distance, Evaluation, Score, fingerprint
 from .exact import check_how, likelihood
-from .inputs import as_floats
+from .files import write
+from .inputs import as_floats, as_tensor
 from .metrics.frechet import Features, frechet_distance, moments, resolve_features
+from .plan import tolerance
 from .random import seeded
 from .ranks import share
 from .sampling import sample, solve
@@ -80,7 +82,7 @@ def evaluate(
     Parameters
     ----------
     sde : ScoreSDE
-    data : Tensor or array, shape (N, *shape)
+    data : Tensor, array, data frame or Samples, shape (N, *shape)
         Held-out: integers 0 … levels − 1 for a model of the unit scale, or floating-point data in their own units.
     given : mapping of str to Tensor, optional
         Conditions by name, one row per datum. Samples take those of the data in the seed's random order, round after round.
@@ -95,7 +97,8 @@ def evaluate(
     levels : int
         L, of integers.
     samples : int
-        How many to draw; of images, (1 or 3, H, W), a sheet is drawn to out/samples.png, if there is an `out`. 0 for none.
+        How many to draw, 0 for none. If there is an `out`, they are there: images, (1 or 3, H, W), drawn on a sheet,
+        samples.png; vectors as a table, samples.csv, with the names that the model knows; others as an array, samples.npy.
     fid : int
         How many samples to draw for the Fréchet distance to all of `data`, n being far above the features for a useful one.
         0 for none.
@@ -104,7 +107,7 @@ def evaluate(
     seed : int
         All randomness, 0 ≤ seed < 2⁶³.
     out : path, optional
-        A folder for evaluation.json and samples.png; made if it is not there.
+        A folder for evaluation.json and the samples; made if it is not there.
     solver : str or Solver
         Of the likelihood. Samples go by the model's own.
     notes : mapping, optional
@@ -146,10 +149,17 @@ def evaluate(
     """
     sde = require_sde(sde, "evaluate")
     n, samples, fid, seed = whole("n", n, 0), whole("samples", samples, 0), whole("fid", fid, 0), check_seed(seed)
-    draws = whole("draws", draws)
+    draws, progress = whole("draws", draws), flag("progress", progress)
+    if not isinstance(notes, Mapping | None):
+        raise TypeError(f"notes is a mapping such as {{'model': path}}, got {type(notes).__name__}")
+    out = None if out is None else as_path(out, "out")
+    for name, count in (("samples", samples), ("fid", fid)):
+        nbytes = float(count) * (8 + 4 * sde.dim)
+        affordable(f"{name}={count}", nbytes, calls=count // DRAWN, device=sde.scale.device)
     if fid == 1:
         raise ValueError("fid is how many samples the Fréchet distance takes, at least 2, got 1")
     trace, probes = _trace(sde, trace, probes)
+    data, given = sde.schema.take(data, given)
     data = _array("data", data)
     if not data.ndim or not len(data):
         raise ValueError(f"data are (N, *shape) and not empty, got shape {tuple(data.shape)}")
@@ -162,13 +172,15 @@ def evaluate(
     if draws > 1 and not discrete:
         raise ValueError(f"draws={draws} are of the noise of integers, and the data are {scored.dtype}")
     if discrete and solver == "adams" and not {"rtol", "atol", "steps"} & options.keys():
-        options |= {"rtol": TOLERANCE, "atol": TOLERANCE}
+        options |= dict.fromkeys(("rtol", "atol"), max(TOLERANCE, tolerance(sde)))
     noise = Uniform(levels)
+    if n:
+        affordable(f"draws={draws}", 4.0 * min(n, PART) * sde.dim * draws, device=sde.scale.device)
     truth = _tensor(data, slice(None)) if fid else scored
     _accept(sde, truth, noise if discrete else None)
     told = _conditions(sde, given, total)
     told(order[: max(n, samples, fid)])  # all labels that there will be
-    if n:
+    if n or options:
         check_how(sde, trace=trace, probes=probes, solver=solver, **options)
     see: Features | None = None
     as_bytes = discrete and (features is not None or levels == 256)
@@ -184,7 +196,7 @@ def evaluate(
         one = told(order[:1]).rows(0, 1, 1)
         one.output(torch.zeros(1, sde.dim, dtype=sde.state_dtype, device=sde.scale.device), 0.8)
     writes = out is not None and share(2**20)[0] == 0  # one of several ranks
-    if writes:
+    if out is not None and writes:
         _ready(out)
 
     sketch = order[:SKETCH]
@@ -213,6 +225,10 @@ def evaluate(
         images = noise.values(solution.x[-1]).float() if discrete else solution.x[-1]
         found.samples, found.samples_nfe = samples, float(solution.nfe.double().mean())
         found.samples_seconds = time.perf_counter() - began
+        if writes and not drawn:
+            assert out is not None
+            found.sheet = "samples.csv" if len(sde.shape) == 1 else "samples.npy"
+            write(Path(out) / found.sheet, images, columns=sde.schema.columns)
         if drawn and writes:
             assert out is not None
             found.sheet = "samples.png"
@@ -245,51 +261,32 @@ def evaluate(
     return found
 
 
-def check_seed(seed: object) -> int:
-    """Return a seed if it is one that generators take, 0 ≤ seed < 2⁶³; raise otherwise.
-
-    Parameters
-    ----------
-    seed : object
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    TypeError, ValueError
-
-    Examples
-    --------
-    >>> check_seed(-1)
-    Traceback (most recent call last):
-    ValueError: seed is at least 0, got -1
-    """
-    value = whole("seed", seed, 0)
-    if value >= 2**63:
-        raise ValueError(f"seed is below 2^63, got {value}")
-    return value
-
-
 def _trace(sde: ScoreSDE, trace: str | None, probes: int | None) -> tuple[str, int]:
     """How the trace is found, and with how many probes; 0 for the exact one."""
     if trace == "exact" and probes is not None:
         raise ValueError(f"probes={probes} are of an estimated trace; leave them out, or trace='exact'")
     if trace is None:
         trace = "exact" if probes is None and sde.dim <= EXACT else "hutchinson"
-    return trace, PROBES if probes is None else whole("probes", probes)
+    probes = PROBES if probes is None else whole("probes", probes)
+    if trace == "hutchinson" and probes >= sde.dim:  # see `likelihood`
+        trace = "exact"
+    return trace, probes
 
 
 def _order(total: int, wanted: int, seed: int) -> Tensor:
     """Rows in random order, each once a round, for as many as are wanted: of fewer, the first ones."""
     generator = seeded("cpu", seed, ROWS)
-    return torch.cat([torch.randperm(total, generator=generator) for _ in range(math.ceil(wanted / total))])[:wanted]
+    return torch.cat([torch.randperm(total, generator=generator, device="cpu") for _ in range(math.ceil(wanted / total))])[
+        :wanted
+    ]
 
 
 def _array(name: str, values: Any) -> Any:
     """Values as a tensor or array of numbers; those in a file stay there."""
+    if np.ma.is_masked(values):
+        as_tensor(values, name)
     if isinstance(values, Tensor):
+        values = as_tensor(values, name)
         return values.long() if values.dtype in (torch.uint16, torch.uint32, torch.uint64) else values
     if isinstance(values, list | tuple) or hasattr(values, "__array__"):
         with contextlib.suppress(TypeError, ValueError, RuntimeError):  # rows of several lengths
@@ -344,12 +341,8 @@ def _bytes(v: Tensor, levels: int) -> Tensor:
     return (v if levels == 256 else ((2 * v.long() + 1) * 128).div(levels, rounding_mode="floor")).byte()
 
 
-def _ready(out: str | os.PathLike[str] | None) -> None:
+def _ready(out: Path) -> None:
     """Make the folder, or say why not."""
-    if not isinstance(out, str | os.PathLike):
-        raise TypeError(f"out is a path, got {type(out).__name__}")
-    if not os.fspath(out):
-        raise ValueError("out is the path of a folder, got ''; '.' is this one")
     try:
         Path(out).mkdir(parents=True, exist_ok=True)
     except OSError as error:

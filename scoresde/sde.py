@@ -10,21 +10,29 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import itertools
 import math
+import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from .backbones.base import can_trace, takes
-from .inputs import as_floats, event_shape
+from .backbones.base import can_trace, takes, unwrapped
+from .backbones.labels import check_known
+from .checks import said
+from .conditions import ConditionScales
+from .inputs import as_condition, as_floats, as_reals, event_shape
+from .modules import copy_memo, duplicate, leave_inference
 from .prediction import Coefficients, check, coefficients, singular
 from .process import Process, as_time
-from .registry import nearest
+from .registry import choose, nearest
+from .schema import Schema, is_named
 from .source import as_source
+from .standardization import Units, measure, units, wide
 
 LABEL_FLOOR = 2e-3
 SEES = ("arc", "raw")
@@ -127,14 +135,24 @@ class ScoreSDE(nn.Module):
 
     Attributes
     ----------
-    mean, scale : Tensor
-        The standardization, per first axis of a sample (feature or channel); 0 and 1 until `fit` measures them.
+    mean, scale : Tensor, float64
+        The standardization, per first axis of a sample (feature or channel); 0 and 1 until `fit` measures them. They stay
+        float64 (float32 where the device has none) whatever dtype the model is converted to. A scale of 0 marks a constant:
+        samples repeat it, the network is shown 0 in its place, and the spike of its density is left out of log p.
     measured : Tensor of bool, shape ()
         Whether it has.
     ema : nn.Module or None
         The averaged network; used in eval mode when there is one, `net` otherwise.
     condition : dict
         What `given` was told.
+    schema : Schema
+        The names of the columns of a sample, and of the classes and columns of its conditions, if `fit` was given data with
+        names: later data with names are matched by them. Views made by `given` share it.
+    conditions : ConditionScales
+        Mean and scale of numeric conditions, which `fit` measures and the network is shown them by.
+    learnt : dict or None
+        What `fit` has recorded: "conditions", a dict of their names and shapes of one sample's, and "unconditional", whether
+        it has learnt to do without them. None before, and for models saved by versions that did not record it.
 
     Raises
     ------
@@ -157,7 +175,10 @@ class ScoreSDE(nn.Module):
     scale: Tensor
     measured: Tensor
     ema: nn.Module | None
+    _dtype = torch.float32  # what the model was last converted to: the states' dtype if the network has no numbers of its own
+    _units: tuple[Any, ...] | None = None
 
+    @torch.inference_mode(False)
     def __init__(
         self,
         process: Process,
@@ -172,13 +193,13 @@ class ScoreSDE(nn.Module):
         super().__init__()
         if not isinstance(process, Process):
             hint = f"write {process.__name__}()" if isinstance(process, type) else "scoresde.build takes names"
-            raise TypeError(f"process is a scoresde.Process such as VPSDE(), got {process!r}; {hint}")
+            raise TypeError(f"process is a scoresde.Process such as VPSDE(), got {said(process)}; {hint}")
         if not isinstance(net, nn.Module):
             raise TypeError(f"net is an nn.Module, got {type(net).__name__}; scoresde.build takes names")
-        if sees not in SEES:
-            raise ValueError(f"unknown sees={sees!r}. {nearest(sees, SEES)}")
+        choose("sees=", sees, SEES)
         process.check()
         check(predict, process)
+        leave_inference(net)
         self.process = process
         self.net = net
         self.register_module("ema", None)
@@ -190,10 +211,17 @@ class ScoreSDE(nn.Module):
         self._source: list[Any] = [None]  # in a list that `given` views share; one that is a module is none of ours
         self.source = source
         self.condition: dict[str, Tensor] = {}
+        self.schema = Schema()
+        self.conditions = ConditionScales()
+        self._learnt: list[dict[str, Any] | None] = [None]  # and whether it was said which law is drawn from
+        self._said = [False]
+        self._shares = 0  # of a view: the identity of the table of buffers that it shares with its model
         statistic = self.shape[:1] + (1,) * (len(self.shape) - 1)
-        self.register_buffer("mean", torch.zeros(statistic))
-        self.register_buffer("scale", torch.ones(statistic))
-        self.register_buffer("measured", torch.zeros((), dtype=torch.bool))
+        like = next(itertools.chain(net.parameters(), net.buffers()), None)
+        device = torch.device("cpu") if like is None else like.device
+        self.register_buffer("mean", torch.zeros(statistic, dtype=wide(device), device=device))
+        self.register_buffer("scale", torch.ones(statistic, dtype=wide(device), device=device))
+        self.register_buffer("measured", torch.zeros((), dtype=torch.bool, device=device))
 
     # ------------------------------------------------------------------ the network, on the arc
 
@@ -258,9 +286,9 @@ class ScoreSDE(nn.Module):
         """
         net = self.network(raw=raw)
         parameter = next(net.parameters(), None)
-        condition, flat = self.condition, len(self.shape) == 1
-        if traced and not can_trace(net):
-            raise TypeError(f"{type(net).__name__} has no value_and_trace")
+        condition, flat, free = self.shown(self.condition, net), len(self.shape) == 1, self.free
+        if traced and not (can_trace(net) and free is None):
+            raise TypeError(f"{type(net).__name__} has no value_and_trace for the features that vary")
         call: Callable[..., Any] = net.value_and_trace if traced else net  # type: ignore[assignment]
 
         def output(z: Tensor, phi: Tensor | float, rows: Tensor | None = None) -> Any:
@@ -277,7 +305,9 @@ class ScoreSDE(nn.Module):
                     raise ValueError(f"value_and_trace returned a trace of shape {got}, wanted ({len(x)},)")
             if not isinstance(out, Tensor) or out.shape != x.shape:
                 raise ValueError(misshapen(x, out))
-            if not flat:
+            if free is not None:
+                out = out.flatten(1).index_select(1, free)
+            elif not flat:
                 out = out.reshape(z.shape)
             if out.dtype != z.dtype:
                 out = out.to(z.dtype)
@@ -295,7 +325,7 @@ class ScoreSDE(nn.Module):
         phi : float, or Tensor of shape () or (B,), float64
             Angle in radians.
         dtype : torch.dtype
-            The network's.
+            The network's. One with `wide_inputs` is given at least float32, and casts by itself.
 
         Returns
         -------
@@ -309,6 +339,8 @@ class ScoreSDE(nn.Module):
         >>> scoresde.build("vp", "mlp", shape=(2,)).inputs(torch.ones(1, 2), 0.0, torch.float32)
         (tensor([[1., 1.]]), tensor([-6.2146]), 1.0)
         """
+        if self.wide_inputs:
+            dtype = torch.promote_types(dtype, torch.float32)
         x, radius = z, cast("Tensor | float", 1.0)
         if self.sees == "raw":
             label: Tensor | float = self.process.time(phi)
@@ -319,11 +351,70 @@ class ScoreSDE(nn.Module):
             label = noise_label(phi)
         if not isinstance(label, Tensor) or not label.ndim:
             label = z.new_full((len(z),), float(label), dtype=dtype)
-        if len(self.shape) != 1:
-            x = x.reshape(len(z), *self.shape)
+        x = self._spread(x)
         if z.dtype != dtype or label.dtype != dtype:
             x, label = x.to(dtype), label.to(dtype)
         return x, label, radius
+
+    @property
+    def wide_inputs(self) -> bool:
+        """Whether the network takes x and t in at least float32 whatever the dtype of its weights: see `backbones.base`."""
+        return bool(getattr(unwrapped(self.net), "wide_inputs", False))
+
+    def shown(self, condition: dict[str, Tensor], net: nn.Module | None = None) -> dict[str, Tensor]:
+        """Return conditions as the network is shown them: numbers standardized, and in a dtype that it takes.
+
+        Parameters
+        ----------
+        condition : dict of str to Tensor
+            In the user's units.
+        net : nn.Module, optional
+            The network in use, for its dtype.
+
+        Returns
+        -------
+        dict of str to Tensor
+
+        Examples
+        --------
+        >>> sde = scoresde.build("vp", "resmlp", shape=(2,), vector=1)
+        >>> sde.conditions.put("vector", torch.tensor([100.0]), torch.tensor([10.0]))
+        >>> sde.shown({"vector": torch.tensor([[120.0]])})
+        {'vector': tensor([[2.]])}
+        """
+        if not condition:
+            return condition
+        parameter = next((self.net if net is None else net).parameters(), None)
+        found = {}
+        for name, value in condition.items():
+            value = self.conditions.standardize(name, value)
+            if value.is_floating_point() and parameter is not None and parameter.is_floating_point():
+                least = torch.float32 if self.wide_inputs else parameter.dtype
+                value = value.to(torch.promote_types(parameter.dtype, least))
+            found[name] = value
+        return found
+
+    def numeric(self, name: str, value: Tensor) -> bool:
+        """Whether a condition is numbers, to be standardized, rather than labels: floats, and what the network says.
+
+        Parameters
+        ----------
+        name : str
+        value : Tensor
+
+        Returns
+        -------
+        bool
+
+        Examples
+        --------
+        >>> scoresde.build("vp", "mlp", shape=(2,), classes=3).numeric("y", torch.tensor([1]))
+        False
+        """
+        net = unwrapped(self.net)
+        if name in getattr(net, "labels", ()) or value.is_complex() or value.dtype == torch.bool:
+            return False
+        return value.is_floating_point() or name in (getattr(net, "condition_shapes", None) or {})
 
     def traces(self, *, raw: bool = False) -> bool:
         """Whether the network in use offers its output together with its exact trace: see `scoresde.backbones.base`.
@@ -342,7 +433,7 @@ class ScoreSDE(nn.Module):
         >>> scoresde.build("vp", "mlp", shape=(2,)).traces()
         True
         """
-        return can_trace(self.network(raw=raw))
+        return self.free is None and can_trace(self.network(raw=raw))
 
     def network(self, *, raw: bool = False) -> nn.Module:
         """Return the network in use: the averaged one in eval mode, if there is one, and without a wrapper for distributed runs.
@@ -443,9 +534,9 @@ class ScoreSDE(nn.Module):
 
     @kind.setter
     def kind(self, kind: str) -> None:
-        name, _, k = str(kind).partition(":")
-        if name not in KINDS or not (k.isdecimal() and int(k) if name == "nodes" else kind == name):
-            raise ValueError(f"unknown kind={kind!r}. {nearest(kind, ['nodes:1', *(set(KINDS) - {'nodes'})])}")
+        name, _, k = said(kind, str).partition(":")
+        if name not in KINDS or not (k.isdecimal() and len(k) < 10 and int(k) if name == "nodes" else kind == name):
+            raise ValueError(f"unknown kind={said(kind)}. {nearest(said(kind, str), ['nodes:1', *(set(KINDS) - {'nodes'})])}")
         net = self.net.module if isinstance(self.net, nn.parallel.DistributedDataParallel) else self.net
         if name == "map" and not takes(net, "span"):
             raise ValueError(f"a model of kind 'map' has a second time, and {type(net).__name__} takes no span=")
@@ -521,7 +612,7 @@ class ScoreSDE(nn.Module):
         """
         z, phi, _ = self._on_arc(x, t)
         x0, eps = self._solve(z, phi)
-        return self.to_data(x0), eps.reshape(x.shape)
+        return self.to_data(x0), self._spread(eps)
 
     def score(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return the model's score ∇log p_t(x) = −ε̂/(σ·scale), per unit of the data.
@@ -536,6 +627,7 @@ class ScoreSDE(nn.Module):
         Returns
         -------
         Tensor, shape (B, *shape)
+            0 for constant features.
 
         Raises
         ------
@@ -552,8 +644,9 @@ class ScoreSDE(nn.Module):
         self.check_score()
         z, phi, t = self._on_arc(x, t, floor=self.process.hair)
         _, eps = self._solve(z, phi)
-        sigma = self._per_sample(self.process.radius(t) * torch.sin(phi), x).to(z)
-        return -eps.reshape(x.shape) / (sigma * self.scale)
+        eps = self._spread(eps)
+        sigma = self._per_sample(self.process.radius(t) * torch.sin(phi), eps).to(z)
+        return -eps / (sigma * self._ready(eps.dtype).scale)
 
     def velocity(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Return dx/dt of the probability-flow ODE, α̇·x̂0 + σ̇·ε̂ (Song et al. 2021, eq. 13; Lipman et al. 2023).
@@ -665,26 +758,33 @@ class ScoreSDE(nn.Module):
         dalpha, dsigma = self.process.dalpha(t), self.process.dsigma(t)
         if noise:
             dsigma = dsigma + noise * self.process.g2(t) / self.process.sigma(t)
-        a, b = (self._per_sample(c, x).to(z) for c in (dalpha, dsigma))
-        return self.scale * (a * x0.reshape(x.shape) + b * eps.reshape(x.shape))
+        x0, eps = self._spread(x0), self._spread(eps)
+        a, b = (self._per_sample(c, x0).to(z) for c in (dalpha, dsigma))
+        return self._ready(z.dtype).scale * (a * x0 + b * eps)
 
     def given(self, **condition: Tensor | float | int) -> ScoreSDE:
         """Return this model conditioned: the same network and verbs, with `condition` handed to the network by name.
 
         Parameters
         ----------
-        **condition : Tensor or number
-            One value for all samples, or a tensor with one row per sample.
+        **condition : Tensor, array, Series, number or word
+            One value for all samples, or one row per sample; words are those of the classes that `fit` was given. Without
+            any, a model that has learnt with conditions is asked on purpose for the law without them.
 
         Returns
         -------
         ScoreSDE
-            Shares the network; the original stays as it is.
+            A view: it shares the network, mean and scale, which are set on the model alone; the original stays as it is.
 
         Raises
         ------
         ValueError
             If the network takes no such condition, or not such values.
+
+        Warns
+        -----
+        UserWarning
+            If `fit` was never given such a condition.
         TypeError
             For a condition that is no number and no tensor.
 
@@ -695,20 +795,108 @@ class ScoreSDE(nn.Module):
         >>> scoresde.sample(sde.given(y=2), 4).shape
         torch.Size([4, 2])
         """
-        takes = inspect.signature(self.net.forward).parameters
-        if not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
-            for name in condition:
-                if name not in takes:
-                    raise ValueError(f"the network takes no condition {name!r}. {nearest(name, list(takes)[2:])}")
-        for name, value in condition.items():
-            if value is None or isinstance(value, str):
-                raise TypeError(f"condition {name!r} is a number or a tensor, got {value!r}; leave it out for none")
-        values = {name: torch.as_tensor(value) for name, value in condition.items()}
-        values = {name: value[None] if value.ndim == 0 else value for name, value in values.items()}
-        check = getattr(self.net, "check_condition", None)  # once here, rather than at every evaluation
+        values = self.checked(condition)
+        if self.learnt is not None and (new := sorted(values.keys() - self.learnt["conditions"] - {"span", "tilt"})):
+            warn(f"this model was fitted without {' and '.join(new)}: it has not learnt what that says")
+        view = self.holding({**self.condition, **values})
+        if not condition:
+            view._said = [True]
+        return view
+
+    def checked(self, condition: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return conditions as tensors with one row per sample or one for all; raise as `given` does.
+
+        Parameters
+        ----------
+        condition : mapping of str to Tensor or number
+
+        Returns
+        -------
+        dict of str to Tensor
+
+        Examples
+        --------
+        >>> scoresde.build("vp", "resmlp", shape=(2,), vector=3).checked({"vector": torch.ones(3)})
+        {'vector': tensor([[1., 1., 1.]])}
+        """
+        self._check_names(condition)
+        values = {name: as_condition(self.schema.condition(name, value), name) for name, value in condition.items()}
+        shapes = self._condition_shapes()
+        for name, value in values.items():
+            if value.ndim == 0 or (value.ndim and tuple(value.shape) == shapes.get(name)):  # of all samples
+                values[name] = value = value[None]
+            if value.ndim == 1 and shapes.get(name) == (1,) and len(value) == 1:
+                values[name] = value[None]
+        check = getattr(unwrapped(self.net), "check_condition", None)  # once here, rather than at every evaluation
         if check is not None and values:
             check(**values)
-        return self.holding({**self.condition, **values})
+        return values
+
+    def _check_names(self, condition: Iterable[str]) -> None:
+        """Raise ValueError for conditions that the network does not take."""
+        net = unwrapped(self.net)
+        takes = inspect.signature(net.forward).parameters
+        shapes = getattr(net, "condition_shapes", None)
+        if shapes is not None:
+            check_known((name for name in condition if name not in takes), shapes, hint_labels=True)
+        elif not any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+            check_known(condition, dict.fromkeys(list(takes)[2:]))
+
+    def _condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of one sample's conditions, where the network says them or `fit` has seen them."""
+        seen = {} if self.learnt is None else self.learnt["conditions"]
+        told = getattr(unwrapped(self.net), "condition_shapes", None) or {}
+        return {name: tuple(shape) for name, shape in {**seen, **told}.items()}
+
+    @property
+    def learnt(self) -> dict[str, Any] | None:
+        """What `fit` has recorded; see the class."""
+        return self._learnt[0]
+
+    @learnt.setter
+    def learnt(self, learnt: dict[str, Any] | None) -> None:
+        self._learnt[0] = learnt
+
+    @property
+    def condition_rows(self) -> int:
+        """How many samples the conditions are of: 1 without, or with one for all."""
+        return max((len(value) for value in self.condition.values()), default=1)
+
+    def say_which(self) -> None:
+        """Say once, for a model that has learnt with conditions and is given none of them, which law that is.
+
+        Raises
+        ------
+        ValueError
+            If there is none, as the network was never without them.
+
+        Warns
+        -----
+        UserWarning
+
+        Examples
+        --------
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,), classes=3)
+        >>> sde.say_which()
+        """
+        if self.learnt is None or self._said[0]:
+            return
+        lacking = [name for name in self.learnt["conditions"] if name not in self.condition]
+        if not lacking:
+            return
+        names = " and ".join(lacking)
+        how = f"sde.given({', '.join(f'{name}=...' for name in lacking)})"
+        net = unwrapped(self.net)
+        if not self.learnt["unconditional"]:
+            if hasattr(net, "hide"):
+                raise ValueError(f"this network has learnt with condition_dropout=0, always with {names}: write {how}")
+            warn(f"this model has learnt always with {names}, and has no law without: write {how}")
+        else:
+            warn(
+                f"this model has learnt with {names} and is not given {'it' if len(lacking) == 1 else 'them'}: this is its law "
+                f"over all of them; {how} conditions it, and sde.given() says that it is meant"
+            )
+        self._said[0] = True
 
     def holding(self, condition: dict[str, Tensor]) -> ScoreSDE:
         """Return this model with conditions that were checked before: what `given` does after it has looked.
@@ -728,7 +916,13 @@ class ScoreSDE(nn.Module):
         """
         held = copy.copy(self)
         held.condition = condition
+        held._shares = id(self._buffers)
         return held
+
+    @property
+    def is_view(self) -> bool:
+        """Whether `given` made it, so that network, mean and scale are another's."""
+        return self._shares == id(self._buffers)
 
     def rows(self, start: int, stop: int, total: int) -> ScoreSDE:
         """Return this model for samples start … stop of `total`: per-sample conditions are cut to those.
@@ -780,54 +974,55 @@ class ScoreSDE(nn.Module):
         Raises
         ------
         ValueError
-            If no feature varies.
+            If no feature varies, if numbers are too large for the model's dtype, or for a view made by `given`.
 
         Warns
         -----
         UserWarning
-            If some do not: they are given the scale of the others.
+            If some do not: their scale is 0, which marks a constant. Or if samples will be rounded coarsely.
 
         Examples
         --------
         >>> import scoresde
         >>> sde = scoresde.build("vp", "mlp", shape=(2,))
         >>> sde.standardize(torch.tensor([[0.0, 10.0], [2.0, 30.0]])).scale
-        tensor([ 1., 10.])
+        tensor([ 1., 10.], dtype=torch.float64)
         """
-        count, mean, square = 0, torch.zeros(()), torch.zeros(())
-        for part in [data] if isinstance(data, Tensor) else data:  # Chan, Golub & LeVeque 1983
-            axes = tuple(i for i in range(part.ndim) if i != 1 or not self.shape)
-            resolution, n, total = torch.finfo(part.dtype).eps, len(part), count + len(part)
-            part = part.double()
-            here = part.mean(axes)
-            gap = here - mean if count else torch.zeros_like(here)
-            square = square.to(gap) * (count / total) + part.var(axes, correction=0) * (n / total)
-            square = square + gap.square() * (count / total) * (n / total)
-            mean = mean.to(gap) + gap * (n / total) if count else here
-            count = total
-        if not count:
-            raise ValueError("there are no data to standardize by")
-        std = square.sqrt()
-        spread = std > 4 * resolution * mean.abs() + 1e-30
-        if not bool(spread.any()):
+        if self.is_view:
+            raise ValueError("a view made by given(...) shares mean and scale with its model: standardize the model")
+        mean, std, varies, count = measure(_parts(data, self.shape), 1 if self.shape else None)
+        if not bool((mean.isfinite() & std.isfinite()).all()):
+            raise ValueError("data has NaN or infinite values, and no mean or scale")
+        if not bool(varies.any()):
             raise ValueError(f"the data do not vary: {count} equal samples (to rounding) have no density to learn")
-        if self.state_dtype == torch.float32 and bool((spread & (std < 1e-4 * mean.abs())).any()):
+        limits = torch.finfo(self.state_dtype)
+        if not bool(((mean.abs() + 8 * std) < limits.max).all()):
+            raise ValueError(
+                f"the data reach beyond what {limits.dtype} can hold, {limits.max:.2g}: "
+                "divide them by a constant, or make the model .double()"
+            )
+        coarse = varies & (std < torch.clamp(1e3 * limits.eps * mean.abs(), min=limits.tiny))
+        if bool(coarse.any()):
             warnings.warn(
-                "the data lie so far from 0 for their spread that float32 samples are rounded coarsely: subtract a constant, "
-                "or make the model .double()",
+                f"features {coarse.nonzero().flatten().tolist()} lie so far from 0 for their spread, or are so small, that "
+                f"samples in {limits.dtype} are rounded coarsely: subtract a constant, multiply by one, or make the model "
+                ".double()",
                 stacklevel=3,
             )
-        if not bool(spread.all()):  # a constant feature has no scale of its own: give it that of the others
-            constant = (~spread).nonzero()[:, 0].tolist()
-            warnings.warn(f"features {constant} are constant: their density is a spike; drop them or add noise", stacklevel=3)
-            std = torch.where(spread, std, std[spread].square().mean().sqrt())
+        if not bool(varies.all()):
+            constant = (~varies).nonzero().flatten().tolist()
+            warnings.warn(
+                f"features {constant} are constant: samples repeat them, and their density, a spike, is left out of log p; "
+                "drop them or add noise to have a density of all",
+                stacklevel=3,
+            )
         self.mean.copy_(mean.reshape(self.mean.shape))
-        self.scale.copy_(std.reshape(self.scale.shape))
+        self.scale.copy_(torch.where(varies, std, 0).reshape(self.scale.shape))
         self.measured.fill_(True)
         return self
 
     def to_data(self, z: Tensor) -> Tensor:
-        """Return standardized, flattened states (B, n) as data (B, *shape): mean + scale·z.
+        """Return standardized, flattened states (B, n) as data (B, *shape): mean + scale·z, and constants as they are.
 
         Parameters
         ----------
@@ -843,10 +1038,12 @@ class ScoreSDE(nn.Module):
         >>> scoresde.build("vp", "mlp", shape=(1, 2, 2)).to_data(torch.ones(3, 4)).shape
         torch.Size([3, 1, 2, 2])
         """
-        return self.mean.to(z.dtype) + self.scale.to(z.dtype) * z.reshape(len(z), *self.shape)
+        mean, rest, scale, _ = self._ready(z.dtype)
+        x = scale * self._spread(z)
+        return mean + (x if rest is None else rest + x)
 
     def from_data(self, x: Tensor) -> Tensor:
-        """Return data (B, *shape) as standardized, flattened states (B, n): (x − mean)/scale.
+        """Return data (B, *shape) as standardized, flattened states (B, n): (x − mean)/scale, without constants.
 
         Parameters
         ----------
@@ -862,7 +1059,10 @@ class ScoreSDE(nn.Module):
         >>> scoresde.build("vp", "mlp", shape=(1, 2, 2)).from_data(torch.ones(3, 1, 2, 2)).shape
         torch.Size([3, 4])
         """
-        return ((x - self.mean.to(x.dtype)) / self.scale.to(x.dtype)).reshape(len(x), self.dim)
+        mean, rest, scale, free = self._ready(torch.promote_types(x.dtype, torch.float32))
+        x = x - mean
+        z = ((x if rest is None else x - rest) / scale).reshape(len(x), math.prod(self.shape))
+        return z if free is None else z.index_select(1, free)
 
     def from_start(self, x: Tensor) -> Tensor:
         """Return points at t = 1, where α = 0, as states on the arc: (x − mean)/(scale·σ(1)).
@@ -885,27 +1085,144 @@ class ScoreSDE(nn.Module):
         return self.from_data(x) / float(self.process.radius(as_time(1.0)))
 
     @property
+    def free(self) -> Tensor | None:
+        """Which elements of a flattened sample vary, shape (dim,), where some are constant (scale 0); None for all."""
+        return self._ready(torch.float32).free
+
+    @property
     def dim(self) -> int:
-        """Number of elements of one sample."""
-        return math.prod(self.shape)
+        """Number of elements of one sample that vary: of its states, and of its density."""
+        free = self.free
+        return math.prod(self.shape) if free is None else len(free)
 
     @property
     def log_scale(self) -> float:
         """log|det| of the map from standardized states to data, in nats."""
-        return float(self.scale.double().log().expand(self.shape).sum())
+        scale, free = self.scale.double().log().expand(self.shape).flatten(), self.free
+        return float((scale if free is None else scale[free]).sum())
 
     @property
     def state_dtype(self) -> torch.dtype:
-        """The dtype of states: the model's own, but at least float32."""
-        return torch.promote_types(self.scale.dtype, torch.float32)
+        """The dtype of states: the network's own, but at least float32."""
+        for value in itertools.chain(self.net.parameters(), self.net.buffers()):
+            if value.is_floating_point():
+                return torch.promote_types(value.dtype, torch.float32)
+        return torch.promote_types(self._dtype, torch.float32)
+
+    def off_constants(self, x: Tensor) -> Tensor | None:
+        """Return which rows of x lie off a constant by more than 1e-6 of it, where the density is 0.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+            In the units of the data.
+
+        Returns
+        -------
+        Tensor of bool, shape (B,), or None
+            None for a model without constants.
+
+        Examples
+        --------
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> sde.scale[1] = 0.0  # and its mean is 0
+        >>> sde.off_constants(torch.tensor([[5.0, 0.0], [5.0, 0.1]]))
+        tensor([False,  True])
+        """
+        if self.free is None:
+            return None
+        off = ((x - self.mean).abs() > 1e-6 * self.mean.abs()) & (self.scale == 0)
+        return off.reshape(len(x), -1).any(1)
+
+    def varying(self, net: Callable[..., Any]) -> Callable[..., Any]:
+        """Return a network that answers for the elements of a sample that vary, where some are constant.
+
+        Parameters
+        ----------
+        net : callable (x, label, **condition) -> Tensor (…, *shape)
+
+        Returns
+        -------
+        callable
+            Its answers have shape (…, dim); net itself if no element is constant.
+
+        Examples
+        --------
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> sde.scale[1] = 0.0
+        >>> sde.varying(sde.net)(torch.ones(3, 2), torch.zeros(3)).shape
+        torch.Size([3, 1])
+        """
+        free = self.free
+        if free is None:
+            return net
+
+        def call(x: Tensor, *rest: Any, **condition: Any) -> Any:
+            out = net(x, *rest, **condition)
+            if not isinstance(out, Tensor) or out.shape[out.ndim - len(self.shape) :] != x.shape[1:]:
+                raise ValueError(misshapen(x, out))
+            return out.flatten(out.ndim - len(self.shape)).index_select(-1, free)
+
+        return call
+
+    def _spread(self, z: Tensor) -> Tensor:
+        """States (B, n) in the shape of samples, (B, *shape), with 0 for constants."""
+        free = self.free
+        if free is not None:
+            z = z.new_zeros(len(z), math.prod(self.shape)).index_copy(1, free, z)
+        return z if len(self.shape) == 1 else z.reshape(len(z), *self.shape)
+
+    def _ready(self, dtype: torch.dtype) -> Units:
+        """The standardization for states of a dtype, made again only after mean or scale have changed."""
+        mean, scale = self.mean, self.scale
+        if mean.is_inference() or scale.is_inference():
+            return units(mean, scale, self.shape, dtype)
+        key = mean._version, scale._version
+        held = self._units
+        if held is None or held[0] is not mean or held[1] is not scale or held[2] != key:
+            held = self._units = (mean, scale, key, {})
+        known: dict[torch.dtype, Units] = held[3]
+        if dtype not in known:
+            with torch.inference_mode(False):
+                known[dtype] = units(mean, scale, self.shape, dtype)
+        return known[dtype]
+
+    @torch.inference_mode(False)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ScoreSDE:
+        """Move or convert the model as `nn.Module` does, but keep mean and scale in float64, unrounded."""
+        leave_inference(self)  # before .data of such a parameter is set, which would hide what it is
+        kept = {name: self._buffers[name] for name in ("mean", "scale")}
+        for name in kept:
+            self._buffers[name] = None
+        self._dtype = fn(torch.empty(0, dtype=self._dtype, device=self.measured.device)).dtype
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, value in kept.items():
+            assert value is not None
+            device = self.measured.device
+            if value.is_meta or device.type == "meta":
+                self._buffers[name] = torch.empty_like(value, device=device)
+            elif value.device == device:
+                moved = fn(value)  # it may share memory
+                self._buffers[name] = moved if moved.dtype == value.dtype else value
+            else:
+                self._buffers[name] = value.to(device, wide(device))
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ScoreSDE:
+        """Copy also networks whose weights are computed by hooks."""
+        memo.update(copy_memo(self))
+        made = type(self).__new__(type(self))
+        memo[id(self)] = made
+        vars(made).update(copy.deepcopy({**vars(self), "_units": None}, memo))
+        return made
 
     def accept(self, x: Tensor, what: str = "x") -> Tensor:
         """Check a batch that a user hands in, and return it on the model's device, in the dtype that states have.
 
         Parameters
         ----------
-        x : Tensor, shape (B, *shape)
-            In the units of the data.
+        x : Tensor, array or data frame, shape (B, *shape)
+            In the units of the data; columns with names are put into the model's order.
         what : str
             The argument's name, for messages.
 
@@ -927,20 +1244,26 @@ class ScoreSDE(nn.Module):
         Traceback (most recent call last):
         ValueError: x has shape (5, 3), wanted (batch, 2)
         """
-        x = as_floats(x, self.shape, what)
+        x = as_floats(self.schema.values(x) if is_named(x) else x, self.shape, what)
         return x.to(self.scale.device, torch.promote_types(x.dtype, self.state_dtype))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute; a source that is a module would go past the property."""
-        if name == "source":
+        """Set an attribute; a source that is a module would go past the property. Of a view, none that its model shares."""
+        if vars(self).get("_shares") and self.is_view:
+            shared = name in (*self._buffers, *self._modules, *self._parameters, "kind", "source", "learnt")
+            if shared or isinstance(value, nn.Module | nn.Parameter):
+                raise AttributeError(f"a view made by given(...) shares {name} with its model: set it on the model")
+        if name in ("source", "learnt"):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if self.ema is None and any(name.startswith(prefix + "ema.") for name in state_dict):
-            self.ema = copy.deepcopy(self.net).requires_grad_(False)  # an averaged network is on its way
+            self.ema = duplicate(self.net).requires_grad_(False)  # an averaged network is on its way
         super()._load_from_state_dict(state_dict, prefix, *rest)
+        for name in ("mean", "scale"):  # an older file has float32, which assign=True would leave
+            self._buffers[name] = getattr(self, name).to(wide(self.mean.device))
 
     def extra_repr(self) -> str:
         """Return what `repr` shows beside the modules."""
@@ -954,8 +1277,8 @@ class ScoreSDE(nn.Module):
 
     def _on_arc(self, x: Tensor, t: Tensor | float, floor: float | None = None) -> tuple[Tensor, Tensor, Tensor]:
         x = self.accept(x)
-        t = t if isinstance(t, float | int) else torch.as_tensor(t)
-        t = as_time(t).to(x.device, torch.float64) if isinstance(t, Tensor) and t.ndim else as_time(float(t))
+        t = as_reals(t, "t")
+        t = t.to(x.device if t.ndim else "cpu", torch.float64)
         if t.ndim and t.shape != (len(x),):
             raise ValueError(f"t has shape {tuple(t.shape)}, wanted () or ({len(x)},)")
         if t.device.type == "cpu" and not bool(((t >= 0) & (t <= 1)).all()):
@@ -964,12 +1287,28 @@ class ScoreSDE(nn.Module):
         lowest = self.phi_min if floor is None else max(floor, self.process.phi_min)
         if self.process.phi_min < lowest:
             phi = phi.clamp_min(lowest)
-            t = torch.maximum(t, self.process.time(torch.tensor(lowest, dtype=torch.float64)))
+            t = torch.maximum(t, self.process.time(torch.tensor(lowest, dtype=torch.float64, device="cpu")))
         return self.from_data(x) / self._per_sample(self.process.radius(t), x).to(x.dtype).reshape(-1, 1), phi, t
 
     @staticmethod
     def _per_sample(c: Tensor, x: Tensor) -> Tensor:
         return c.reshape(-1, *(1,) * (x.ndim - 1)) if c.ndim else c
+
+
+def _parts(data: Any, shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """Data as one batch, or as the batches that an iterable yields, each checked."""
+    if isinstance(data, Tensor | list) or hasattr(data, "__array__") or not isinstance(data, Iterable):
+        data = [data]
+    for part in data:
+        yield as_floats(part, shape, "data", finite=False)
+
+
+def matched(sde: ScoreSDE, x: Any) -> tuple[ScoreSDE, Any]:
+    """Return the model told the conditions that samples from a file bring, and the samples in its order of columns."""
+    if not is_named(x):
+        return sde, x
+    x, given = sde.schema.take(x)
+    return sde.given(**given) if given else sde, x
 
 
 def misshapen(x: Tensor, out: object) -> str:
@@ -991,6 +1330,17 @@ def misshapen(x: Tensor, out: object) -> str:
     """
     got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
     return f"the network was given {tuple(x.shape)} and returned {got}; it must keep the shape"
+
+
+def warn(text: str) -> None:
+    """Warn whoever called into the library, from however deep inside."""
+    frame = sys._getframe(1)
+    level = 2
+    inside = (__package__, "torch", "contextlib")
+    while frame.f_back is not None and str(frame.f_globals.get("__name__", "")).split(".")[0] in inside:
+        frame = frame.f_back
+        level += 1
+    warnings.warn(text, stacklevel=level)
 
 
 _MODES = threading.Lock()

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .inputs import as_floats
+from .checks import check_generator
+from .inputs import as_floats, as_tensor
 from .random import PRIOR, isolated, seeded
 
 BLOCK = 64  # samples that share a generator
@@ -39,7 +40,7 @@ class Empirical:
     """
 
     def __init__(self, x: Any) -> None:
-        x = torch.as_tensor(x)
+        x = as_tensor(x, "source")
         self.x = as_floats(x.detach(), tuple(x.shape[1:]), "source")
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -59,7 +60,8 @@ class Empirical:
         --------
         See `Empirical`.
         """
-        return self.x[torch.randint(len(self.x), (n,), generator=generator).to(self.x.device)]
+        check_generator(generator)
+        return self.x[torch.randint(len(self.x), (n,), generator=generator, device="cpu").to(self.x.device)]
 
     def __repr__(self) -> str:
         """How many, of which shape."""
@@ -206,7 +208,7 @@ def starts(law: Any, seed: int, start: int, stop: int, shape: tuple[int, ...]) -
     parts = []
     for block in range(first, last):
         x = draw(law, BLOCK, seed, PRIOR, block)
-        parts.append(as_floats(torch.as_tensor(x).detach(), shape, "source.sample(n)"))
+        parts.append(as_floats(as_tensor(x, "source.sample(n)").detach(), shape, "source.sample(n)"))
         if len(x) != BLOCK:
             raise ValueError(f"{type(law).__name__}.sample({BLOCK}) returned {len(x)} samples")
     return torch.cat(parts)[start - first * BLOCK : stop - first * BLOCK]

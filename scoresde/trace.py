@@ -3,7 +3,7 @@
 f is a map (B, n) -> (B, n) whose rows do not mix. Both traces are made of products vᵀJ with rows v, all from one forward pass:
 
     exact        Σ_i (e_iᵀJ)_i           n products
-    Hutchinson   (vᵀJ)·v, v random       one product a probe, unbiased if E[vvᵀ] = I (Hutchinson 1989)
+    Hutchinson   (vᵀJ)·v, v random       one product a probe, unbiased if E[vvᵀ] = I (Hutchinson 1990)
 
 The variance of the second is 2‖J‖² for normal v and 2(‖J‖² − Σ_i J_ii²) for random signs (J symmetric, Frobenius norm): signs
 are never worse. Hutch++ (Meyer et al. 2021) and XTrace (Epperly et al. 2024), which take out a low rank first, are not here, as

@@ -7,8 +7,8 @@ checkpoint with the numbers it would have seen, bit for bit.
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
+import itertools
 import math
 import os
 import re
@@ -23,12 +23,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .checkpoint import PROFILES, Checkpoints
-from .checks import number, whole
+from .checks import affordable, as_path, check_generator, flag, number, whole
 from .coupling import COUPLINGS, Coupling, Pairing
 from .data import Source
 from .engine import Engine
 from .errors import TrainingError
 from .history import History
+from .modules import duplicate, leave_inference
 from .objective import (
     OBJECTIVES,
     AdaptiveLaw,
@@ -42,9 +43,11 @@ from .objective import (
     mean_error,
     quantiles,
 )
-from .plan import check_generator, starting_points
+from .plan import starting_points
 from .random import FIXED, LEVELS, NETWORK, draw_seed, isolated, seeded
 from .ranks import shared
+from .registry import explained
+from .schema import Schema
 from .sde import ScoreSDE, offers, require_sde
 from .source import starts
 from .transforms import resolve
@@ -56,7 +59,7 @@ FIXED_NUMBERS = 2**24  # … and fewer where samples are large
 
 
 @torch.inference_mode(False)
-@torch.enable_grad()
+@explained
 def fit(
     sde: ScoreSDE,
     data: Any,
@@ -92,14 +95,19 @@ def fit(
     ----------
     sde : ScoreSDE
         Trained in place, and left in eval mode.
-    data : Tensor, array, Dataset, DataLoader, Pairs, or an object with .sample(n)
+    data : Tensor, array, data frame, list, Samples of a file, Dataset, DataLoader, Pairs, or an object with .sample(n)
         Samples of shape sde.shape, in any units; memory-mapped arrays stay on disk. Integers need
-        transforms="dequantize". Of `Pairs`, from `reflow` or anywhere, it is learnt which x_1 leads to which x_0.
-    given : mapping of str to Tensor, optional
-        Conditions by name, one row per sample, for tensors and arrays.
+        transforms="dequantize". The model keeps the names of columns, and matches later data by them. Of `Pairs`, from
+        `reflow` or anywhere, it is learnt which x_1 leads to which x_0. Items of lists, datasets and loaders are x,
+        (x, {"y": labels}), {"x": x, "y": labels}, or (x, labels) if the network takes just one condition that fits:
+        integers, one a sample, are labels y. A loader's last batch may be short.
+    given : mapping of str to Tensor, array, Series or list of words, optional
+        Conditions by name, one row per sample, for tensors and arrays. Words become classes, and the model keeps them. Mean
+        and scale of those that are numbers are measured the first time and kept in the model; labels, integers, are taken as
+        they are.
     transforms : str, Transform, or several
         What happens to every batch, by name: "flip", "dequantize"; see `scoresde.transforms`.
-    validation : Tensor or array, or a pair of such and a mapping of conditions, optional
+    validation : Tensor, array, data frame or Samples, or a pair of such and a mapping of conditions, optional
         Held-out samples. The averaged network's loss on them, with noise and noise levels that stay the same, is noted every
         `every` steps.
     patience : int, optional
@@ -124,7 +132,8 @@ def fit(
     ema : float
         Half-life of the average in steps; 0 for none. It is shorter at first: about a thirteenth of the steps so far.
     snapshots : int
-        How many snapshots of two further averages to keep in `out`, for `posthoc_ema` to choose the averaging length later.
+        How many snapshots of two further averages to keep in `out`, at most one a step, for `posthoc_ema` to choose the
+        averaging length later.
     out : path, optional
         A folder for checkpoints and, at the end, the model, which `load` reads.
     every : int
@@ -152,7 +161,7 @@ def fit(
     TypeError, ValueError
         For bad arguments or data, before any work starts.
     TrainingError
-        If the loss is not finite.
+        If the loss is not finite, or the data raise an error, which is its cause. The last checkpoint is kept.
     CheckpointError
         If `out` can't be written, is another's, or holds a run that these arguments do not go on with.
 
@@ -169,6 +178,9 @@ def fit(
     """
     sde = require_sde(sde, "fit")
     check_generator(generator)
+    for name, value in (("weight", weight), ("noise", noise)):
+        if not isinstance(value, str) and (name, value) != ("noise", None):
+            raise TypeError(f"{name} is a name, such as {'edm' if name == 'weight' else 'uniform'!r}, got {value!r}")
     check_names(weight, "uniform" if noise is None else noise)
     objective = sde.process.objective if objective is None else objective
     aim = OBJECTIVES.build(objective) if isinstance(objective, str) else objective
@@ -191,6 +203,12 @@ def fit(
     ema = number("ema", ema, 0, math.inf, closed=True, hint="it is a half-life in steps: try 700, or 0 for none")
     if 0 < ema < 1:
         raise ValueError(f"ema is a half-life in steps, got {ema:g}; a decay of 0.999 a step has a half-life of 700")
+    resume, compile, progress = flag("resume", resume), flag("compile", compile), flag("progress", progress)
+    affordable(f"steps={steps}", calls=steps)
+    affordable(f"batch_size={batch_size}", 4.0 * sde.dim * batch_size, device=sde.scale.device)
+    out = None if out is None else as_path(out, "out")
+    if snapshots > steps:
+        raise ValueError(f"snapshots is at most the number of steps, {steps}, got {snapshots}")
     if patience is not None:
         patience = whole("patience", patience)
         if validation is None:
@@ -199,7 +217,7 @@ def fit(
         raise ValueError(f"{'resume' if resume else 'snapshots'}= needs a folder: out=")
     if shared():
         raise ValueError("fit has no place inside sharded(): to train on several ranks, give it accelerator=Accelerator()")
-    if sde.condition:
+    if sde.is_view:
         raise ValueError("fit trains the whole model, not one conditioned by given(...): pass labels as fit(..., given={'y': y})")
     if any(p.dtype in (torch.float16, torch.bfloat16) for p in sde.net.parameters() if p.requires_grad):
         warnings.warn(
@@ -207,6 +225,7 @@ def fit(
             "accelerator=Accelerator(mixed_precision='bf16')",
             stacklevel=4,
         )
+    leave_inference(sde)
     if not any(p.requires_grad for p in sde.net.parameters()):
         raise ValueError("this model's network has no parameters to train (an oracle?)")
     transforms = resolve(transforms)
@@ -218,12 +237,18 @@ def fit(
     }  # fmt: skip
     seed = engine.agree(draw_seed(generator), config | {"out": out is not None, "resume": resume, "compile": compile})
     with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
         stack.enter_context(engine.telling())
         checkpoints = stack.enter_context(Checkpoints(out, resume, engine)) if out is not None else None
         if checkpoints is not None and checkpoints.newest is not None:
             seed = checkpoints.newest.seed
         reseed = stack.enter_context(isolated(sde.scale.device))
         rank = {"rank": engine.rank, "world": engine.world}
+        run, names = None, sde.schema.copy()
+        stack.callback(lambda: None if run is not None and run.moved else sde.schema.assign(names))
+        if checkpoints is not None and checkpoints.newest is not None and (before := checkpoints.newest.names):
+            sde.schema.assign(Schema.rebuild(before, sde.shape))
+        data, given = sde.schema.learn(data, given)
         source = Source(data, sde, batch_size, seed=seed, given=given, transforms=transforms, **rank)
         pairing = Pairing(source, sde, joined, seed, engine.rank)
         stack.callback(pairing.close)
@@ -237,8 +262,8 @@ def fit(
             raise ValueError(
                 f"noise={noise!r} distils pairs of points and what the ODE makes of them: fit(sde, reflow(teacher, n), ...)"
             )
-        run, before = None, sde.kind
-        stack.callback(lambda: setattr(sde, "kind", sde.kind if run is not None and run.moved else before))
+        kind = sde.kind
+        stack.callback(lambda: setattr(sde, "kind", sde.kind if run is not None and run.moved else kind))
         sde.kind = _kind(sde, coupled, aim, noise)
         held_out = None if validation is None else _held_out(sde, validation, batch_size, transforms)
         if held_out is not None and source.names is not None and held_out.names != source.names:
@@ -265,14 +290,19 @@ def fit(
             checkpoints.restore(run)
         else:
             source.settle(sde)
-        engine.share([sde.mean, sde.scale, sde.measured], last=True)
+            source.settle_conditions(sde)
+            sde.learnt = _learnt(sde, source)
+        sde._said[0] = False
+        engine.share([sde.mean, sde.scale, sde.measured, *sde.conditions.buffers()], last=True)
         run.examples = None if held_out is None else _fixed(sde, held_out, weight, noise)
         if compile:
             run.call = Compiled(run.call)
+        run.call = sde.varying(run.call)
         begun, passed = time.perf_counter(), run.history.seconds
         bar = stack.enter_context(
             tqdm(total=steps, initial=run.step, desc="fit", disable=None if progress and engine.main else True, mininterval=0.5)
         )
+        stack.enter_context(_naming_the_checkpoint(checkpoints))
         note = max(1, min(100, steps // 10))
         keep = {round(i * steps / snapshots) for i in range(1, snapshots + 1)} if snapshots else set()
         for step in run.steps_to_go(reseed):
@@ -331,7 +361,7 @@ class Run:
         self.position: dict[str, int] = {}  # in the data, to begin at
         self.weight, self.step, self.stopped = weight, 0, False
         self.device, self.process = sde.scale.device, sde.process
-        self.shown = copy.deepcopy(sde.net).requires_grad_(False)  # what becomes the averaged network
+        self.shown = duplicate(sde.net).requires_grad_(False)  # what becomes the averaged network
         self.hide = getattr(sde.net, "hide", None)
         self.call, self.weights, self.optimizer = engine.prepare(sde, lr)
         self.noise = law(noise)
@@ -343,6 +373,7 @@ class Run:
         self.lowest = math.inf
         self.moved = self.closed = False
         self.before = [value.clone() for value in (sde.mean, sde.scale, sde.measured)], sde.training
+        self.known = set(sde.conditions.known()), sde.learnt
         self.names = {name for name, p in sde.net.named_parameters() if p.requires_grad}
         try:
             before = sde.ema
@@ -363,15 +394,18 @@ class Run:
         if self.stopped or self.step >= self.steps:  # a finished run that is resumed: no data are asked for
             return
         warm = max(1, min(200, self.steps // 10))
-        for x0, eps, condition, together in self.pairing.batches(self.step, self.position, self.steps):
+        for x0, eps, condition, sizes in self.pairing.batches(self.step, self.position, self.steps):
             if self.step >= self.steps:
                 return
-            group, skip = divmod(self.step, together)
-            b = len(x0) // together
+            group, skip = divmod(self.step, len(sizes))
             g = seeded(self.device, self.seed, LEVELS, group, rank)
             if eps is None:
                 eps = torch.randn(len(x0), self.sde.dim, generator=g, device=self.device, dtype=self.sde.state_dtype)
-            q = quantiles(together, b, g, self.device)
+            if len(set(sizes)) == 1:
+                q = quantiles(len(sizes), sizes[0], g, self.device)
+            else:  # the last batch of a loader is short
+                q = torch.cat([quantiles(1, b, g, self.device) for b in sizes])
+            condition = self.sde.shown(condition)
             if condition and self.hide is not None:
                 condition = self.hide(condition, g)
             if objective is not None:
@@ -384,7 +418,8 @@ class Run:
                     law.learn()
                 phi, ratio, bins = law(self.process, q)
                 examples = corrupt(self.sde, x0, eps, phi, self.weight, condition, ratio)
-            for start in range(skip * b, together * b, b):
+            begins = itertools.accumulate(sizes, initial=0)
+            for start, b in list(zip(begins, sizes, strict=False))[skip:]:
                 self.step = step = self.step + 1
                 for each in optimizer.param_groups:
                     each["lr"] = self.lr * min(step / warm, 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps)))
@@ -485,6 +520,8 @@ class Run:
             values, mode = self.before
             for mine, before in zip((self.sde.mean, self.sde.scale, self.sde.measured), values, strict=True):
                 mine.copy_(before)
+            names, self.sde.learnt = self.known
+            self.sde.conditions.keep(names)
             self.sde.train(mode)
 
 
@@ -515,6 +552,17 @@ class Compiled:
             return out
 
 
+@contextlib.contextmanager
+def _naming_the_checkpoint(checkpoints: Checkpoints | None) -> Iterator[None]:
+    """Add to an error that ends a run where it can be gone on from."""
+    try:
+        yield
+    except Exception as error:
+        if checkpoints is not None and (step := checkpoints.last()) is not None:
+            error.add_note(f"The checkpoint of step {step} in {checkpoints.folder} is kept: resume=True goes on from there.")
+        raise
+
+
 def _kind(sde: ScoreSDE, coupled: bool, objective: Objective | None, noise: str) -> str:
     """What a model is after it has learnt such pairs."""
     if objective is not None:
@@ -524,8 +572,17 @@ def _kind(sde: ScoreSDE, coupled: bool, objective: Objective | None, noise: str)
     return "velocity" if coupled or sde.source is not None else "score"
 
 
+def _learnt(sde: ScoreSDE, source: Source) -> dict[str, Any]:
+    """What conditions a model has learnt with, in this run and before, and whether it has learnt to do without."""
+    before = {} if sde.learnt is None else sde.learnt["conditions"]
+    dropout = getattr(sde.net, "condition_dropout", None) != 0 and hasattr(sde.net, "hide")
+    conditions = {**before, **{name: list(shape) for name, shape in source.conditions.items()}}
+    return {"conditions": conditions, "unconditional": dropout or not source.conditions}
+
+
 def _held_out(sde: ScoreSDE, validation: Any, batch_size: int, transforms: Any) -> Source:
     x, given = validation if isinstance(validation, tuple) and len(validation) == 2 else (validation, None)
+    x, given = sde.schema.take(x, given)
     if not isinstance(x, Tensor | np.ndarray | list):
         raise TypeError(f"validation is a tensor or array, or (x, {{'y': labels}}), got {type(x).__name__}")
     return Source(x, sde, batch_size, seed=0, given=given, transforms=transforms)
@@ -541,5 +598,5 @@ def _fixed(sde: ScoreSDE, source: Source, weight: str, noise: str) -> list[Examp
     else:
         eps = starting_points(sde, FIXED, 0, len(x0))
     phi = law(noise)(sde.process, quantiles(1, len(x0), g, device))
-    examples = corrupt(sde, x0, eps, phi, weight, condition)
+    examples = corrupt(sde, x0, eps, phi, weight, sde.shown(condition))
     return [examples[i : i + 1024] for i in range(0, len(x0), 1024)]

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import whole
+from .checks import check_generator, said, whole
 from .dequantize import Uniform
+from .inputs import as_tensor
 from .registry import Registry
 
 __all__ = ["TRANSFORMS", "Dequantize", "Flip", "Transform", "apply", "check_condition", "log_det", "resolve"]
@@ -122,6 +123,8 @@ class Flip(Transform):
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return the batch with about half of its images mirrored."""
+        x = as_tensor(x, "x")
+        check_generator(generator)
         if x.ndim < 3:
             raise ValueError(f"flip mirrors images, (batch, …, height, width), got shape {tuple(x.shape)}")
         heads = torch.randint(2, (len(x),), generator=generator, device=x.device, dtype=torch.uint8).bool()
@@ -170,6 +173,8 @@ class Dequantize(Transform):
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return (x + u)/L, float32, or float64 for float64 values and for more than 4096 levels."""
+        x = as_tensor(x, "x")
+        check_generator(generator)
         uniform = Uniform(self.levels)
         v = x if x.dtype == torch.uint8 and self.levels >= 256 else uniform._accept(x)  # bytes fit, without asking the device
         u = torch.rand(v.shape, generator=generator, device=v.device, dtype=torch.promote_types(v.dtype, torch.float32))
@@ -209,11 +214,11 @@ def resolve(transforms: str | Transform | Iterable[str | Transform]) -> tuple[Tr
     """
     several = (transforms,) if isinstance(transforms, str | Transform) else transforms
     if not isinstance(several, Iterable):
-        raise TypeError(f"transforms are names such as ('flip', 'dequantize'), or objects, got {transforms!r}")
+        raise TypeError(f"transforms are names such as ('flip', 'dequantize'), or objects, got {said(transforms)}")
     found = []
     for each in several:
         if not isinstance(each, str | Transform):
-            raise TypeError(f"a transform is a name, such as 'flip', or an object of scoresde.transforms, got {each!r}")
+            raise TypeError(f"a transform is a name, such as 'flip', or an object of scoresde.transforms, got {said(each)}")
         found.append(TRANSFORMS.build(each) if isinstance(each, str) else each)
     if sum(each.continuous for each in found) > 1:
         raise ValueError(f"data are dequantized once, got {', '.join(map(repr, found))}")
@@ -250,7 +255,8 @@ def apply(transforms: Iterable[Transform], x: Tensor, generator: torch.Generator
     >>> scoresde.transforms.apply(transforms, x).dtype
     torch.float32
     """
-    transforms = tuple(transforms)
+    transforms, x = resolve(transforms), as_tensor(x, "x")
+    check_generator(generator)
     if not x.is_floating_point() and not any(each.continuous for each in transforms):
         raise TypeError(
             f"data are integers ({x.dtype}), and a density is of continuous values; dequantize them, transforms=('dequantize',), "

@@ -104,13 +104,13 @@ def test_modes_of_two_hundredths_keep_their_width(means: Tensor, steps: int) -> 
 
 
 def test_twenty_five_narrow_modes_reach_a_high_order() -> None:
-    """25 Gaussians of std 0.05 and distance 1: an error of at most 4e-6 at 100 steps, where velocities in φ left 4e-5."""
+    """25 Gaussians of std 0.05 and distance 1: an error of at most 8e-6 at 100 steps, where velocities in φ left 4e-5."""
     sde = scoresde.oracle(toy.Grid25(), scoresde.VPSDE()).double()
     ends = [
         scoresde.sample(sde, 300, solver="adams", generator=generator(), **how)
         for how in ({"steps": 100}, {"rtol": 1e-9, "atol": 1e-9})
     ]
-    assert float((ends[0] - ends[1]).square().mean().sqrt()) < 4e-6
+    assert float((ends[0] - ends[1]).square().mean().sqrt()) < 8e-6
 
 
 @pytest.mark.parametrize("name", ["vp", "rectified"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 import time
@@ -348,11 +349,16 @@ def test_what_argparse_refuses_ends_with_status_2_and_the_usage(arguments: list[
     assert "error: " in error
 
 
-def test_help_works_from_the_shell() -> None:
-    done = subprocess.run([sys.executable, "-m", "scoresde", "--help"], capture_output=True, text=True, timeout=60, check=True)
+def test_help_works_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What `python -m scoresde --help` does."""
+    monkeypatch.setattr(sys, "argv", ["scoresde", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("scoresde", run_name="__main__")
+    assert caught.value.code == 0
+    said = capsys.readouterr()
     for verb in ("demo", "fit", "sample", "log-prob"):
-        assert verb in done.stdout
-    assert done.stderr == ""
+        assert verb in said.out
+    assert said.err == ""
 
 
 def test_demo_draws_four_panels_and_prints_the_table(

@@ -20,9 +20,10 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import scoresde
 from conftest import generator
-from scoresde import ScoreSDE, toy
+from scoresde import ScoreSDE, TrainingError, toy
 from scoresde.data import Source, _Order
-from scoresde.files import columns
+from scoresde.dequantize import TruncatedNormal, Uniform
+from scoresde.files import Samples, columns
 from scoresde.transforms import Dequantize
 
 
@@ -99,8 +100,8 @@ def test_every_kind_of_data_is_standardized_and_trained_on(kind: str, batch_size
     x = cloud(N)
     sde = small(classes=3)
     history = scoresde.fit(sde, KINDS[kind](x), steps=7, batch_size=batch_size, progress=False, generator=generator())
-    torch.testing.assert_close(sde.mean, x.mean(0))
-    torch.testing.assert_close(sde.scale, x.std(0, correction=0))
+    torch.testing.assert_close(sde.mean.float(), x.mean(0))
+    torch.testing.assert_close(sde.scale.float(), x.std(0, correction=0))
     assert history.step[-1] == 7
     assert all(math.isfinite(value) for value in history.loss)
     source = Source(KINDS[kind](x), sde, batch_size, seed=1)
@@ -342,7 +343,7 @@ def test_a_memory_mapped_file_stays_on_the_disk(tmp_path: Path) -> None:
         pass
     assert owned() - before < 40
     assert biggest <= 2**24
-    torch.testing.assert_close(sde.mean, torch.full((32,), 1e-3), rtol=1e-4, atol=0)
+    torch.testing.assert_close(sde.mean.float(), torch.full((32,), 1e-3), rtol=1e-4, atol=0)
 
 
 def test_the_work_in_python_does_not_grow_with_the_batch() -> None:
@@ -464,7 +465,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "no samples": (Items(failing), {"given": {"y": LABELS}}, TypeError, "given="),
     "infinite": (torch.full((5, 2), math.inf), {}, ValueError, "infinite values in 5 of 5 rows"),
     "NaN": (poisoned(), {}, ValueError, "1 of 40 rows: 33"),
-    "NaN of a dataset": (TensorDataset(poisoned(), LABELS), {}, TypeError, "name the labels"),
+    "NaN of a dataset": (TensorDataset(poisoned(), LABELS), {}, ValueError, "1 of 40 rows: 33"),
     "another shape": (torch.zeros(5, 3), {}, ValueError, r"\(5, 3\), wanted \(batch, 2\)"),
     "integers": (torch.zeros(5, 2, dtype=torch.long), {}, TypeError, "floating point"),
     "a number": (3.0, {}, TypeError, "got float"),
@@ -478,7 +479,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     "points, mirrored": (cloud(N), {"transforms": "flip"}, ValueError, "mirrors images"),
     "floats, dequantized": (cloud(N), {"transforms": "dequantize"}, ValueError, "integers from 0 to 255"),
     "an unknown transform": (cloud(N), {"transforms": "flop"}, ValueError, "flip"),
-    "a dataset that fails": (Items(failing), {}, OSError, "the disk is gone"),
+    "a dataset that fails": (Items(failing), {}, TrainingError, "row.* 13.*OSError: the disk is gone"),
     "items of two shapes": (Items(lambda i: torch.zeros(2 + i % 2)), {}, RuntimeError, "equal size"),
     "dicts": (Items(lambda i: {"x": torch.zeros(2), "label": i}), {}, TypeError, r"'x', 'label'.*columns"),
     "labels that are words": (Items(lambda i: (torch.zeros(2), {"y": "cat"})), {}, TypeError, "condition 'y'.*list"),
@@ -513,6 +514,246 @@ def test_nan_in_a_memory_mapped_file_is_found_before_training(row: int, tmp_path
     sde.standardize(cloud())  # which is not what finds it
     with pytest.raises(ValueError, match="NaN"):
         scoresde.fit(sde, x, steps=3, progress=False)
+
+
+# ---------------------------------------------------------------------------------------------------- conditions beside x
+
+
+class Beside(Dataset[Any]):
+    """Items as somebody else's dataset has them."""
+
+    def __init__(self, *columns: Any) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(self.columns[0])
+
+    def __getitem__(self, i: int) -> Any:
+        return tuple(column[i] for column in self.columns)
+
+
+BESIDE: dict[str, Any] = {  # of x and y
+    "TensorDataset": TensorDataset,
+    "dataset": Beside,
+    "dataset of ints": lambda x, y: Beside(x, y.tolist()),
+    "loader": lambda x, y: DataLoader(TensorDataset(x, y), 16, shuffle=True),
+    "loader of dicts": lambda x, y: DataLoader([{"point": a, "y": b} for a, b in zip(x, y, strict=True)], 16),  # type: ignore[arg-type]
+    "loader of tuples with dicts": lambda x, y: DataLoader(Pairs(x, y), 7),
+    "list of tuples": lambda x, y: list(zip(x, y, strict=True)),
+    "list of lists": lambda x, y: [[a.tolist(), int(b)] for a, b in zip(x, y, strict=True)],
+    "list of arrays": lambda x, y: [(a.numpy(), b.numpy()) for a, b in zip(x, y, strict=True)],
+    "list of tuples with dicts": lambda x, y: [(a, {"y": int(b)}) for a, b in zip(x, y, strict=True)],
+    "list of dicts": lambda x, y: [{"y": int(b), "point": a} for a, b in zip(x, y, strict=True)],
+    "samples of a file": lambda x, y: Samples(x.numpy(), {"y": y.numpy()}),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.uint16, torch.uint32, torch.uint64])
+@pytest.mark.parametrize("kind", [*BESIDE, "given", "given, an array"])
+def test_labels_beside_the_samples_stay_with_their_rows(kind: str, dtype: torch.dtype) -> None:
+    y = torch.arange(N)
+    x = y.float()[:, None].expand(N, 2) + torch.tensor([0.0, 0.5])
+    labels, given = y.to(dtype), None
+    if "given" in kind:
+        data, given = x, {"y": labels.numpy() if "array" in kind else labels}
+    else:
+        data = BESIDE[kind](x, labels)
+    source = Source(data, small(classes=N), 16, seed=1, given=given)
+    torch.testing.assert_close(torch.cat(list(source.measure())).float().sort(0).values, x)
+    seen = list(itertools.islice(source.batches(0), 6))
+    for rows, _, condition, _ in seen:
+        assert torch.equal(rows[:, 0].long(), condition["y"])
+    assert set(torch.cat([condition["y"] for _, _, condition, _ in seen]).tolist()) == set(range(N))
+
+
+def test_integers_with_labels_are_dequantized_afresh_row_by_row() -> None:
+    y = torch.arange(N)
+    v = y[:, None].expand(N, 2)
+    for dequantization in (Uniform(64), TruncatedNormal(64, std=0.1)):
+        source = Source(dequantization.dataset(v, y=y.to(torch.uint16)), small(classes=N), 16, seed=1)
+        batches = list(itertools.islice(source.batches(0), 2))
+        for x, _, condition, _ in batches:
+            assert torch.equal((x * 64).floor().long(), condition["y"][:, None].expand(-1, 2))
+        u = torch.cat([x for x, _, _, _ in batches]) * 64 % 1
+        wanted = 1 / math.sqrt(12) if isinstance(dequantization, Uniform) else 0.1
+        assert float(u.std()) == pytest.approx(wanted, rel=0.06)  # 4096 numbers, 4 standard errors
+        assert not torch.equal(batches[0][0][:16].sort(0).values, batches[1][0][:16].sort(0).values)
+    with pytest.raises(ValueError, match="dequantized once"):
+        Source(Uniform(64).dataset(v, y=y), small(classes=N), 16, seed=1, transforms=Dequantize(64))
+    with pytest.raises(ValueError, match="bring the condition 'y' themselves"):
+        Source(Uniform(64).dataset(v, y=y), small(classes=N), 16, seed=1, given={"y": y})
+
+
+def test_several_conditions_find_their_names_by_what_the_network_takes() -> None:
+    x, y, vector = cloud(N), LABELS, torch.randn(N, 5)
+    sde = scoresde.build("vp", "resmlp", shape=(2,), width=8, depth=1, classes=3, vector=5)
+    for data in (TensorDataset(x, y, vector), TensorDataset(x, vector, y), DataLoader(TensorDataset(x, y, vector), 16)):
+        for rows, _, condition, _ in itertools.islice(Source(data, sde, 16, seed=1).batches(0), 3):
+            which = (rows[:, None] == x).all(2).int().argmax(1)
+            assert torch.equal(condition["y"], y[which])
+            assert torch.equal(condition["vector"], vector[which])
+    for data in (
+        TensorDataset(x, y, y),  # twice
+        TensorDataset(x, torch.randn(N, 4)),  # of another length
+        TensorDataset(x, y.float()),  # no integers
+        Beside(x, ["a"] * N),
+        DataLoader(TensorDataset(x, torch.randn(N, 4)), 16),
+        [(row, torch.zeros(3)) for row in x],
+    ):
+        with pytest.raises(TypeError, match=r"can't be told .*takes y, vector, image.*name the labels, \(x, \{'y'"):
+            next(Source(data, sde, 16, seed=1).batches(0))
+    with pytest.raises(ValueError, match=r"takes no condition y; build it with classes=n"):
+        Source(TensorDataset(x, y), small(), 16, seed=1)
+    with pytest.raises(ValueError, match=r"item 7 is .*shape \(3,\).*item 0 is .*shape \(2,\)"):
+        Source([(torch.zeros(2 + (i == 7)), 1) for i in range(9)], sde, 16, seed=1)
+
+
+BAD_LABELS: dict[str, tuple[Any, str]] = {
+    "bool": (LABELS == 1, r"integers of shape \(n,\), got torch.bool.*y.long\(\)"),
+    "float": (LABELS.float(), r"got torch.float32.*y.long\(\)"),
+    "beyond the classes": (LABELS + 1, "from 0 to 2, got 1 to 3"),
+    "negative": (LABELS - 1, "from 0 to 2, got -1 to 1"),
+    "unsigned beyond the classes": ((LABELS + 1).to(torch.uint16), "from 0 to 2, got 1 to 3"),
+    "unsigned beyond all signed": (np.full(N, 2**63, np.uint64), r"2\^63 and more"),
+    "of two axes": (LABELS[:, None], r"shape \(40, 1\)"),
+}
+
+
+@pytest.mark.parametrize("case", list(BAD_LABELS))
+def test_labels_that_are_none_are_refused_in_one_sentence(case: str) -> None:
+    y, message = BAD_LABELS[case]
+    for data, given in ((cloud(N), {"y": y}), (Pairs(cloud(N), torch.as_tensor(y)), None)):
+        with pytest.raises(ValueError, match=message):
+            scoresde.fit(small(classes=3), data, given=given, steps=3, progress=False)
+
+
+# ---------------------------------------------------------------------------------------------------- what fails midway
+
+
+class Until(Dataset[Any]):
+    """Forty rows, of which one is something else once it was asked for so often."""
+
+    def __init__(self, what: Any, times: int = 2) -> None:
+        self.what, self.times, self.asked = what, times, 0
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> Any:
+        if i == 13:
+            self.asked += 1
+            if self.asked >= self.times:
+                return self.what()
+        return torch.full((2,), float(i))
+
+
+class Passing(IterableDataset[Any]):
+    """The same, one after the other."""
+
+    def __init__(self, what: Any) -> None:
+        self.rows = Until(what)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from (self.rows[i] for i in range(N))
+
+
+class Sampler:
+    """A law that goes wrong at its third draw."""
+
+    def __init__(self, what: Any) -> None:
+        self.what, self.draws = what, 0
+
+    def sample(self, n: int) -> Any:
+        self.draws += 1
+        return self.what(n) if self.draws > 2 else torch.randn(n, 2)
+
+
+def raising(kind: type[Exception]) -> Any:
+    def what(*_: Any) -> Any:
+        raise kind(*["the disk is gone"] * (kind is OSError))
+
+    return what
+
+
+NAN = torch.tensor([0.0, math.nan])
+MIDWAY: dict[str, tuple[Any, type[Exception], str]] = {
+    "dataset": (lambda: Until(raising(OSError)), TrainingError, r"batch 5, rows? .*13.*: OSError: the disk is gone"),
+    "dataset that stops": (lambda: Until(raising(StopIteration)), TrainingError, r"batch 5, rows? .*13.*: StopIteration"),
+    "dataset, NaN": (lambda: Until(lambda: NAN), ValueError, r"1 of 8 rows: 13 \(batch \d\)"),
+    "dataset, shape": (lambda: Until(lambda: torch.zeros(3)), TrainingError, r"batch \d, rows .*13.*equal size"),
+    "loader": (lambda: DataLoader(Until(raising(OSError)), 8), TrainingError, r"batch 1 of epoch 1, rows? .*13.*OSError"),
+    "loader that stops": (lambda: DataLoader(Until(raising(StopIteration)), 8), TrainingError, "batch 1 of epoch 1, rows? .*13"),
+    "loader with a worker": (
+        lambda: DataLoader(Until(raising(OSError), 1), 8, num_workers=1), TrainingError, "batch 1 of epoch 0: OSError: the disk"
+    ),
+    "loader with a worker that stops": (
+        lambda: DataLoader(Until(raising(StopIteration), 1), 8, num_workers=1),
+        TrainingError,
+        "batch 1 of epoch 0: Stop",
+    ),
+    "loader, NaN": (lambda: DataLoader(Until(lambda: NAN), 8), ValueError, r"1 of 8 rows: 5 \(batch 1 of epoch 1\)"),
+    "iterable": (lambda: Passing(raising(OSError)), TrainingError, "batch 1 of epoch 1: OSError: the disk is gone"),
+    "iterable, NaN": (lambda: Passing(lambda: NAN), ValueError, r"1 of 8 rows: 5 \(batch 1 of epoch 1\)"),
+    "law": (lambda: Sampler(raising(OSError)), TrainingError, r"Sampler.sample\(512\) raised OSError: the disk is gone"),
+    "law, shape": (lambda: Sampler(lambda n: torch.zeros(n, 3)), ValueError, r"Sampler.sample\(512\) has shape \(512, 3\)"),
+    "law, too few": (lambda: Sampler(lambda n: torch.zeros(n - 1, 2)), ValueError, r"sample\(512\) returned 511 samples"),
+    "law, NaN": (lambda: Sampler(lambda n: NAN.expand(n, 2)), ValueError, r"sample\(512\) has NaN .* in 512 of 512 rows"),
+    "law, nothing": (lambda: Sampler(lambda n: None), TypeError, r"sample\(512\) is a tensor or array, got None"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.parametrize("case", list(MIDWAY))
+def test_data_that_fail_midway_are_named_and_cost_only_what_is_after_the_last_checkpoint(case: str, tmp_path: Path) -> None:
+    """The message names the row or batch, the cause is chained, the checkpoint is named in a note and goes on."""
+    make, kind, message = MIDWAY[case]
+    sde = small()
+    sde.standardize(torch.randn(100, 2, generator=generator()))  # so that the first pass is one of training
+    how: dict[str, Any] = {"every": 50 if "law" in case else 1, "out": tmp_path, "progress": False, "generator": generator()}
+    with pytest.raises(kind, match=message) as caught:
+        scoresde.fit(sde, make(), steps=400, batch_size=8, **how)
+    assert "\n" not in str(caught.value)
+    assert (caught.value.__cause__ is not None) == (kind is TrainingError)
+    steps = [int(path.stem[-8:]) for path in tmp_path.glob("step-*.json")]
+    assert bool(steps) == bool(sde.ema)
+    assert [note for note in getattr(caught.value, "__notes__", []) if f"step {max(steps)}" in note] if steps else True
+    assert steps or "worker" in case
+    assert not sde.training or not steps
+
+
+def test_a_row_that_is_bad_is_named_by_its_number_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scoresde.data.PART", 64)
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(1000, 2))
+    x[777, 1] = np.nan
+    with pytest.raises(ValueError, match="1 of 32 rows: 777"):
+        scoresde.fit(small(), x, steps=3, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"compile": "yes"}, "compile is True or False, got 'yes'"),
+        ({"resume": "no"}, "resume is True or False, got 'no'"),
+        ({"progress": None}, "progress is True or False, got None"),
+        ({"compile": 1}, "compile is True or False, got 1"),
+        ({"weight": None}, "weight is a name, such as 'edm', got None"),
+        ({"weight": ["edm"]}, r"weight is a name, such as 'edm', got \['edm'\]"),
+        ({"noise": ["uniform"]}, r"noise is a name, such as 'uniform', got \['uniform'\]"),
+        ({"out": 3}, "out is a path, got int"),
+        ({"out": b"x"}, "out is a path, got bytes"),
+        ({"objective": 3}, "objective is a name or an Objective, got int"),
+        ({"coupling": True}, "coupling is a name or a Coupling, got bool"),
+        ({"patience": True}, "patience is an integer, got True"),
+        ({"transforms": 3}, "transforms are names"),
+        ({"generator": 3}, "torch.Generator"),
+        ({"accelerator": "cpu"}, "accelerate.Accelerator, got str"),
+    ],
+)
+def test_options_of_the_wrong_type_are_refused_before_any_work(option: dict[str, Any], message: str) -> None:
+    sde = small()
+    with pytest.raises(TypeError, match=message):
+        scoresde.fit(sde, cloud(), **({"steps": 3, "progress": False} | option))
+    assert not bool(sde.measured)
 
 
 # ---------------------------------------------------------------------------------------------------- units

@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,18 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         table.update(entries)
 
 
-@pytest.mark.usefixtures("tables")
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Perceptrons of 32 units, unless the page says how many: the blocks are on trial, not what is learnt."""
+    build = scoresde.build
+
+    def narrower(process: Any = "vp", net: Any = "mlp", **options: Any) -> scoresde.ScoreSDE:
+        return build(process, net, **({"width": 32} if net == "mlp" else {}) | options)
+
+    monkeypatch.setattr(scoresde, "build", narrower)
+
+
+@pytest.mark.usefixtures("tables", "narrow")
 @pytest.mark.parametrize("page", [name for name, page in PAGES.items() if any(b[0] == "python" for b in blocks(page))])
 def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

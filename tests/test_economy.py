@@ -53,7 +53,7 @@ def test_fixed_steps_wait_for_no_device_and_keep_nothing(solver: str, predict: s
     Noise is drawn ahead for up to 32 steps, by generators of its own: a copy, not a wait.
     """
     seen = []
-    for steps in (2, 20, 60):  # the first fills caches
+    for steps in (2, 12, 40):  # the first fills caches
         sde = ScoreSDE(scoresde.VPSDE(), net := Net(), shape=(2,), predict=predict)
         with Waits() as waits:
             x = scoresde.sample(sde, 8, solver=solver, steps=steps, generator=generator())

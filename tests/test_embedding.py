@@ -42,6 +42,9 @@ def test_conditions_are_left_out_together_and_as_often_as_asked() -> None:
         for layer in (embed.first, embed.last):
             torch.nn.init.zeros_(layer.weight)
             torch.nn.init.zeros_(layer.bias)
+        embed.null_vector.copy_(torch.tensor([0.0, 5, 0]))  # type: ignore[union-attr]
+        embed.null_image.copy_(torch.tensor([0.0, 0, 7]))  # type: ignore[union-attr]
+    none = torch.tensor([0.0, 5, 7], dtype=torch.float64)
     n = 4000
     x, t, y = normal(n, 1, 2), normal(n, seed=1), torch.arange(n) % 2
     vector, image = normal(n, 2, seed=2), normal(n, 1, 2, seed=3)
@@ -49,14 +52,16 @@ def test_conditions_are_left_out_together_and_as_often_as_asked() -> None:
     shown = told[:, 0] != 0
     assert abs(int((~shown).sum()) - 0.3 * n) < 4.5 * math.sqrt(n * 0.3 * 0.7)
     whole = torch.cat([(y + 1).double().unsqueeze(1), vector], 1)
-    torch.testing.assert_close(told, whole * shown.unsqueeze(1))
+    torch.testing.assert_close(told, torch.where(shown.unsqueeze(1), whole, none))
     torch.testing.assert_close(seen, torch.cat([x, image * shown.view(-1, 1, 1)], 1))
     seen, told = embed(x, t, y=y, vector=vector, image=image)
     torch.testing.assert_close(told, whole)
     torch.testing.assert_close(seen, torch.cat([x, image], 1))
     seen, told = embed(x, t)
-    assert not told.any()
+    torch.testing.assert_close(told, none.expand(n, 3))
     assert not seen[:, 1].any()
+    given = {"y": torch.full((n,), 2), "vector": torch.full((n, 2), math.nan), "image": torch.full((n, 1, 2), math.nan)}
+    torch.testing.assert_close(embed(x, t, **given), (seen, told), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

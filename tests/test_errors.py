@@ -7,6 +7,8 @@ import re
 import time
 import warnings
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import scoresde
 from conftest import generator
 from scoresde import CheckpointError, ScoreSDE, toy
+from scoresde.checks import affordable, memory
+from scoresde.plan import chunks, plan
 
 CALLS: list[int] = []
 
@@ -232,7 +236,7 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     "labels without a name": (
         lambda: fit(TensorDataset(points(), torch.zeros(20))),
         TypeError,
-        r"\(x, \{'y': labels\}\).*name the labels",
+        r"can't be told.*name the labels, \(x, \{'y': labels\}\)",
     ),
     "images for a table": (
         lambda: fit(DataLoader(TensorDataset(points(20, 1, 2)), 5)),
@@ -459,9 +463,9 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     ),
     "a name that is no string": (lambda: scoresde.build(3, shape=(2,)), TypeError, "process"),
     # densities and distances
-    "-1 points of a density": (lambda: toy.Moons().sample(-1), ValueError, "n = -1.*at least 1"),
+    "-1 points of a density": (lambda: toy.Moons().sample(-1), ValueError, "n is at least 1, got -1"),
     "a density at a wrong shape": (lambda: toy.Moons().log_prob(points(5, 3)), ValueError, r"\(5, 3\); it wants \(n, 2\)"),
-    "negative noise": (lambda: toy.Rings(noise=-0.1), ValueError, r"noise = -0\.1; wanted a positive"),
+    "negative noise": (lambda: toy.Rings(noise=-0.1), ValueError, r"noise is greater than 0, got -0\.1; try 0\.1"),
     "bits of no dimensions": (lambda: scoresde.dequantize.Uniform(4).bits(points(1), 0.0, 0), ValueError, "dim.*at least 1.*0"),
     # folders
     "load of a missing folder": (lambda: scoresde.load("no/such/model"), CheckpointError, "no model at no/such/model"),
@@ -548,3 +552,344 @@ def test_what_can_not_be_saved_says_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"\['y'\] are not saved.*given"):
         scoresde.save(classy().given(y=1), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
+
+
+# ---------------------------------------------------------------- what is no tensor of numbers, at every door
+
+VALUES = torch.zeros(20, 2, dtype=torch.int64)
+X = points()
+
+
+def hostile() -> dict[str, tuple[Any, str]]:
+    """Things in the place of 20 samples of shape (2,), and what has to be said of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's, about layouts in beta
+        return {
+            "sparse": (X.to_sparse(), "sparse.*to_dense"),
+            "CSR": (X.to_sparse_csr(), "sparse.*to_dense"),
+            "nested": (torch.nested.nested_tensor([X[:3], X[:5]]), "nested"),
+            "jagged": (torch.nested.nested_tensor([X[:3], X[:5]], layout=torch.jagged), "nested"),
+            "meta": (X.to("meta"), "meta device.*no values"),
+            "MKL-DNN": (X.to_mkldnn(), "MKL-DNN.*to_dense"),
+            "quantized": (torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), "quantized.*dequantize"),
+            "float8": (X.to(torch.float8_e4m3fn), "float8.*float()"),
+            "the other float8": (X.to(torch.float8_e5m2), "float8.*float()"),
+            "four bits": (VALUES.to(torch.uint8).view(torch.uint4), "uint4"),
+            "bits": (VALUES.to(torch.uint8).view(torch.bits8), "bits8"),
+            "without a shape": (nn.UninitializedParameter(), "no shape yet"),
+            "complex": (X + 1j, ""),
+            "an array of objects": (np.array([[1.0, None]] * 20, dtype=object), ""),
+            "an array of text": (np.array([["a", "b"]] * 20), ""),
+            "an array of dates": (np.zeros((20, 2), dtype="M8[s]"), ""),
+            "an array of records": (np.zeros((20, 2), dtype=[("a", "f4")]), ""),
+            "a complex array": (np.zeros((20, 2), dtype=complex), ""),
+            "long doubles": (np.zeros((20, 2), dtype=np.longdouble), ""),
+            "masked": (np.ma.masked_array(X.numpy(), mask=X.numpy() > 1), ""),
+            "rows of two lengths": ([[1.0, 2.0], [3.0]], ""),
+            "rows of text": ([["a", "b"]], ""),
+            "an integer beyond 64 bits": ([[10**400, 1]], ""),
+            "None": (None, ""),
+            "text": ("abc", ""),
+            "bytes": (b"abc", ""),
+            "a dict": ({}, ""),
+            "an object": (object(), ""),
+            "a set": ({1.0}, ""),
+            "a generator": ((i for i in range(3)), ""),
+            "a class": (Tensor, ""),
+        }
+
+
+def straight() -> ScoreSDE:
+    return sde(scoresde.RectifiedFlow())
+
+
+DOORS: dict[str, Callable[[Any], Any]] = {
+    "solve": lambda x: scoresde.solve(sde(), start="" if x is None else x),
+    "encode": lambda x: scoresde.encode(sde(), x),
+    "decode": lambda x: scoresde.decode(sde(), x),
+    "log_prob": lambda x: scoresde.log_prob(sde(), x),
+    "likelihood": lambda x: scoresde.likelihood(sde(), x, invalid="nan"),
+    "elbo": lambda x: scoresde.elbo(sde(), x),
+    "vlb": lambda x: scoresde.vlb(sde(), x),
+    "bits_per_dim of floats": lambda x: scoresde.bits_per_dim(sde(), x, None),
+    "bits_per_dim": lambda x: scoresde.bits_per_dim(sde(), x, scoresde.dequantize.Uniform(4)),
+    "loss": lambda x: scoresde.loss(sde(), x),
+    "loss under a condition": lambda x: scoresde.loss(sde(), X, y=x),
+    "fit": lambda x: fit(x),
+    "fit of integers": lambda x: fit(x, transforms="dequantize"),
+    "fit with validation": lambda x: fit(X, validation=(x, {})),
+    "fit under a condition": lambda x: fit(X, given={"y": x}),
+    "evaluate": lambda x: scoresde.evaluate(sde(), x, samples=0, progress=False),
+    "evaluate under a condition": lambda x: scoresde.evaluate(sde(), X, given={"y": x}, samples=0, progress=False),
+    "given": lambda x: sde().given(y=x),
+    "score": lambda x: sde().score(x, 0.5),
+    "velocity": lambda x: sde().velocity(x, 0.5),
+    "drift": lambda x: sde().drift(x, 0.5),
+    "denoise": lambda x: sde().denoise(x, 0.5),
+    "a time": lambda x: sde().denoise(X, x),
+    "standardize": lambda x: sde().standardize(x),
+    "a source": lambda x: ScoreSDE(scoresde.RectifiedFlow(), Counting(), shape=(2,), source=x if x is not None else ""),
+    "Pairs": lambda x: scoresde.Pairs(x, X),
+    "latents of Pairs": lambda x: scoresde.Pairs(X, x),
+    "conditions of Pairs": lambda x: scoresde.Pairs(X, X, {"y": x}),
+    "Distribution": lambda x: scoresde.Distribution(sde()).log_prob(x),
+    "straightness": lambda x: scoresde.straightness(straight(), start="" if x is None else x),
+    "evaluations": lambda x: scoresde.evaluations(straight(), 0.1, start="" if x is None else x),
+    "energy_distance": lambda x: scoresde.energy_distance(x, X),
+    "energy_test": lambda x: scoresde.energy_test(X, x),
+    "mmd": lambda x: scoresde.mmd(x, X),
+    "sliced_wasserstein": lambda x: scoresde.sliced_wasserstein(X, x),
+    "wasserstein": lambda x: scoresde.wasserstein(x, X),
+    "frechet_distance": lambda x: scoresde.frechet_distance(X, x),
+    "classifier_test": lambda x: scoresde.classifier_test(x, X),
+    "noise_floor": lambda x: scoresde.noise_floor(scoresde.energy_distance, x, 5),
+    "a density": lambda x: toy.Moons().log_prob(x),
+    "another density": lambda x: toy.Checkerboard().log_prob(x),
+    "a density's score": lambda x: toy.Moons().score(x),
+    "a density's denoise": lambda x: toy.Moons().denoise(x, 0.5, 0.5),
+    "means of a mixture": lambda x: toy.GaussianMixture(x, 1.0),
+    "stds of a mixture": lambda x: toy.GaussianMixture(X, x),
+    "weights of a mixture": lambda x: toy.GaussianMixture(X, 1.0, "" if x is None else x),
+    "noisy": lambda x: scoresde.dequantize.Uniform(4).noisy(x),
+    "values": lambda x: scoresde.dequantize.Uniform(4).values(x),
+    "bits": lambda x: scoresde.dequantize.Uniform(4).bits(x, 0.0, 2),
+    "a dataset": lambda x: scoresde.dequantize.Uniform(4).dataset(x),
+    "labels of a dataset": lambda x: scoresde.dequantize.Uniform(4).dataset(VALUES, y=x),
+    "Dequantize": lambda x: scoresde.transforms.Dequantize(4)(x),
+    "Flip": lambda x: scoresde.transforms.Flip()(x),
+    "apply": lambda x: scoresde.transforms.apply(("dequantize",), x),
+}
+
+
+def refused(call: Call, where: str, words: str = "") -> None:
+    """It raises TypeError or ValueError from a line of ours, in one short sentence, without a call of the network."""
+    CALLS.clear()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises((TypeError, ValueError)) as caught:
+            call()
+    message, last = str(caught.value), caught.traceback[-1].path
+    assert Path(last).is_relative_to(Path(scoresde.__file__).parent), f"{where}: {last}: {message}"
+    assert "\n" not in message, f"{where}: {message}"
+    assert 20 < len(message) < 300, f"{where}: {message}"
+    assert re.search(words, message), f"{where}: {message}"
+    assert CALLS == [], where
+
+
+@pytest.mark.parametrize("door", list(DOORS))
+def test_what_is_no_tensor_of_numbers_is_refused_at_every_door(door: str) -> None:
+    for kind, (value, words) in hostile().items():
+        refused(lambda value=value: DOORS[door](value), f"{door}, {kind}", words)
+
+
+def test_arrays_of_any_order_and_read_only_ones_are_taken_without_a_warning() -> None:
+    """Big-endian, backwards, frozen, masked nowhere, half precision: log p is that of the same tensor."""
+    model, x = scoresde.oracle(mixture(), scoresde.VPSDE()), X[:5].double().numpy()
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    wanted = scoresde.log_prob(model, torch.from_numpy(x), solver="heun", steps=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for same in (x.astype(">f8"), x[::-1].copy()[::-1], frozen, np.ma.masked_array(x), x.tolist()):
+            found = scoresde.log_prob(model, same, solver="heun", steps=5)
+            torch.testing.assert_close(found.to(wanted), wanted, rtol=0, atol=1e-4)
+
+
+# ---------------------------------------------------------------- numbers and sizes
+
+NUMBERLIKE: dict[str, Any] = {
+    "10^400": 10**400,
+    "-10^400": -(10**400),
+    "10^5000": 10**5000,
+    "2^63": 2**63,
+    "True": True,
+    "numpy's True": np.bool_(True),
+    "NaN": math.nan,
+    "inf": math.inf,
+    "a fraction": Fraction(7, 2),
+    "a decimal": Decimal(5),
+    "text": "5",
+    "a tensor": torch.zeros(50, 50),
+    "a list": [5],
+    "complex": 5j,
+    "None of ours": type("Evil", (), {"__repr__": lambda self: 1 / 0})(),
+}
+ABSURD = 10**12
+SIZES: dict[str, Callable[[Any], Any]] = {
+    "n of sample": lambda n: scoresde.sample(sde(), n),
+    "n of solve": lambda n: scoresde.solve(sde(), n),
+    "n of sample_and_log_prob": lambda n: scoresde.sample_and_log_prob(sde(), n),
+    "n of reflow": lambda n: scoresde.reflow(straight(), n, progress=False),
+    "n of reflow to a disk": lambda n: scoresde.reflow(straight(), n, out="nowhere/pairs", progress=False),
+    "n of straightness": lambda n: scoresde.straightness(straight(), n),
+    "n of evaluations": lambda n: scoresde.evaluations(straight(), 0.1, n=n),
+    "n of a density": lambda n: toy.Moons().sample(n),
+    "n of a dataset": lambda n: scoresde.dequantize.Uniform(4).dataset(VALUES).sample(n),
+    "n of noise_floor": lambda n: scoresde.noise_floor(scoresde.energy_distance, toy.Moons(), n),
+    "a size of sample_shape": lambda n: scoresde.Distribution(sde()).sample((n,)),
+    "steps": lambda n: scoresde.sample(sde(), solver="ddim", steps=n),
+    "steps of log_prob": lambda n: scoresde.log_prob(sde(), X, steps=n),
+    "steps of vlb": lambda n: scoresde.vlb(sde(), X, steps=n),
+    "steps of fit": lambda n: fit(X, steps=n),
+    "steps of classifier_test": lambda n: scoresde.classifier_test(X, X, steps=n),
+    "width of classifier_test": lambda n: scoresde.classifier_test(X, X, width=n),
+    "most": lambda n: scoresde.evaluations(straight(), 1e-3, most=n),
+    "panels": lambda n: scoresde.straightness(straight(), 10, panels=n),
+    "draws of elbo": lambda n: scoresde.elbo(sde(), X, draws=n),
+    "draws of vlb": lambda n: scoresde.vlb(sde(), X, draws=n),
+    "draws of bits_per_dim": lambda n: scoresde.bits_per_dim(sde(), VALUES, scoresde.dequantize.Uniform(4), draws=n),
+    "draws of evaluate": lambda n: scoresde.evaluate(sde(), VALUES, levels=4, draws=n, progress=False),
+    "samples": lambda n: scoresde.evaluate(sde(), X, n=0, samples=n, progress=False),
+    "fid": lambda n: scoresde.evaluate(sde(), X, n=0, samples=0, fid=n, features=None, progress=False),
+    "probes": lambda n: scoresde.log_prob(sde(), X, trace="hutchinson", probes=n),
+    "permutations": lambda n: scoresde.energy_test(X, X, permutations=n),
+    "projections": lambda n: scoresde.sliced_wasserstein(X, X, projections=n),
+    "repeats": lambda n: scoresde.noise_floor(scoresde.energy_distance, toy.Moons(), 5, repeats=n),
+    "repeats of restart": lambda n: scoresde.sample(sde(), solver="restart", repeats=n),
+    "corrections": lambda n: scoresde.sample(sde(), solver="pc", corrections=n),
+    "size of a coupling": lambda n: scoresde.MinibatchOT(size="" if n is None else n),
+    "batch_size of fit": lambda n: fit(X, batch_size=n),
+    "snapshots": lambda n: fit(X, snapshots=n, out="nowhere/run"),
+    "shape": lambda n: scoresde.build("vp", shape=(n,)),
+    "width": lambda n: scoresde.build("vp", shape=(2,), width=n),
+    "depth": lambda n: scoresde.build("vp", shape=(2,), depth=n),
+    "classes": lambda n: scoresde.build("vp", shape=(2,), classes=n),
+}
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+def test_sizes_that_are_none_or_absurd_are_refused_before_the_work(size: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    for kind, value in NUMBERLIKE.items():
+        refused(lambda value=value: SIZES[size](value), f"{size}, {kind}")
+    estimate = "at most" if size == "snapshots" else r"take at least [\d.,e+]+ (TiB|EiB|days)"
+    refused(lambda: SIZES[size](ABSURD), size, estimate)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_machine_can_do_is_not_refused() -> None:
+    """Estimates are lower bounds: the memory itself passes, twice that does not, and a million steps are no matter."""
+    here = memory()
+    affordable("these", here)
+    with pytest.raises(ValueError, match=r"these take at least .*iB of memory, and this machine has .*iB; take fewer"):
+        affordable("these", 2 * here)
+    for calls in (10**6, 10**9):
+        affordable("steps", calls=calls)
+    with pytest.raises(ValueError, match="steps take at least 116 days"):
+        affordable("steps", calls=10**12)
+    assert next(iter(chunks(sde(), 10**7, None))) == (0, 8192)
+    assert next(iter(chunks(sde(), 10, 10**12))) == (0, 10)  # a batch is never larger than what there is
+    assert len(plan(sde(), "ddim", 10**5, None, {}).times) == 10**5 + 1
+
+
+def test_numpys_numbers_count_as_pythons() -> None:
+    model = scoresde.oracle(mixture(), scoresde.VPSDE())
+    for kind in (np.uint8, np.int64):
+        found = scoresde.solve(model, kind(9), solver="pc", steps=kind(150), corrections=kind(2), batch_size=kind(7))
+        assert found.x.shape == (2, 9, 2)
+        assert int(found.nfe[0]) == 150 + 149 * 2  # bytes would have wrapped
+
+
+@pytest.mark.parametrize("t", [10**400, math.nan, math.inf, -0.1, True, "1", 1j, None, torch.ones(20) * 1j])
+def test_times_that_are_none(t: Any) -> None:
+    refused(lambda: sde().score(X, t), f"t = {type(t)}")
+
+
+def test_times_keep_all_digits_of_a_float() -> None:
+    model = scoresde.oracle(mixture(), scoresde.VPSDE()).double()
+    x, t = X.double(), 0.1
+    assert torch.equal(model.score(x, t), model.score(x, torch.tensor(t, dtype=torch.float64)))
+    assert float(scoresde.solve(model, times=[1.0, t, 0.0]).t[1]) == t
+
+
+# ---------------------------------------------------------------- generators, paths, keywords
+
+GENERATED: dict[str, Callable[[Any], Any]] = {
+    "sample": lambda g: scoresde.sample(sde(), generator=g),
+    "solve": lambda g: scoresde.solve(sde(), generator=g),
+    "log_prob": lambda g: scoresde.log_prob(sde(), X, generator=g),
+    "sample_and_log_prob": lambda g: scoresde.sample_and_log_prob(sde(), generator=g),
+    "elbo": lambda g: scoresde.elbo(sde(), X, generator=g),
+    "vlb": lambda g: scoresde.vlb(sde(), X, generator=g),
+    "bits_per_dim": lambda g: scoresde.bits_per_dim(sde(), X, None, generator=g),
+    "loss": lambda g: scoresde.loss(sde(), X, generator=g),
+    "fit": lambda g: fit(X, generator=g),
+    "reflow": lambda g: scoresde.reflow(straight(), 5, generator=g),
+    "straightness": lambda g: scoresde.straightness(straight(), generator=g),
+    "evaluations": lambda g: scoresde.evaluations(straight(), 0.1, generator=g),
+    "a mixture": lambda g: toy.EightGaussians().sample(5, g),
+    "a curve": lambda g: toy.Moons().sample(5, g),
+    "a checkerboard": lambda g: toy.Checkerboard().sample(5, generator=g),
+    "energy_test": lambda g: scoresde.energy_test(X, X, generator=g),
+    "sliced_wasserstein": lambda g: scoresde.sliced_wasserstein(X, X, generator=g),
+    "classifier_test": lambda g: scoresde.classifier_test(X, X, generator=g),
+    "noise_floor": lambda g: scoresde.noise_floor(scoresde.energy_distance, toy.Moons(), 5, generator=g),
+    "noisy": lambda g: scoresde.dequantize.Uniform(4).noisy(VALUES, g),
+    "a dataset": lambda g: scoresde.dequantize.Uniform(4).dataset(VALUES).sample(3, g),
+    "fitted": lambda g: scoresde.dequantize.TruncatedNormal.fitted(sde(), VALUES, 4, generator=g),
+    "Flip": lambda g: scoresde.transforms.Flip()(torch.zeros(2, 1, 2, 2), g),
+    "Dequantize": lambda g: scoresde.transforms.Dequantize(4)(VALUES, g),
+    "apply": lambda g: scoresde.transforms.apply(["dequantize"], VALUES, g),
+}
+
+
+@pytest.mark.parametrize("door", list(GENERATED))
+def test_what_is_no_generator_is_refused_at_every_door(door: str) -> None:
+    for wrong in (0, 10**400, -1, True, "g", np.random.default_rng(0), torch.tensor(0), torch.Generator, [0]):
+        refused(lambda wrong=wrong: GENERATED[door](wrong), f"{door}, {type(wrong)}", "generator is a torch.Generator, got")
+
+
+PATHS: dict[str, Callable[[Any], Any]] = {
+    "save": lambda p: scoresde.save(classy(), p),
+    "load": lambda p: scoresde.load(p),
+    "fit": lambda p: fit(X, out=p),
+    "fit, resumed": lambda p: fit(X, out=p, resume=True),
+    "reflow": lambda p: scoresde.reflow(straight(), 5, out=p, progress=False),
+    "evaluate": lambda p: scoresde.evaluate(sde(), X, n=0, samples=0, out=p, progress=False),
+    "Pairs.open": lambda p: scoresde.Pairs.open(p),
+    "posthoc_ema": lambda p: scoresde.posthoc_ema(p),
+}
+
+
+@pytest.mark.parametrize("door", list(PATHS))
+def test_what_is_no_path_is_refused_at_every_door(door: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    in_bytes = type("InBytes", (), {"__fspath__": lambda self: b"abc"})()
+    wrong = {"bytes": (b"abc", in_bytes), "NUL": ("a\0b", Path("a\0b")), "'.' is this one": ("",), "255": ("x" * 300,)}
+    wrong["is a path, got"] = (3, 1.5, True, ["a"], {})
+    for words, paths in wrong.items():
+        for path in paths:
+            refused(lambda path=path: PATHS[door](path), f"{door}, {path!r}", words)
+    assert list(tmp_path.iterdir()) == []
+
+
+FOREIGN: dict[str, tuple[Call, str]] = {
+    "seed of sample": (lambda: scoresde.sample(sde(), 3, seed=0), r"generator=torch.Generator\(\).manual_seed\(seed\)"),
+    "device of sample": (lambda: scoresde.sample(sde(), 3, device="cpu"), r"sde\.to\(device\)"),
+    "progress of sample": (lambda: scoresde.sample(sde(), 3, progress=True), "only fit, reflow and evaluate"),
+    "num_steps of solve": (lambda: scoresde.solve(sde(), 3, num_steps=5), "write steps="),
+    "method of encode": (lambda: scoresde.encode(sde(), X, method="rk45"), "write solver="),
+    "dtype of decode": (lambda: scoresde.decode(sde(), X, dtype=torch.float64), r"sde\.double\(\)"),
+    "tol of log_prob": (lambda: scoresde.log_prob(sde(), X, tol=1e-3), "rtol= and atol="),
+    "seed of likelihood": (lambda: scoresde.likelihood(sde(), X, seed=0), "manual_seed"),
+    "seed of sample_and_log_prob": (lambda: scoresde.sample_and_log_prob(sde(), seed=0), "manual_seed"),
+    "device of reflow": (lambda: scoresde.reflow(straight(), 3, device="cpu"), r"sde\.to\(device\)"),
+    "device of evaluate": (lambda: scoresde.evaluate(sde(), X, n=0, samples=0, device="cpu"), r"sde\.to\(device\)"),
+    "seed of straightness": (lambda: scoresde.straightness(straight(), seed=0), "manual_seed"),
+    "seed of evaluations": (lambda: scoresde.evaluations(straight(), 0.1, seed=0), "manual_seed"),
+    "y of Distribution": (lambda: scoresde.Distribution(sde(), y=1), r"sde\.given\(y=\.\.\.\)"),
+    "seed beside a solver": (lambda: scoresde.sample(sde(), solver=scoresde.SOLVERS.build("ddim"), seed=0), "manual_seed"),
+    "seed of fit": (lambda: fit(X, seed=0), "manual_seed"),
+    "epochs of fit": (lambda: fit(X, epochs=3), r"steps=.*len\(data\)"),
+    "a typo of fit": (lambda: fit(X, bach_size=3), "no argument 'bach_size'. Did you mean 'batch_size'"),
+    "seed of elbo": (lambda: scoresde.elbo(sde(), X, seed=0), "manual_seed"),
+    "device of vlb": (lambda: scoresde.vlb(sde(), X, device="cpu"), r"sde\.to\(device\)"),
+    "seed of energy_test": (lambda: scoresde.energy_test(X, X, seed=0), "manual_seed"),
+    "random_state of classifier_test": (lambda: scoresde.classifier_test(X, X, random_state=0), "manual_seed"),
+    "seed of a density": (lambda: toy.Moons().sample(3, seed=0), "manual_seed"),
+}
+
+
+@pytest.mark.parametrize("call", list(FOREIGN))
+def test_keywords_of_other_libraries_are_answered_with_what_to_write(call: str) -> None:
+    refused(FOREIGN[call][0], call, FOREIGN[call][1])

@@ -64,14 +64,18 @@ def test_bits_are_those_of_bits_per_dim_and_fall_to_the_exact_ones_with_draws() 
 
 def test_an_estimated_trace_says_how_far_the_weighted_bound_is_too_low() -> None:
     """At k = 64 the mean falls by no more than `bias` (and 0.01 for what k leaves), and by more than a tenth of it."""
-    v = integers(100)
+    v = integers(40)
     how: dict[str, Any] = {"levels": LEVELS, "draws": 64, "samples": 0, "rtol": 1e-4, "atol": 1e-4, "progress": False}
-    exact, estimated = evaluate(model(), v, **how).weighted, evaluate(model(), v, probes=2, **how).weighted
+    normal = {"trace": "hutchinson_gaussian", "probes": 24}  # two signs are the exact trace in 2-D
+    exact, estimated = evaluate(model(), v, **how).weighted, evaluate(model(), v, **normal, **how).weighted
+    signs = evaluate(model(), v[:3], probes=2, **how).weighted
+    assert signs is not None
+    assert (signs.trace, signs.probes) == ("exact", 0)
     assert exact is not None
     assert estimated is not None
-    assert (estimated.trace, estimated.probes) == ("hutchinson", 2)
+    assert (estimated.trace, estimated.probes) == ("hutchinson_gaussian", 24)
     assert estimated.bias > 0.005
-    one = evaluate(model(), v, probes=2, **how | {"draws": 1}).score
+    one = evaluate(model(), v, **normal, **how | {"draws": 1}).score
     assert one is not None
     nats = 2 * math.log(2)
     assert estimated.bias * nats == pytest.approx((one.trace_error * nats) ** 2 / 2)
@@ -102,12 +106,10 @@ def test_points_are_scored_in_nats() -> None:
 def test_the_error_of_the_trace_is_one_standard_deviation(probes: int) -> None:
     """The spread of log p over 12 draws of the probes, its root mean square over 150 points, within a fifth."""
     x = law().sample(150, generator=generator(1))
-    draws = [
-        scoresde.log_prob(model(), x, trace="hutchinson", probes=probes, rtol=1e-3, atol=1e-3, generator=generator(seed))
-        for seed in range(12)
-    ]
+    how = {"trace": "hutchinson_gaussian", "probes": probes, "rtol": 1e-3, "atol": 1e-3}
+    draws = [scoresde.log_prob(model(), x, **how, generator=generator(seed)) for seed in range(12)]
     wanted = float(torch.stack(draws).var(0).mean().sqrt())
-    found = evaluate(model(), x, samples=0, probes=probes, rtol=1e-3, atol=1e-3, progress=False).score
+    found = evaluate(model(), x, samples=0, progress=False, **how).score
     assert found is not None
     assert found.trace_error == pytest.approx(wanted, rel=0.2)
 
@@ -358,7 +360,7 @@ def test_what_was_found_before_an_interruption_stands_in_the_file(tmp_path: Path
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["score"]["n"] == PART
     assert found["samples"] == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "samples.csv"]
 
 
 @pytest.fixture(scope="module")
@@ -399,7 +401,7 @@ def test_the_command_writes_what_the_function_finds(trained: Path, tmp_path: Pat
     assert abs(wanted.score.mean - 8) < 1.5  # uniform noise
 
 
-def test_a_table_has_no_sheet_and_a_models_own_folder_may_hold_its_evaluation(
+def test_a_table_has_no_picture_and_a_models_own_folder_may_hold_its_evaluation(
     trained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["evaluate", str(trained / "points"), str(trained / "points.npy"), "--out", str(trained / "points"), "-n", "10"])

@@ -10,14 +10,24 @@ from pathlib import Path
 import pytest
 from test_recipes import cifar, mnist
 
+import scoresde
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of 64 units, whatever the example asks for."""
+    build = scoresde.build
+    monkeypatch.setattr(scoresde, "build", lambda *args, **options: build(*args, **options | {"width": 64}))
+
+
+@pytest.mark.usefixtures("narrow")
 def test_digits_example_prints_finite_bits_and_draws_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """60 steps on real digits: bits/dim near or below a uniform law's log2 17 = 4.09, and a sheet of pictures on disk."""
+    """150 steps on real digits: bits/dim near or below a uniform law's log2 17 = 4.09, and a sheet of pictures on disk."""
     pytest.importorskip("sklearn")
     main = runpy.run_path(str(EXAMPLES / "digits.py"))["main"]
-    bits = main(steps=60, out=str(tmp_path / "digits.png"), held_out=20)
+    bits = main(steps=150, out=str(tmp_path / "digits.png"), held_out=10)
     assert 1.5 < bits < math.log2(17) + 0.2
     assert (tmp_path / "digits.png").stat().st_size > 5000
     assert f"{bits:.3f}" in capsys.readouterr().out
@@ -33,10 +43,11 @@ def test_distribution_example_infers_and_trains_on(capsys: pytest.CaptureFixture
     assert f"{after:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("narrow")
 def test_rectified_flow_example_reflows_and_draws_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A short run: after a reflow one step is better than before, and paths are straighter, by half at least."""
     main = runpy.run_path(str(EXAMPLES / "rectified_flow.py"))["main"]
-    before, after = main(steps=300, pairs=3000, points=1000, out=str(tmp_path))
+    before, after = main(steps=300, pairs=1500, points=500, out=str(tmp_path))
     assert after["E² of one step / floor"] < 0.5 * before["E² of one step / floor"]
     assert after["straightness S"] < 0.5 * before["straightness S"]
     assert (tmp_path / "paths.png").stat().st_size > 5000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -26,11 +27,11 @@ GRID = [f"torchdiffeq:{name}" for name in FIXED]
 STOCHASTIC = [f"torchsde:{name}" for name in SDE]
 SHARED = [f"torchdiffeq:{name}" for name in (*ADAPTIVE, "implicit_adams")]
 FINE = ["torchdiffeq:dopri8", "torchdiffeq:dopri5", "scipy:LSODA", "scipy:DOP853", "scipy:Radau"]
-TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+TIGHT = {"rtol": 1e-8, "atol": 1e-8}
 
 
 def how(name: str, steps: int = 20) -> dict[str, object]:
-    return {"solver": name} if name in TOLERANT else {"solver": name, "steps": steps}
+    return {"solver": name} | ({"rtol": 1e-4, "atol": 1e-4} if name in TOLERANT else {"steps": steps})
 
 
 def eight(process: str = "vp") -> ScoreSDE:
@@ -48,7 +49,7 @@ def test_the_lists_are_complete() -> None:
 
 @pytest.mark.parametrize("process", ["vp", "rectified"])
 def test_end_points_and_stations_equal_ours(process: str) -> None:
-    """To 1e-6 at a tolerance of 1e-9, at the end and at times on the way, where dense output of low order would show."""
+    """To 1e-6 at a tolerance of 1e-8, at the end and at times on the way, where dense output of low order would show."""
     sde, times = eight(process), [1.0, 0.5, 0.1, 0.0]
     ours = scoresde.solve(sde, 3, times=times, rtol=1e-11, atol=1e-11, generator=generator())
     for name in FINE:
@@ -56,11 +57,15 @@ def test_end_points_and_stations_equal_ours(process: str) -> None:
         torch.testing.assert_close(theirs.x, ours.x, rtol=0, atol=1e-6, msg=name)
 
 
+@functools.cache
+def three_to_compare_with() -> Tensor:
+    return scoresde.sample(eight("rectified"), 3, rtol=1e-11, atol=1e-11, generator=generator())
+
+
 @pytest.mark.parametrize("name", TOLERANT)
 def test_tolerance_rules_the_error(name: str) -> None:
     """Each method's error falls with its tolerance, and stays below 100 times that (400 for an order of 2)."""
-    sde = eight("rectified")
-    fine = scoresde.sample(sde, 3, rtol=1e-11, atol=1e-11, generator=generator())
+    sde, fine = eight("rectified"), three_to_compare_with()
     errors = []
     for tolerance in (1e-3, 1e-5):
         x = scoresde.sample(sde, 3, solver=name, rtol=tolerance, atol=tolerance, generator=generator())
@@ -72,7 +77,7 @@ def test_tolerance_rules_the_error(name: str) -> None:
 @pytest.mark.parametrize("name", [*FINE, "torchdiffeq:rk4"])
 def test_log_prob_is_the_closed_form(name: str) -> None:
     mixture, process = MIXTURES["8 Gaussians"], scoresde.RectifiedFlow()
-    x = mixture.sample(2, generator=generator(), dtype=torch.float64)
+    x = mixture.sample(1, generator=generator(), dtype=torch.float64)
     fine = {"steps": 300} if name in GRID else {"rtol": 1e-7, "atol": 1e-7}
     logp = scoresde.log_prob(scoresde.oracle(mixture, process), x, solver=name, **fine)
     assert float((logp - mixture.log_prob(x)).abs().max()) < 1e-5
@@ -168,7 +173,8 @@ def test_evaluations_are_those_the_network_sees(name: str) -> None:
 def test_mates_do_not_matter_unless_the_solver_says_so(name: str) -> None:
     """One sample with three sets of mates: the same bits, or about the tolerance of 1e-5 where a step size is shared."""
     sde = eight()
-    options = how(name) if name not in TOLERANT else {"solver": name, "rtol": 1e-5, "atol": 1e-5}
+    tolerance = 1e-5 if name in SHARED else 1e-3
+    options = how(name) if name not in TOLERANT else {"solver": name, "rtol": tolerance, "atol": tolerance}
     made = scoresde.plan.plan(sde, name, options.get("steps"), None, {k: v for k, v in options.items() if "tol" in k})
     nodes = scoresde.plan.levels(sde, made.times)
     z, ends = torch.randn(4, 2, generator=generator(), dtype=torch.float64), []
@@ -273,7 +279,7 @@ def test_nan_is_an_error_of_ours(name: str) -> None:
         assert 0 < int(failed.sum()) < 20
         assert bool(caught.value.x[~failed].isfinite().all())
     if name.startswith("scipy"):  # the others are finished samples
-        good = scoresde.sample(ScoreSDE(scoresde.VPSDE(), Mild(), shape=(2,), sees="raw"), 20, generator=generator(), solver=name)
+        good = scoresde.sample(ScoreSDE(scoresde.VPSDE(), Mild(), shape=(2,), sees="raw"), 20, generator=generator(), **how(name))
         assert torch.equal(caught.value.x[~failed], good[~failed])
 
 

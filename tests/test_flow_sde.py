@@ -120,7 +120,7 @@ def test_weak_order_of_every_form(name: str, form: str, order: int) -> None:
 
     On a grid that is refined everywhere: "logsnr", the default, ends at a noise level of its own where λ is infinite.
     """
-    counts, how = [128, 256, 512], {"noise": 2.0, "form": form, "order": order}
+    counts, how = [256, 512], {"noise": 2.0, "form": form, "order": order}
     errors = [sum(moments(affine(name, "flow_sde", n, n, "graded", **how), name)) for n in counts]
     slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
     assert abs(slopes[-1] - order) < 0.1, (slopes, errors)

@@ -39,12 +39,12 @@ BLOBS = scoresde.toy.GaussianMixture([[-2.0, 0.0], [2.0, 0.5], [0.0, 2.5]], 0.5)
 
 @pytest.fixture(scope="module")
 def flow() -> ScoreSDE:
-    return fit(build(), BLOBS, 1500)
+    return fit(build(), BLOBS, 1000)
 
 
 @pytest.fixture(scope="module")
 def reflowed(flow: ScoreSDE) -> ScoreSDE:
-    pairs = scoresde.reflow(flow, 20_000, generator=generator(2), rtol=1e-3, atol=1e-3, progress=False)
+    pairs = scoresde.reflow(flow, 8000, generator=generator(2), rtol=1e-3, atol=1e-3, progress=False)
     return fit(copy.deepcopy(flow), pairs, 1500)
 
 
@@ -63,7 +63,7 @@ def test_reflow_makes_paths_straight_and_one_step_enough(flow: ScoreSDE, reflowe
 
 
 def test_a_distilled_model_jumps_and_has_nothing_else(flow: ScoreSDE, reflowed: ScoreSDE) -> None:
-    pairs = scoresde.reflow(reflowed, 10_000, generator=generator(6), rtol=1e-3, atol=1e-3, progress=False)
+    pairs = scoresde.reflow(reflowed, 4000, generator=generator(6), rtol=1e-3, atol=1e-3, progress=False)
     student = fit(copy.deepcopy(reflowed), pairs, 600, noise="nodes:1", lr=1e-3)
     assert student.kind == "nodes:1"
     x1 = torch.randn(2000, 2, generator=generator(7)) * student.scale + student.mean
@@ -84,11 +84,11 @@ def test_a_distilled_model_jumps_and_has_nothing_else(flow: ScoreSDE, reflowed: 
             call()
 
 
-def mass_and_entropy(sde: ScoreSDE, low: float = -9.0, high: float = 9.0, n: int = 91) -> tuple[float, float]:
+def mass_and_entropy(sde: ScoreSDE, low: float = -8.0, high: float = 8.0, n: int = 81) -> tuple[float, float]:
     """∫ p and −∫ p·log p by the trapezoidal rule, whose error for a smooth density that ends within the box is tiny."""
     axis = torch.linspace(low, high, n, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
-    log_p = scoresde.log_prob(sde, grid, rtol=1e-5, atol=1e-5)
+    log_p = scoresde.log_prob(sde, grid, rtol=1e-4, atol=1e-4)
     cell = float(axis[1] - axis[0]) ** 2
     return float(log_p.exp().sum()) * cell, float(-(log_p.exp() * log_p).sum()) * cell
 
@@ -101,13 +101,13 @@ def test_the_density_of_a_flow_of_coupled_pairs_integrates_to_one(which: str, re
     else:
         sde = build(fourier=0)
         sde.source = scoresde.toy.GaussianMixture([[-3.0, -2.0], [1.5, 3.0]], 0.7)
-        fit(sde, BLOBS, 300, coupling="minibatch_ot" if "transport" in which else "independent")
+        fit(sde, BLOBS, 150, coupling="minibatch_ot" if "transport" in which else "independent")
         assert sde.kind == "velocity"
     sde = copy.deepcopy(sde).double()
     mass, entropy = mass_and_entropy(sde)
     assert abs(mass - 1) < 1e-3
-    _, log_p = scoresde.sample_and_log_prob(sde, 4000, generator=generator(8))
-    assert abs(float(log_p.mean()) + entropy) < 4.5 * float(log_p.std()) / 4000**0.5 + 1e-3
+    _, log_p = scoresde.sample_and_log_prob(sde, 1500, generator=generator(8))
+    assert abs(float(log_p.mean()) + entropy) < 4.5 * float(log_p.std()) / 1500**0.5 + 1e-3
 
 
 def test_transport_makes_paths_between_two_laws_straighter() -> None:
@@ -115,7 +115,7 @@ def test_transport_makes_paths_between_two_laws_straighter() -> None:
     for coupling in ("independent", "minibatch_ot"):
         sde = build()
         sde.source = scoresde.toy.EightGaussians()
-        found[coupling] = scoresde.straightness(fit(sde, BLOBS, 400, coupling=coupling), 500, generator=generator(9))
+        found[coupling] = scoresde.straightness(fit(sde, BLOBS, 200, coupling=coupling), 500, generator=generator(9))
     assert found["minibatch_ot"].curvature.value < 0.3 * found["independent"].curvature.value
     assert found["minibatch_ot"].path_energy.value < found["independent"].path_energy.value
 

@@ -175,7 +175,7 @@ def test_levels_have_the_same_law_in_batches_of_every_size(b: int) -> None:
             return seen[-1]
 
     sde = scoresde.build("rectified", "two_times", shape=(2,), width=8)
-    whole, n = quantiles(1, 600 * b, generator(), torch.device("cpu")), 600 * b
+    whole, n = quantiles(1, 300 * b, generator(), torch.device("cpu")), 300 * b
     for i in range(0, n, b):
         z0, eps = torch.randn(2, b, 2, generator=generator(i))
         loss = Watching()(sde.net, sde, z0, eps, whole[i : i + b], {}, 0.5, generator(i + 1))
@@ -192,15 +192,14 @@ def test_levels_have_the_same_law_in_batches_of_every_size(b: int) -> None:
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("steps", [1, 2, 5])
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 2)])
-def test_a_flow_map_leads_where_the_ode_does_in_any_number_of_steps(name: str, steps: int, shape: tuple[int, ...]) -> None:
+def test_a_flow_map_leads_where_the_ode_does_in_any_number_of_steps(name: str, shape: tuple[int, ...]) -> None:
     sde = exact_model(name, shape)
-    n = 1 if steps == 5 else 40
-    solved = scoresde.solve(sde, n, solver="flow_map", steps=steps, generator=generator())
-    ode = scoresde.sample(sde, n, solver="adams", rtol=1e-10, atol=1e-10, generator=generator())
-    torch.testing.assert_close(solved.x[-1], ode, rtol=0, atol=1e-7)
-    assert solved.nfe.tolist() == [steps] * n
+    ode = scoresde.sample(sde, 40, solver="adams", rtol=1e-10, atol=1e-10, generator=generator())
+    for steps, n in ((1, 40), (2, 40), (5, 1)):
+        solved = scoresde.solve(sde, n, solver="flow_map", steps=steps, generator=generator())
+        torch.testing.assert_close(solved.x[-1], ode[:n], rtol=0, atol=1e-7)
+        assert solved.nfe.tolist() == [steps] * n
 
 
 @pytest.mark.parametrize("name", PROCESSES)
@@ -356,7 +355,7 @@ def test_what_cannot_learn_a_map_is_refused_before_any_work() -> None:
         MeanFlow(to_data=1.5)
     with pytest.raises(ValueError, match=r"takes a span already"):
         TwoTimes((2,), backbone="two_times")
-    with pytest.raises(ValueError, match=r"takes no condition 'label'.*\['y'\]"):
+    with pytest.raises(ValueError, match=r"takes no condition 'label'.*There are: y"):
         scoresde.build("rectified", "two_times", shape=(2,), classes=2).given(label=1)
     for solver in ("flow_map", "consistency"):
         with pytest.raises(ValueError, match="this model has"):

@@ -444,9 +444,9 @@ ORDERS = sorted({r for row in METHODS.values() for r in orders(row._replace(tau=
 
 @pytest.mark.parametrize("row", ORDERS, ids=["-".join(map(str, row[:4])) for row in ORDERS])
 def test_each_row_has_its_order(row: Row, quiet: tuple[ScoreSDE, Tensor, Tensor]) -> None:
-    """Slope of the end point's RMS error over the last two of six halvings: within 0.15 of the order, 1 to 4."""
+    """Slope of the end point's RMS error over two halvings, to 512 steps: within 0.15 of the order, 1 to 4."""
     sde, z, exact = quiet
-    errors = [rms(end - exact) for end in ends(row, sde, z, [16 * 2**k for k in range(7)])]
+    errors = [rms(end - exact) for end in ends(row, sde, z, [128, 256, 512])]
     for slope in slopes(errors)[-1 if row.variable == "eps" else -2 :]:
         assert abs(slope - row.order) < 0.15, (slopes(errors), errors)
 
@@ -570,15 +570,14 @@ def test_adams_on_a_fixed_grid_has_its_order(order: int, quiet: tuple[ScoreSDE, 
     [
         (1, 2, 1),
         (2, 3, 1),
-        (3, 3, 1),
-        (4, 4, 3),
-        (5, 4, 4),
-        (6, 5, 4),
-        (13, 5, 4),
-        (14, 6, 4),
-        (20, 7, 4),
-        (28, 8, 4),
-        (90, 8, 4),
+        (4, 3, 3),
+        (11, 3, 4),
+        (12, 4, 4),
+        (20, 5, 4),
+        (31, 5, 4),
+        (32, 6, 4),
+        (100, 7, 4),
+        (160, 8, 4),
     ],
 )
 def test_adams_takes_its_order_from_the_number_of_steps(steps: int, order: int, forward: int) -> None:
@@ -588,7 +587,7 @@ def test_adams_takes_its_order_from_the_number_of_steps(steps: int, order: int, 
     nodes = levels(sde, grid(sde.process, steps, "graded"))
     for most in (2, 4, 6, 8):
         for way, variable, wanted in ((nodes, "x0φ²", order), (nodes[::-1], "v", forward)):
-            row = Row(variable, min(wanted, most), corrector=wanted > 1)
+            row = Row(variable, min(wanted, most), corrector=min(wanted, most) > 1)
             end, counts = Adams(max_order=most).run(problem(sde, way, False, lambda: z), z)
             assert torch.equal(end, path(row, sde, way, z)[-1])
             assert counts.nfe == steps
@@ -603,16 +602,16 @@ def solved(sde: ScoreSDE, n: int, tolerance: float, solver: str = "adams", **how
 @pytest.mark.parametrize("name", ["vp", "rectified", "ve"])
 @pytest.mark.parametrize("mixture", list(PROBLEMS))
 def test_adams_error_follows_its_tolerance(mixture: str, name: str) -> None:
-    """End point's error over six decades of tolerance, against Dormand–Prince at 1e-12, for 500 samples.
+    """End point's error over six decades of tolerance, against Dormand–Prince 8(5,3) at 1e-12, for 200 samples.
 
     The median sample's is between tolerance/50 and 0.7 × tolerance (0.03 to 0.44 measured). The RMS over samples is below
     5 × tolerance, not below the tolerance (0.06 to 2.3 measured): a few samples near separatrices of the 8 Gaussians decide it.
     """
     sde = scoresde.oracle(PROBLEMS[mixture], scoresde.PROCESSES.build(name)).double()
-    exact = solved(sde, 500, 1e-12, "rk45").x[-1]
+    exact = solved(sde, 200, 1e-12, "dop853").x[-1]
     cost = 0.0
-    for tolerance in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8):
-        solution = solved(sde, 500, tolerance)
+    for tolerance in (1e-3, 1e-4, 1e-6, 1e-8):
+        solution = solved(sde, 200, tolerance)
         error = solution.x[-1] - exact
         assert tolerance / 50 < float(error.square().mean(1).sqrt().median()) < 0.7 * tolerance
         assert tolerance / 30 < rms(error) < 5 * tolerance
@@ -624,18 +623,18 @@ def test_adams_error_follows_its_tolerance(mixture: str, name: str) -> None:
 @pytest.mark.parametrize("mixture", ["8 Gaussians", "bumps"])
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_adams_likelihood_follows_its_tolerance(mixture: str, name: str) -> None:
-    """Error of log p(x) over six decades of tolerance, against the closed form, for 200 samples; and that of the latent.
+    """Error of log p(x) over six decades of tolerance, against the closed form, for 100 samples; and that of the latent.
 
     RMS between tolerance/80 and the tolerance: over seeds, 0.03 to 0.30 of it were measured, and up to 0.08 for the latent.
     """
     density, process = PROBLEMS[mixture], scoresde.PROCESSES.build(name)
     sde = scoresde.oracle(density, process).double()
     (alpha0, sigma0), (alpha, sigma) = at(process, 0.0), at(process, 1.0)
-    x = density.sample(200, generator=generator(3)).double()
+    x = density.sample(100, generator=generator(3)).double()
     truth = density.perturb(alpha0, sigma0).log_prob(x)
     prior = density.perturb(alpha, sigma)
-    latent = scoresde.likelihood(sde, x, rtol=1e-12, atol=1e-12).latent
-    for tolerance in (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8):
+    latent = scoresde.encode(sde, x, solver="dop853", rtol=1e-12, atol=1e-12)
+    for tolerance in (1e-3, 1e-5, 1e-7, 1e-8):
         found = scoresde.likelihood(sde, x, solver="adams", rtol=tolerance, atol=tolerance, prior=prior)
         assert tolerance / 80 < rms(found.log_prob - truth) < tolerance
         assert rms(found.latent - latent) < tolerance * math.hypot(alpha, sigma)

@@ -210,7 +210,7 @@ REFUSED: dict[str, tuple[Callable[[], ScoreSDE], dict[str, Any], type[Exception]
     "no pairs": (bend, {"n": 0}, ValueError, "n is at least 1"),
     "half": (bend, {"n": 1.5}, TypeError, "n is an integer"),
     "batch_size": (bend, {"batch_size": 0}, ValueError, "batch_size is at least 1"),
-    "out": (bend, {"out": 3}, TypeError, "out is a folder, got int"),
+    "out": (bend, {"out": 3}, TypeError, "out is a path, got int"),
     "no model": (scoresde.RectifiedFlow, {}, TypeError, "reflow needs a ScoreSDE"),  # type: ignore[dict-item]
 }
 

@@ -15,11 +15,11 @@ import pytest
 import scoresde
 
 ROOMS = [
-    "errors ranks storage checks registry random inputs process",
-    "paths prediction grids solvers backbones toy source",
+    "errors ranks storage checks registry random inputs modules schema process conditions",
+    "paths standardization prediction grids solvers backbones toy source",
     "sde trace",
     "plan sampling pairstore cnf exact bounds dequantize bits distribution oracles metrics plotting "
-    "objective weights engine coupling pairs jumps bridge data files transforms io checkpoint history training "
+    "objective weights engine coupling pairs jumps bridge data items files transforms io checkpoint history training "
     "evaluation",
     "builder cli demo reports recipes __init__ __main__",
 ]

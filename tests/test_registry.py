@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 import scoresde
 from conftest import generator
@@ -306,19 +307,21 @@ def test_the_command_imports_what_the_user_says_and_no_more(
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), drawn.numpy())
 
 
-def test_importing_scoresde_looks_up_no_plugin_and_imports_no_third_party_model(site: Path) -> None:
+def test_importing_scoresde_looks_up_no_plugin_and_needs_no_third_party_model_or_accelerate(site: Path) -> None:
     code = (
         "import importlib.metadata as m\n"
         "looked_up, found = [], m.entry_points\n"
         "m.entry_points = lambda **by: (looked_up.append(by), found(**by))[1]\n"  # torch has plug-ins, too
-        "import scoresde, sys\n"
-        "scoresde.build('vp', 'mlp', shape=(2,), width=8)\n"
+        "import sys; sys.modules['accelerate'] = None\n"
+        "import scoresde\n"
+        "scoresde.fit(scoresde.build('vp', 'mlp', shape=(2,), width=8), scoresde.toy.Moons(), steps=2, progress=False)\n"
         "assert not {'diffusers', 'plug_package'} & set(sys.modules)\n"
         "assert not any('scoresde' in by.get('group', '') for by in looked_up)\n"
     )
     root = str(Path(scoresde.__file__).parent.parent)
-    done = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": f"{site}:{root}", "OMP_NUM_THREADS": "1"}, check=False)
-    assert done.returncode == 0
+    environment = {"PYTHONPATH": f"{site}:{root}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 # ------------------------------------------------------------------ other libraries
@@ -346,9 +349,12 @@ def test_a_text_of_one_word_is_the_condition_vector() -> None:
     net = BACKBONES.build("diffusers:UNet2DConditionModel", (2, 4, 4), vector=5, attention_head_dim=4, **TINY | blocks)
     sde = scoresde.ScoreSDE(scoresde.VPSDE(), net.eval(), shape=(2, 4, 4))
     x, t, word = torch.randn(2, 2, 4, 4, generator=generator()), torch.zeros(2), torch.randn(2, 5, generator=generator(1))
-    wanted = net.model(x, 500 * torch.ones(2), encoder_hidden_states=word[:, None]).sample
+    wanted = net.model(x, 500 * torch.ones(2), encoder_hidden_states=pad(word, (0, 1))[:, None]).sample
     torch.testing.assert_close(net(x, t, vector=word), wanted, rtol=1e-4, atol=1e-4)
-    assert not torch.allclose(net(x, t), wanted, atol=1e-3)
+    none = pad(torch.zeros(2, 5), (0, 1), value=1.0)[:, None]  # the last number says that there is no word
+    wanted = net.model(x, 500 * torch.ones(2), encoder_hidden_states=none).sample
+    torch.testing.assert_close(net(x, t), wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(net(x, t, vector=0 * word), wanted, atol=1e-3)
     with pytest.raises(ValueError, match=r"vector has shape \(n, 5\), got \(2, 4\)"):
         sde.given(vector=word[:, :4])
     with pytest.raises(ValueError, match="build it with classes=n"):

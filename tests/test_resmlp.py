@@ -135,12 +135,13 @@ def test_every_condition_is_heard_and_its_absence_is_a_null(shape: tuple[int, ..
     x, t = normal(2, *shape), normal(2, seed=1)
     none = net(x, t)
     given = {"y": torch.tensor([0, 2]), "vector": normal(2, 2)}
-    nothing = {"y": torch.tensor([3, 3]), "vector": torch.zeros(2, 2)}
+    nothing = {"y": torch.tensor([3, 3]), "vector": torch.full((2, 2), math.nan)}
     if joined:
-        given["image"], nothing["image"] = normal(2, 1, *shape[1:]), torch.zeros(2, 1, *shape[1:])
+        given["image"], nothing["image"] = normal(2, 1, *shape[1:]), torch.full((2, 1, *shape[1:]), math.nan)
     net.check_condition(**given)
     for name, value in given.items():
         assert ((net(x, t, **{name: value}) - none).flatten(1).norm(dim=1) > 1e-2).all(), name
+        assert ((net(x, t, **{name: 0 * value}) - none).flatten(1).norm(dim=1) > 1e-2).all(), name  # zeros are not none
     torch.testing.assert_close(net(x, t, **nothing), none, rtol=0, atol=1e-14)
 
 

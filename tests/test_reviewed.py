@@ -189,15 +189,17 @@ def test_conditions_are_finite_and_of_the_models_dtype() -> None:
 
 
 def test_classes_of_another_file_are_numbered_as_in_training(tmp_path: Path) -> None:
-    from scoresde.cli import _classes
+    from scoresde.schema import Schema
 
     (tmp_path / "a.csv").write_text("u,kind\n1,x\n2,y\n3,z\n")
     (tmp_path / "b.csv").write_text("u,kind\n1,z\n2,x\n")
     (tmp_path / "c.csv").write_text("u,kind\n1,w\n2,x\n")
     a, b, c = (scoresde.files.read(tmp_path / f"{name}.csv", conditions=["kind"]) for name in "abc")
-    assert _classes(a, b, "kind").tolist() == [2, 0]
-    with pytest.raises(ValueError, match=r"\['w'\].*\['x', 'y', 'z'\]"):
-        _classes(a, c, "kind")
+    schema = Schema()
+    schema.learn(a, None)
+    assert schema.take(b)[1]["kind"].tolist() == [2, 0]
+    with pytest.raises(ValueError, match=r"'w'.*x, y, z"):
+        schema.take(c)
 
 
 def test_half_precision_weights_are_warned_of() -> None:

@@ -191,10 +191,10 @@ def test_a_loaders_batches_are_not_repeated_at_once() -> None:
     sde = flow()
     loader = DataLoader(TensorDataset(moons(128)), 32)
     pairing = Pairing(Source(loader, sde, 32, seed=0), sde, scoresde.MinibatchOT(), 0, 0)
-    x, _, _, k = next(pairing.batches(0, None, 1000))
+    x, _, _, sizes = next(pairing.batches(0, None, 1000))
     pairing.close()
-    first, second = (part.sort(0).values for part in x.chunk(k)[:2])
-    assert k == 8
+    first, second = (part.sort(0).values for part in x.split(sizes)[:2])
+    assert sizes == [32] * 8
     assert not torch.equal(first, second)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import scoresde
 from conftest import MIXTURES, generator
@@ -176,3 +179,72 @@ def test_registering_under_a_name_that_is_taken_is_refused() -> None:
 
     with pytest.raises(TypeError, match="register\\('name'\\)"):
         scoresde.PROCESSES.register(Process)  # type: ignore[arg-type]
+
+
+def everything(folder: Path) -> list[object]:
+    """What the public verbs return, with all seeds fixed."""
+    g, out = generator, list[object]()
+    mixture = toy.EightGaussians()
+    x = mixture.sample(12, generator=g())
+    with torch.device("cpu"), torch.random.fork_rng():
+        torch.manual_seed(0)
+        sde = scoresde.build("vp", "mlp", shape=(2,), width=8, depth=1, classes=2)
+        flow = scoresde.build("rectified", "mlp", shape=(2,), width=8, depth=1)
+        laws = TensorDataset(x)
+    train: dict[str, Any] = {"steps": 3, "batch_size": 4, "progress": False}
+    for data in (x, x.numpy(), x.tolist(), laws, DataLoader(laws, 4, shuffle=True), toy.Moons()):
+        scoresde.fit(flow, data, generator=g(), **train)
+    scoresde.fit(sde, x, given={"y": [0, 1] * 6}, validation=(x, {"y": [0, 1] * 6}), generator=g(), **train)
+    scoresde.fit(sde, x, given={"y": np.arange(12) % 2}, noise="adaptive", generator=g(), out=folder / "run", **train)
+    scoresde.fit(flow, x, coupling="minibatch_ot", generator=g(), **train)
+    sde = scoresde.load(scoresde.save(sde, folder / "model"))
+    given = sde.given(y=1)
+    for spacing in scoresde.SPACINGS:
+        out.append(scoresde.sample(sde, 3, solver="ddim", steps=10, spacing=spacing, generator=g()))
+    for solver in scoresde.SOLVERS:
+        need = scoresde.SOLVERS.build(solver).needs
+        if need[0] in ("score", "velocity"):
+            out.append(scoresde.sample(given, 3, solver=solver, steps=4, generator=g()))
+    out += [scoresde.sample(given, 3, solver=solver, rtol=1e-2, atol=1e-2, generator=g()) for solver in ("rk45", "ggf")]
+    out += vars(scoresde.solve(given, 3, times=[1.0, 0.4, 0.0], generator=g())).values()
+    out += vars(scoresde.likelihood(given, x, trace="hutchinson", generator=g())).values()
+    out += [scoresde.log_prob(given, x), *scoresde.sample_and_log_prob(given, 3, generator=g())]
+    out += [
+        scoresde.encode(given, x),
+        scoresde.decode(given, x),
+        sde.score(x, 0.3),
+        sde.velocity(x, 0.5),
+    ]
+    out += [scoresde.elbo(sde, x, generator=g()).log_prob, scoresde.vlb(sde, x, steps=8, generator=g()).log_prob]
+    out.append(scoresde.loss(sde, x, generator=g(), y=torch.zeros(12, dtype=torch.long, device="cpu")))
+    values = (16 * x.sigmoid()).long()
+    out.append(scoresde.bits_per_dim(sde, values, scoresde.dequantize.Uniform(16), draws=2, generator=g()).bits)
+    pairs = scoresde.reflow(flow, 8, generator=g(), progress=False)
+    scoresde.fit(flow, pairs, generator=g(), **train)
+    flow.source = x
+    scoresde.fit(flow, x, generator=g(), **train)
+    out += [pairs.x, pairs.latent, scoresde.sample(flow, 3, generator=g())]
+    for name in toy.DENSITIES:
+        law = toy.DENSITIES.build(name)
+        y = law.sample(5, generator=g())
+        out += [y, law.log_prob(y), *law.bounds()]
+    y = x + 0.1
+    out += [scoresde.energy_distance(x, y), scoresde.energy_test(x, y, generator=g()), scoresde.wasserstein(x, y)]
+    out += [scoresde.sliced_wasserstein(x, y, generator=g()), scoresde.mmd(x, y), scoresde.frechet_distance(x, y)]
+    out.append(scoresde.oracle(mixture, scoresde.VESDE()).score(x, 0.2))
+    return out + list(sde.state_dict().values()) + list(flow.state_dict().values())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_another_default_device_changes_nothing(tmp_path: Path) -> None:
+    """All public verbs, bit for bit, on a model and data of the CPU."""
+    wanted = everything(tmp_path / "plain")
+    with torch.device("meta"):
+        found = everything(tmp_path / "meta")
+    assert len(found) == len(wanted)
+    for mine, theirs in zip(found, wanted, strict=True):
+        if isinstance(mine, Tensor) and isinstance(theirs, Tensor):
+            assert mine.device.type == "cpu"
+            assert torch.equal(mine.nan_to_num(), theirs.nan_to_num())
+        else:
+            assert mine == theirs

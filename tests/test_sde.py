@@ -98,7 +98,7 @@ def test_standardization_is_per_feature_or_channel_and_units_do_not_matter() -> 
     images = torch.rand(50, 3, 4, 5, generator=generator()) * 255
     sde = scoresde.build("vp", "mlp", shape=(3, 4, 5)).standardize(images)
     assert sde.scale.shape == (3, 1, 1)
-    torch.testing.assert_close(sde.mean.flatten(), images.mean((0, 2, 3)), rtol=1e-5, atol=0)
+    torch.testing.assert_close(sde.mean.flatten().float(), images.mean((0, 2, 3)), rtol=1e-5, atol=0)
     assert abs(sde.log_scale - 20 * float(sde.scale.double().log().sum())) < 1e-6
 
 
@@ -143,3 +143,97 @@ def test_bf16_network_works_with_float32_state() -> None:
         )
         assert x.dtype == torch.float32
         assert bool(x.isfinite().all())
+
+
+# ---------------------------------------------------------------------------------------------------- units of any size
+
+
+@pytest.mark.parametrize("convert", ["half", "bfloat16", "float", "double"])
+def test_mean_and_scale_are_not_rounded_with_the_network(convert: str) -> None:
+    """Data with mean 1e5 + 1/3: what goes in comes back, and log p moves by what the network's rounding moves it."""
+    x = torch.tensor([1e5 + 1 / 3, 1001.3]) + torch.tensor([2.0, 0.01]) * torch.randn(100, 2, generator=generator()).double()
+    sde = scoresde.build("vp", "mlp", shape=(2,)).standardize(x).eval()  # the network says 0: any dtype says that
+    before = {name: sde.state_dict()[name].clone() for name in ("mean", "scale")}
+    wanted = scoresde.log_prob(sde, x, rtol=1e-4, atol=1e-4)
+    samples = scoresde.sample(sde, 4, generator=generator(), rtol=1e-4, atol=1e-4)
+    getattr(sde, convert)()
+    for name, value in before.items():
+        assert torch.equal(sde.state_dict()[name], value)
+    assert sde.state_dtype == (torch.float64 if convert == "double" else torch.float32)
+    assert next(sde.net.parameters()).dtype == {"half": torch.float16, "bfloat16": torch.bfloat16}.get(
+        convert, torch.float64 if convert == "double" else torch.float32
+    )
+    z = (x - x.mean(0)) / x.std(0, correction=0)
+    torch.testing.assert_close(sde.from_data(x), z, rtol=1e-9, atol=1e-9)
+    single = sde.from_data(x.float())
+    torch.testing.assert_close(single, ((x.float().double() - x.mean(0)) / x.std(0, correction=0)).float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(scoresde.log_prob(sde, x, rtol=1e-4, atol=1e-4), wanted, rtol=0, atol=1e-3)
+    if convert != "double":
+        again = scoresde.sample(sde, 4, generator=generator(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(again, samples, rtol=1e-7, atol=0)
+
+
+def test_states_follow_the_network_not_the_standardization() -> None:
+    net = scoresde.MLP((2,), width=8).double()
+    sde = ScoreSDE(scoresde.VPSDE(), net, shape=(2,))
+    assert scoresde.sample(sde, 1).dtype == torch.float64
+    sde.net.bfloat16()
+    assert sde.state_dtype == torch.float32
+    bare = scoresde.oracle(toy.Moons(), scoresde.VPSDE())  # whose network has no numbers: the last conversion counts
+    assert [bare.state_dtype, bare.double().state_dtype, bare.half().state_dtype] == [
+        torch.float32,
+        torch.float64,
+        torch.float32,
+    ]
+    moved = scoresde.build("vp", "mlp", shape=(2,), width=8).to("meta")
+    assert moved.mean.device.type == "meta"
+    assert moved.to_empty(device="cpu").scale.dtype == torch.float64
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_standardizations_of_single_precision_are_taken_over(assign: bool) -> None:
+    """As files of before have them."""
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=8)
+    state = sde.state_dict() | {"mean": torch.tensor([0.1, 2.0]), "scale": torch.tensor([3.0, 0.7])}
+    sde.load_state_dict(state, assign=assign)
+    assert sde.mean.dtype == torch.float64
+    assert torch.equal(sde.mean, torch.tensor([0.1, 2.0]).double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-31, 1e-20, 1.0, 1e30])
+def test_scale_is_measured_at_any_size(size: float, dtype: torch.dtype) -> None:
+    table = torch.randn(500, 2, generator=generator(), dtype=torch.float64) * torch.tensor([1.0, 30.0])
+    table[:, 1] -= 4
+    x = (table * size).to(dtype)
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=8).standardize(part for part in x.split(170))
+    torch.testing.assert_close(sde.mean / size, table.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sde.scale / size, table.std(0, correction=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(sde.to_data(sde.from_data(x)) / size, x / size, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-180, 1e180, 1e300])
+def test_scale_is_measured_where_squares_have_no_floating_point(size: float) -> None:
+    """The unit grows from part to part, and the first part does not vary at all."""
+    table = torch.cat([torch.zeros(100, 1), torch.randn(400, 1, generator=generator()) * torch.linspace(0.01, 3, 400)[:, None]])
+    x = size * table.double()
+    sde = scoresde.build("vp", "mlp", shape=(1,), width=8).double().standardize(part for part in x.split(50))
+    torch.testing.assert_close(sde.mean / size, table.double().mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sde.scale / size, table.double().std(0, correction=0), rtol=1e-12, atol=0)
+
+
+def test_numbers_that_a_dtype_can_not_hold_are_named() -> None:
+    x = torch.randn(50, 2, generator=generator(), dtype=torch.float64)
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=8)
+    with pytest.raises(ValueError, match=r"beyond what float32 can hold.*\.double\(\)"):
+        sde.standardize(1e38 * x)
+    for coarse in (1e-40 * x, 1e6 + x, torch.stack([x[:, 0], 1e-42 * x[:, 1]], 1)):
+        with pytest.warns(UserWarning, match=r"rounded coarsely.*\.double\(\)"):
+            sde.standardize(coarse)
+    with pytest.raises(ValueError, match="do not vary"):
+        sde.standardize(torch.full((9, 2), 1e-40))
+    # one value that differs is no rounding, however many are equal
+    outlier = torch.full((100_000, 2), 7.0)
+    outlier[5] = 7.001
+    sde.standardize(outlier)
+    assert bool((sde.scale > 0).all())

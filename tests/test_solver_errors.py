@@ -17,11 +17,12 @@ from scoresde import SOLVERS
 from scoresde.plan import levels
 from scoresde.solvers import TABLEAUS, Adams, AdaptiveRungeKutta, Problem, Solver
 from scoresde.solvers.adams import TAIL
+from scoresde.solvers.multistep import Row, march
 
 ARC = scoresde.build("rectified", "mlp", shape=(1,))  # lends its levels: the whole arc, from π/2 to 0
 EMBEDDED = [name for name, tableau in TABLEAUS.items() if tableau.b_hat]
 ODE = [name for name in SOLVERS if SOLVERS.build(name).ode and not name.startswith(("test", "doctest"))]
-FIXED_ORDER = 5  # of "adams" on a grid of 16 steps: BUDGET
+FIXED_ORDER = 5  # of Adams methods in the velocity, on a grid of 16 steps
 
 
 def column(phi: float | Tensor) -> float | Tensor:
@@ -36,8 +37,8 @@ def posed(velocity: Callable[..., Tensor], steps: int | None, **how: Any) -> Pro
     return Problem(nodes, velocity, lambda z, i: (z, z), lambda: torch.zeros(0), steps is None, **how)
 
 
-def last(error: Tensor) -> Tensor:
-    return error[:, -1]
+def last(error: Tensor, z: Tensor, v: Tensor, phi: float | Tensor) -> Tensor:
+    return error[:, -1].abs()
 
 
 class Area:
@@ -60,7 +61,7 @@ class Area:
 
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_runge_kutta_sums_its_estimates_over_accepted_steps(name: str) -> None:
-    """√Σ(h·Σ(b − b̂)·f(φ + c·h))² from the angles that were asked for: to 1e-8 of it. Some steps are rejected, and don't count."""
+    """Σ|h·Σ(b − b̂)·f(φ + c·h)| from the angles that were asked for: to 1e-8 of it. Some steps are rejected, and don't count."""
     solver, area = AdaptiveRungeKutta(TABLEAUS[name], rtol=1e-7, atol=1e-7), Area()
     _, counts = solver.run(posed(area, None, measure=last), torch.zeros(1, 1, dtype=torch.float64))
     c = np.array(solver.tableau.closed.c)
@@ -71,10 +72,10 @@ def test_runge_kutta_sums_its_estimates_over_accepted_steps(name: str) -> None:
     total = 0.0
     for start, step in zip(starts[taken], steps[taken], strict=True):
         high, *low = (abs(step * np.dot(w, Area.f(start + c[: len(w)] * step))) for w in map(np.array, solver.tableau.errors))
-        total += (high**2 / math.hypot(high, 0.1 * low[0]) if low else high) ** 2
+        total += high**2 / math.hypot(high, 0.1 * low[0]) if low else high
     assert int(counts.accepted) == taken.sum()
     assert counts.error is not None
-    np.testing.assert_allclose(counts.error.numpy(), [math.sqrt(total)], rtol=1e-6, atol=1e-16)
+    np.testing.assert_allclose(counts.error.numpy(), [total], rtol=1e-6, atol=1e-16)
 
 
 def test_adams_sums_its_estimates_over_accepted_steps() -> None:
@@ -85,18 +86,19 @@ def test_adams_sums_its_estimates_over_accepted_steps() -> None:
     total, here, rejected = 0.0, area.asked[0], 0
     for there, after in zip(area.asked[1:], [*area.asked[2:], -1.0], strict=True):
         if after < there:
-            total += (TAIL * 0.5 * (there - here) * float(Area.f(there) - Area.f(here))) ** 2
+            total += abs(TAIL * 0.5 * (there - here) * float(Area.f(there) - Area.f(here)))
             here = there
         else:
             rejected += 1
     assert (int(counts.rejected), rejected > 0) == (rejected, True)
-    np.testing.assert_allclose(counts.error.numpy(), [math.sqrt(total)], rtol=1e-12)
+    np.testing.assert_allclose(counts.error.numpy(), [total], rtol=1e-12)
 
 
 def test_adams_on_a_grid_sums_what_its_corrector_adds() -> None:
-    """Integrals of the polynomials through k and through k + 1 nodes, by numpy's own fits: √Σ(∫ (P_{k+1} − P_k) dφ)²."""
+    """Integrals of the polynomials through k and through k + 1 nodes, by numpy's own fits: Σ|∫ (P_{k+1} − P_k) dφ|."""
     steps, order = 16, FIXED_ORDER - 1
-    _, counts = Adams().run(posed(area := Area(), steps, measure=last), torch.zeros(1, 1, dtype=torch.float64))
+    task = posed(area := Area(), steps, measure=last)
+    _, counts = march(Row("v", FIXED_ORDER, corrector=True), task, torch.zeros(1, 1, dtype=torch.float64))
     phi = np.linspace(math.pi / 2, 0, steps + 1)
     np.testing.assert_allclose(area.asked, phi[:-1], atol=1e-12)
     total = 0.0
@@ -107,8 +109,8 @@ def test_adams_on_a_grid_sums_what_its_corrector_adds() -> None:
             x = nodes - phi[i]
             whole = np.polyint(np.polyfit(x, Area.f(nodes), len(nodes) - 1))
             integrals.append(np.polyval(whole, phi[i + 1] - phi[i]))
-        total += (integrals[1] - integrals[0]) ** 2
-    np.testing.assert_allclose(counts.error.numpy(), [math.sqrt(total)], rtol=1e-8)
+        total += abs(integrals[1] - integrals[0])
+    np.testing.assert_allclose(counts.error.numpy(), [total], rtol=1e-8)
 
 
 def density(z: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
@@ -129,19 +131,19 @@ def density(z: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
     ("name", "tolerance"),
     [("adams", 1e-2), ("adams", 1e-4), ("adams", 1e-6), ("rk45", 1e-5), ("rk45", 1e-7), ("dop853", 1e-5), ("dop853", 1e-7)],
 )
-def test_four_times_the_sum_is_a_fair_bound_of_the_error_of_a_log_density(name: str, tolerance: float) -> None:
+def test_twice_the_sum_is_a_fair_bound_of_the_error_of_a_log_density(name: str, tolerance: float) -> None:
     """Of 200 samples at most a tenth are further from a solve at 1e-11 than that; and in the median it says ≤ 100 ×.
 
     A state that has gone astray spoils log-densities that are themselves well integrated, which no sum of local errors sees:
-    at 1e-4 two fifths of rk45's errors are larger than the sum, and at 1e-3 four fifths.
+    at 1e-4 many of rk45's errors are larger than the sum, and at 1e-3 most.
     """
     z = torch.randn(200, 1, generator=generator(), dtype=torch.float64)
     start = torch.cat([z, torch.zeros_like(z)], 1)
     exact, _ = SOLVERS.build("dop853", rtol=1e-11, atol=1e-11).run(posed(density, None), start)
     end, counts = SOLVERS.build(name, rtol=tolerance, atol=tolerance).run(posed(density, None, measure=last), start)
     error = (end - exact)[:, 1].abs()
-    assert float((error > 4 * counts.error).double().mean()) <= 0.1
-    assert float((4 * counts.error / error).median()) < 100
+    assert float((error > 2 * counts.error).double().mean()) <= 0.1
+    assert float((2 * counts.error / error).median()) < 100
 
 
 @pytest.mark.parametrize("steps", [None, 20])
@@ -192,19 +194,18 @@ def loss(solver: Solver, steps: int | None, weights: Tensor, z: Tensor) -> Tenso
     return (end * torch.linspace(-1, 2, end.numel(), dtype=end.dtype).reshape(end.shape)).sum() + seen[0].square().sum()
 
 
-def gradients(solver: Solver, steps: int | None) -> tuple[Tensor, Tensor]:
-    """By autograd, and by central differences."""
+def gradients(solver: Solver, steps: int | None, directions: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """By autograd, and by central differences, along directions in (weights, z): all axes unless they are given."""
     z = torch.randn(3, 2, generator=generator(), dtype=torch.float64)
     weights, start = WEIGHTS.clone().requires_grad_(), z.clone().requires_grad_()
     ours = torch.cat([g.flatten() for g in torch.autograd.grad(loss(solver, steps, weights, start), (weights, start))])
     at, theirs = torch.cat([WEIGHTS, z.flatten()]), []
-    for i in range(len(at)):
-        step = torch.zeros_like(at)
-        step[i] = 1e-5
+    directions = torch.eye(len(at), dtype=at.dtype) if directions is None else directions
+    for direction in directions:
         with torch.no_grad():
-            high, low = (loss(solver, steps, x[:3], x[3:].reshape(3, 2)) for x in (at + step, at - step))
+            high, low = (loss(solver, steps, x[:3], x[3:].reshape(3, 2)) for x in (at + 1e-5 * direction, at - 1e-5 * direction))
         theirs.append((high - low) / 2e-5)
-    return ours, torch.stack(theirs)
+    return directions @ ours, torch.stack(theirs)
 
 
 @pytest.mark.parametrize("name", [*ODE, "torchdiffeq:rk4", "torchdiffeq:explicit_adams"])
@@ -216,7 +217,8 @@ def test_gradient_on_a_grid_is_that_of_finite_differences(name: str) -> None:
 def test_gradient_with_steps_held_fixed_is_that_of_finite_differences(name: str) -> None:
     """The steps of the differences are free to move: at 1e-8 the end points move by less than 1e-8 with them, of 2e-5."""
     solver = SOLVERS.build(name, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(*gradients(solver, None), rtol=1e-5, atol=1e-6)
+    directions = torch.randn(2, 9, generator=generator(1), dtype=torch.float64)
+    torch.testing.assert_close(*gradients(solver, None, directions), rtol=1e-5, atol=1e-6)
 
 
 def test_the_gradient_of_a_loose_solve_holds_its_steps_fixed() -> None:

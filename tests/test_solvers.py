@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -214,26 +215,32 @@ def test_ddpm_and_ddim_equal_diffusers_step_for_step(solver: str, steps: int, mo
     assert worst < 1e-5
 
 
+@functools.cache
+def three_modes(name: str) -> tuple[ScoreSDE, Tensor, Tensor]:
+    """A mixture's exact score under a process, states to begin with, and where each ends."""
+    means = torch.tensor([[0.0, 0.0], [1.5, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    sde = scoresde.oracle(toy.GaussianMixture(means, [0.6, 0.8, 1.0]), scoresde.PROCESSES.build(name)).double()
+    z = torch.randn(64, sde.dim, generator=generator(5), dtype=torch.float64)
+    return sde, z, solve_with(sde, "rk45", z, None, steps=500, spacing="arc")
+
+
 @pytest.mark.parametrize("solver", [name for name in ORDINARY if not SOLVERS.build(name).stochastic])
-@pytest.mark.parametrize("name", ["edm", "ve"])
+@pytest.mark.parametrize("name", ["edm", pytest.param("ve", marks=pytest.mark.slow)])
 def test_deterministic_solvers_have_their_order(solver: str, name: str) -> None:
-    """Slope of the end point's RMS error over six halvings, by least squares: within 0.15 of the stated order.
+    """Slope of the end point's RMS error over four halvings, by least squares: within 0.15 of the stated order.
 
     Methods in φ step evenly in φ, those in λ evenly in λ, on paths that are finite there. From order 5 on float64's floor
     comes before the leading term is alone on this problem: there it is only bounded from below, and the order proven where a
     problem was chosen for it (test_runge_kutta, test_multistep).
     """
-    means = torch.tensor([[0.0, 0.0], [1.5, 0.0], [0.0, 2.0]], dtype=torch.float64)
     built = SOLVERS.build(solver)
-    sde = scoresde.oracle(toy.GaussianMixture(means, [0.6, 0.8, 1.0]), scoresde.PROCESSES.build(name)).double()
-    z = torch.randn(64, sde.dim, generator=generator(5), dtype=torch.float64)
-    exact = solve_with(sde, "rk45", z, None, steps=500, spacing="arc")
+    sde, z, exact = three_modes(name)
     spacing = built.spacing if built.ode else "logsnr"
-    counts = np.array([{8: 2, 5: 4, 4: 6}.get(built.order, 16) * 2**k for k in range(7)])
+    counts = np.array([{8: 2, 5: 4, 4: 12}.get(built.order, 32) * 2**k for k in range(5)])
     ends = [solve_with(sde, solver, z, None, steps=int(n), spacing=spacing) for n in counts]
     errors = np.array([float((end - exact).square().mean().sqrt()) for end in ends])
     seen = errors > 1e-13
-    assert seen.sum() >= (7 if built.order < 5 else 3)
+    assert seen.sum() >= (5 if built.order < 5 else 3)
     slope = -np.polyfit(np.log2(counts[seen]), np.log2(errors[seen]), 1)[0]
     assert slope > built.order - 0.15, errors
     assert slope < built.order + 0.15 or built.order >= 5 or solver == "adams", errors
@@ -451,7 +458,7 @@ class Elementwise(nn.Module):
 @pytest.mark.parametrize("solver", ORDINARY)
 @pytest.mark.parametrize("steps", [None, 20])
 def test_batch_mates_do_not_matter_at_all(solver: str, steps: int | None) -> None:
-    """Replace 63 of 64 samples: the 64th is the same to the last bit."""
+    """Replace the mates of a sample, which has three places among 64: it is the same to the last bit."""
     sde = ScoreSDE(scoresde.VPSDE(), Elementwise(), shape=(3,), predict="edm")
     z = torch.randn(64, 3, generator=generator())
     noise = torch.randn(600, 64, 3, generator=generator(1))
@@ -461,13 +468,12 @@ def test_batch_mates_do_not_matter_at_all(solver: str, steps: int | None) -> Non
         1e-3 * torch.randn(64, 3, generator=generator(2)),
         5 * torch.randn(64, 3, generator=generator(3)),
     ):
-        for keep in (0, 17, 63):
-            batch = others.clone()
-            batch[keep] = z[17]
-            mates = noise.flip(1) if others is not z else noise.clone()
-            mates[:, keep] = noise[:, 17]
-            draws = iter(mates)
-            results.append(solve_with(sde, solver, batch, lambda draws=draws: next(draws), steps=steps)[keep])
+        keep, batch = [0, 17, 63], others.clone()
+        batch[keep] = z[17]
+        mates = noise.flip(1) if others is not z else noise.clone()
+        mates[:, keep] = noise[:, 17:18]
+        draws = iter(mates)
+        results += solve_with(sde, solver, batch, lambda draws=draws: next(draws), steps=steps)[keep]
     for result in results[1:]:
         assert torch.equal(result, results[0])
 
@@ -478,9 +484,9 @@ def test_samples_do_not_depend_on_batch_size_or_number(solver: str) -> None:
     sde = scoresde.build("vp", "mlp", shape=(2,), width=32)
     nn.init.normal_(sde.net.out.weight, std=0.1)
     steps = None if solver in ("adams", "rk45") else 20  # others may accept a step here and reject it there
-    whole = scoresde.sample(sde, 1000, solver=solver, steps=steps, generator=generator(3))
-    for batch_size in (64, 100, 333):
-        again = scoresde.sample(sde, 1000, solver=solver, steps=steps, generator=generator(3), batch_size=batch_size)
+    whole = scoresde.sample(sde, 300, solver=solver, steps=steps, generator=generator(3))
+    for batch_size in (64, 133):
+        again = scoresde.sample(sde, 300, solver=solver, steps=steps, generator=generator(3), batch_size=batch_size)
         torch.testing.assert_close(again, whole, rtol=0, atol=1e-5)
     few = scoresde.sample(sde, 3, solver=solver, steps=steps, generator=generator(3), batch_size=1)
     torch.testing.assert_close(few, whole[:3], rtol=0, atol=1e-5)
@@ -575,7 +581,7 @@ class Half(nn.Module):
 def test_failures_leave_the_other_half_of_the_batch_as_it_was(solver: str, kind: int, match: str) -> None:
     """Every second sample fails; the others are, bit for bit, those of a run in which none does."""
     sde, bad = ScoreSDE(scoresde.VPSDE(), Half(), shape=(2,), sees="raw").double(), kind * (torch.arange(40) % 2)
-    how = {"solver": solver, "max_steps": 30 if (solver, kind) == ("ggf", 1) else 100}  # ggf is loose
+    how = {"solver": solver, "max_steps": 100}
     if solver == "adams":  # it may name the step size instead, if a sample's last tiny step happens to be a finite one
         match = match.replace("not finite", "not finite|step size fell")
     clean = scoresde.sample(sde.given(bad=torch.zeros_like(bad)), 40, generator=generator(), **how)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import weakref
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -164,7 +166,7 @@ def test_a_trained_model_draws_from_an_easy_target(process: str, predict: str) -
         return float(held_out.detach()), scoresde.energy_test(x, truth, permutations=199, generator=generator(4))
 
     before, p_before = report()
-    how = {"steps": 1500, "lr": 5e-3, "progress": False, "generator": generator(1)}
+    how = {"steps": 1500, "batch_size": 256, "lr": 5e-3, "progress": False, "generator": generator(1)}
     history = scoresde.fit(sde, OVERLAPPING, **how, **RECIPES[process])
     after, p_after = report()
     assert after < 0.995 * before
@@ -236,7 +238,7 @@ def test_an_interrupted_fit_leaves_a_usable_model(at: int) -> None:
         scoresde.fit(sde, Interrupted(at), steps=1000, batch_size=16, progress=False, generator=generator())
     if at > 2:  # steps were made
         assert not sde.training
-        torch.testing.assert_close(sde.mean, torch.tensor([3.0, -1.0]), rtol=0, atol=0.2)
+        torch.testing.assert_close(sde.mean.float(), torch.tensor([3.0, -1.0]), rtol=0, atol=0.2)
     x = scoresde.sample(sde.eval(), 5, generator=generator())
     assert bool(x.isfinite().all())
     assert bool(scoresde.log_prob(sde, x).isfinite().all())
@@ -255,3 +257,105 @@ def test_a_second_fit_that_ends_before_its_first_step_keeps_the_average_of_the_f
         with pytest.raises(ValueError, match="no condition 'label'"):
             scoresde.fit(sde, cloud(), steps=10, given={"label": torch.zeros(200)}, progress=False)
     assert same(weights(sde), before)
+
+
+# ---------------------------------------------------------------------------------------------------- constants, odd networks
+
+
+@pytest.mark.parametrize("objective", [None, "consistency", "bridge", "minibatch_ot"])
+@pytest.mark.filterwarnings("ignore:sinkhorn")
+def test_constants_come_back_from_training_as_they_were(objective: str | None) -> None:
+    """Columns of scale 1, 1000 and 1e-3 beside constants: learning them is what it is without."""
+    wanted = torch.tensor([0.0, 7.0, 0.0, 1e6, 1e-30])
+    scale = torch.tensor([1.0, 1.0, 1e3, 1.0, 1e-3])
+    free = [0, 2, 4]
+    x = wanted.clone().expand(300, 5).clone()
+    x[:, free] = scale[free] * torch.randn(300, 3, generator=generator(3))
+    x = torch.cat([x, torch.full((300, 1), 0.3)], 1)
+    process, backbone = {"bridge": ("bridge", "two_drifts"), "consistency": ("rectified", "two_times")}.get(
+        str(objective), ("rectified", "mlp")
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sde = scoresde.build(process, backbone, shape=(6,), width=16)
+    if objective == "bridge":
+        sde.source = x * torch.tensor([1.0, 2.0, 1.0, 0.5, 1.0, 3.0])  # whose constants are others
+    how = {"coupling": objective} if objective == "minibatch_ot" else {"objective": objective}
+    with pytest.warns(UserWarning, match=r"features \[1, 3, 5\] are constant"):
+        scoresde.fit(sde, x, steps=20, batch_size=32, progress=False, generator=generator(), **how)  # type: ignore[arg-type]
+    assert sde.scale.eq(0).tolist() == [False, True, False, True, False, True]
+    y = scoresde.sample(sde, 20, generator=generator())
+    torch.testing.assert_close(y[:, [1, 3, 5]], torch.tensor([7.0, 1e6, 0.3]).expand(20, 3), rtol=1e-7, atol=0)
+    spread = y[:, free].std(0) / x[:, free].std(0)
+    assert bool(((spread > 0.05) & (spread < 20)).all())
+
+
+def test_training_with_a_constant_is_training_without_it() -> None:
+    """The loss and its gradients: of a network that does not look at the constant, and one that never has it."""
+
+    class Wide(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            assert not bool(x[:, 1].any())
+            out = self.inner(x[:, [0, 2]], t)
+            return torch.stack([out[:, 0], 9 + out[:, 1], out[:, 1]], 1)
+
+    x = cloud()
+    bare = small()
+    wide = ScoreSDE(bare.process, Wide(small().net), shape=(3,))
+    how: dict[str, Any] = {"steps": 10, "every": 5, "batch_size": 16, "progress": False}
+    table = torch.stack([x[:, 0], torch.full((200,), 7.0), x[:, 1]], 1)
+    with pytest.warns(UserWarning, match="constant"):
+        mine = scoresde.fit(wide, table, validation=table, generator=generator(), **how)
+    theirs = scoresde.fit(bare, x, validation=x, generator=generator(), **how)
+    assert mine.loss == theirs.loss
+    assert mine.validation == theirs.validation
+    assert scoresde.loss(wide, table, generator=generator()) == scoresde.loss(bare, x, generator=generator())
+    for a, b in zip(wide.net.parameters(), bare.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated")
+def test_networks_with_weights_made_by_hooks(norm: Any) -> None:
+    """The average is that of the parameters that are trained, from which the hooks make the weights."""
+
+    def made() -> ScoreSDE:
+        sde = small()
+        norm(next(m for m in sde.net.modules() if isinstance(m, nn.Linear) and bool(m.weight.any())))
+        sde.score(torch.ones(1, 2), 0.5)  # the weight is no leaf from here on
+        return sde
+
+    sde = made()
+    scoresde.fit(sde, cloud(), steps=5, ema=0, progress=False, generator=generator())
+    x = cloud(5, 1)
+    assert sde.ema is not None
+    with torch.no_grad():
+        raw = sde.net.eval()(x, torch.zeros(5))
+        assert torch.equal(sde.ema(x, torch.zeros(5)), raw)  # ema=0: the last weights
+    copied = copy.deepcopy(sde)
+    assert torch.equal(scoresde.log_prob(copied, x), scoresde.log_prob(sde, x))
+    fresh = made()
+    fresh.load_state_dict(sde.state_dict())
+    assert torch.equal(scoresde.log_prob(fresh.eval(), x), scoresde.log_prob(sde, x))
+
+
+def test_a_model_made_in_inference_mode_learns_like_any_other(tmp_path: Path) -> None:
+    plain = small()
+    folder = scoresde.save(plain, tmp_path / "model")
+    with torch.inference_mode():
+        built, loaded = small(), scoresde.load(folder)
+        built.float()
+        moved = copy.deepcopy(built).double().float()
+        late = small()
+        late.net = small().net  # type: ignore[assignment]
+    x = cloud(5)
+    wanted = scoresde.log_prob(plain.eval(), x)
+    scoresde.fit(plain, cloud(), steps=3, progress=False, generator=generator())
+    for sde in (built, loaded, moved, late):
+        assert torch.equal(scoresde.log_prob(sde.eval(), x), wanted)
+        scoresde.fit(sde, cloud(), steps=3, progress=False, generator=generator())
+        assert same(weights(sde), weights(plain))

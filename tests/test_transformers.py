@@ -287,7 +287,9 @@ def test_every_condition_is_heard_and_its_absence_is_a_null(cls: Net, shape: tup
     net.check_condition(**given)
     for name, value in given.items():
         assert ((net(x, t, **{name: value}) - none).flatten(1).norm(dim=1) > 1e-2).all(), name
-    nothing = {"y": torch.tensor([3, 3]), "vector": torch.zeros(2, 2), "image": torch.zeros(2, 1, *shape[1:])}
+        assert ((net(x, t, **{name: 0 * value}) - none).flatten(1).norm(dim=1) > 1e-3).all(), name  # zeros are not none
+    nothing = {name: torch.full_like(value, torch.nan) for name, value in given.items() if name != "y"}
+    nothing["y"] = torch.tensor([3, 3])
     torch.testing.assert_close(net(x, t, **nothing), none, rtol=0, atol=1e-14)
 
 

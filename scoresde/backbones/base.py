@@ -1,10 +1,15 @@
 """The registry of backbones, and what a backbone is: a network called as net(x, t, **condition) that keeps x's shape.
 
-x has shape (B, *shape), the noise labels t have shape (B,), and rows do not mix. Nothing else is asked. A backbone whose
-derivatives have a closed form may add a method `value_and_trace(x, t, **condition)`: the output of the same call and its trace
-Σ_i ∂out_i/∂x_i, of shape (B,). Likelihoods then use it in place of automatic differentiation, where a trace costs about as much
-as D evaluations. It is made of plain differentiable operations, so that gradients flow through the trace to x and to the
-parameters. Here for out_i = a(t)·tanh(x_i):
+x has shape (B, *shape), the noise labels t have shape (B,), and rows do not mix. Nothing else is asked. x, t and numeric
+conditions come in the dtype of the parameters; to a network with `wide_inputs = True` in at least float32, so that waves of
+them are exact in half precision, and it casts by itself. Three further attributes say what a network takes:
+`condition_shapes`, a dict of names and shapes of one sample's; `labels`, the names of those that are not to be standardized;
+and `hide(condition, generator)`, which returns the conditions of a training batch, marked as absent in some rows.
+
+A backbone whose derivatives have a closed form may add a method `value_and_trace(x, t, **condition)`: the output of the same
+call and its trace Σ_i ∂out_i/∂x_i, of shape (B,). Likelihoods then use it in place of automatic differentiation, where a trace
+costs about as much as D evaluations. It is made of plain differentiable operations, so that gradients flow through the trace to
+x and to the parameters. Here for out_i = a(t)·tanh(x_i):
 
 >>> class Gate(nn.Module):
 ...     def __init__(self, shape):
@@ -23,11 +28,11 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks as _GLOBAL_HOOKS
 from torch.nn.modules.module import _global_forward_pre_hooks as _GLOBAL_PRE_HOOKS
 
@@ -146,5 +151,44 @@ def takes(net: nn.Module, name: str) -> bool:
     >>> takes(scoresde.MLP((2,)), "y"), takes(scoresde.MLP((2,)), "span")
     (True, False)
     """
-    inside = getattr(net, "_orig_mod", net)  # of torch.compile
-    return name in inspect.signature(inside.forward).parameters
+    return name in inspect.signature(unwrapped(net).forward).parameters
+
+
+def unwrapped(net: nn.Module) -> nn.Module:
+    """The network inside wrappers for distributed training and `torch.compile`."""
+    while True:
+        if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            net = net.module
+        elif isinstance(inner := getattr(net, "_orig_mod", None), nn.Module):
+            net = inner
+        else:
+            return net
+
+
+def weights_dtype(layer: nn.Module, like: Tensor) -> torch.dtype:
+    """The dtype of a layer's weights, or that of a tensor if it has none that are floating-point numbers."""
+    for p in layer.parameters():
+        if p.is_floating_point():
+            return p.dtype
+    return like.dtype
+
+
+def wide(x: Tensor) -> Tensor:
+    """A tensor in at least float32, in which waves of it are formed."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class ExactWaves(nn.Module):
+    """A network that keeps the frequencies of its waves unrounded when it is converted to half precision."""
+
+    exact_buffers: tuple[str, ...] = ()
+    wide_inputs = True
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ExactWaves:
+        before = {name: self._buffers.get(name) for name in self.exact_buffers}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, exact in before.items():
+            now = self._buffers[name]
+            if exact is not None and now is not None and now.dtype in (torch.float16, torch.bfloat16):
+                self._buffers[name] = exact.to(now.device)
+        return self

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..inputs import event_shape
-from .base import BACKBONES
+from .base import BACKBONES, weights_dtype
 from .embedding import Conditioned, Embedding
 from .tokens import Attention, Perceptron, check_sample, check_transformer, grid, patchify, positions, unpatchify
 
@@ -105,6 +105,8 @@ class DiT(Conditioned):
             nn.init.normal_(weight, std=0.02)
         if self.embed.label is not None:
             nn.init.normal_(self.embed.label.weight, std=0.02)
+        for null in self.embed.null_parameters():
+            nn.init.normal_(null, std=0.02)
         turns = [block.turn for block in self.blocks if isinstance(block, Block)]
         for linear in (self.last, self.turn, *turns):
             nn.init.zeros_(linear.weight)
@@ -139,7 +141,7 @@ class DiT(Conditioned):
         x, told = self.embed(x, t, y, vector, image)
         c = functional.silu(told)
         # in the weights' type, not in that of h, which autocast makes less of
-        h = self.first(patchify(x, self.patch)) + self.places.to(self.first.weight.dtype)
+        h = self.first(patchify(x.to(weights_dtype(self.first, x)), self.patch)) + self.places.to(self.first.weight.dtype)
         for block in self.blocks:
             h = block(h, c)
         shift, scale = self.turn(c).unsqueeze(1).chunk(2, 2)

@@ -5,8 +5,8 @@ in a geometric row from 0.1 to 10 radians per unit, or random ones, "fourier", N
 which those of the conditions are added:
 
     y        a class label 0 … classes − 1, (B,)         a row of a table, whose last row says "no label"
-    vector   numbers, (B, vector)                        a linear map of them
-    image    channels, (B, image, *space)                joined to those of x
+    vector   numbers, (B, vector)                        a linear map of them, or a learnt vector for "none"
+    image    channels, (B, image, *space)                joined to those of x, or zeros and a learnt vector for "none"
 
 All are optional, as are waves of x itself: sin 2πfx and cos 2πfx of each element at f = 1, 2, 4 … 2^(octaves − 1) cycles per
 standard deviation of the data, times exp(−½(2πf)²·sin²φ), which fades those that are finer than the noise (as those of
@@ -15,7 +15,7 @@ deviation, the levels themselves, which a network without such waves is slow to 
 
 `fit` shows each sample without its conditions with probability `condition_dropout`, so that the one network is conditional and
 unconditional, as classifier-free guidance needs it (Ho & Salimans 2021). With condition_dropout=0 a condition that is left out is
-an error.
+an error. Waves are formed in at least float32, whatever the dtype of the weights, and then cast.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from torch import Tensor, nn
 
 from ..checks import number, whole
 from ..registry import nearest
-from .labels import check_labels, check_numbers, hide, need, show_labels
+from .base import ExactWaves, weights_dtype, wide
+from .labels import absent, check_known, check_labels, check_numbers, hide, need, show_labels
 
 WAVES = ("sinusoidal", "fourier")
 
 
-class Embedding(nn.Module):
+class Embedding(ExactWaves):
     """One vector a sample from its noise label and its conditions, and x with the channels of a condition joined to it.
 
     Parameters
@@ -77,6 +78,7 @@ class Embedding(nn.Module):
     """
 
     rates: Tensor
+    exact_buffers = ("rates",)
 
     def __init__(
         self,
@@ -116,6 +118,22 @@ class Embedding(nn.Module):
         self.channels = shape[0] * (1 + 2 * octaves) + image
         self.label = nn.Embedding(classes + 1, width) if classes else None
         self.vector = nn.Linear(vector, width, bias=False) if vector else None
+        self.null_vector = nn.Parameter(torch.randn(width) / math.sqrt(3)) if vector else None  # as large as maps of numbers
+        self.null_image = nn.Parameter(torch.randn(width) / math.sqrt(3)) if image else None
+
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The conditions that it takes, with the shape of one sample's."""
+        every = {
+            "y": (self.classes, ()),
+            "vector": (self.vectors, (self.vectors,)),
+            "image": (self.images, (self.images, *self.shape[1:])),
+        }
+        return {name: shape for name, (size, shape) in every.items() if size}
+
+    def null_parameters(self) -> list[nn.Parameter]:
+        """What is learnt in place of numbers that are absent."""
+        return [p for p in (self.null_vector, self.null_image) if p is not None]
 
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | None = None, vector: Tensor | None = None, image: Tensor | None = None
@@ -149,22 +167,38 @@ class Embedding(nn.Module):
         need({name: value for name, (value, size) in given.items() if size}, self.condition_dropout)
         if t.shape != x.shape[:1]:
             raise ValueError(f"noise labels t have shape ({len(x)},), one a sample, got {tuple(t.shape)}")
-        turn = t.unsqueeze(1) * self.rates
-        told: Tensor = self.last(nn.functional.silu(self.first(torch.cat([turn.sin(), turn.cos()], 1))))
+        label, state = wide(t), wide(x)
+        turn = label.unsqueeze(1) * self.rates
+        waves = torch.cat([turn.sin(), turn.cos()], 1).to(weights_dtype(self.first, x))
+        told: Tensor = self.last(nn.functional.silu(self.first(waves)))
         if self.label is not None:
             told = told + self.label(show_labels(x, y, self.classes))
-        if self.vector is not None and vector is not None:
-            told = told + self.vector(vector.to(told.dtype))
+        if self.vector is not None:
+            told = told + self._numbers(vector)
         joined = [x]
         for octave in range(self.octaves):
             omega = 2 * math.pi * 2**octave
-            fade = torch.exp(-0.5 * omega**2 * torch.sigmoid(2 * t)).view(-1, *[1] * (x.ndim - 1))
-            joined += [fade * torch.sin(omega * x), fade * torch.cos(omega * x)]
-        if self.images:
+            fade = torch.exp(-0.5 * omega**2 * torch.sigmoid(2 * label)).view(-1, *[1] * (x.ndim - 1))
+            joined += [fade * torch.sin(omega * state), fade * torch.cos(omega * state)]
+        if self.null_image is not None:
             if image is None:
-                image = x.new_zeros(len(x), self.images, *x.shape[2:])
-            joined.append(image.to(x.dtype))
+                joined.append(x.new_zeros(len(x), self.images, *x.shape[2:]))
+                told = told + self.null_image
+            else:
+                lost = absent(image)
+                joined.append(image.to(x.dtype).masked_fill(lost.view(-1, *[1] * (image.ndim - 1)), 0))
+                told = told + lost.unsqueeze(1).to(self.null_image.dtype) * self.null_image
         return torch.cat(joined, 1) if len(joined) > 1 else x, told
+
+    def _numbers(self, vector: Tensor | None) -> Tensor:
+        """What a condition `vector` adds."""
+        assert self.vector is not None
+        assert self.null_vector is not None
+        if vector is None:
+            return self.null_vector
+        lost = absent(vector).unsqueeze(1)
+        known: Tensor = self.vector(vector.masked_fill(lost, 0).to(weights_dtype(self.vector, vector)))
+        return torch.where(lost, self.null_vector, known)
 
     def hide(self, condition: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Return conditions as `fit` shows them: of each sample left out with probability `condition_dropout`.
@@ -186,7 +220,9 @@ class Embedding(nn.Module):
         """
         return hide(condition, self.classes, self.condition_dropout, generator)
 
-    def check_condition(self, y: Tensor | None = None, vector: Tensor | None = None, image: Tensor | None = None) -> None:
+    def check_condition(
+        self, y: Tensor | None = None, vector: Tensor | None = None, image: Tensor | None = None, **unknown: Tensor
+    ) -> None:
         """Raise unless conditions are what this network takes; called once before a solve or a loss, not at every evaluation.
 
         Parameters
@@ -194,6 +230,8 @@ class Embedding(nn.Module):
         y : Tensor of int, shape (n,), optional
         vector : Tensor, shape (n, vector), optional
         image : Tensor, shape (n, image, *space), optional
+        **unknown : Tensor
+            None of these.
 
         Raises
         ------
@@ -208,6 +246,7 @@ class Embedding(nn.Module):
         Traceback (most recent call last):
         ValueError: vector has shape (n, 5), got (1, 4)
         """
+        check_known(unknown, self.condition_shapes)
         if y is not None:
             check_labels(y, self.classes)
         if vector is not None:
@@ -228,6 +267,18 @@ class Conditioned(nn.Module):
     """
 
     embed: Embedding
+    wide_inputs = True
+    labels = ("y",)
+
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The conditions that it takes, with the shape of one sample's."""
+        return self.embed.condition_shapes
+
+    @property
+    def condition_dropout(self) -> float:
+        """Probability that a training sample is shown without its conditions."""
+        return self.embed.condition_dropout
 
     def check_condition(self, **condition: Tensor) -> None:
         """Raise unless conditions are what this network takes; called once before a solve or a loss, not at every evaluation.

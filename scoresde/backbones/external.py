@@ -10,7 +10,8 @@ which would become step 500 … 581. Such an embedding is made for step numbers 
 with one, UNet2DModel divides its output by the noise level.)
 
 With `classes`, labels y go to the model's own table, which gets one row more: "no label". A model that attends to a text
-(UNet2DConditionModel) is given a condition `vector` in its place, as a text of one word; zeros if there is none.
+(UNet2DConditionModel) is given a condition `vector` in its place, as a text of one word, with one number more, which says
+that there is none. The step number is a float32 in models of half precision as well.
 
 diffusers' outputs do not start at zero, and no closed form of a trace is known.
 """
@@ -18,6 +19,7 @@ diffusers' outputs do not start at zero, and no closed form of a trace is known.
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any, cast
@@ -28,8 +30,8 @@ from torch import Tensor, nn
 from ..checks import number, whole
 from ..inputs import event_shape
 from ..registry import may_import, nearest
-from .base import BACKBONES
-from .labels import check_labels, check_numbers, hide, need, show_labels
+from .base import BACKBONES, weights_dtype, wide
+from .labels import absent, check_labels, check_numbers, hide, need, show_labels
 
 LABEL = 6.2  # |t| of a model that sees the arc
 SHOWN = ("UNet2DModel", "UNet1DModel", "UNet2DConditionModel", "DiTTransformer2DModel")  # the tried ones
@@ -77,6 +79,9 @@ class Diffusers(nn.Module):
     torch.Size([2, 1, 8, 8])
     """
 
+    wide_inputs = True
+    labels = ("y",)
+
     def __init__(
         self,
         model: str,
@@ -102,7 +107,7 @@ class Diffusers(nn.Module):
                 raise ValueError(f"diffusers' {model} takes no {name}")
         side: int | list[int] = shape[1] if len(set(shape[1:])) == 1 else list(shape[1:])
         sizes: dict[str, Any] = {"sample_size": side, "in_channels": shape[0], "out_channels": shape[0]}
-        sizes |= {"cross_attention_dim": max(vector, 1), "time_embedding_type": "positional"}
+        sizes |= {"cross_attention_dim": vector + 1, "time_embedding_type": "positional"}
         if table:
             # A transformer's table has the row of no label by itself, and has one always.
             sizes[table] = max(classes, 1) if table == "num_embeds_ada_norm" else classes + 1 if classes else None
@@ -138,6 +143,11 @@ class Diffusers(nn.Module):
         some = {"y": torch.zeros(2, dtype=torch.long)} if self.classes else {}
         return some | ({"vector": torch.zeros(2, self.vectors)} if self.vectors else {})
 
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The conditions that it takes, with the shape of one sample's."""
+        return ({"y": ()} if self.classes else {}) | ({"vector": (self.vectors,)} if self.vectors else {})
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
         """Return the network's output.
 
@@ -162,6 +172,7 @@ class Diffusers(nn.Module):
         --------
         See `Diffusers`.
         """
+        x = x.to(weights_dtype(self.model, x))
         more = {}
         given = {"y": (y, self.classes), "vector": (vector, self.vectors)}
         need({name: value for name, (value, size) in given.items() if size}, self.condition_dropout)
@@ -169,9 +180,11 @@ class Diffusers(nn.Module):
             more["class_labels"] = show_labels(x, y, self.classes or 1)
         if self.text:
             if vector is None:
-                vector = x.new_zeros(len(x), self.text)
-            more["encoder_hidden_states"] = vector.to(x.dtype).unsqueeze(1)
-        step = (t + LABEL) * (1000 / (2 * LABEL))
+                vector = x.new_full((len(x), self.vectors), math.nan)
+            lost = absent(vector).unsqueeze(1) if self.vectors else x.new_zeros(len(x), 1)
+            word = torch.cat([vector.to(x.dtype).masked_fill(lost.bool(), 0), lost.to(x.dtype)], 1)
+            more["encoder_hidden_states"] = word.unsqueeze(1)
+        step = (wide(t) + LABEL) * (1000 / (2 * LABEL))
         out: Tensor = self.model(x, step, **more, return_dict=False)[0]
         return out
 

@@ -2,18 +2,25 @@
 
 `fit` shows each sample without its conditions with probability `condition_dropout`, so that the one network is conditional and
 unconditional (Ho & Salimans 2021, Algorithm 1); with condition_dropout=0 they must always be there.
+
+A row of numbers that is absent is marked by NaN, which no user's numbers are: they are refused before. A network replaces it
+by a learnt null of its own, the same that it takes if the condition is left out altogether, so that no value of the data,
+zeros included, means "none".
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
+from ..registry import nearest
+
 
 def hide(condition: Mapping[str, Tensor], classes: int, dropout: float, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return conditions of which each sample has lost all its own with a probability: no label, and zeros.
+    """Return conditions of which each sample has lost all its own with a probability: no label, and NaN for numbers.
 
     `fit` calls it, by a network's own `hide`, once for each sample of a step. A network that did so by itself would do it anew at
     each call, and what is learnt from differences between calls, as flow maps are, would be of several conditions.
@@ -37,6 +44,8 @@ def hide(condition: Mapping[str, Tensor], classes: int, dropout: float, generato
     --------
     >>> hide({"y": torch.tensor([1, 2])}, 3, 1.0, torch.Generator())
     {'y': tensor([3, 3])}
+    >>> hide({"vector": torch.zeros(1, 2)}, 0, 1.0, torch.Generator())
+    {'vector': tensor([[nan, nan]])}
     """
     if not condition or not dropout:
         return dict(condition)
@@ -45,9 +54,18 @@ def hide(condition: Mapping[str, Tensor], classes: int, dropout: float, generato
     return {
         name: value.long().masked_fill(lost, classes)
         if name == "y"
-        else value.masked_fill(lost.view(-1, *[1] * (value.ndim - 1)), 0)
+        else _floats(value).masked_fill(lost.view(-1, *[1] * (value.ndim - 1)), math.nan)
         for name, value in condition.items()
     }
+
+
+def _floats(value: Tensor) -> Tensor:
+    return value if value.is_floating_point() else value.to(torch.get_default_dtype())
+
+
+def absent(value: Tensor) -> Tensor:
+    """Which rows of a condition are marked as absent, shape (B,): see `hide`."""
+    return value.reshape(len(value), -1)[:, 0].isnan()
 
 
 def need(given: Mapping[str, Tensor | None], condition_dropout: float) -> None:
@@ -123,7 +141,8 @@ def check_labels(y: Tensor, classes: int, name: str = "network") -> None:
     if not classes:
         raise ValueError(f"this {name} takes no condition y; build it with classes=n")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1:
-        raise ValueError(f"labels y are integers of shape (n,), got {y.dtype} of shape {tuple(y.shape)}")
+        hint = "; if they are class numbers, convert them: y.long()" if y.ndim == 1 else ""
+        raise ValueError(f"labels y are integers of shape (n,), got {y.dtype} of shape {tuple(y.shape)}{hint}")
     y = y.long()
     if len(y) and not bool(((y >= 0) & (y < classes)).all()):
         raise ValueError(f"labels y run from 0 to {classes - 1}, got {int(y.min())} to {int(y.max())}")
@@ -155,3 +174,11 @@ def check_numbers(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} has shape (n, {', '.join(map(str, shape))}), got {tuple(value.shape)}")
     if not bool(torch.isfinite(value).all()):
         raise ValueError(f"{name} has numbers that are NaN or infinite")
+
+
+def check_known(names: Iterable[str], shapes: Mapping[str, object], *, hint_labels: bool = False) -> None:
+    """Raise ValueError if a condition is none of those that a network takes."""
+    for name in names:
+        if name not in shapes:
+            hint = ", or build it with classes=n" if name == "y" and hint_labels else ""
+            raise ValueError(f"the network takes no condition {name!r}. {nearest(name, list(shapes))}{hint}")

@@ -40,17 +40,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..checks import number, whole
+from ..checks import flag, number, whole
 from ..inputs import event_shape
 from ..registry import nearest
-from .base import BACKBONES, BUDGET
+from .base import BACKBONES, BUDGET, ExactWaves, weights_dtype, wide
 from .embedding import WAVES
 from .labels import check_labels, hide, need, show_labels
-from .options import flag
 
 
 @BACKBONES.register("mlp")
-class MLP(nn.Module):
+class MLP(ExactWaves):
     """A perceptron on [x, s·sin ωx, s·cos ωx, embedding(t), embedding(y)] with SiLU activations, plus g(t)∘x.
 
     ω = 2πF are random frequencies, s = exp(−½|ω|²/(1 + e^{−2t})) fades those that are finer than the noise: the label t is
@@ -100,6 +99,8 @@ class MLP(nn.Module):
     frequencies: Tensor
     rates: Tensor
     out: nn.Linear
+    exact_buffers = ("frequencies", "rates")
+    labels = ("y",)
     layer_types = (nn.Linear, nn.Embedding, nn.ModuleList)  # all that `value_and_trace` knows of
 
     def __init__(
@@ -144,6 +145,11 @@ class MLP(nn.Module):
             self.label = nn.Embedding(classes + 1, width)  # the last row means "no label"
             nn.init.zeros_(self.label.weight)
 
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The conditions that it takes, with the shape of one sample's."""
+        return {"y": ()} if self.classes else {}
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the network's output.
 
@@ -168,7 +174,7 @@ class MLP(nn.Module):
         h, gain, *_ = self._first(x, t, y)
         for layer in self.hidden[1:]:
             h = layer(nn.functional.silu(h))
-        out = torch.addcmul(self.out(nn.functional.silu(h)), gain, x.reshape(len(x), -1))
+        out = torch.addcmul(self.out(nn.functional.silu(h)), gain, x.reshape(len(x), -1).to(weights_dtype(self.out, x)))
         return out.reshape(x.shape)
 
     def value_and_trace(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -207,19 +213,20 @@ class MLP(nn.Module):
             h = a * gate
             derivatives.append(torch.lerp(h, one, gate))  # silu'(a) = h + σ(a)·(1 − h)
             a = layer(h)
-        out = torch.addcmul(a, gain, x.reshape(len(x), -1))
+        out = torch.addcmul(a, gain, x.reshape(len(x), -1).to(weights_dtype(self.out, x)))
         return out.reshape(x.shape), self._trace(derivatives) + gain.sum(1)
 
     def _first(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What the first layer makes of x, t and y, the gain of x itself, and the Fourier features, sin and cos."""
-        flat = x.reshape(len(x), -1)
-        phase, turn = flat @ self.frequencies, t.unsqueeze(1) * self.rates
+        flat, t, dtype = wide(x.reshape(len(x), -1)), wide(t), weights_dtype(self.hidden[0], x)
+        phase, turn = flat @ self.frequencies.to(flat.dtype), t.unsqueeze(1) * self.rates
         sin, cos = phase.sin(), phase.cos()
         if self.blur:
             fade = torch.exp(torch.outer(torch.sigmoid(2 * t), -0.5 * self.frequencies.square().sum(0)))
             sin, cos = sin * fade, cos * fade
-        label = torch.cat([turn.sin(), turn.cos()], 1)
-        h: Tensor = self.hidden[0](torch.cat([flat, sin, cos, label], 1))
+        label = torch.cat([turn.sin(), turn.cos()], 1).to(dtype)
+        sin, cos = sin.to(dtype), cos.to(dtype)
+        h: Tensor = self.hidden[0](torch.cat([flat.to(dtype), sin, cos, label], 1))
         if self.classes:
             need({"y": y}, self.condition_dropout)
             h = h + self.label(show_labels(x, y, self.classes))
@@ -229,9 +236,9 @@ class MLP(nn.Module):
         """The trace from the activations' derivatives s, one (B, h) per layer, after the features' one, C, if there are any."""
         (n, waves), r = self.frequencies.shape, self.out.weight
         weights = [cast(nn.Linear, layer).weight for layer in self.hidden]
-        a, phi = weights[0][:, :n], self.frequencies.T.repeat(2, 1)
+        a, phi = weights[0][:, :n], self.frequencies.T.repeat(2, 1).to(r.dtype)
         if n > r.shape[1]:
-            a, phi, r = a @ r, phi @ r, torch.eye(r.shape[1]).to(r)
+            a, phi, r = a @ r, phi @ r, torch.eye(r.shape[1], dtype=r.dtype, device=r.device)
         # All is W_L·S ⋯ W·S·c + b, where c is the end that x comes in at, and b what joins after the first S.
         if waves:
             weights[0], c, b = weights[0][:, n : n + 2 * waves], phi, a

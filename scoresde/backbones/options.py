@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..checks import whole
+from ..checks import said, whole
 
 MOST = 64  # entries of a list; files, too, say what to build
 
@@ -39,34 +39,7 @@ def wholes(name: str, values: object, example: str) -> list[int]:
     TypeError: attention is a list or tuple of integers such as (16,), got 16
     """
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise TypeError(f"{name} is a list or tuple of integers such as {example}, got {values!r}")
+        raise TypeError(f"{name} is a list or tuple of integers such as {example}, got {said(values)}")
     if len(values) > MOST:
         raise ValueError(f"{name} has {len(values)} entries, at most {MOST} make sense; try {example}")
     return [whole(name, value) for value in values]
-
-
-def flag(name: str, value: object) -> bool:
-    """Return value if it is True or False; raise otherwise.
-
-    Parameters
-    ----------
-    name : str
-    value : object
-
-    Returns
-    -------
-    bool
-
-    Raises
-    ------
-    TypeError
-
-    Examples
-    --------
-    >>> flag("project", "no")
-    Traceback (most recent call last):
-    TypeError: project is True or False, got 'no'
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} is True or False, got {value!r}")
-    return value

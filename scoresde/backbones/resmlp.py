@@ -20,16 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..checks import number, whole
+from ..checks import flag, number, whole
 from ..inputs import event_shape
-from .base import BACKBONES
+from .base import BACKBONES, ExactWaves, weights_dtype, wide
 from .embedding import Conditioned, Embedding
-from .options import flag
 from .tokens import check_sample
 
 
 @BACKBONES.register("resmlp")
-class ResMLP(Conditioned):
+class ResMLP(ExactWaves, Conditioned):
     """Residual blocks on [x, s·sin ωx, s·cos ωx] that the noise label and the conditions scale, shift and gate, plus g∘x.
 
     ω = 2πF are random frequencies, s = exp(−½|ω|²/(1 + e^{−2t})) fades those that are finer than the noise: the label t is
@@ -74,6 +73,7 @@ class ResMLP(Conditioned):
     """
 
     frequencies: Tensor
+    exact_buffers = ("frequencies",)
 
     def __init__(
         self,
@@ -140,19 +140,20 @@ class ResMLP(Conditioned):
         """
         check_sample(x, self.shape)
         joined, told = self.embed(x, t, y, vector, image)
-        flat, c = x.flatten(1), functional.silu(told)
-        h: Tensor = self.first(torch.cat([joined.flatten(1), *self._features(flat, t)], 1))
+        flat, c, dtype = x.flatten(1), functional.silu(told), weights_dtype(self.first, x)
+        seen = torch.cat([joined.flatten(1), *self._features(wide(flat), wide(t))], 1)
+        h: Tensor = self.first(seen.to(dtype))
         turns = self.turn(c).chunk(3 * len(self.up) + 2, 1)
         for i, (up, down) in enumerate(zip(self.up, self.down, strict=True)):
             shift, scale, gate = turns[3 * i : 3 * i + 3]
             made = down(functional.silu(up(functional.silu(_modulate(h, shift, scale)))))
             h = torch.addcmul(h, gate, functional.dropout(made, self.dropout, self.training))
         out = self.last(functional.silu(_modulate(h, *turns[-2:])))
-        return torch.addcmul(out, self.gain(c), flat).view_as(x)
+        return torch.addcmul(out, self.gain(c), flat.to(dtype)).view_as(x)
 
     def _features(self, flat: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The Fourier features, faded as the noise has blurred them."""
-        phase = flat @ self.frequencies
+        phase = flat @ self.frequencies.to(flat.dtype)
         if not self.blur:
             return phase.sin(), phase.cos()
         fade = torch.exp(torch.outer(torch.sigmoid(2 * t), -0.5 * self.frequencies.square().sum(0)))

@@ -87,7 +87,7 @@ class TwoDrifts(TwoTimes):
             return torch.stack([data, source])
         if tilt is None:
             return 0.5 * (data + source)
-        return torch.lerp(source, data, 0.5 * (1 + tilt.to(x.dtype).reshape(-1, *(1,) * (x.ndim - 1))))
+        return torch.lerp(source, data, 0.5 * (1 + tilt.to(data.dtype).reshape(-1, *(1,) * (x.ndim - 1))))
 
     def check_condition(self, tilt: Tensor | None = None, **condition: Tensor) -> None:  # type: ignore[override]
         """Raise unless conditions are what the backbone takes; called once before a solve, not at every evaluation.

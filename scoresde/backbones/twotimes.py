@@ -82,6 +82,26 @@ class TwoTimes(nn.Module):
         out: Tensor = self.net(torch.cat([x, channel], 1), t, **condition)
         return out[:, :-1].contiguous()
 
+    @property
+    def wide_inputs(self) -> bool:
+        """Whether it takes x, t and the span in at least float32: if the backbone does."""
+        return bool(getattr(self.net, "wide_inputs", False))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The backbone's conditions that are not to be standardized."""
+        return tuple(getattr(self.net, "labels", ()))
+
+    @property
+    def condition_shapes(self) -> dict[str, tuple[int, ...]] | None:
+        """The backbone's conditions, with the shape of one sample's; None if it does not say."""
+        return getattr(self.net, "condition_shapes", None)
+
+    @property
+    def condition_dropout(self) -> float | None:
+        """The backbone's; None if it has none."""
+        return getattr(self.net, "condition_dropout", None)
+
     def hide(self, condition: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Return conditions as `fit` shows them: by the backbone's own `hide`, if it has one.
 

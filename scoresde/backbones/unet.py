@@ -32,13 +32,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..checks import number, whole
+from ..checks import flag, number, whole
 from ..inputs import event_shape
 from ..registry import nearest
-from .base import BACKBONES
+from .base import BACKBONES, weights_dtype
 from .blocks import Block, norm
 from .embedding import Conditioned, Embedding
-from .options import flag, wholes
+from .options import wholes
 from .resampling import Pyramid, Resample, convolution
 
 CHOICES = {"condition": ("shift", "scale_shift"), "resample": ("pool", "fir", "conv"), "attention_up": ("all", "last")}
@@ -232,7 +232,7 @@ class UNet(Conditioned):
             raise ValueError(f"this U-Net takes samples of shape {self.shape}, got x of shape {tuple(x.shape)}")
         x, told = self.embed(x, t, y, vector, image)
         told = F.silu(told)
-        x = _patched(x, self.patch).contiguous(memory_format=LAYOUTS[x.ndim - 2])
+        x = _patched(x.to(weights_dtype(self.stem, x)), self.patch).contiguous(memory_format=LAYOUTS[x.ndim - 2])
         h = self.stem(x)
         kept = [h]
         for i, level in enumerate(self.encoder):

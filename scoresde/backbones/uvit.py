@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ..inputs import event_shape
-from .base import BACKBONES
+from .base import BACKBONES, weights_dtype
 from .embedding import Conditioned, Embedding
 from .tokens import Attention, Perceptron, check_sample, check_transformer, grid, patchify, unpatchify
 
@@ -111,7 +111,8 @@ class UViT(Conditioned):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
             if isinstance(layer, nn.Linear) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        nn.init.trunc_normal_(self.places, std=0.02)
+        for free in (self.places, *self.embed.null_parameters()):
+            nn.init.trunc_normal_(free, std=0.02)
         nn.init.zeros_(self.smooth.weight)
         if self.smooth.bias is not None:
             nn.init.zeros_(self.smooth.bias)
@@ -145,7 +146,7 @@ class UViT(Conditioned):
         check_sample(x, self.shape)
         joined, told = self.embed(x, t, y, vector, image)
         extra = [told] if self.noise is None else [self.noise(x, t)[1], told]
-        patches = self.first(patchify(joined, self.patch))
+        patches = self.first(patchify(joined.to(weights_dtype(self.first, x)), self.patch))
         h = torch.cat([*(each.unsqueeze(1).to(patches.dtype) for each in extra), patches], 1) + self.places
         left = []
         for block in self.rising:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..registry import nearest
-from .base import Ask, Samples, condition, labelled, with_conditions
+from .base import Ask, Samples, check_shrunk, labelled, regular, with_conditions
 
 HEADER = 10_000  # bytes of a .npy header at most, as numpy has it
 DEFLATE = 1032  # the most that deflate can shrink data by
@@ -47,6 +47,7 @@ class _Layout:
     def filled(self, stream: Any, held: int) -> np.ndarray:
         """Read the array, and nothing else, from a stream that `held` bytes of deflate feed."""
         self.fits(min(self.nbytes, DEFLATE * held + HEADER))
+        check_shrunk(self.nbytes, held)
         buffer = np.empty(self.nbytes, np.uint8)
         view, at = buffer.data, 0
         while at < self.nbytes and (got := stream.readinto(view[at : at + 2**20])):
@@ -112,13 +113,12 @@ def npz(path: Path, ask: Ask) -> Samples:
         if len(members) < len(archive.infolist()):
             raise ValueError("two of its arrays have the same name")
         fields = ask.columns(members)
-        rest = [name for name in members if name not in fields.values()]
+        rest = [name for name in members if name not in ask.wanted()]
         wanted = ask.samples or ("x" if "x" in rest or len(rest) != 1 else rest[0])
         if wanted not in members:
             raise ValueError(f"it has no array {wanted!r}; say which holds the samples, samples=. {nearest(wanted, members)}")
         values = _member(path, archive, members[wanted])
-        found = {name: condition(column, _member(path, archive, members[column])) for name, column in fields.items()}
-    return with_conditions(values, found)
+        return with_conditions(values, fields, lambda name: _member(path, archive, members[name]))
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
@@ -139,7 +139,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.n
 
 
 def _idx_array(path: Path) -> np.ndarray:
-    packed, held = path.suffix == ".gz", path.stat().st_size
+    packed, held = path.suffix.lower() == ".gz", regular(path).stat().st_size
     with gzip.open(path) if packed else path.open("rb") as stream:
         magic = _exactly(stream, 4)
         if magic[:2] != b"\0\0" or magic[2] not in IDX or not magic[3]:
@@ -171,7 +171,7 @@ def idx_folder(path: Path, ask: Ask) -> Samples:
                 f"wanted one file of {ask.split} {what}, such as {_EXAMPLE[ask.split].format(what)}; there is {have}"
             )
         found[what] = path / next(iter(files.values()))
-    return labelled(idx(found["images"], Ask({}, None, "")).values, _idx_array(found["labels"]), (), ask)
+    return labelled(idx(found["images"], Ask({})).values, _idx_array(found["labels"]), (), ask)
 
 
 _EXAMPLE = {"train": "train-{}-idx3-ubyte.gz", "test": "t10k-{}-idx3-ubyte.gz"}
@@ -180,14 +180,14 @@ _EXAMPLE = {"train": "train-{}-idx3-ubyte.gz", "test": "t10k-{}-idx3-ubyte.gz"}
 def cifar_folder(path: Path, ask: Ask) -> Samples:
     """Read the records of a split, and the names of the classes where they are."""
     meta = path / "batches.meta.txt"
-    names = tuple(meta.read_text().split()) if meta.is_file() else ()
+    names = tuple(meta.read_text(encoding="utf-8").split()) if meta.is_file() else ()
     return _records([path / name for name in CIFAR[ask.split]], names, ask)
 
 
 def _records(paths: list[Path], names: tuple[str, ...], ask: Ask) -> Samples:
     size, batches = 1 + math.prod(RECORD), []
     for path in paths:
-        held = path.stat().st_size
+        held = regular(path).stat().st_size
         if not held or held % size:
             raise ValueError(
                 f"{path.name} has {held:,} bytes, which is no whole number of CIFAR-10 records of {size:,}: it is cut"

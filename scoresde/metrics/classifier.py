@@ -16,7 +16,8 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from ..checks import whole
+from ..checks import affordable, check_generator, whole
+from ..registry import explained
 from .points import points
 
 _BATCH, _RATE, _DECAY = 256, 3e-3, 1e-3
@@ -45,6 +46,7 @@ class ClassifierTest:
     n_test: int
 
 
+@explained
 def classifier_test(
     x: Tensor, y: Tensor, width: int = 64, steps: int = 500, generator: torch.Generator | None = None
 ) -> ClassifierTest:
@@ -89,7 +91,11 @@ def classifier_test(
     (True, True, 500)
     """
     width, steps = whole("width", width), whole("steps", steps)
+    check_generator(generator)
     x, y = points(x, y)
+    parameters = width * (x.shape[1] + width + 3)
+    affordable(f"width={width} and its optimizer", 4 * 4.0 * parameters)
+    affordable(f"steps={steps}", calls=steps)
     n = min(len(x), len(y))
     if n < 8:
         raise ValueError(f"x holds {len(x)} points and y {len(y)}; half of them train a network: wanted at least 8 of each")

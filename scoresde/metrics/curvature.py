@@ -6,7 +6,7 @@ paths, and t the process's own time:
     path energy             PE = E ∫‖ẋ_t‖² dt
     displacement            Δ = E‖x_1 − x_0‖²
     straightness            S = E ∫‖(x_1 − x_0) − ẋ_t‖² dt = PE − Δ      (Liu et al. 2023, S(Z) of section 2.2)
-    curvature               C = S/Δ                                      (after Lee et al. 2023; has no unit)
+    curvature               C = S/Δ                                      (Lee et al. 2023 have S alone; has no unit)
     normalized path energy  NPE = |PE − W_2²|/W_2²                       (Tong et al. 2024, section 5)
 
 S = 0 means that all paths are straight at constant speed, so that one Euler step in t ("ddim" with steps=1) lands where they
@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..checks import number, whole
+from ..checks import affordable, check_generator, number, whole
 from ..plan import plan
 from ..sampling import solve
 from ..sde import ScoreSDE, require_sde
@@ -164,12 +164,15 @@ def straightness(
     """
     sde = require_sde(sde, "straightness")
     panels = whole("panels", panels)
+    check_generator(generator)
     w2 = None if w2 is None else number("w2", w2, 0, math.inf, hint="leave it out, for that between the ends of the paths")
+    number_of_paths = (1024 if start is None else 1) if n is None else n
+    affordable(f"panels={panels}", 32.0 * panels, calls=panels)
     times = _stations(panels)
     if plan(sde, solver, steps, None, options).solver.stochastic:
         raise ValueError(f"paths are those of the ODE, and solver {solver!r} is stochastic; try 'adams'")
     how = {"solver": solver, "steps": steps, "generator": generator, "batch_size": batch_size, **options}
-    solution = solve(sde, (1024 if start is None else 1) if n is None else n, start=start, times=times, **how)
+    solution = solve(sde, number_of_paths, start=start, times=times, **how)
     x1, x0 = (solution.x[k].flatten(1).double() for k in (0, -1))
     displacement = (x1 - x0).square().sum(1)
     straight = _deviation(solution.x, times)
@@ -199,15 +202,15 @@ def _normalized(pe: Estimate, w2: float) -> Estimate:
 
 def _stations(panels: int) -> Tensor:
     """The nodes of all panels, from t = 1 down to 0."""
-    left = torch.arange(panels, dtype=torch.float64)[:, None]
-    inner = (left + 0.5 + 0.5 * torch.tensor(_NODES[:-1], dtype=torch.float64)) / panels
+    left = torch.arange(panels, dtype=torch.float64, device="cpu")[:, None]
+    inner = (left + 0.5 + 0.5 * torch.tensor(_NODES[:-1], dtype=torch.float64, device="cpu")) / panels
     return 1 - torch.cat([inner.flatten(), inner.new_ones(1)])
 
 
 def _derivatives() -> Tensor:
     """D_kj = ℓ_j'(ξ_k): the derivative at each node of the polynomial through values at the nodes."""
-    xi = torch.tensor(_NODES, dtype=torch.float64)
-    gap = xi[:, None] - xi + torch.eye(len(xi), dtype=torch.float64)
+    xi = torch.tensor(_NODES, dtype=torch.float64, device="cpu")
+    gap = xi[:, None] - xi + torch.eye(len(xi), dtype=torch.float64, device="cpu")
     c = gap.prod(1)
     D = c[:, None] / c / gap
     D.fill_diagonal_(0)

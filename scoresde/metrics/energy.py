@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..checks import affordable, check_generator, whole
+from ..registry import explained
 from . import points as blocks
 from .points import distances, points, total
 
@@ -59,6 +61,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     return 2 * total(x, y) / (n * m) - total(x, x) / (n * (n - 1)) - total(y, y) / (m * (m - 1))
 
 
+@explained
 @torch.no_grad()
 def energy_test(x: Tensor, y: Tensor, permutations: int = 999, generator: torch.Generator | None = None) -> float:
     """Return the p-value of the permutation test that x and y come from one law, by their energy distance.
@@ -100,13 +103,14 @@ def energy_test(x: Tensor, y: Tensor, permutations: int = 999, generator: torch.
     >>> energy_test(x, x + 1.0, permutations=99, generator=torch.Generator().manual_seed(1))
     0.01
     """
+    permutations = whole("permutations", permutations)
+    check_generator(generator)
     x, y = points(x, y)
     n, N = len(x), len(x) + len(y)
     if N > _LIMIT:
         hint = f"subsample, x[torch.randperm(len(x))[:{_LIMIT // 2}]]"
         raise ValueError(f"{N} points in all; the test takes at most {_LIMIT}: {hint}")
-    if permutations < 1:
-        raise ValueError(f"permutations = {permutations}; wanted at least 1, such as 999")
+    affordable(f"permutations={permutations}", 8.0 * N * permutations)
     device = x.device if generator is None else generator.device
     orders = [torch.randperm(N, generator=generator, device=device) for _ in range(permutations)]
     mine = torch.stack([torch.arange(N, device=device), *orders])[:, :n].to(x.device)

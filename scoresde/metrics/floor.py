@@ -17,8 +17,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..checks import whole
+from ..checks import affordable, check_generator, number, whole
+from ..inputs import as_tensor
 from ..random import draw_seed, seeded
+from ..registry import explained
 from ..source import draw
 
 Metric = Callable[[Tensor, Tensor], "Tensor | float"]
@@ -81,7 +83,7 @@ class NoiseFloor:
         >>> NoiseFloor(torch.arange(5.0)).quantile(0.75)
         3.0
         """
-        return float(self.values.quantile(q))
+        return float(self.values.quantile(number("q", q, 0, 1, closed=True)))
 
     def times(self, value: Tensor | float) -> float:
         """Return a value of the metric as a multiple of the floor.
@@ -102,6 +104,7 @@ class NoiseFloor:
         return float(value) / self.rms
 
 
+@explained
 def noise_floor(
     metric: Metric, law: Law | Tensor, n: int, repeats: int = 20, generator: torch.Generator | None = None
 ) -> NoiseFloor:
@@ -141,7 +144,10 @@ def noise_floor(
     True
     """
     n, repeats = whole("n", n, 2), whole("repeats", repeats, 2)
+    check_generator(generator)
+    affordable(f"repeats={repeats}", calls=repeats)
     if isinstance(law, Tensor):
+        as_tensor(law, "law")
         if law.ndim < 1 or len(law) < 2 * n:
             raise ValueError(f"law holds samples of shape {tuple(law.shape)}; two sets of n = {n} want at least {2 * n}")
     elif not callable(getattr(law, "sample", None)):
@@ -155,7 +161,7 @@ def noise_floor(
             order = torch.randperm(len(law), generator=own, device=device).to(law.device)
             x, y = law[order[:n]], law[order[n : 2 * n]]
         else:
-            x, y = (torch.as_tensor(draw(law, n, own.initial_seed(), j)) for j in (0, 1))
+            x, y = (as_tensor(draw(law, n, own.initial_seed(), j), "law.sample(n)") for j in (0, 1))
         return float(metric(x, y))
 
-    return NoiseFloor(torch.tensor([value(i) for i in range(repeats)], dtype=torch.float64))
+    return NoiseFloor(torch.tensor([value(i) for i in range(repeats)], dtype=torch.float64, device="cpu"))

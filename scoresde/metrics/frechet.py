@@ -2,7 +2,7 @@
 
 With means μ and covariances Σ of the features f(x) of either set,
 
-    d² = |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½)            (Dowson and Landau 1982, eq. 4; Heusel et al. 2017, eq. 6)
+    d² = |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½)            (Dowson and Landau 1982; Heusel et al. 2017)
 
 is the squared 2-Wasserstein distance of N(μ₁, Σ₁) and N(μ₂, Σ₂). Of features that are not normal it is a lower bound on theirs
 (Gelbrich 1990), and zero says no more than that the first two moments agree.
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import whole
-from ..registry import nearest
+from ..inputs import as_tensor
+from ..registry import choose
 
 Features = Callable[[Tensor], Tensor]
 Moments = tuple[Tensor, Tensor]
@@ -64,8 +65,8 @@ def frechet_distance(
 
     References
     ----------
-    Dowson and Landau, The Fréchet distance between multivariate normal distributions, 1982, eq. 4; Heusel et al., GANs trained by
-    a two time-scale update rule, NeurIPS 2017, eq. 6; Chong and Forsyth, Effectively unbiased FID, CVPR 2020, for the bias.
+    Dowson and Landau, The Fréchet distance between multivariate normal distributions, 1982; Heusel et al., GANs trained by
+    a two time-scale update rule, NeurIPS 2017; Chong and Forsyth, Effectively unbiased FID, CVPR 2020, for the bias.
 
     Examples
     --------
@@ -119,10 +120,11 @@ def moments(x: Tensor, features: str | Features | None = None, *, batch_size: in
     see = resolve_features(features)
     if not isinstance(x, Tensor):
         raise TypeError(f"x is a {type(x).__name__}; wanted a tensor, or a pair (mean, covariance)")
+    as_tensor(x, "x")
     if x.ndim < 1 or len(x) < 2 or x.is_complex():
         raise ValueError(f"x is {x.dtype} of shape {tuple(x.shape)}; wanted real numbers (n, *shape) with n ≥ 2")
-    whole("batch_size", batch_size)
-    count, mean, scatter = 0, torch.zeros(0), torch.zeros(0)
+    batch_size = whole("batch_size", batch_size)
+    count, mean, scatter = 0, torch.zeros(0, device="cpu"), torch.zeros(0, device="cpu")
     for part in torch.split(x, batch_size):  # Chan, Golub & LeVeque 1983
         f = _seen(see, part)
         n, total, here = len(f), count + len(f), f.mean(0)
@@ -159,9 +161,7 @@ def resolve_features(features: str | Features | None) -> Features | None:
     ValueError: unknown features 'incepton'. Did you mean 'inception'? There are: inception.
     """
     if isinstance(features, str):
-        if features not in FEATURES:
-            raise ValueError(f"unknown features {features!r}. {nearest(features, FEATURES)}")
-        return FEATURES[features]()
+        return FEATURES[choose("features", features, FEATURES)]()
     if features is not None and not callable(features):
         raise TypeError(f"features is called with a batch, or a name, or None; got {type(features).__name__}")
     return features
@@ -255,6 +255,8 @@ def _pair(name: str, pair: Any) -> Moments:
     mean, cov = pair if len(pair) == 2 else (None, None)
     if not (isinstance(mean, Tensor) and isinstance(cov, Tensor)):
         raise TypeError(f"{name} is samples, or a pair of tensors (mean, covariance) from `moments`; got {type(pair).__name__}")
+    for part in (mean, cov):
+        as_tensor(part, name)
     if mean.ndim != 1 or not len(mean) or cov.shape != (len(mean), len(mean)) or mean.is_complex() or cov.is_complex():
         raise ValueError(
             f"{name} is (mean, covariance) of shapes (F,) and (F, F), real, got {mean.dtype} {tuple(mean.shape)} and "

@@ -65,7 +65,7 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None = None) 
     x, y = points(x, y)
     if bandwidth is None:
         bandwidth = _around_the_median(x, y)
-    widths = bandwidth if isinstance(bandwidth, Sequence) else [bandwidth]
+    widths = bandwidth if isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str | bytes) else [bandwidth]
     if not widths:
         raise ValueError("bandwidth holds no number; try 1.0, or None for the median distance")
     rates = [-0.5 / number("bandwidth", b, 0, math.inf, hint="try None, for the median distance") ** 2 for b in widths]

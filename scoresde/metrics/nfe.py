@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import number, whole
+from .. import plan as planning
+from ..checks import affordable, check_generator, flag, number, whole
 from ..errors import SolverError
 from ..plan import plan
 from ..sampling import solve
@@ -113,6 +114,9 @@ def evaluations(
     """
     sde = require_sde(sde, "evaluations")
     error, most = number("error", error, 0, math.inf, hint="try 1e-2"), whole("most", most)
+    adaptive = flag("adaptive", adaptive)
+    check_generator(generator)
+    affordable(f"most={most} steps", calls=most)
     clash = [name for name in ("rtol", "atol", "steps") if name in options]
     if clash:
         raise ValueError(f"{clash[0]}= is what is searched for; leave it out")
@@ -122,7 +126,7 @@ def evaluations(
         raise ValueError(f"the error is that of an ODE's solution, and solver {solver!r} is stochastic; try 'adams'")
     if adaptive and (not isinstance(solver, str) or "rtol" not in method.tolerances):
         raise ValueError(f"solver {solver!r} has no tolerance to search for by name; try 'rk45', or adaptive=False")
-    tight = _TIGHT[sde.state_dtype]
+    tight = max(_TIGHT[sde.state_dtype], planning.tolerance(sde))
     n = (256 if start is None else 1) if n is None else n
     exact = solve(sde, n, start=start, generator=generator, batch_size=batch_size, solver="adams", rtol=tight, atol=tight)
     least = 20 * tight * float(exact.x[-1].double().square().mean().sqrt())

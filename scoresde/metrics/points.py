@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..inputs import as_tensor
+
 HELD = 2**19  # pairs held at a time: 4 MB, in cache
 
 
@@ -37,6 +39,7 @@ def points(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     for name, value in (("x", x), ("y", y)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} is a {type(value).__name__}; wanted a tensor, try torch.as_tensor({name})")
+        as_tensor(value, name)
         if value.ndim < 1 or value.shape[0] < 2:
             raise ValueError(f"{name} has shape {tuple(value.shape)}; wanted (n, *shape) with n ≥ 2")
         if value.is_complex() or not value.isfinite().all():

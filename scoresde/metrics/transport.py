@@ -7,7 +7,7 @@ The p-Wasserstein distance is the least cost of carrying one law into the other,
 γ being any joint law with the given marginals. Between two sets of n points the best γ is a permutation; in one
 dimension it joins equal quantiles, so that W_p^p = ∫|F⁻¹(u) − G⁻¹(u)|^p du. Averaged over directions θ on the sphere,
 
-    SW_p = (E_θ W_p^p(θ·X, θ·Y))^(1/p)                                 (Bonneel et al. 2015, definition 2).
+    SW_p = (E_θ W_p^p(θ·X, θ·Y))^(1/p)                                 (Bonneel et al. 2015).
 
 Both are distances in the units of the data. (Other libraries return p-th powers: POT's `emd2` of squared distances is W_2².)
 Two sets of true samples are W_p apart by about n^(−1/D), a bias that no other metric here has: see `noise_floor`.
@@ -22,7 +22,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from ..checks import number, whole
+from ..checks import affordable, check_generator, number, whole
+from ..registry import explained
 from . import points as blocks
 from .points import distances, points
 
@@ -86,6 +87,7 @@ def wasserstein(x: Tensor, y: Tensor, p: float = 2) -> Tensor:
             "sliced_wasserstein",
             stacklevel=2,
         )
+    affordable(f"{n} points and their distances", 8.0 * n * n, hint="subsample, or take sliced_wasserstein")
     there = x
     if p == 2:  # −2x·y is all that an assignment sees of |x − y|²: moved and scaled x has the same, ten times faster
         spread = (y.var() / x.var()).sqrt()
@@ -100,6 +102,7 @@ def wasserstein(x: Tensor, y: Tensor, p: float = 2) -> Tensor:
     return result
 
 
+@explained
 @torch.no_grad()
 def sliced_wasserstein(
     x: Tensor, y: Tensor, projections: int = 512, p: float = 2, generator: torch.Generator | None = None
@@ -143,15 +146,20 @@ def sliced_wasserstein(
     >>> sliced_wasserstein(torch.tensor([0.0, 1.0]), torch.tensor([4.0, 3.0]))
     tensor(3., dtype=torch.float64)
     """
+    projections = whole("projections", projections)
+    check_generator(generator)
     x, y = points(x, y)
     p = number("p", p, 1, math.inf, closed=True, hint="try 2")
+    affordable(f"projections={projections}", 8.0 * x.shape[1] * projections, device=x.device)
     device = x.device if generator is None else generator.device
-    size = (x.shape[1], whole("projections", projections))
+    size = (x.shape[1], projections)
     theta = torch.randn(size, generator=generator, device=device, dtype=torch.float64).to(x.device)
     theta = theta / theta.norm(dim=0)
     n, m = len(x), len(y)
     # both quantile functions are steps; between the joined steps u_k, F⁻¹ is the i-th smallest and G⁻¹ the j-th
-    ends = torch.cat([torch.arange(1, n + 1) * m, torch.arange(1, m + 1) * n])  # u·n·m, in exact integers
+    ends = torch.cat(
+        [torch.arange(1, n + 1, device="cpu") * m, torch.arange(1, m + 1, device="cpu") * n]
+    )  # u·n·m, in exact integers
     ends = torch.unique(ends).to(x.device)
     width = ends.diff(prepend=ends.new_zeros(1)).double() / (n * m)
     i, j = (ends - 1) // m, (ends - 1) // n

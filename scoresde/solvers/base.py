@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..checks import number, whole
-from ..registry import Registry
+from ..registry import ELSEWHERE, Registry
 
 SOLVERS: Registry[Solver] = Registry("solver")
+SOLVERS.elsewhere = ELSEWHERE
 """All solvers by name; `@SOLVERS.register("name")` adds one and enrols it in the tests."""
 
 
@@ -56,6 +57,7 @@ class Level:
 
 
 Velocity = Callable[[Tensor, "float | Tensor", "Tensor | None"], Tensor]
+Measure = Callable[[Tensor, Tensor, Tensor, "float | Tensor"], Tensor]
 Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 Jump = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 Told = Callable[..., None]
@@ -152,8 +154,9 @@ class Problem:
         To be told every level reached after the first.
     wanted : set of int, optional
         The levels that it cares for, where telling costs something; None: all.
-    measure : callable (B, n) -> (B,), optional
-        The size of a local error in absolute units, of which a solver that estimates them keeps account: see `Counts.error`.
+    measure : callable (error, z, v, φ) -> (B,), optional
+        The size ≥ 0 of a local error (B, n) in absolute units, given state, velocity and angle at the end of its step; a solver
+        that estimates errors keeps account of it: see `Counts.error`.
     jump : callable (z, i, j) -> (x̂0, ε̂), optional
         Such that cos φ_j·x̂0 + sin φ_j·ε̂ is where the ODE leads from z at level i to level j: of models that have learnt it.
         Of a bridge, where its SDE would lead but for the noise, if the end that it heads for stayed as it is.
@@ -173,7 +176,7 @@ class Problem:
     norm: Callable[[Tensor], Tensor] = rms
     observe: Callable[[int, Tensor], None] = lambda i, z: None
     wanted: frozenset[int] | None = None
-    measure: Callable[[Tensor], Tensor] | None = None
+    measure: Measure | None = None
     jump: Jump = field(default_factory=lambda: _no_jump)
     bridge: float = 0.0
 
@@ -285,8 +288,8 @@ class Counts:
     reason : str
         Why, for the message: "nan", "stuck" or "steps".
     error : Tensor (B,), float64, or None
-        √(Σ measure(e)²) over the steps a sample took, e the estimated local error of each, where the problem has a measure and
-        the solver an estimate that costs no evaluation. What later steps make of an error is not in it. Adaptive Adams methods
+        Σ measure(e) over the steps a sample took, e the estimated local error of each, where the problem has a measure and
+        the solver an estimate that costs no evaluation; how far to believe it says `Solver.error_factor`. Adaptive Adams methods
         estimate what is left after the correction; on a fixed grid, and with embedded Runge–Kutta methods, it is the correction.
 
     Examples
@@ -341,6 +344,26 @@ class Solver(abc.ABC):
     steps: ClassVar[int | None] = 100
     spacing: ClassVar[str] = "time"
     tolerances: ClassVar[tuple[str, ...]] = ()
+
+    def error_factor(self, adaptive: bool) -> float:
+        """Return by what `Counts.error` is multiplied for the `solver_error` of a likelihood: NaN where no factor makes it hold.
+
+        Parameters
+        ----------
+        adaptive : bool
+            Whether the solver chose its steps.
+
+        Returns
+        -------
+        float
+            1 for solvers that do not say otherwise.
+
+        Examples
+        --------
+        >>> scoresde.SOLVERS.build("rk45").error_factor(True), scoresde.SOLVERS.build("adams").error_factor(True)
+        (nan, 0.95)
+        """
+        return 1.0
 
     @property
     def needs(self) -> tuple[str, ...]:

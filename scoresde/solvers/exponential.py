@@ -137,7 +137,7 @@ def _rows(row: Exponential) -> tuple[tuple[Weights, ...], Tensor, Tensor]:
         ws += (tuple(tuple(x - y for x, y in itertools.zip_longest(*pair, fillvalue=0.0)) for pair in pairs),)
     flat = [(min(i, len(row.c) - 1), *(*w, 0.0)[:2]) for i, weights in enumerate(ws) for w in weights if w]
     which, *columns = zip(*flat, strict=True)
-    return ws, torch.tensor(which), torch.tensor(columns, dtype=torch.float64).unsqueeze(2)
+    return ws, torch.tensor(which, device="cpu"), torch.tensor(columns, dtype=torch.float64, device="cpu").unsqueeze(2)
 
 
 def _nodes(row: Exponential, here: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,7 +240,7 @@ class Singlestep(Stepper):
 
     def _grid(self, levels: tuple[Level, ...]) -> list[list[list[float]]]:
         """Return the nodes of every step of a grid, in plain floats."""
-        angles = torch.tensor([level.phi for level in levels], dtype=torch.float64)
+        angles = torch.tensor([level.phi for level in levels], dtype=torch.float64, device="cpu")
         phi, numbers = (table.T.tolist() for table in _nodes(self.row, angles[:-1], angles[1:]))
         return [_laid(self.row, *step)[: len(self.row.c)] for step in zip(phi, numbers, strict=True)]
 

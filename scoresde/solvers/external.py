@@ -304,7 +304,7 @@ class SciPy(_Adaptive):
             before, row = flow.calls, torch.tensor([b], device=z.device)
 
             def velocity(s: float, y: np.ndarray, row: Tensor = row) -> np.ndarray:
-                out = flow(s, torch.as_tensor(y[None]).to(z), row)
+                out = flow(s, torch.as_tensor(y[None], device="cpu").to(z), row)
                 _refuse_gradient(out)
                 v = out[0].double().cpu().numpy()
                 if not np.isfinite(v).all():  # in the hands of a factorization or of Fortran this would be another error
@@ -317,7 +317,7 @@ class SciPy(_Adaptive):
             except _Failed as failure:
                 failed[b], reason = True, reason or str(failure)
             nfe[b] = flow.calls - before
-        states = torch.as_tensor(path).to(z)
+        states = torch.as_tensor(path, device="cpu").to(z)
         for i in range(1, len(states)):
             problem.observe(i, states[i])
         evaluations, steps, lost = (torch.as_tensor(column, device=z.device) for column in (nfe, accepted, failed))

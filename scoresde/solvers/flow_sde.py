@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from ..checks import number, whole
-from ..registry import nearest
+from ..registry import choose
 from .base import SOLVERS, Counts, Level, Problem, Solver
 
 _REACH = 3.0  # no extrapolation over a step so many times as long as the one before it: with much noise it would grow
@@ -110,8 +110,7 @@ class FlowSDE(Solver):
 
     def __post_init__(self) -> None:
         number("noise", self.noise, 0, math.inf, closed=True, hint="0 is the ODE")
-        if self.form not in FORMS:
-            raise ValueError(f"unknown form {self.form!r}. {nearest(self.form, FORMS)}")
+        choose("form", self.form, FORMS)
         if whole("order", self.order) > 2:
             raise ValueError(f"order is 1 or 2, got {self.order}")
 

@@ -19,8 +19,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import number, whole
-from ..registry import nearest
+from ..checks import affordable, number, said, whole
+from ..registry import choose
 from .base import SOLVERS, Problem, Solver, Stepper
 
 CORRECTORS: dict[str, Callable[[float, float], float]] = {
@@ -99,12 +99,11 @@ class PredictorCorrector(Stepper):
 
     def __post_init__(self) -> None:
         number("snr", self.snr, 0, 1, hint="try 0.16")
-        whole("corrections", self.corrections)
-        if self.corrector not in CORRECTORS:
-            raise ValueError(f"unknown corrector {self.corrector!r}. {nearest(self.corrector, CORRECTORS)}")
-        if self.predictor == "pc" or not isinstance(self._predictor, Stepper):
+        affordable(f"corrections={whole('corrections', self.corrections)}", calls=self.corrections)
+        choose("corrector", self.corrector, CORRECTORS)
+        if (isinstance(self.predictor, str) and self.predictor == "pc") or not isinstance(self._predictor, Stepper):
             why = "it remembers earlier steps, or is no solver that goes from level to level"
-            raise ValueError(f"{self.predictor!r} can't be a predictor: {why}; try 'ancestral', 'em' or 'ddim'")
+            raise ValueError(f"{said(self.predictor)} can't be a predictor: {why}; try 'ancestral', 'em' or 'ddim'")
 
     @functools.cached_property
     def _predictor(self) -> Stepper:
@@ -174,7 +173,7 @@ class AnnealedLangevin(Stepper):
 
     def __post_init__(self) -> None:
         number("share", self.share, 0, 4, hint="try 0.2")
-        whole("corrections", self.corrections)
+        affordable(f"corrections={whole('corrections', self.corrections)}", calls=self.corrections)
 
     def nfe(self, steps: int) -> int:  # noqa: D102
         return steps * self.corrections + 1

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..checks import number, whole
-from ..registry import nearest
+from ..registry import choose
 from .base import SOLVERS, Counts, Level, Problem, Solver
 
 Array = NDArray[np.float64]
@@ -280,8 +280,7 @@ class Multistep(Solver):
 
     def __post_init__(self) -> None:
         row = self.row
-        if row.variable not in VARIABLES:
-            raise ValueError(f"unknown variable {row.variable!r}. {nearest(row.variable, VARIABLES)}")
+        choose("variable", row.variable, VARIABLES)
         if not 1 + row.corrector <= whole("order", row.order) <= 9:
             raise ValueError(f"order is from {1 + row.corrector} to 9, got {row.order}")
         number("tau", row.tau, 0, 2, closed=True, hint="0 is the ODE, 1 the reverse SDE")
@@ -337,13 +336,16 @@ def march(row: Row, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
     values: list[Tensor] = []
     repair: list[float] = []  # what the corrector adds to the predicted state, as weights of the values
     gauge = problem.measure if row.corrector else None
-    gauged = None if gauge is None else z.new_zeros(len(z), dtype=torch.float64)  # Σ measure(e)²
+    gauged = None if gauge is None else z.new_zeros(len(z), dtype=torch.float64)  # Σ measure(e)
     for i, step in enumerate(table):
         values = [_value(row, problem, z, i), *values[: row.order - 1]]
         if i and problem.wants(i):
             problem.observe(i, _combine(1.0, z, repair, values))
         if gauge is not None and gauged is not None and repair:
-            gauged += gauge(_combine(0.0, torch.zeros_like(z), repair, [f.detach() for f in values])).double().square()
+            added = _combine(0.0, torch.zeros_like(z), repair, [f.detach() for f in values])
+            level, f = problem.levels[i], values[0].detach()
+            v = f if row.variable == "v" else (level.cos * z.detach() - f) / level.sin
+            gauged += gauge(added, z.detach(), v, level.phi).double()
         # The state is carried as predicted; its correction is taken together with the next prediction.
         weights = [step.keep * r + w for r, w in itertools.zip_longest(repair, step.predict, fillvalue=0.0)]
         repair = (
@@ -353,7 +355,7 @@ def march(row: Row, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
         if step.noise:
             z.add_(problem.noise(), alpha=step.noise)
     problem.observe(last, z)
-    return z, Counts(last, last, error=None if gauged is None else gauged.sqrt())
+    return z, Counts(last, last, error=gauged)
 
 
 def _combine(keep: float, z: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:

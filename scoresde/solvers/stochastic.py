@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..checks import number, whole
+from ..checks import affordable, number, whole
 from .base import SOLVERS, Counts, Problem, Solver, Stepper, split
 
 NOISE_END, TINY = 1e-6, 1e-300  # cos φ below NOISE_END is α = 0; TINY has a logarithm
@@ -171,7 +171,7 @@ class Restart(Solver):
     spacing: ClassVar[str] = "logsnr"
 
     def __post_init__(self) -> None:
-        whole("repeats", self.repeats)
+        affordable(f"repeats={whole('repeats', self.repeats)}", calls=self.repeats)
         if not isinstance(self.intervals, tuple | list):
             raise TypeError(f"intervals is a sequence of pairs (u_min, u_max) of σ/α, got {self.intervals!r}")
         for pair in self.intervals:

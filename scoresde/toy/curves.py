@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..checks import number
 from .mixture import GaussianMixture
 
 
@@ -43,8 +44,8 @@ class NoisyCurve(GaussianMixture):
 
     Raises
     ------
-    ValueError
-        If noise is not positive.
+    TypeError, ValueError
+        If noise is not a positive number.
 
     Examples
     --------
@@ -62,9 +63,7 @@ class NoisyCurve(GaussianMixture):
     resolution: ClassVar[float] = 2.0
 
     def __init__(self, noise: float) -> None:
-        if not 0 < noise < math.inf:
-            raise ValueError(f"{type(self).__name__} got noise = {noise}; wanted a positive number, such as 0.1")
-        self.noise = noise
+        noise = self.noise = number("noise", noise, 0, math.inf, hint="try 0.1")
         nodes = [self._nodes(arc) for arc in range(self.arcs)]
         super().__init__(torch.cat([c for c, _ in nodes]), noise, torch.cat([w for _, w in nodes]))
 
@@ -93,7 +92,7 @@ class NoisyCurve(GaussianMixture):
 
     def _nodes(self, index: int) -> tuple[Tensor, Tensor]:
         """Nodes (K, 2) and weights (K,) of one arc: equidistant if closed, Gauss–Legendre if not."""
-        tau = torch.linspace(0, 1, 2049, dtype=torch.float64)
+        tau = torch.linspace(0, 1, 2049, dtype=torch.float64, device="cpu")
         arc = torch.full_like(tau, index, dtype=torch.long)
         speed = self.curve(tau, arc).diff(dim=0).norm(dim=1) * 2048
         middle = (tau[1:] + tau[:-1]) / 2
@@ -101,7 +100,10 @@ class NoisyCurve(GaussianMixture):
         stretch = speed if self.closed else speed * math.pi * (middle * (1 - middle)).sqrt()
         K = 16 + math.ceil(self.resolution * float(stretch.max()) / self.noise)
         if self.closed:
-            tau, w = torch.arange(K, dtype=torch.float64) / K, torch.full((K,), 1 / K, dtype=torch.float64)
+            tau, w = (
+                torch.arange(K, dtype=torch.float64, device="cpu") / K,
+                torch.full((K,), 1 / K, dtype=torch.float64, device="cpu"),
+            )
         else:
             z, v = np.polynomial.legendre.leggauss(K)
             tau, w = torch.from_numpy((z + 1) / 2), torch.from_numpy(v / 2)
@@ -129,8 +131,8 @@ class Moons(NoisyCurve):
 
     Raises
     ------
-    ValueError
-        If noise is not positive.
+    TypeError, ValueError
+        If noise is not a positive number.
 
     References
     ----------
@@ -170,8 +172,8 @@ class Rings(NoisyCurve):
 
     Raises
     ------
-    ValueError
-        If noise is not positive.
+    TypeError, ValueError
+        If noise is not a positive number.
 
     References
     ----------
@@ -210,8 +212,8 @@ class SwissRoll(NoisyCurve):
 
     Raises
     ------
-    ValueError
-        If noise is not positive.
+    TypeError, ValueError
+        If noise is not a positive number.
 
     References
     ----------
@@ -252,8 +254,8 @@ class TwoSpirals(NoisyCurve):
 
     Raises
     ------
-    ValueError
-        If noise is not positive.
+    TypeError, ValueError
+        If noise is not a positive number.
 
     References
     ----------

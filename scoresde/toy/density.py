@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import final
 
 import torch
 from torch import Tensor
+
+from ..checks import affordable, check_generator, said, whole
+from ..inputs import FLOATING, as_tensor
+from ..registry import explained
 
 
 class Density(ABC):
@@ -33,6 +38,7 @@ class Density(ABC):
     _nats: float | None = None
 
     @final
+    @explained
     def sample(self, n: int, generator: torch.Generator | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Draw n independent points x ~ p.
 
@@ -63,14 +69,14 @@ class Density(ABC):
         >>> Checkerboard().sample(3, torch.Generator().manual_seed(0)).shape
         torch.Size([3, 2])
         """
-        if not isinstance(n, int) or isinstance(n, bool):
-            raise TypeError(f"sample got n = {n!r}; it wants a positive integer, for example sample(1000)")
-        if n < 1:
-            raise ValueError(f"sample got n = {n}; it wants at least 1, for example sample(1000)")
-        dtype = dtype or torch.get_default_dtype()
-        if not dtype.is_floating_point:
-            raise TypeError(f"sample got dtype = {dtype}; it wants a floating type, such as torch.float32")
-        return self._sample(n, generator, torch.device("cpu") if generator is None else generator.device, dtype)
+        n = whole("n", n)
+        check_generator(generator)
+        dtype = torch.get_default_dtype() if dtype is None else dtype
+        if dtype not in FLOATING:
+            raise TypeError(f"sample got dtype = {said(dtype)}; it wants a floating type, such as torch.float32")
+        device = torch.device("cpu") if generator is None else generator.device
+        affordable(f"n={n} samples", 8.0 * n * math.prod(self.shape), device=device)
+        return self._sample(n, generator, device, dtype)
 
     @final
     def log_prob(self, x: Tensor) -> Tensor:
@@ -154,6 +160,8 @@ class Density(ABC):
     def _entropy(self) -> float: ...
 
     def _check(self, x: Tensor) -> None:
+        if isinstance(x, Tensor):
+            as_tensor(x, "x")
         if not isinstance(x, Tensor) or not x.is_floating_point():
             what = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise TypeError(f"{type(self).__name__} got {what}; it wants a floating tensor, torch.as_tensor(x).float()")

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import number
+from ..inputs import as_reals
 from .density import Density
 
 _SMALL, _LARGE = 2**7, 2**16  # K·D below which expanding |x − α·m_k|² never pays, above which it always does
@@ -54,15 +56,15 @@ class GaussianMixture(Density):
     """
 
     def __init__(self, means: Any, stds: Any, weights: Any = None) -> None:
-        m = torch.as_tensor(means, dtype=torch.float64, device="cpu").detach()
+        m = as_reals(means, "means").detach().to("cpu", torch.float64)
         if m.ndim < 2 or m.numel() == 0 or not m.isfinite().all():
             raise ValueError(f"means of shape {tuple(m.shape)}; wanted finite (K, *shape): try means[None]")
         K, self.shape = m.shape[0], tuple(m.shape[1:])
-        s = torch.as_tensor(stds, dtype=torch.float64, device="cpu").detach()
+        s = as_reals(stds, "stds").detach().to("cpu", torch.float64)
         if tuple(s.shape) not in {(), (K,), tuple(m.shape)}:
             raise ValueError(f"stds of shape {tuple(s.shape)}; wanted a number, ({K},) or {tuple(m.shape)}")
-        w = torch.ones(K) if weights is None else torch.as_tensor(weights, device="cpu").detach()
-        w = w.to(torch.float64)
+        w = torch.ones(K, device="cpu") if weights is None else as_reals(weights, "weights").detach()
+        w = w.to("cpu", torch.float64)
         if tuple(w.shape) != (K,):
             raise ValueError(f"weights of shape {tuple(w.shape)} for {K} means; wanted ({K},)")
         for name, value in (("stds", s), ("weights", w)):
@@ -143,6 +145,7 @@ class GaussianMixture(Density):
         >>> GaussianMixture([[1.0]], 3.0).perturb(0.0, 2.0).std()
         tensor([2.], dtype=torch.float64)
         """
+        alpha, sigma = number("alpha", alpha, -math.inf, math.inf), number("sigma", sigma, 0, math.inf, closed=True)
         stds = (alpha**2 * self._s.square() + sigma**2).sqrt().expand_as(self._m)
         means = alpha * self._m
         return GaussianMixture(means.reshape(-1, *self.shape), stds.reshape(-1, *self.shape), self._w)
@@ -250,7 +253,7 @@ class GaussianMixture(Density):
         return self._casts[key]
 
     def _level(self, value: float | Tensor, x: Tensor, name: str) -> Tensor:
-        level = torch.as_tensor(value, dtype=x.dtype, device=x.device).reshape(-1, 1)
+        level = as_reals(value, name).to(x.device, x.dtype).reshape(-1, 1)
         if level.shape[0] not in {1, x.shape[0]}:
             got = f"{name} holds {level.shape[0]} values for {x.shape[0]} points"
             raise ValueError(f"{got}; wanted a number or one per point: try {name}.expand(len(x))")
@@ -312,7 +315,7 @@ class GaussianMixture(Density):
 def _grid_entropy(m: Tensor, s: Tensor, w: Tensor, low: Tensor, high: Tensor, steps: list[int]) -> float:
     axes, cell = [], 1.0
     for d, count in enumerate(steps):
-        grid = torch.linspace(float(low[d]), float(high[d]), count + 1, dtype=torch.float64).unsqueeze(1)
+        grid = torch.linspace(float(low[d]), float(high[d]), count + 1, dtype=torch.float64, device="cpu").unsqueeze(1)
         std = s[:, min(d, s.shape[1] - 1)]
         axes.append(torch.exp(-0.5 * ((grid - m[:, d]) / std).square()) / (std * math.sqrt(2 * math.pi)))
         cell *= float(high[d] - low[d]) / count
@@ -348,7 +351,9 @@ class EightGaussians(GaussianMixture):
     """
 
     def __init__(self, radius: float = 4 / math.sqrt(2), std: float = 0.5 / math.sqrt(2)) -> None:
-        angle = torch.arange(8, dtype=torch.float64) * (math.pi / 4)
+        radius = number("radius", radius, 0, math.inf, closed=True, hint="try 2.8")
+        std = number("std", std, 0, math.inf, hint="try 0.35")
+        angle = torch.arange(8, dtype=torch.float64, device="cpu") * (math.pi / 4)
         super().__init__(radius * torch.stack([angle.cos(), angle.sin()], 1), std)
 
 
@@ -373,5 +378,7 @@ class Grid25(GaussianMixture):
     """
 
     def __init__(self, spacing: float = 2.0, std: float = 0.1) -> None:
-        axis = spacing * torch.arange(-2, 3, dtype=torch.float64)
+        spacing = number("spacing", spacing, 0, math.inf, closed=True, hint="try 2")
+        std = number("std", std, 0, math.inf, hint="try 0.1")
+        axis = spacing * torch.arange(-2, 3, dtype=torch.float64, device="cpu")
         super().__init__(torch.cartesian_prod(axis, axis), std)

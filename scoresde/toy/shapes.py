@@ -22,6 +22,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..checks import number, whole
 from .density import Density
 
 _TURNS = 1000.0  # radians at which arms stop winding: beyond the mass, and it bounds the number of roots
@@ -54,7 +55,7 @@ class Checkerboard(Density):
         >>> low, high
         (tensor([-4., -4.], dtype=torch.float64), tensor([4., 4.], dtype=torch.float64))
         """
-        return torch.full((2,), -4.0, dtype=torch.float64), torch.full((2,), 4.0, dtype=torch.float64)
+        return torch.full((2,), -4.0, dtype=torch.float64, device="cpu"), torch.full((2,), 4.0, dtype=torch.float64, device="cpu")
 
     def _sample(self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype) -> Tensor:
         column, pair = torch.randint(4, (2, n), generator=generator, device=device)
@@ -109,15 +110,10 @@ class Pinwheel(Density):
     _rows = 2048
 
     def __init__(self, radial_std: float = 0.3, tangential_std: float = 0.1, arms: int = 5, rate: float = 0.25) -> None:
-        for name, value, ok in (
-            ("radial_std", radial_std, radial_std > 0),
-            ("tangential_std", tangential_std, tangential_std > 0),
-            ("arms", arms, arms >= 1 and arms == int(arms)),
-            ("rate", rate, rate >= 0),
-        ):
-            if not ok or not math.isfinite(value):
-                raise ValueError(f"Pinwheel got {name} = {value}; wanted stds > 0, arms ≥ 1, rate ≥ 0 (mirror x)")
-        self.radial_std, self.tangential_std, self.arms, self.rate = radial_std, tangential_std, arms, rate
+        self.radial_std = number("radial_std", radial_std, 0, math.inf, hint="try 0.3")
+        self.tangential_std = number("tangential_std", tangential_std, 0, math.inf, hint="try 0.1")
+        self.arms = whole("arms", arms)
+        self.rate = number("rate", rate, 0, math.inf, closed=True, hint="mirror x for one that turns the other way")
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Return the square around every feature within 4 stds.
@@ -133,7 +129,9 @@ class Pinwheel(Density):
         (tensor([-4., -4.], dtype=torch.float64), tensor([4., 4.], dtype=torch.float64))
         """
         half = 2 * math.hypot(1 + 4 * self.radial_std, 4 * self.tangential_std)
-        return torch.full((2,), -half, dtype=torch.float64), torch.full((2,), half, dtype=torch.float64)
+        return torch.full((2,), -half, dtype=torch.float64, device="cpu"), torch.full(
+            (2,), half, dtype=torch.float64, device="cpu"
+        )
 
     def _twist(self, f0: Tensor) -> Tensor:
         return (self.rate * f0.exp()).clamp(max=_TURNS)
@@ -216,7 +214,7 @@ class Pinwheel(Density):
         """−E[log p] over the features of one arm by the trapezoid rule, refined until it stands still."""
         last = math.inf
         for steps in (72, 144, 288):
-            z = torch.linspace(-9, 9, steps + 1, dtype=torch.float64)
+            z = torch.linspace(-9, 9, steps + 1, dtype=torch.float64, device="cpu")
             w = torch.exp(-0.5 * z.square()) * (18 / steps) / math.sqrt(2 * math.pi)
             x = self._place(self._features(torch.cartesian_prod(z, z)), z.new_zeros(()))
             w2 = torch.outer(w, w).flatten()
