@@ -91,12 +91,15 @@ RESTARTS = {"intervals": ((0.2, 0.7), (1.0, 3.0)), "repeats": 2}
 
 
 def restart(g: Gaussian, x: np.ndarray, draws: Iterator[np.ndarray]) -> np.ndarray:
-    """Xu et al. 2023, Algorithms 1 and 2: on reaching u_min, K times back to u_max by noise and down again; Heun in φ."""
+    """Xu et al. 2023, Algorithms 1 and 2: on reaching u_min, K times back to u_max by noise and down again; Heun in φ.
+
+    The step to σ = 0 lands on x̂0.
+    """
     z, u = x / math.hypot(g.alpha[0], g.sigma[0]), np.tan(g.phi)
     u[0] = 1e9 if g.alpha[0] < 1e-9 else u[0]
     ends = [[int(np.abs(np.log(np.maximum(u, 1e-99) / end)).argmin()) for end in pair] for pair in RESTARTS["intervals"]]
     for i in range(STEPS):
-        z = arc_heun(g, z, g.phi[i], g.phi[i + 1])
+        z = arc_heun(g, z, g.phi[i], g.phi[i + 1]) if g.phi[i + 1] else g.denoise(z, math.cos(g.phi[i]), math.sin(g.phi[i]))[0]
         for bottom, top in ends:
             for _ in range(RESTARTS["repeats"] if bottom == i + 1 else 0):
                 y = z / math.cos(g.phi[bottom]) + math.sqrt(u[top] ** 2 - u[bottom] ** 2) * next(draws)
@@ -374,6 +377,15 @@ def test_modes_have_their_width_on_standardized_data(
     r, error, nfe = ratio(name, target, solver, 4_000 if solver == "ggf" else 10_000, **how)
     assert nfe <= cost
     assert abs(r - 1) < bias + 4 * error
+
+
+def test_restart_ends_inside_a_mode_of_any_thinness() -> None:
+    """Heun's step to σ = 0 left half of the last level's noise, 0.00125, as a mode's width; the last step is x̂0's."""
+    thin = toy.GaussianMixture(torch.zeros(1, 2), 1e-4)
+    sde = scoresde.oracle(thin, scoresde.VPSDE()).double()
+    solution = scoresde.solve(sde, 200, solver="restart", steps=19, generator=generator())
+    assert float(solution.x[-1].square().mean().sqrt()) < 1.1e-4
+    assert bool((solution.nfe % 2 == 1).all())
 
 
 @pytest.mark.parametrize(("u", "target"), [(0.1, "2-D"), (0.1, "narrow"), (0.02, "narrow")])

@@ -129,12 +129,13 @@ class Restart(Solver):
     """Restart sampling: Heun down the arc, and now and then back up by fresh noise and down again, any process (weak order 2).
 
     When the path has come down to u_min of an interval, K times: y ← y + √(u_max² − u_min²)·n, then Heun from u_max down to
-    u_min again. Heun is taken in φ, where both ends are regular and few steps go further than in the paper's σ. The fresh
+    u_min again. Heun is taken in φ, where both ends are regular and few steps go further than in the paper's σ; the step to
+    σ = 0 is Euler's in σ, to x̂0, as in the paper: Heun's would leave half of the noise. The fresh
     noise contracts what errors were made above u_min. At 50 evaluations modes of 10% and 2% of the data's standard deviation
     are 3 to 4% too wide on the default grid, "logsnr"; on "arc", whose last step is long, 7 and 98%.
 
     The ends of an interval are the nearest nodes of the grid, and the nodes between serve all K descents, so N steps cost
-    2·(N + K·(steps inside the intervals)) evaluations.
+    2·(N + K·(steps inside the intervals)) evaluations, one less where σ(0) = 0.
 
     Parameters
     ----------
@@ -198,14 +199,22 @@ class Restart(Solver):
 
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
         downs = 0
+        nfe = 0
         for i, j in self._path(problem):
             here, there = problem.levels[i], problem.levels[j]
             if j < i:
                 z = _add_noise(problem, z, here.phi, there.phi)
                 continue
             h = there.phi - here.phi
-            v = problem.velocity(z, here.phi, None)
-            v1 = problem.velocity(torch.add(z, v, alpha=h), there.phi, None)
-            z, downs = torch.add(z, v.add(v1), alpha=0.5 * h), downs + 1
+            if there.sin == 0:  # at σ = 0 the velocity knows nothing of the noise that z still has
+                x0, _ = problem.denoise(z, i)
+                z = there.cos * x0
+                nfe += 1
+            else:
+                v = problem.velocity(z, here.phi, None)
+                v1 = problem.velocity(torch.add(z, v, alpha=h), there.phi, None)
+                z = torch.add(z, v.add(v1), alpha=0.5 * h)
+                nfe += 2
+            downs += 1
             problem.observe(j, z)
-        return z, Counts(2 * downs, downs)
+        return z, Counts(nfe, downs)
