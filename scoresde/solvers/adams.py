@@ -29,7 +29,7 @@ from .base import SOLVERS, Adaptive, Counts, Problem, Survivors, column
 from .multistep import Row, march
 
 HIGHEST = 8
-BUDGET = {1: 2, 2: 3, 4: 4, 6: 5, 32: 6, 100: 7, 160: 8}  # order from so many steps on; exact scores would bear more
+BUDGET = {1: 2, 2: 3, 4: 4, 6: 5, 32: 6, 72: 7, 100: 8}  # order from so many steps on; exact scores would bear more
 FORWARD = {1: 1, 4: 3, 5: 4}  # from data to noise, where the field is stiff first and higher orders are unstable
 TAIL = 1 / 16  # of a correction is left as error after it, about, where no higher order says how much
 SAFETY = 0.7  # a step is tried at 0.7 of the length that would just do: a rejection wastes an evaluation
@@ -45,7 +45,7 @@ class Adams(Adaptive):
     One network evaluation a step (PEC). Without `steps=` every sample goes by the tolerance; its end point's error comes
     out close to it. With `steps=` the grid is fixed, spaced "graded", and x̂0 is what is interpolated, as a polynomial in φ²:
     stable for modes of any thinness. The order follows the number of steps: 2 for one step (where it lands on x̂0), 3 from 2
-    steps on, then 4 from 4, 5 from 6, 6 from 32, 7 from 100 and 8 from 160 steps on: trained networks are rougher than an
+    steps on, then 4 from 4, 5 from 6, 6 from 32, 7 from 72 and 8 from 100 steps on: trained networks are rougher than an
     exact score, which would bear 8 from 28 steps on. From data to noise v is interpolated, with
     an order of 1, then 3 from 4 and 4 from 5 steps on. The first steps can have no high order: they leave an error of order
     4, which matters only far below 1e-8.
