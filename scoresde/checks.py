@@ -180,7 +180,7 @@ def as_path(value: object, what: str) -> Path:
         hint = ", got bytes; write os.fsdecode(path)" if isinstance(path, bytes) else f", got {type(path).__name__}"
         raise TypeError(f"{what} is a path{hint}")
     if not path:
-        raise ValueError(f"{what} is a path, got ''; '.' is this folder")
+        raise ValueError(f"{what} is the path of a folder or file, got ''; '.' is this one")
     if "\0" in path:
         raise ValueError(f"{what} is a path, got {said(path)}, which has a NUL character in it")
     if max(map(len, Path(path).parts), default=0) > 255:

@@ -110,7 +110,7 @@ def test_log_prob_says_how_far_to_trust_it(
 ) -> None:
     np.save(tmp_path / "data.npy", table[:9])
     said = []
-    for how in (["--tolerance", "1e-3"], ["--tolerance", "1e-6"], ["--trace", "hutchinson"]):
+    for how in (["--tolerance", "1e-3"], ["--tolerance", "1e-6"], ["--trace", "hutchinson_gaussian"]):
         main(["log-prob", str(model), str(tmp_path / "data.npy"), *how])
         found = re.search(r"solver (\S+), prior (\S+), trace (\S+); (\d+) evaluations each", capsys.readouterr().out)
         assert found is not None

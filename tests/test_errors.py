@@ -741,7 +741,7 @@ SIZES: dict[str, Callable[[Any], Any]] = {
     "draws of evaluate": lambda n: scoresde.evaluate(sde(), VALUES, levels=4, draws=n, progress=False),
     "samples": lambda n: scoresde.evaluate(sde(), X, n=0, samples=n, progress=False),
     "fid": lambda n: scoresde.evaluate(sde(), X, n=0, samples=0, fid=n, features=None, progress=False),
-    "probes": lambda n: scoresde.log_prob(sde(), X, trace="hutchinson", probes=n),
+    "probes": lambda n: scoresde.log_prob(sde(), X, trace="hutchinson_gaussian", probes=n),
     "permutations": lambda n: scoresde.energy_test(X, X, permutations=n),
     "projections": lambda n: scoresde.sliced_wasserstein(X, X, projections=n),
     "repeats": lambda n: scoresde.noise_floor(scoresde.energy_distance, toy.Moons(), 5, repeats=n),
