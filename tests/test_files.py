@@ -593,7 +593,7 @@ def test_a_path_is_a_text(call: Callable[[Any], Any], path: Any, said: str) -> N
     with pytest.raises(TypeError, match=said):
         call(path)
     for text in ("", "a\0.npy"):
-        with pytest.raises(ValueError, match="path is (a path, got|the path of)"):
+        with pytest.raises(ValueError, match=r"path is (a path, got|the path of)"):
             call(text)
 
 
