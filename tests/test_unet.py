@@ -231,7 +231,7 @@ def residual(
 def song(
     w: Weights, x: Tensor, t: Tensor, levels: int, blocks: int, attends: set[int], taps: list[float], pyramid: bool
 ) -> Tensor:
-    """Karras et al. 2022, table 7, left column, whose code has one block with attention a level on the way up: the last."""
+    """Karras et al. 2022, table 8; their code has attention in one block a level up: the last."""
     turn = t[:, None] * w["embed.rates"]
     e = linear(w, "embed.first", torch.cat([turn.sin(), turn.cos()], 1))
     e = F.silu(linear(w, "embed.last", F.silu(e)))

@@ -54,7 +54,7 @@ _SONG = {"channels": 128, "multipliers": (2, 2, 2), "blocks": 4, "attention": (1
 _SONG |= {"attention_up": "last", "condition": "shift", "project": True, "skip_scale": True}
 _ADM = {"channels": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "attention": (32, 16, 8), "head_channels": 64, "dropout": 0.1}
 _DIT = "Peebles & Xie, Scalable diffusion models with transformers, ICCV 2023, tables 1 and 4"
-_EDM = "Song et al., Score-based generative modeling through SDEs, ICLR 2021; sizes of Karras et al., NeurIPS 2022, table 7"
+_EDM = "Song et al., Score-based models through SDEs, 2021; Karras et al. 2022, tables 7 and 8"
 
 
 def _dit(width: int, depth: int, heads: int, parameters: int) -> Preset:
@@ -83,7 +83,7 @@ PRESETS: dict[str, Preset] = {
         {**_ADM, "condition": "scale_shift", "resample": "pool", "classes": 1000},
         (3, 64, 64),
         295_900_000,
-        "Dhariwal & Nichol, Diffusion models beat GANs on image synthesis, NeurIPS 2021; Karras et al. 2022, table 7",
+        "Dhariwal & Nichol, Diffusion models beat GANs, 2021; Karras et al. 2022, tables 7 and 8",
     ),
     "dit-s/2": _dit(384, 12, 6, 33_000_000),
     "dit-b/2": _dit(768, 12, 12, 130_000_000),
@@ -94,7 +94,7 @@ PRESETS: dict[str, Preset] = {
         {"patch": 2, "width": 512, "depth": 13, "heads": 8},
         (3, 32, 32),
         44_000_000,
-        "Bao et al., All are worth words: a ViT backbone for diffusion models, CVPR 2023, table 1",
+        "Bao et al., All are worth words: a ViT backbone for diffusion models, CVPR 2023",
     ),
 }
 """All presets by name."""

@@ -1,9 +1,10 @@
 """The classifier two-sample test: can a network tell two sets of samples apart?
 
-A classifier is trained on one half of the points to say which set each is from. If the laws agree it is right on the other
-half as often as a coin: its number of hits is at most Binomial(n_test, ½) in the tail (Lopez-Paz & Oquab 2017, section 3;
-Hoeffding 1956, theorem 5, for halves that hold as many points of each set). If they don't, accuracy − ½ bounds their total
-variation distance from below: accuracy ≤ ½ + ½·TV, on average.
+A classifier is trained on one half of the points to say which set each is from. If the laws agree
+it is right on the other half as often as a coin: its number of hits is at most Binomial(n_test, ½)
+in the tail (Lopez-Paz & Oquab 2017, section 3; Hoeffding 1956, theorem 4, for halves that hold as
+many points of each set). If they don't, accuracy − ½ bounds their total variation distance from
+below: accuracy ≤ ½ + ½·TV, on average.
 """
 
 from __future__ import annotations

@@ -49,11 +49,13 @@ def _langevin(problem: Problem, z: Tensor, i: int, delta: float, repeats: int) -
 class PredictorCorrector(Stepper):
     """Predictor–corrector sampling: any stepper, and Langevin corrections after each of its steps but the last, any process.
 
-    Song et al. 2021, Algorithms 1 to 5: after each prediction x ← x + δσ²·s + √(2δ)·σ·n with δ = 2·(a·snr·‖n‖/‖s‖)²/σ², where
-    a is the transition's α_t/α_s (√(1 − β_i) in Algorithm 5, 1 in Algorithm 4). For the two norms it takes their root mean
-    squares under the forward process, √D and √D/σ. The papers average them over the batch, so that a sample depends on its
-    mates; norms of the sample alone make δ depend on the state, and in few dimensions that is another distribution (on a
-    2-D mixture, modes 20% too wide however many steps).
+    Song et al. 2021, Algorithms 1 to 5: after each prediction x ← x + δσ²·s + √(2δ)·σ·n with
+    δ = 2·(a·snr·‖n‖/‖s‖)²/σ², where a is the transition's α_t/α_s: 1 in Algorithm 4, √(1 − β_i) in
+    Algorithm 5, whose α_i is 1 − β_i in their code. For the two norms it takes their root mean
+    squares under the forward process, √D and √D/σ. The papers average them over the batch, so that
+    a sample depends on its mates; norms of the sample alone make δ depend on the state, and in few
+    dimensions that is another distribution (on a 2-D mixture, modes 20% too wide however many
+    steps).
 
     Half of the evaluations go to the corrector, so that the predictor, of weak order 1, takes half as many steps. What is
     wrong at 50 evaluations is the predictor's: "ancestral" with 25 steps leaves modes 10 to 18% too narrow, and up
