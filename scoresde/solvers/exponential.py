@@ -7,7 +7,7 @@ On the arc, z = cos φ·x0 + sin φ·ε moves so that along a trajectory, with x
 A step of length h from (φ, λ), reaching the angle φ_c at λ + c·h, integrates one of the two: the exponential exactly, and f,
 which is x̂0 or ε̂, as a polynomial in λ. With φ_1(x) = (e^x − 1)/x, φ_{k+1}(x) = (φ_k(x) − 1/k!)/x that is
 
-    x0:   z_c = (sin φ_c/sin φ)·z + cos φ_c·c·h·Σ_j Σ_k w_jk·φ_k(−c·h)·f_j         (Lu et al. 2022b, Proposition 4.1)
+    x0:   z_c = (sin φ_c/sin φ)·z + cos φ_c·c·h·Σ_j Σ_k w_jk·φ_k(−c·h)·f_j         (Lu et al. 2022b)
     eps:  z_c = (cos φ_c/cos φ)·z − sin φ_c·c·h·Σ_j Σ_k w_jk·φ_k(+c·h)·f_j         (Lu et al. 2022a, Proposition 3.1)
 
 and a method is its nodes c and weights w: a row of `EXPONENTIALS`. Where a step is long in λ, |h| > 2, f is no polynomial in λ;
@@ -89,8 +89,9 @@ EXPONENTIALS: dict[str, Exponential] = {
     "dpm_3": Exponential(3, "eps", _THIRDS, _THREE),
     "dpm_adaptive": Exponential(3, "eps", _THIRDS, _THREE, ((-0.5,), (1.5,))),
 }
-"""Methods by name: DPM-Solver++(2S) (Lu et al. 2022b, Algorithm 1) and its 3S; DPM-Solver-2 and -3 (Lu et al. 2022a, Algorithms
-1 and 2, r = 1/2; 1/3, 2/3); and -3 with an embedded -2 of r = 1/3 (DPM-Solver-23; 2022a, appendix C)."""
+"""Methods by name: DPM-Solver++(2S) (Lu et al. 2022b) and its 3S; DPM-Solver-2 and -3 (Lu et al.
+2022a, Algorithms 1 and 2, r = 1/2; 1/3, 2/3); and -3 with an embedded -2 of r = 1/3
+(DPM-Solver-23; 2022a, appendix C)."""
 
 
 def exponentials(x: Tensor, n: int) -> list[Tensor]:
@@ -108,7 +109,7 @@ def exponentials(x: Tensor, n: int) -> list[Tensor]:
 
     References
     ----------
-    Hochbruck & Ostermann, Exponential integrators, Acta Numerica 2010, eq. 2.10.
+    Hochbruck & Ostermann, Exponential integrators, Acta Numerica 2010.
 
     Examples
     --------
@@ -275,7 +276,8 @@ class AdaptiveSinglestep(Adaptive, Singlestep):
 
     References
     ----------
-    Lu et al. 2022a, appendix C; Hairer, Nørsett & Wanner 1993, II.4 and IV.2, for the PI controller.
+    Lu et al. 2022a, appendix C; Hairer, Nørsett & Wanner 1993, II.4, and Hairer & Wanner 1996,
+    IV.2, for the PI controller.
 
     Examples
     --------
