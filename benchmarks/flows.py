@@ -2,14 +2,16 @@
 
     python benchmarks/flows.py coupling|reflow|onestep|cost [--runs 10] [--out FILE.jsonl]
 
-`coupling`: 8 Gaussians → moons, with the settings of figure 1 of C²OT (Cheng & Schwing 2025): a perceptron of 3 × 128, 20,000
-steps of 256 pairs, optimal transport among 1,024; then 10,000 samples by one Euler step in t (`ddim` on the rectified path)
-and by an adaptive solver, and the optimal transport between them and 10,000 true points. What that paper's code (and torchcfm's)
-prints as 2-Wasserstein is POT's `emd2` with squared distances: W2², not W2, and so it is here. With a condition (which moon) the
-labels of the true points are given, as there. The 8 Gaussians are torchcfm's: at radius 5, of variance √0.1 (std 0.562; its
-code says var=0.1 and passes √var to MultivariateNormal as a covariance). The moons: noise 0.2, times 3, minus 1. Ours is `fit`
-with noise="uniform" and otherwise its defaults (Adam 3e-3, cosine, average); torchcfm's is its example's loop (Adam 1e-3, no
-average, transport within the batch of 256). The floor is W2² between two sets of 10,000 true points.
+`coupling`: 8 Gaussians → moons, as in C²OT (Cheng & Schwing 2025): a perceptron of 3 × 128, 20,000
+steps of 256 pairs, optimal transport among 1,024; then 10,000 samples by one Euler step in t
+(`ddim` on the rectified path) and by an adaptive solver, and the optimal transport between them and
+10,000 true points. What that paper's code (and torchcfm's) prints as 2-Wasserstein is POT's `emd2`
+with squared distances: W2², not W2, and so it is here. With a condition (which moon) the labels of
+the true points are given, as there. The 8 Gaussians are torchcfm's: at radius 5, of variance √0.1
+(std 0.562; its code says var=0.1 and passes √var to MultivariateNormal as a covariance). The moons:
+noise 0.2, times 3, minus 1. Ours is `fit` with noise="uniform" and otherwise its defaults (Adam
+3e-3, cosine, average); torchcfm's is its example's loop (Adam 1e-3, no average, transport within
+the batch of 256). The floor is W2² between two sets of 10,000 true points.
 
 `reflow`: straightness S, path energy and curvature of rectified flows after 0, 1 and 2 reflows, on three densities, and E² of
 10,000 samples by one Euler step (mean of four draws) over its floor, the RMS of E² between two true sets of as many (from sets
@@ -42,7 +44,7 @@ import scoresde
 from scoresde.coupling import ConditionAwareOT, MinibatchOT
 
 POINTS = 10_000
-PUBLISHED = {  # mean and standard deviation of W2² over 10 runs, C²OT figure 1: one Euler step, adaptive
+PUBLISHED = {  # W2² in C²OT, mean and standard deviation of 10 runs: one Euler step, adaptive
     ("unconditional", "independent"): ("6.232 ± 0.186", "0.120 ± 0.045"),
     ("unconditional", "minibatch_ot"): ("0.072 ± 0.025", "0.050 ± 0.040"),
     ("moon", "independent"): ("", "0.059"),

@@ -200,8 +200,8 @@ def vlb(
 
     References
     ----------
-    Ho et al., Denoising diffusion probabilistic models, NeurIPS 2020, eq. 5–8. Nichol & Dhariwal, Improved denoising diffusion
-    probabilistic models, ICML 2021, section 2.1.
+    Ho et al., Denoising diffusion probabilistic models, NeurIPS 2020, eq. 5–8. Nichol & Dhariwal,
+    Improved denoising diffusion probabilistic models, ICML 2021.
 
     Examples
     --------

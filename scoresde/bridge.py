@@ -2,7 +2,7 @@ r"""Schrödinger bridges: the most likely way from one law to another for a part
 
 Of all ways to carry a source (t = 1) to the data (t = 0), the Schrödinger bridge is the one nearest to Brownian motion σ·W in
 relative entropy. Its ends (x0, x1) are joined by entropic optimal transport with regularization 2σ², and between them it is a
-Brownian bridge (Tong et al. 2024b, section 3). With z = x_t/r on the arc, tan φ = t/(1 − t),
+Brownian bridge (Tong et al. 2024b). With z = x_t/r on the arc, tan φ = t/(1 − t),
 
     x_t = (1 − t)·x0 + t·x1 + σ·√(t(1 − t))·ξ,        z = cos φ·x0 + sin φ·x1 + σ·√(sin φ·cos φ)·ξ,        ξ ~ N(0, I).
 

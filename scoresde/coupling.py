@@ -143,7 +143,7 @@ class Independent(Coupling):
 @COUPLINGS.register("minibatch_ot")
 @dataclass(frozen=True)
 class MinibatchOT(Coupling):
-    """Optimal transport within a batch, exact, by the assignment of scipy (Tong et al. 2024, section 3.2; Crouse 2016).
+    """Exact optimal transport within a batch, as an assignment (Tong et al. 2024; Crouse 2016).
 
     It costs O(size³): about 5 ms for 256 rows and 0.2 s for 1,024, on the side of the training. In conditional models it makes
     x1 depend on the condition; see `ConditionAwareOT`.

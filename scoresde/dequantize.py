@@ -228,7 +228,7 @@ class Uniform(Dequantization):
 
     References
     ----------
-    Theis, van den Oord & Bethge, A note on the evaluation of generative models, ICLR 2016, section 3.1.
+    Theis, van den Oord & Bethge, A note on the evaluation of generative models, ICLR 2016.
 
     Examples
     --------

@@ -95,15 +95,17 @@ NOISES: dict[str, Callable[[Process, Tensor], Tensor]] = {
     "likelihood": _likelihood_law,
     "adaptive": _likelihood_law,
 }
-"""Laws of the noise level in training, by name, as functions (process, quantile in (0, 1)) -> φ: `lognormal`
-(log σ/α ~ N(−1.5, 1.5²), the default: the law of Karras et al. 2022, table 1, with a P_mean and P_std that suit the likelihood
-of the ODE), `uniform` (t ~ U[0, 1]), `logit_normal` (log(t/(1 − t)) ~ N(0, 1), Esser et al. 2024, eq. 19: mostly the middle
-of the path), `u_shaped` (density ∝ e^{4t} + e^{4(1 − t)}: mostly its ends, for pairs that lie on straight paths, Lee et al. 2024,
-section 4.1, as their code draws it), `likelihood` (log sin φ
-uniform from φ0 = max(φ(0), `Process.hair`): with weight `edm`, which is 1, the loss times D·log(sin φ(1)/sin φ0) is −`elbo` but
-for a constant; so is, at more noise, D/2 times the loss with weight `likelihood` and uniform t. That is maximum-likelihood
-training with importance-sampled noise levels, Song et al. 2021b), `adaptive` (the same expectation as `likelihood`; `fit` learns
-to draw levels where the loss varies most and divides by how often it does: `AdaptiveLaw`)."""
+"""Laws of the noise level in training, by name, as functions (process, quantile in (0, 1)) -> φ:
+`lognormal` (log σ/α ~ N(−1.5, 1.5²), the default: the law of Karras et al. 2022, table 1, with a
+P_mean and P_std that suit the likelihood of the ODE), `uniform` (t ~ U[0, 1]), `logit_normal`
+(log(t/(1 − t)) ~ N(0, 1), Esser et al. 2024, section 3.1: mostly the middle of the path),
+`u_shaped` (density ∝ e^{4t} + e^{4(1 − t)}: mostly its ends, for pairs that lie on straight paths,
+Lee et al. 2024, as their code draws it), `likelihood` (log sin φ uniform from φ0 = max(φ(0),
+`Process.hair`): with weight `edm`, which is 1, the loss times D·log(sin φ(1)/sin φ0) is −`elbo` but
+for a constant; so is, at more noise, D/2 times the loss with weight `likelihood` and uniform t.
+That is maximum-likelihood training with importance-sampled noise levels, Song et al. 2021b),
+`adaptive` (the same expectation as `likelihood`; `fit` learns to draw levels where the loss varies
+most and divides by how often it does: `AdaptiveLaw`)."""
 
 
 def loss(
@@ -519,7 +521,8 @@ class AdaptiveLaw:
 
     The quantiles q of a law are cut into `BINS` intervals. With m_i the mean of the squared loss in interval i, the density
     p(q) ∝ √m_i minimizes the variance of loss/p (importance sampling), and a tenth of all draws stays uniform. It is what the
-    learned noise schedule of VDM does (Kingma et al. 2021, section 5.3), by counting (Nichol & Dhariwal 2021, eq. 18).
+    learned noise schedule of VDM does (Kingma et al. 2021, section 5.3), by counting (Nichol &
+    Dhariwal 2021).
 
     Parameters
     ----------

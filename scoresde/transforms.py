@@ -154,7 +154,7 @@ class Dequantize(Transform):
 
     References
     ----------
-    Theis, van den Oord & Bethge, A note on the evaluation of generative models, ICLR 2016, section 3.1.
+    Theis, van den Oord & Bethge, A note on the evaluation of generative models, ICLR 2016.
 
     Examples
     --------

@@ -1,8 +1,9 @@
 """Schrödinger bridges between Gaussians, which are known in closed form: the loss, both samplers, both directions.
 
 For x0 ~ N(m0, a²) and x1 ~ N(m1, b²) entropic transport with regularization 2σ² joins the ends with the covariance
-C = ½(√(4a²b² + σ⁴) − σ²), and the bridge has the variance (1 − t)²a² + t²b² + 2t(1 − t)C + σ²t(1 − t) (Bunne et al. 2023, theorem
-3; Janati et al. 2020). All fields are linear.
+C = ½(√(4a²b² + σ⁴) − σ²), and the bridge has the variance
+(1 − t)²a² + t²b² + 2t(1 − t)C + σ²t(1 − t) (Bunne et al. 2023; Janati et al. 2020). All fields are
+linear.
 """
 
 from __future__ import annotations

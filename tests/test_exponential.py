@@ -64,7 +64,8 @@ def denoise(x: float, alpha: float, sigma: float) -> tuple[float, float]:
 def paper(solver: str, x: float, a: float, s: float, a_to: float, s_to: float) -> float:
     """One step from (α, σ) = (a, s) to (a_to, s_to) on the unit circle, as printed in the papers.
 
-    Lu et al. 2022a, Algorithms 1 (r = 1/2) and 2 (r1 = 1/3, r2 = 2/3); Lu et al. 2022b, Algorithm 1 and its third-order analog.
+    Lu et al. 2022a, Algorithms 1 (r = 1/2) and 2 (r1 = 1/3, r2 = 2/3); DPM-Solver++(2S) of Lu et
+    al. 2022b and its third-order analog.
     """
     lam = math.log(a / s)
     h = math.log(a_to / s_to) - lam

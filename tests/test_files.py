@@ -541,7 +541,7 @@ def test_what_is_written_is_read(suffix: str, dtype: torch.dtype, tmp_path: Path
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "csv.gz", "tsv.gz", "parquet"])
 @pytest.mark.parametrize("names", [("height", "weight"), ("a,b", 'say "c"'), ("#id", " x"), ("0", "1"), ("größe/m²", "a\tb"), ()])
 def test_tables_are_written_with_their_names(suffix: str, names: tuple[str, ...], tmp_path: Path) -> None:
-    """Every float32 comes back by the fewest digits that tell it from others: no more than 9 (IEEE 754, section 5.12.2)."""
+    """Every float32 comes back by the fewest digits that tell it apart: at most 9 (IEEE 754)."""
     values = np.array([[0.1, -3.0], [1e-30, 16777216.0], [3.4028235e38, -0.0], [1 / 3, 2.5e-45]], np.float32)
     write(tmp_path / f"a.{suffix}", values, columns=names)
     found = read(tmp_path / f"a.{suffix}")

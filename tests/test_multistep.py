@@ -78,7 +78,7 @@ def test_quadrature_integrates_polynomial_times_exponential(m: int, rate: float)
     ],
 )
 def test_quadrature_on_uniform_nodes_is_adams_bashforth_and_moulton(first: int, wanted: list[list[float]]) -> None:
-    """Hairer, Nørsett & Wanner, Solving ODEs I, tables III.1.1 and III.1.2, to 1e-14."""
+    """Their coefficients up to order 4, to 1e-14 (Hairer, Nørsett & Wanner, Solving ODEs I)."""
     for row in wanted:
         nodes = first - np.arange(len(row), dtype=float)[None]
         got = quadrature(nodes, np.zeros(1), np.ones(1))[0]
@@ -111,7 +111,7 @@ def denoise(z: np.ndarray, cos: float, sin: float) -> tuple[np.ndarray, np.ndarr
 
 
 def moments(u: list[float], end: float, rate: float) -> np.ndarray:
-    """Weights of values at u that integrate polynomials against e^{rate·(s − end)} over 0 … end: UniPC's R·ρ = b (eq. 8)."""
+    """Solve UniPC's R·ρ = b: values at u, polynomials against e^{rate·(s − end)} over 0 … end."""
     b = []
     for k in range(len(u)):
         zero = math.exp(-rate * end) if k == 0 else 0.0

@@ -98,7 +98,8 @@ def objective(process: Process, weight: str, x0: Tensor, guess: Tensor, eps: Ten
         return (velocity - process.dalpha(t) * x0 - process.dsigma(t) * eps) ** 2
     score = -(x - alpha * guess) / sigma**2
     error = (score - (x0 * alpha - x) / sigma**2) ** 2
-    return {"sigma2": sigma**2, "likelihood": process.g2(t)}[weight] * error  # Song et al. 2021, eq. 7; 2021b, eq. 8
+    # Song et al. 2021, eq. 7; 2021b
+    return {"sigma2": sigma**2, "likelihood": process.g2(t)}[weight] * error
 
 
 @pytest.mark.parametrize("weight", list(WEIGHTS))

@@ -91,7 +91,7 @@ RESTARTS = {"intervals": ((0.2, 0.7), (1.0, 3.0)), "repeats": 2}
 
 
 def restart(g: Gaussian, x: np.ndarray, draws: Iterator[np.ndarray]) -> np.ndarray:
-    """Xu et al. 2023, Algorithms 1 and 2: on reaching u_min, K times back to u_max by noise and down again; Heun in φ.
+    """Xu et al. 2023: on reaching u_min, K times back to u_max by noise and down again; Heun in φ.
 
     The step to σ = 0 lands on x̂0.
     """
@@ -135,7 +135,7 @@ def annealed(g: Gaussian, x: np.ndarray, draws: Iterator[np.ndarray]) -> np.ndar
 
 
 def improved_euler(g: Gaussian, x: np.ndarray, draws: Iterator[np.ndarray]) -> np.ndarray:
-    """Jolicoeur-Martineau et al. 2021, Algorithm 1 without its step control, in the angle."""
+    """Jolicoeur-Martineau et al. 2021, without its step control, in the angle."""
 
     def f(z: np.ndarray, phi: float) -> np.ndarray:
         return g.arc(z, phi) + math.cos(phi) * g.denoise(z, math.cos(phi), math.sin(phi))[1]

@@ -123,7 +123,7 @@ def places(sizes: tuple[int, ...], width: int) -> Tensor:
 
 
 def uvit(net: UViT, x: Tensor, t: Tensor, y: Tensor, heads: int) -> Tensor:
-    """Bao et al. 2023, figure 1: concatenation, then a linear map, then a block of ViT; a convolution of 3 at the end."""
+    """Bao et al. 2023: concatenation, a linear map, a ViT block; at the end a convolution of 3."""
     w = dict(net.state_dict())
 
     def norm(name: str, h: Tensor) -> Tensor:

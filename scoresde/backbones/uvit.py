@@ -58,7 +58,7 @@ class UViT(Conditioned):
 
     References
     ----------
-    Bao et al., All are worth words: a ViT backbone for diffusion models, CVPR 2023, section 3 and figure 1.
+    Bao et al., All are worth words: a ViT backbone for diffusion models, CVPR 2023.
 
     Examples
     --------

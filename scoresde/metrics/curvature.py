@@ -7,7 +7,7 @@ paths, and t the process's own time:
     displacement            Δ = E‖x_1 − x_0‖²
     straightness            S = E ∫‖(x_1 − x_0) − ẋ_t‖² dt = PE − Δ      (Liu et al. 2023, S(Z) of section 2.2)
     curvature               C = S/Δ                                      (Lee et al. 2023 have S alone; has no unit)
-    normalized path energy  NPE = |PE − W_2²|/W_2²                       (Tong et al. 2024, section 5)
+    normalized path energy  NPE = |PE − W_2²|/W_2²                       (Tong et al. 2024)
 
 S = 0 means that all paths are straight at constant speed, so that one Euler step in t ("ddim" with steps=1) lands where they
 end. NPE = 0 means that besides they join source and data optimally: PE ≥ Δ ≥ W_2². C is a ratio of means because the mean of

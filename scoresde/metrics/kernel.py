@@ -55,7 +55,7 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None = None) 
 
     References
     ----------
-    Gretton et al., A kernel two-sample test, JMLR 2012, eq. 3 and section 8 for the median.
+    Gretton et al., A kernel two-sample test, JMLR 2012: eq. 3, and the median as bandwidth.
 
     Examples
     --------

@@ -101,7 +101,7 @@ def evaluations(
 
     References
     ----------
-    Liu, Gong and Liu, Flow straight and fast, ICLR 2023, section 3: straight paths need few.
+    Liu, Gong and Liu, Flow straight and fast, ICLR 2023: straight paths need few.
 
     Examples
     --------

@@ -2,7 +2,7 @@
 
 The p-Wasserstein distance is the least cost of carrying one law into the other,
 
-    W_p = (inf_γ E_γ|X − Y|^p)^(1/p)                                   (Villani 2009, definition 6.1),
+    W_p = (inf_γ E_γ|X − Y|^p)^(1/p)                                   (Villani 2009),
 
 γ being any joint law with the given marginals. Between two sets of n points the best γ is a permutation; in one
 dimension it joins equal quantiles, so that W_p^p = ∫|F⁻¹(u) − G⁻¹(u)|^p du. Averaged over directions θ on the sphere,
@@ -66,8 +66,8 @@ def wasserstein(x: Tensor, y: Tensor, p: float = 2) -> Tensor:
 
     References
     ----------
-    Villani, Optimal transport: old and new, 2009, definition 6.1; Crouse, On implementing 2D rectangular assignment algorithms,
-    2016, for the assignment (scipy).
+    Villani, Optimal transport: old and new, 2009; Crouse, On implementing 2D rectangular
+    assignment algorithms, 2016, for the assignment (scipy).
 
     Examples
     --------

@@ -98,7 +98,7 @@ class GottaGoFast(Adaptive, Stepper):
 
     References
     ----------
-    Jolicoeur-Martineau et al., Gotta go fast when generating data with score-based models, 2021, Algorithm 1.
+    Jolicoeur-Martineau et al., Gotta go fast when generating data with score-based models, 2021.
 
     Examples
     --------

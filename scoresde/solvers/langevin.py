@@ -138,13 +138,14 @@ class PredictorCorrector(Stepper):
 class AnnealedLangevin(Stepper):
     """Annealed Langevin dynamics of NCSN, correctors only: no number of levels makes few steps a level exact.
 
-    At each level but the last, T times x ← x + ½α_i·s + √α_i·n with α_i = ε·σ_i²/σ_L², and x/α kept between levels (x itself
-    for VE, which the paper has); at the end E[x0 | x], the denoising that Algorithm 1 lacked (Jolicoeur-Martineau et al. 2021,
-    "Adversarial score matching", section 3.1). Nothing but the Langevin steps removes noise, so that the state lags behind its
-    level: after 500 evaluations modes are 10 to 14% too wide (2 to 3% with share=1), a bias that falls with the first power of
-    the number of levels. How often each mode is chosen keeps a bias of the order of the share at any number of levels: at 1, the
-    widest of ten modes in 16-D gets half as much again as its due; at 0.2, NCSN's own, an energy test of 1,000 sees none.
-    Also `"ald"`.
+    At each level but the last, T times x ← x + ½α_i·s + √α_i·n with α_i = ε·σ_i²/σ_L², and x/α kept
+    between levels (x itself for VE, which the paper has); at the end E[x0 | x], the denoising that
+    Algorithm 1 lacked (Jolicoeur-Martineau et al. 2021, "Adversarial score matching"). Nothing but
+    the Langevin steps removes noise, so that the state lags behind its level: after 500 evaluations
+    modes are 10 to 14% too wide (2 to 3% with share=1), a bias that falls with the first power of
+    the number of levels. How often each mode is chosen keeps a bias of the order of the share at
+    any number of levels: at 1, the widest of ten modes in 16-D gets half as much again as its due;
+    at 0.2, NCSN's own, an energy test of 1,000 sees none. Also `"ald"`.
 
     Parameters
     ----------

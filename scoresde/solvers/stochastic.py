@@ -151,7 +151,7 @@ class Restart(Solver):
 
     References
     ----------
-    Xu et al., Restart sampling for improving generative processes, NeurIPS 2023, Algorithms 1 and 2.
+    Xu et al., Restart sampling for improving generative processes, NeurIPS 2023.
 
     Examples
     --------

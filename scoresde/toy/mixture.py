@@ -369,7 +369,7 @@ class Grid25(GaussianMixture):
 
     References
     ----------
-    Dumoulin et al. 2017, Adversarially Learned Inference, figure 5.
+    Dumoulin et al. 2017, Adversarially Learned Inference.
 
     Examples
     --------

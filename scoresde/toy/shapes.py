@@ -98,8 +98,8 @@ class Pinwheel(Density):
 
     References
     ----------
-    Johnson et al. 2016, Composing graphical models with neural networks, figure 1; scaled as in Grathwohl et al. 2019,
-    FFJORD, `toy_data.py`.
+    Johnson et al. 2016, Composing graphical models with neural networks; scaled as in Grathwohl et
+    al. 2019, FFJORD, `toy_data.py`.
 
     Examples
     --------
