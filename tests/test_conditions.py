@@ -55,9 +55,12 @@ def model(name: str, **more: Any) -> ScoreSDE:
     return sde
 
 
-def values(sde: ScoreSDE, n: int, of: float | None = None) -> dict[str, Tensor]:
-    """Conditions that its network takes: random ones, or all alike."""
-    shapes = sde.net.condition_shapes
+def values(name: str, n: int, of: float | None = None) -> dict[str, Tensor]:
+    """Conditions that a network takes: random ones, or all alike."""
+    _, shape, options = NETS[name]
+    shapes = {"y": ()} if "classes" in options else {}
+    shapes |= {"vector": (options["vector"],)} if "vector" in options else {}
+    shapes |= {"image": (options["image"], *shape[1:])} if "image" in options else {}
     found = {name: normal(n, *shape, seed=9) if of is None else torch.full((n, *shape), of) for name, shape in shapes.items()}
     if "y" in found:
         found["y"] = torch.arange(n) % 3
@@ -73,17 +76,18 @@ def test_none_is_what_hidden_conditions_are_and_no_value_of_the_data(name: str) 
     x, t = normal(3, *sde.shape), normal(3, seed=1)
     with torch.no_grad():
         none = sde.net(x, t)
-        hidden = sde.net(x, t, **hide(values(sde, 3), getattr(sde.net, "classes", 3) or 3, 1.0, generator()))
+        hidden = sde.net(x, t, **hide(values(name, 3), getattr(sde.net, "classes", 3) or 3, 1.0, generator()))
         torch.testing.assert_close(hidden, none, rtol=1e-5, atol=1e-5)
         for of in (0.0, 1.0, -1.0, None):
-            given = sde.net(x, t, **values(sde, 3, of))
-            assert (given - none).abs().amax(tuple(range(1, x.ndim))).min() > 1e-3, of
+            for key, value in values(name, 3, of).items():
+                given = sde.net(x, t, **{key: value})
+                assert (given - none).abs().amax(tuple(range(1, x.ndim))).min() > 1e-3, (key, of)
 
 
 @each_net
 def test_rows_that_are_hidden_do_not_touch_the_others_nor_their_gradients(name: str) -> None:
     sde = model(name)
-    x, t, given = normal(6, *sde.shape), normal(6, seed=1), values(sde, 6)
+    x, t, given = normal(6, *sde.shape), normal(6, seed=1), values(name, 6)
     hidden = hide(given, getattr(sde.net, "classes", 3) or 3, 0.5, generator(5))
     key = next(iter(given))
     lost = [not torch.equal(hidden[key][i], given[key][i]) for i in range(6)]
@@ -104,7 +108,7 @@ def test_a_model_knows_an_observation_of_zero_from_none() -> None:
     sde = scoresde.build("vp", "resmlp", shape=(2,), vector=2, width=32)
     given = {"vector": theta + 0.1 * normal(10_000, 2, seed=2)}
     scoresde.fit(sde, theta, given=given, steps=400, batch_size=256, generator=generator(), **QUIET)
-    drawn = scoresde.sample(sde.given(vector=torch.zeros(2)), 1000, steps=12, generator=generator())
+    drawn = scoresde.sample(sde.given(vector=torch.zeros(1, 2)), 1000, steps=12, generator=generator())
     deviations = drawn / math.sqrt(0.01 / 1.01)
     assert (deviations.abs() > 5).any(1).float().mean() < 0.03
     assert float(deviations.quantile(0.84, 0).max()) < 1.5
@@ -126,11 +130,11 @@ def test_models_of_before_load_with_zeros_for_none(name: str) -> None:
         return
     with pytest.warns(UserWarning, match="a condition of zeros and none are the same"):
         again = io.rebuild(about, tensors)
-    x, t, zeros = normal(3, *sde.shape), normal(3, seed=1), values(sde, 3, 0.0)
+    x, t, zeros = normal(3, *sde.shape), normal(3, seed=1), values(name, 3, 0.0)
     zeros = {key: value for key, value in zeros.items() if key != "y"}
     with torch.no_grad():
         torch.testing.assert_close(again.net(x, t), again.net(x, t, **zeros), rtol=0, atol=1e-6)
-        given = values(sde, 3)
+        given = values(name, 3)
         torch.testing.assert_close(again.net(x, t, **given), sde.net(x, t, **given))
 
 
@@ -322,7 +326,7 @@ def test_a_view_does_not_change_its_model() -> None:
         ("source", torch.zeros(5, 2)),
         ("more", nn.Linear(1, 1)),
     ):
-        for held in (view, view.given(vector=torch.zeros(2)), sde.given()):
+        for held in (view, view.given(vector=torch.zeros(1, 2)), sde.given()):
             with pytest.raises(AttributeError, match=f"shares {name} with its model"):
                 setattr(held, name, value)
     with pytest.raises(ValueError, match="standardize the model"):
@@ -360,7 +364,7 @@ VERBS: dict[str, Any] = {
 @pytest.mark.parametrize("verb", VERBS)
 def test_which_law_is_drawn_from_is_said_once(verb: str) -> None:
     sde, call = fitted(steps=1), VERBS[verb]
-    assert not said(lambda: call(sde.given(vector=torch.zeros(2), y=1)))
+    assert not said(lambda: call(sde.given(vector=torch.zeros(1, 2), y=1)))
     (text,) = said(lambda: call(sde.given(y=1)))
     assert "learnt with vector and is not given it" in text
     assert "sde.given(vector=...)" in text
@@ -384,13 +388,13 @@ def test_a_network_that_was_never_without_its_condition_says_so(tmp_path: Path) 
 
 def test_a_condition_that_was_never_learnt_is_said() -> None:
     sde = scoresde.build("vp", "resmlp", shape=(2,), vector=3, width=8)
-    assert not said(lambda: sde.given(vector=torch.zeros(3)))
+    assert not said(lambda: sde.given(vector=torch.zeros(1, 3)))
     scoresde.fit(sde, normal(20, 2), steps=1, batch_size=5, **QUIET)
-    (text,) = said(lambda: sde.given(vector=torch.zeros(3)))
+    (text,) = said(lambda: sde.given(vector=torch.zeros(1, 3)))
     assert "fitted without vector" in text
     how: dict[str, Any] = {"given": {"vector": normal(20, 3)}, "steps": 1, "batch_size": 5, **QUIET}
     assert not said(lambda: scoresde.fit(sde, normal(20, 2), **how))
-    assert not said(lambda: sde.given(vector=torch.zeros(3)))
+    assert not said(lambda: sde.given(vector=torch.zeros(1, 3)))
 
 
 # ---------------------------------------------------------------------- shapes and names

@@ -207,8 +207,8 @@ def test_scale_is_measured_at_any_size(size: float, dtype: torch.dtype) -> None:
     table[:, 1] -= 4
     x = (table * size).to(dtype)
     sde = scoresde.build("vp", "mlp", shape=(2,), width=8).standardize(part for part in x.split(170))
-    torch.testing.assert_close(sde.mean / size, table.mean(0), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(sde.scale / size, table.std(0, correction=0), rtol=1e-6, atol=0)
+    torch.testing.assert_close(sde.mean.double() / size, table.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sde.scale.double() / size, table.std(0, correction=0), rtol=1e-6, atol=0)
     torch.testing.assert_close(sde.to_data(sde.from_data(x)) / size, x / size, rtol=1e-5, atol=1e-6)
 
 

@@ -9,12 +9,14 @@ import json
 import os
 import pickle
 import random
+import re
 import resource
 import signal
 import stat
 import subprocess
 import sys
 import time
+import tomllib
 import traceback
 import zipfile
 from collections.abc import Callable
@@ -880,3 +882,19 @@ def test_hostile_records_run_nothing_write_nothing_and_take_neither_memory_nor_t
         assert "\n" not in outcome, (name, outcome)
         assert seconds < 10, (name, seconds)
         assert megabytes < 200, (name, megabytes)
+
+
+def test_the_oldest_versions_that_are_allowed_are_those_that_are_tested() -> None:
+    """`make test-oldest` installs what pyproject.toml allows; safetensors 0.4.0 reads no empty tensor back."""
+    root = Path(__file__).parent.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"].values()
+    needed = [line for lines in (project["dependencies"], *extras) for line in lines]
+    split = (re.fullmatch(r"([\w-]+)>=([\d.]+)", line) for line in needed)
+    floors = {found[1]: [int(part) for part in found[2].split(".")] for found in split if found}
+    assert floors["safetensors"] >= [0, 4, 5]
+    pins = re.findall(r"^([\w-]+)==([\d.]+)$", (root / "constraints-oldest.txt").read_text(), re.M)
+    tested = {name: [int(part) for part in version.split(".")] for name, version in pins}
+    for name, version in tested.items():
+        assert version[: len(floors[name])] == floors[name], name
+    assert {line.split(">=")[0] for line in project["dependencies"]} <= set(tested)

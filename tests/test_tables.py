@@ -85,6 +85,16 @@ def test_a_file_with_other_rows_and_order_is_scored_as_the_same_numbers(folder: 
         assert found.score.mean == pytest.approx(float(wanted.mean()), abs=2e-5)
 
 
+@pytest.mark.parametrize(("names", "ants"), [(("u", "v", "kind"), False), (("kind", "v", "u"), True)])
+def test_words_alone_and_columns_alone_are_matched(names: tuple[str, ...], ants: bool, folder: Path) -> None:
+    """Fewer classes in the same order of columns, and all classes in another order."""
+    rows = (KIND != "ant") | ants
+    y = torch.from_numpy(np.searchsorted(["ant", "bee", "cow"], KIND[rows]))
+    wanted = scoresde.log_prob(scoresde.load(folder / "m").given(y=y), x_of(U, V, rows=rows))
+    other = write_csv(folder / "alone.csv", *names, rows=rows)
+    assert torch.equal(by_command(folder, "m", other, "--condition", "y=kind"), wanted)
+
+
 def test_evaluate_and_validation_of_the_command_go_by_names(folder: Path) -> None:
     rows = KIND != "ant"
     other = write_csv(folder / "held.csv", "kind", "v", "u", rows=rows)
