@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from .conditions import Moments
 from .dequantize import Dequantization, Dequantized
 from .errors import TrainingError
 from .files import Samples
@@ -30,6 +29,7 @@ from .pairs import Pairs
 from .random import CHANGES, DRAWS, ORDER, isolated, seeded
 from .sde import ScoreSDE
 from .source import draw
+from .standardization import Moments
 from .transforms import Transform, apply, check_condition, resolve
 
 Batch = tuple[Tensor, Tensor | None, dict[str, Tensor], int]  # samples of k steps, where their paths begin, conditions, k
@@ -278,7 +278,7 @@ class Source:
         for name, value in condition.items():
             self.conditions[name] = tuple(value.shape[1:])
             if self._numeric(name, value):
-                self._moments.setdefault(name, Moments()).add(value)
+                self._moments.setdefault(name, Moments(1)).add(value)
 
     def settle_conditions(self, sde: ScoreSDE) -> None:
         """Give a model mean and scale of the conditions that it has none of yet, after `settle`.
@@ -303,7 +303,8 @@ class Source:
                 if not self._moments.keys() - sde.conditions.known().keys():
                     break
         for name in self._moments.keys() - sde.conditions.known().keys():
-            sde.conditions.put(name, self._moments[name].mean, self._moments[name].scale())
+            mean, std, varies, _ = self._moments[name].statistics()
+            sde.conditions.settle(name, mean, std, varies)
 
     def settle(self, sde: ScoreSDE) -> None:
         """Give a model that has none yet mean and scale: of the data, or of what its pairs begin in if it has no source.

@@ -1261,6 +1261,11 @@ class ScoreSDE(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if self.ema is None and any(name.startswith(prefix + "ema.") for name in state_dict):
             self.ema = duplicate(self.net).requires_grad_(False)  # an averaged network is on its way
+        for key, value in state_dict.items():
+            place, _, what = key.rpartition(".")
+            name = place.removeprefix(prefix + "conditions.")
+            if place.startswith(prefix + "conditions.") and what == "mean" and name not in self.conditions.known():
+                self.conditions.blank(name, tuple(value.shape), self.mean.device)
         super()._load_from_state_dict(state_dict, prefix, *rest)
         for name in ("mean", "scale"):  # an older file has float32, which assign=True would leave
             self._buffers[name] = getattr(self, name).to(wide(self.mean.device))
