@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from .dequantize import Dequantization, Dequantized
 from .errors import TrainingError
 from .files import Samples
-from .inputs import as_condition, as_floats, as_tensor
+from .inputs import as_floats, as_tensor
 from .items import Items, brief, collated, following, is_row, placed
 from .pairs import Pairs
 from .random import CHANGES, DRAWS, ORDER, isolated, seeded
@@ -412,12 +412,8 @@ class Source:
             self._changed(part, -1, i, rows=range(i, i + len(part)))
         if not isinstance(given, Mapping | None):
             raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(given).__name__}")
-        self._given = {name: as_condition(value, name).to(self._device) for name, value in (given or {}).items()}
+        self._given = {name: value.to(self._device) for name, value in sde.checked(given or {}, n).items()}
         self.names = set(self._given)
-        sde.checked(self._given)
-        for name, value in self._given.items():
-            if not value.ndim or len(value) != n:
-                raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {n} samples")
         check_condition(self._transforms, self._given)
         self.batches = self._tabled
 
@@ -535,9 +531,8 @@ class Source:
             if not isinstance(value, Tensor) or value.shape[:1] != (n,):
                 came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
                 raise TypeError(f"condition {name!r} of a batch of {n} has {came}, wanted a tensor, one row per sample")
-            condition[name] = as_condition(value, name)
         check_condition(self._transforms, condition)
-        self._accepts(condition)  # before they are on a device, where a wrong label is hard to name
+        condition = self._accepts(condition, n)  # before they are on a device, where a wrong label is hard to name
         return {name: value.to(self._device) for name, value in condition.items()}
 
     # ------------------------------------------------------------------ laws

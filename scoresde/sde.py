@@ -803,12 +803,14 @@ class ScoreSDE(nn.Module):
             view._said = [True]
         return view
 
-    def checked(self, condition: Mapping[str, Any]) -> dict[str, Tensor]:
+    def checked(self, condition: Mapping[str, Any], rows: int | None = None) -> dict[str, Tensor]:
         """Return conditions as tensors with one row per sample or one for all; raise as `given` does.
 
         Parameters
         ----------
         condition : mapping of str to Tensor or number
+        rows : int, optional
+            How many samples they are of, one row each: then none is one value for all.
 
         Returns
         -------
@@ -823,10 +825,14 @@ class ScoreSDE(nn.Module):
         values = {name: as_condition(self.schema.condition(name, value), name) for name, value in condition.items()}
         shapes = self._condition_shapes()
         for name, value in values.items():
-            if value.ndim == 0 or (value.ndim and tuple(value.shape) == shapes.get(name)):  # of all samples
-                values[name] = value = value[None]
-            if value.ndim == 1 and shapes.get(name) == (1,) and len(value) == 1:
-                values[name] = value[None]
+            shape = shapes.get(name)
+            if rows is None and (value.ndim == 0 or tuple(value.shape) == shape):  # of all samples
+                value = value[None]
+            if value.ndim == 1 and shape == (1,):  # one number a sample
+                value = value[:, None]
+            if rows is not None and value.shape[:1] != (rows,):
+                raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {rows} samples")
+            values[name] = value
         check = getattr(unwrapped(self.net), "check_condition", None)  # once here, rather than at every evaluation
         if check is not None and values:
             check(**values)
