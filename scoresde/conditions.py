@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-
 CPU = torch.device("cpu")
 
 

@@ -27,6 +27,7 @@ from .inputs import as_floats, as_tensor
 from .items import Items, brief, collated, following, is_row, placed
 from .pairs import Pairs
 from .random import CHANGES, DRAWS, ORDER, isolated, seeded
+from .schema import wordy
 from .sde import ScoreSDE
 from .source import draw
 from .standardization import Moments
@@ -112,7 +113,7 @@ class Source:
         self._seed, self._rank, self._world, self._size, self._dim = seed, rank, world, batch_size, sde.dim
         self._where = torch.device("cpu")  # what loaders make is made here, whatever the default device
         self._transforms = resolve(transforms)
-        self._accepts, self._numeric = sde.checked, sde.numeric
+        self._accepts, self._numeric, self._schema = sde.checked, sde.numeric, sde.schema
         self.conditions: dict[str, tuple[int, ...]] = {}
         self._moments: dict[str, Moments] = {}
         self._noted = False  # whether a pass over the data has told their conditions
@@ -181,6 +182,7 @@ class Source:
             data, own = self._split.split(collated(data))
         if not own:
             return data, given
+        _, own = self._schema.learn(None, own)
         if isinstance(given, Mapping) and (twice := sorted(given.keys() & own.keys())):
             raise ValueError(f"the data bring the condition {twice[0]!r} themselves: leave it out of given=")
         return data, {**own, **(given or {})} if isinstance(given, Mapping | None) else given
@@ -530,6 +532,11 @@ class Source:
         for name, value in condition.items():
             if not isinstance(value, Tensor) or value.shape[:1] != (n,):
                 came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+                if wordy(value):
+                    raise TypeError(
+                        f"condition {name!r} has words such as {value[0]!r}: a data set is to number them from 0, "
+                        f"or give all samples at once, fit(sde, x, given={{{name!r}: words}})"
+                    )
                 raise TypeError(f"condition {name!r} of a batch of {n} has {came}, wanted a tensor, one row per sample")
         check_condition(self._transforms, condition)
         condition = self._accepts(condition, n)  # before they are on a device, where a wrong label is hard to name
