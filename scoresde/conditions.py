@@ -67,7 +67,8 @@ class ConditionScales(nn.Module):
                     continue
                 device = fn(torch.empty(0, device=value.device)).device
                 dtype = _dtype(device) if device.type == "mps" else value.dtype
-                part._buffers[name] = value.to(device, dtype)  # type: ignore[union-attr]
+                moved = torch.empty_like(value, device=device) if value.is_meta else value.to(device, dtype)
+                part._buffers[name] = moved  # type: ignore[union-attr]
         return self
 
 

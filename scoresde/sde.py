@@ -1264,6 +1264,12 @@ class ScoreSDE(nn.Module):
         else:
             super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        """Delete an attribute; of a view, none that its model shares."""
+        if self.is_view and name in (*self._buffers, *self._modules, *self._parameters):
+            raise AttributeError(f"a view made by given(...) shares {name} with its model: delete it there")
+        super().__delattr__(name)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if self.ema is None and any(name.startswith(prefix + "ema.") for name in state_dict):
             self.ema = duplicate(self.net).requires_grad_(False)  # an averaged network is on its way

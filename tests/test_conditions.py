@@ -304,6 +304,16 @@ def test_a_second_fit_keeps_the_units_of_the_first_and_a_failed_one_leaves_none(
     assert sde.learnt is None
 
 
+def test_they_go_with_a_model_that_is_made_without_memory() -> None:
+    sde = fitted(steps=1)
+    state = copy.deepcopy(sde.state_dict())
+    again = sde.to("meta").to_empty(device="cpu")
+    assert again.conditions.get_submodule("vector").mean.dtype == F64
+    again.load_state_dict(state)
+    for name, value in state.items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
 def test_a_file_with_a_bad_scale_is_refused() -> None:
     sde = fitted(steps=1)
     about, tensors = io.describe(sde), dict(io.weights(sde))
@@ -345,6 +355,9 @@ def test_a_view_does_not_change_its_model() -> None:
         for held in (view, view.given(vector=torch.zeros(2)), sde.given()):
             with pytest.raises(AttributeError, match=f"shares {name} with its model"):
                 setattr(held, name, value)
+    for name in ("scale", "net"):
+        with pytest.raises(AttributeError, match=f"shares {name} with its model"):
+            delattr(view, name)
     with pytest.raises(ValueError, match="standardize the model"):
         view.standardize(normal(5, 2))
     with pytest.raises(ValueError, match="not one conditioned by given"):
