@@ -35,6 +35,17 @@ class Labels(np.ndarray):
         """Drop them in results of arithmetic."""
         return array[()] if return_scalar else np.asarray(array)
 
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Number the words anew where labels of several files are joined."""
+        parts = args[0] if args and function is np.concatenate else ()
+        if not parts or not all(isinstance(part, Labels) and part.words for part in parts):
+            return super().__array_function__(function, types, args, kwargs)
+        words = parts[0].words
+        if any(part.words != words for part in parts):
+            words = tuple(sorted({word for part in parts for word in part.words}))
+        plain = [np.array([words.index(word) for word in part.words])[np.asarray(part)] for part in parts]
+        return Labels(np.concatenate(plain, *args[1:], **kwargs), words)
+
     def __repr__(self) -> str:
         """Show the numbers."""
         return repr(np.asarray(self))

@@ -256,6 +256,20 @@ def test_labels_know_their_words_in_slices_and_copies_but_not_in_sums() -> None:
     assert torch.equal(torch.from_numpy(labels), torch.tensor([2, 0, 1]))
 
 
+def test_labels_of_several_files_are_joined_by_their_words(folder: Path) -> None:
+    """Numbers 0 and 1 are b and c in one file, c and d in the other."""
+    first, second = Labels([0, 1, 1], ("bee", "cow")), Labels([1, 0], ("ant", "bee"))
+    for joined in (np.concatenate([first, second]), np.append(first, second), np.hstack((first, second))):
+        assert [joined.words[i] for i in joined] == ["bee", "cow", "cow", "bee", "ant"]
+        assert scoresde.load(folder / "m").given(y=joined).condition["y"].tolist() == [1, 2, 2, 1, 0]
+    sized = [Labels([i], ("small", "large")) for i in (1, 0)]  # declared in this order
+    assert np.concatenate(sized).words == ("small", "large")
+    assert not isinstance(np.concatenate([first, np.zeros(2, np.int64)]), Labels)
+    x = x_of(U[:5], V[:5])
+    sde = fit(small(classes=3), x, given={"y": np.concatenate([first, second])})
+    assert sde.schema.words == {"y": ("ant", "bee", "cow")}
+
+
 def test_read_only_and_reversed_arrays_are_taken_without_a_warning() -> None:
     values = np.stack([U, V], 1).astype(np.float32)
     y = np.arange(N) % 3
