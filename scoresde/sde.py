@@ -1314,7 +1314,9 @@ class ScoreSDE(nn.Module):
 
 def _parts(data: Any, shape: tuple[int, ...]) -> Iterator[Tensor]:
     """Data as one batch, or as the batches that an iterable yields, each checked."""
-    if isinstance(data, Tensor | list) or hasattr(data, "__array__") or not isinstance(data, Iterable):
+    in_parts = isinstance(data, list) and len(data) > 0 and getattr(data[0], "ndim", 0) > len(shape)
+    whole = isinstance(data, Tensor | list) or hasattr(data, "__array__") or not isinstance(data, Iterable)
+    if whole and not in_parts:
         data = [data]
     for part in data:
         yield as_floats(part, shape, "data", finite=False)
