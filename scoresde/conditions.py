@@ -7,43 +7,12 @@ that it is 0 in training, and rounding of it stays small.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
-
-class Moments:
-    """Mean and variance of a stream of rows, per first axis of a row (Chan, Golub & LeVeque 1983)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.resolution = 0.0
-        self.mean = self.variance = torch.zeros((), dtype=torch.float64)
-
-    def add(self, part: Tensor) -> None:
-        """Take further rows, of shape (n, *shape)."""
-        if not len(part):
-            return
-        if part.is_floating_point():
-            self.resolution = max(self.resolution, torch.finfo(part.dtype).eps)
-        part = part.double()
-        axes = tuple(i for i in range(part.ndim) if i != 1)
-        mean = part.mean(axes)
-        total = self.count + len(part)
-        share = len(part) / total
-        gap = mean - self.mean.to(mean)
-        variance = (1 - share) * self.variance.to(mean) + share * part.var(axes, correction=0)
-        self.variance = variance + share * (1 - share) * gap.square()
-        self.mean = self.mean.to(mean) + share * gap
-        self.count = total
-
-    def scale(self) -> Tensor:
-        """Return the standard deviation, and of entries that do not vary their size."""
-        std = self.variance.sqrt()
-        size = self.mean.abs()
-        return torch.where(std > 4 * self.resolution * size, std, torch.where(size > 0, size, 1.0))
+CPU = torch.device("cpu")
 
 
 class ConditionScales(nn.Module):
@@ -62,9 +31,14 @@ class ConditionScales(nn.Module):
         part.register_buffer("scale", scale.detach().clone())
         self._modules[name] = part
 
-    def blank(self, name: str, shape: tuple[int, ...]) -> None:
+    def settle(self, name: str, mean: Tensor, std: Tensor, varies: Tensor) -> None:
+        """Keep what was measured of a condition."""
+        size = mean.abs()
+        self.put(name, mean, torch.where(varies, std, torch.where(size > 0, size, 1.0)))
+
+    def blank(self, name: str, shape: tuple[int, ...], device: torch.device = CPU) -> None:
         """Make room for mean and scale of a condition that a file holds."""
-        one = torch.ones(shape, dtype=torch.float64)
+        one = torch.ones(shape, dtype=_dtype(device), device=device)
         self.put(name, 0 * one, one)
 
     def keep(self, names: set[str]) -> None:
@@ -92,17 +66,16 @@ class ConditionScales(nn.Module):
                 if value is None:
                     continue
                 device = fn(torch.empty(0, device=value.device)).device
-                dtype = torch.float32 if device.type == "mps" else value.dtype  # which has no float64
-                part._buffers[name] = value.to(device, dtype)  # type: ignore[union-attr]
+                dtype = _dtype(device) if device.type == "mps" else value.dtype
+                moved = torch.empty_like(value, device=device) if value.is_meta else value.to(device, dtype)
+                part._buffers[name] = moved  # type: ignore[union-attr]
         return self
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
-        for key, value in state_dict.items():
-            name, _, what = key.removeprefix(prefix).rpartition(".")
-            if key.startswith(prefix) and what == "mean" and name and name not in self._modules:
-                self.blank(name, tuple(value.shape))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def _like_rows(statistic: Tensor, value: Tensor) -> Tensor:
     return statistic.reshape(statistic.shape + (1,) * (value.ndim - 1 - statistic.ndim))
+
+
+def _dtype(device: torch.device) -> torch.dtype:
+    """float64 where the device has it."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -20,16 +20,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from .conditions import Moments
 from .dequantize import Dequantization, Dequantized
 from .errors import TrainingError
 from .files import Samples
-from .inputs import as_condition, as_floats, as_tensor
+from .inputs import as_floats, as_tensor
 from .items import Items, brief, collated, following, is_row, placed
 from .pairs import Pairs
 from .random import CHANGES, DRAWS, ORDER, isolated, seeded
+from .schema import wordy
 from .sde import ScoreSDE
 from .source import draw
+from .standardization import Moments
 from .transforms import Transform, apply, check_condition, resolve
 
 Batch = tuple[Tensor, Tensor | None, dict[str, Tensor], int]  # samples of k steps, where their paths begin, conditions, k
@@ -112,7 +113,7 @@ class Source:
         self._seed, self._rank, self._world, self._size, self._dim = seed, rank, world, batch_size, sde.dim
         self._where = torch.device("cpu")  # what loaders make is made here, whatever the default device
         self._transforms = resolve(transforms)
-        self._accepts, self._numeric = sde.checked, sde.numeric
+        self._accepts, self._numeric, self._schema = sde.checked, sde.numeric, sde.schema
         self.conditions: dict[str, tuple[int, ...]] = {}
         self._moments: dict[str, Moments] = {}
         self._noted = False  # whether a pass over the data has told their conditions
@@ -181,6 +182,7 @@ class Source:
             data, own = self._split.split(collated(data))
         if not own:
             return data, given
+        _, own = self._schema.learn(None, own)
         if isinstance(given, Mapping) and (twice := sorted(given.keys() & own.keys())):
             raise ValueError(f"the data bring the condition {twice[0]!r} themselves: leave it out of given=")
         return data, {**own, **(given or {})} if isinstance(given, Mapping | None) else given
@@ -278,7 +280,7 @@ class Source:
         for name, value in condition.items():
             self.conditions[name] = tuple(value.shape[1:])
             if self._numeric(name, value):
-                self._moments.setdefault(name, Moments()).add(value)
+                self._moments.setdefault(name, Moments(1)).add(value)
 
     def settle_conditions(self, sde: ScoreSDE) -> None:
         """Give a model mean and scale of the conditions that it has none of yet, after `settle`.
@@ -303,7 +305,8 @@ class Source:
                 if not self._moments.keys() - sde.conditions.known().keys():
                     break
         for name in self._moments.keys() - sde.conditions.known().keys():
-            sde.conditions.put(name, self._moments[name].mean, self._moments[name].scale())
+            mean, std, varies, _ = self._moments[name].statistics()
+            sde.conditions.settle(name, mean, std, varies)
 
     def settle(self, sde: ScoreSDE) -> None:
         """Give a model that has none yet mean and scale: of the data, or of what its pairs begin in if it has no source.
@@ -411,12 +414,8 @@ class Source:
             self._changed(part, -1, i, rows=range(i, i + len(part)))
         if not isinstance(given, Mapping | None):
             raise TypeError(f"given is a mapping such as {{'y': labels}}, got {type(given).__name__}")
-        self._given = {name: as_condition(value, name).to(self._device) for name, value in (given or {}).items()}
+        self._given = {name: value.to(self._device) for name, value in sde.checked(given or {}, n).items()}
         self.names = set(self._given)
-        sde.checked(self._given)
-        for name, value in self._given.items():
-            if not value.ndim or len(value) != n:
-                raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {n} samples")
         check_condition(self._transforms, self._given)
         self.batches = self._tabled
 
@@ -533,10 +532,14 @@ class Source:
         for name, value in condition.items():
             if not isinstance(value, Tensor) or value.shape[:1] != (n,):
                 came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
+                if wordy(value):
+                    raise TypeError(
+                        f"condition {name!r} has words such as {value[0]!r}: a data set is to number them from 0, "
+                        f"or give all samples at once, fit(sde, x, given={{{name!r}: words}})"
+                    )
                 raise TypeError(f"condition {name!r} of a batch of {n} has {came}, wanted a tensor, one row per sample")
-            condition[name] = as_condition(value, name)
         check_condition(self._transforms, condition)
-        self._accepts(condition)  # before they are on a device, where a wrong label is hard to name
+        condition = self._accepts(condition, n)  # before they are on a device, where a wrong label is hard to name
         return {name: value.to(self._device) for name, value in condition.items()}
 
     # ------------------------------------------------------------------ laws

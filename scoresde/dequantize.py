@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from .checks import affordable, check_generator, number, whole
 from .inputs import as_condition, as_reals, as_tensor
 from .random import PRIOR, Noise, draw_seed
+from .schema import Schema
 from .sde import ScoreSDE
 
 __all__ = ["Dequantization", "Dequantized", "TruncatedNormal", "Uniform"]
@@ -159,9 +160,9 @@ class Dequantization(abc.ABC):
 
         Parameters
         ----------
-        values : Tensor or array of integers 0 … L − 1, shape (N, *shape)
-        **condition : Tensor, array or list, shape (N, ...)
-            Labels by name.
+        values : Tensor, array or data frame of integers 0 … L − 1, shape (N, *shape)
+        **condition : Tensor, array, Series or list, shape (N, ...)
+            Labels by name; words will do.
 
         Returns
         -------
@@ -180,12 +181,14 @@ class Dequantization(abc.ABC):
         >>> scoresde.fit(sde, data, steps=20, progress=False)
         History(steps=20, loss=..., seconds=...)
         """
+        schema = Schema()
+        values, told = schema.learn(values, condition)
         v = self._accept(values)
-        labels = {name: as_condition(value, name) for name, value in condition.items()}
+        labels = {name: as_condition(value, name) for name, value in told.items()}
         for name, value in labels.items():
             if not value.ndim or len(value) != len(v):
                 raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {len(v)} samples")
-        return Dequantized(self, v, labels)
+        return Dequantized(self, v, labels, schema)
 
     def _accept(self, values: Any) -> Tensor:
         wanted = f"values are integers from 0 to {self.levels - 1}"
@@ -354,6 +357,8 @@ class Dequantized:
     dequantization : Dequantization
     integers : Tensor, shape (N, *shape)
     condition : dict of str to Tensor
+    schema : Schema
+        The names of columns and classes, if the data had any.
 
     Examples
     --------
@@ -366,6 +371,7 @@ class Dequantized:
     dequantization: Dequantization
     integers: Tensor
     condition: dict[str, Tensor]
+    schema: Schema = field(default_factory=Schema)
 
     def __len__(self) -> int:
         """Number of samples."""

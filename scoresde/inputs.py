@@ -69,6 +69,10 @@ def as_tensor(value: Any, what: str, *, exact: bool = False) -> Tensor:
     if value is None or isinstance(value, str | bytes | type):
         raise TypeError(f"{what} is a tensor or array, got {said(value) if value is None else type(value).__name__}")
     try:
+        if isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):  # rows, one by one
+            return torch.stack([as_tensor(row, what) for row in value])
+        if isinstance(value, list | tuple) and value and isinstance(value[0], np.ndarray):
+            value = np.asarray(value)
         if exact or (not isinstance(value, list | tuple | numbers.Number) and hasattr(value, "__array__")):
             value = _native(np.asarray(value), what)
         return _ordinary(torch.as_tensor(value, device="cpu"), what)

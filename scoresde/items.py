@@ -99,7 +99,7 @@ class Items:
 
     def _fits(self, name: str, value: Tensor) -> bool:
         try:
-            self._accepts({name: value})
+            self._accepts({name: value}, len(value))
         except (TypeError, ValueError):
             return False
         return True

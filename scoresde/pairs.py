@@ -35,6 +35,7 @@ from .process import as_time
 from .random import BLOCK, PATH, seeded
 from .ranks import shared
 from .sampling import solve
+from .schema import Schema
 from .sde import ScoreSDE, require_sde
 from .solvers import Solver
 
@@ -84,6 +85,8 @@ class Pairs:
     given: dict[str, Tensor]
     unit: tuple[Tensor, ...] | None = None
     """Mean and scale of the Gaussian that `reflow` drew latents from, or None: a model that learns the pairs takes them over."""
+    schema: Schema | None = None
+    """The names that the model had learnt, which one that learns the pairs takes over, too."""
 
     def __init__(self, x: Any, latent: Any, given: Mapping[str, Any] | None = None) -> None:
         self.x, self.latent = _floats(x, "x"), _floats(latent, "latent")
@@ -158,7 +161,11 @@ class Pairs:
         if not os.path.lexists(path / f"{RECORD}.json"):
             raise CheckpointError(f"no pairs at {path}: it has no {RECORD}.json; reflow(..., out=folder) writes them")
         store = Folder.read(path)
-        return _made(store, store.settings.get("unit"))
+        model = store.settings.get("model")
+        try:
+            return _made(store, store.settings.get("unit"), model.get("schema") if isinstance(model, dict) else None)
+        except ValueError as error:
+            raise CheckpointError(f"the pairs at {path} are damaged: {error}") from None
 
 
 def reflow(
@@ -273,13 +280,14 @@ def reflow(
             first, stop = store.done, min(store.done + store.rows, n)
             store.put(draw(store.seed, first, stop))
             bar.update(stop - first)
-        return _made(store, _unit(sde))
+        return _made(store, _unit(sde), sde.schema.describe())
 
 
-def _made(store: Store, unit: Any) -> Pairs:
+def _made(store: Store, unit: Any, names: Any) -> Pairs:
     """Pairs of what is stored, whose numbers were looked at as they came."""
     found = Pairs.__new__(Pairs)
     (found.x, found.latent), found.given = store.columns()
+    found.schema = Schema.rebuild(names, found.shape)
     found.unit = None if unit is None else tuple(torch.tensor(value, dtype=torch.float64, device="cpu") for value in unit)
     return found
 

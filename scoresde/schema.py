@@ -35,6 +35,17 @@ class Labels(np.ndarray):
         """Drop them in results of arithmetic."""
         return array[()] if return_scalar else np.asarray(array)
 
+    def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Number the words anew where labels of several files are joined."""
+        parts = args[0] if args and function is np.concatenate else ()
+        if not parts or not all(isinstance(part, Labels) and part.words for part in parts):
+            return super().__array_function__(function, types, args, kwargs)
+        words = parts[0].words
+        if any(part.words != words for part in parts):
+            words = tuple(sorted({word for part in parts for word in part.words}))
+        plain = [np.array([words.index(word) for word in part.words])[np.asarray(part)] for part in parts]
+        return Labels(np.concatenate(plain, *args[1:], **kwargs), words)
+
     def __repr__(self) -> str:
         """Show the numbers."""
         return repr(np.asarray(self))
@@ -98,6 +109,18 @@ class Schema:
             raise ValueError("its schema has no names of conditions")
         words, parts = ({name: _names(value) for name, value in each.items()} for each in found)
         return Schema(columns, words, parts)
+
+    def follow(self, other: Schema) -> None:
+        """Take over the names of data that were made ready before, if they are not others than those that are known."""
+        known, new = ({"": each.columns, **each.words, **each.parts} for each in (self, other))
+        for name in known.keys() & new.keys():
+            if known[name] and new[name] and known[name] != new[name]:
+                what = f"condition {name!r} has" if name else "the data have the columns"
+                raise ValueError(
+                    f"{what} {_listed(new[name])}, and this model has learnt {_listed(known[name])}: take a new model"
+                )
+        self.columns = self.columns or other.columns
+        self.words, self.parts = {**other.words, **self.words}, {**other.parts, **self.parts}
 
     def learn(self, data: Any, given: Any) -> tuple[Any, Any]:
         """Match training data and their conditions with what is known, and keep the names that are new."""
@@ -207,17 +230,20 @@ def coded(name: str, column: Any, declared: tuple[str, ...] = ()) -> np.ndarray:
     if len(numbers) < len(classes):
         word = next(word for word in classes.tolist() if not is_number(word))
         raise ValueError(f"condition {name!r} has numbers and words, such as {numbers[0]!r} and {word!r}")
-    integers = all(re.fullmatch(r"[+-]?\d+", number) for number in numbers)
-    return words.astype(np.int64 if integers else np.float64)
+    if not all(re.fullmatch(r"[+-]?\d+", number) for number in numbers):
+        return words.astype(np.float64)
+    if large := [number for number in numbers if abs(int(number)) >= 2**63]:
+        raise ValueError(f"condition {name!r} has integers of 2^63 and more, such as {large[0]}: number the classes from 0")
+    return words.astype(np.int64)
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is one number."""
+    """Whether a text is one number as files have it: 1_000 is one in Python alone."""
     try:
         float(text)
     except ValueError:
         return False
-    return True
+    return text.isascii() and "_" not in text
 
 
 def is_frame(data: Any) -> bool:
@@ -286,7 +312,7 @@ def _condition(name: str, value: Any, names: tuple[str, ...]) -> tuple[Any, tupl
         if len(categories) and all(isinstance(word, str) for word in categories):
             declared = tuple(word.strip() for word in categories)
         value = value.to_numpy()
-    if isinstance(value, Labels) or not _wordy(value):
+    if isinstance(value, Labels) or not wordy(value):
         return value, names
     column = np.asarray(value)
     if column.ndim > 1:
@@ -297,7 +323,7 @@ def _condition(name: str, value: Any, names: tuple[str, ...]) -> tuple[Any, tupl
     return coded(name, column, declared), names
 
 
-def _wordy(value: Any) -> bool:
+def wordy(value: Any) -> bool:
     """Whether these are words, or objects that may be."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "UOT"

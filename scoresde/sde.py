@@ -803,12 +803,14 @@ class ScoreSDE(nn.Module):
             view._said = [True]
         return view
 
-    def checked(self, condition: Mapping[str, Any]) -> dict[str, Tensor]:
+    def checked(self, condition: Mapping[str, Any], rows: int | None = None) -> dict[str, Tensor]:
         """Return conditions as tensors with one row per sample or one for all; raise as `given` does.
 
         Parameters
         ----------
         condition : mapping of str to Tensor or number
+        rows : int, optional
+            How many samples they are of, one row each: then none is one value for all.
 
         Returns
         -------
@@ -823,10 +825,14 @@ class ScoreSDE(nn.Module):
         values = {name: as_condition(self.schema.condition(name, value), name) for name, value in condition.items()}
         shapes = self._condition_shapes()
         for name, value in values.items():
-            if value.ndim == 0 or (value.ndim and tuple(value.shape) == shapes.get(name)):  # of all samples
-                values[name] = value = value[None]
-            if value.ndim == 1 and shapes.get(name) == (1,) and len(value) == 1:
-                values[name] = value[None]
+            shape = shapes.get(name)
+            if rows is None and (value.ndim == 0 or tuple(value.shape) == shape):  # of all samples
+                value = value[None]
+            if value.ndim == 1 and shape == (1,):  # one number a sample
+                value = value[:, None]
+            if rows is not None and value.shape[:1] != (rows,):
+                raise ValueError(f"condition {name!r} has shape {tuple(value.shape)} for {rows} samples")
+            values[name] = value
         check = getattr(unwrapped(self.net), "check_condition", None)  # once here, rather than at every evaluation
         if check is not None and values:
             check(**values)
@@ -1258,9 +1264,20 @@ class ScoreSDE(nn.Module):
         else:
             super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        """Delete an attribute; of a view, none that its model shares."""
+        if self.is_view and name in (*self._buffers, *self._modules, *self._parameters):
+            raise AttributeError(f"a view made by given(...) shares {name} with its model: delete it there")
+        super().__delattr__(name)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if self.ema is None and any(name.startswith(prefix + "ema.") for name in state_dict):
             self.ema = duplicate(self.net).requires_grad_(False)  # an averaged network is on its way
+        for key, value in state_dict.items():
+            place, _, what = key.rpartition(".")
+            name = place.removeprefix(prefix + "conditions.")
+            if place.startswith(prefix + "conditions.") and what == "mean" and name not in self.conditions.known():
+                self.conditions.blank(name, tuple(value.shape), self.mean.device)
         super()._load_from_state_dict(state_dict, prefix, *rest)
         for name in ("mean", "scale"):  # an older file has float32, which assign=True would leave
             self._buffers[name] = getattr(self, name).to(wide(self.mean.device))
@@ -1297,7 +1314,9 @@ class ScoreSDE(nn.Module):
 
 def _parts(data: Any, shape: tuple[int, ...]) -> Iterator[Tensor]:
     """Data as one batch, or as the batches that an iterable yields, each checked."""
-    if isinstance(data, Tensor | list) or hasattr(data, "__array__") or not isinstance(data, Iterable):
+    in_parts = isinstance(data, list) and len(data) > 0 and getattr(data[0], "ndim", 0) > len(shape)
+    whole = isinstance(data, Tensor | list) or hasattr(data, "__array__") or not isinstance(data, Iterable)
+    if whole and not in_parts:
         data = [data]
     for part in data:
         yield as_floats(part, shape, "data", finite=False)

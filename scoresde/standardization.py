@@ -41,38 +41,54 @@ def wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def measure(parts: Iterable[Tensor], axis: int | None) -> Statistics:
-    """Mean and standard deviation of parts (B, …) along all axes but one, or along all; and what varies at all."""
-    count, resolution = 0, 0.0
-    for part in parts:
+class Moments:
+    """Mean and variance of a stream of parts (B, …) along all axes but one, or along all; and what varies at all."""
+
+    def __init__(self, axis: int | None) -> None:
+        self.axis, self.count, self.resolution = axis, 0, 0.0
+
+    def add(self, part: Tensor) -> None:
+        """Take further rows."""
         if not len(part):
-            continue
-        resolution = max(resolution, torch.finfo(part.dtype).eps)
+            return
+        if part.is_floating_point():
+            self.resolution = max(self.resolution, torch.finfo(part.dtype).eps)
         part = (part.cpu() if part.device.type == "mps" else part).double()
-        axes = tuple(i for i in range(part.ndim) if i != axis)
+        axes = tuple(i for i in range(part.ndim) if i != self.axis)
         low, high = part.amin(axes), part.amax(axes)
-        if not count:
-            reference = low + 0.5 * (high - low)
-            mean, square, unit = torch.zeros_like(low), torch.zeros_like(low), torch.zeros_like(low)
-            lowest, highest = low, high
-        lowest, highest = torch.minimum(lowest, low), torch.maximum(highest, high)
-        reach = torch.maximum(highest - reference, reference - lowest)
-        before, unit = unit, _power_of_two(reach)
-        divisor = torch.where(unit > 0, unit, 1)
+        if not self.count:
+            self.reference = low + 0.5 * (high - low)
+            self.mean, self.square, self.unit = torch.zeros_like(low), torch.zeros_like(low), torch.zeros_like(low)
+            self.low, self.high = low, high
+        self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
+        before, self.unit = self.unit, _power_of_two(torch.maximum(self.high - self.reference, self.reference - self.low))
+        divisor = torch.where(self.unit > 0, self.unit, 1)
         shrink = before / divisor
-        mean, square = mean * shrink, square * shrink**2
-        shape = [-1 if i == axis else 1 for i in range(part.ndim)]
-        part = (part - reference.reshape(shape)).div_(divisor.reshape(shape))
-        n, total = len(part), count + len(part)
+        mean, square = self.mean * shrink, self.square * shrink**2
+        shape = [-1 if i == self.axis else 1 for i in range(part.ndim)]
+        part = (part - self.reference.reshape(shape)).div_(divisor.reshape(shape))
+        n, total = len(part), self.count + len(part)
         here = part.mean(axes)
         gap = here - mean
-        square = square * (count / total) + part.var(axes, correction=0) * (n / total)
-        square = square + gap.square() * (count / total) * (n / total)
-        mean, count = mean + gap * (n / total), total
-    if not count:
-        raise ValueError("there are no data to standardize by")
-    varies = highest - lowest > ROUNDING * resolution * torch.maximum(highest.abs(), lowest.abs())
-    return Statistics(reference + unit * mean, unit * square.sqrt(), varies, count)
+        square = square * (self.count / total) + part.var(axes, correction=0) * (n / total)
+        self.square = square + gap.square() * (self.count / total) * (n / total)
+        self.mean, self.count = mean + gap * (n / total), total
+
+    def statistics(self) -> Statistics:
+        """Return what was found."""
+        if not self.count:
+            raise ValueError("there are no data to standardize by")
+        largest = torch.maximum(self.high.abs(), self.low.abs())
+        varies = self.high - self.low > ROUNDING * self.resolution * largest
+        return Statistics(self.reference + self.unit * self.mean, self.unit * self.square.sqrt(), varies, self.count)
+
+
+def measure(parts: Iterable[Tensor], axis: int | None) -> Statistics:
+    """Mean and standard deviation of parts (B, …) along all axes but one, or along all; and what varies at all."""
+    moments = Moments(axis)
+    for part in parts:
+        moments.add(part)
+    return moments.statistics()
 
 
 def _power_of_two(x: Tensor) -> Tensor:

@@ -248,6 +248,8 @@ def fit(
         stack.callback(lambda: None if run is not None and run.moved else sde.schema.assign(names))
         if checkpoints is not None and checkpoints.newest is not None and (before := checkpoints.newest.names):
             sde.schema.assign(Schema.rebuild(before, sde.shape))
+        if isinstance(ready := getattr(data, "schema", None), Schema):
+            sde.schema.follow(ready)
         data, given = sde.schema.learn(data, given)
         source = Source(data, sde, batch_size, seed=seed, given=given, transforms=transforms, **rank)
         pairing = Pairing(source, sde, joined, seed, engine.rank)

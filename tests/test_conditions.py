@@ -219,6 +219,26 @@ def test_a_condition_of_odd_units_is_learnt_as_one_of_unit_ones() -> None:
     torch.testing.assert_close(torch.tensor(losses[1:]), torch.tensor(losses[:1]).expand(3), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e-30, 1e30, 1e200, 1e290])
+@pytest.mark.parametrize("kind", ["tensor", "loader"])
+def test_conditions_of_any_magnitude_have_their_own_scale(unit: float, kind: str) -> None:
+    """Squares of these numbers overflow or vanish even in float64."""
+    x, c = normal(40, 2), unit * (3 + normal(40, 2, seed=1)).double()
+    data: Any = x if kind == "tensor" else DataLoader([(a, {"c": b}) for a, b in zip(x, c, strict=True)], batch_size=7)
+    sde = ScoreSDE(scoresde.VPSDE(), Affine(), shape=(2,))
+    given = {"c": c} if kind == "tensor" else None
+    with torch.device("meta"):  # which must not matter
+        scoresde.fit(sde, data, given=given, steps=1, batch_size=10, **QUIET)
+    part, wanted = sde.conditions.get_submodule("c"), c / unit
+    torch.testing.assert_close(part.mean / unit, wanted.mean(0))
+    torch.testing.assert_close(part.scale / unit, wanted.std(0, correction=0))
+    other = ScoreSDE(scoresde.VPSDE(), Affine(), shape=(2,))
+    state = {name: value for name, value in sde.state_dict().items() if not name.startswith("ema.")}
+    with torch.device("meta"):
+        other.load_state_dict(state)
+    assert torch.equal(other.conditions.get_submodule("c").scale, part.scale)
+
+
 def test_labels_stay_as_they_are_and_a_network_says_which_are() -> None:
     x, c = normal(40, 2), 5 + normal(40, 3, seed=1)
     for labels, told in (((), "c"), (("c",), "")):
@@ -288,6 +308,16 @@ def test_a_second_fit_keeps_the_units_of_the_first_and_a_failed_one_leaves_none(
     assert sde.learnt is None
 
 
+def test_they_go_with_a_model_that_is_made_without_memory() -> None:
+    sde = fitted(steps=1)
+    state = copy.deepcopy(sde.state_dict())
+    again = sde.to("meta").to_empty(device="cpu")
+    assert again.conditions.get_submodule("vector").mean.dtype == F64
+    again.load_state_dict(state)
+    for name, value in state.items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
 def test_a_file_with_a_bad_scale_is_refused() -> None:
     sde = fitted(steps=1)
     about, tensors = io.describe(sde), dict(io.weights(sde))
@@ -329,6 +359,9 @@ def test_a_view_does_not_change_its_model() -> None:
         for held in (view, view.given(vector=torch.zeros(1, 2)), sde.given()):
             with pytest.raises(AttributeError, match=f"shares {name} with its model"):
                 setattr(held, name, value)
+    for name in ("scale", "net"):
+        with pytest.raises(AttributeError, match=f"shares {name} with its model"):
+            delattr(view, name)
     with pytest.raises(ValueError, match="standardize the model"):
         view.standardize(normal(5, 2))
     with pytest.raises(ValueError, match="not one conditioned by given"):
@@ -414,6 +447,43 @@ def test_one_condition_for_all_samples_needs_no_axis_of_rows() -> None:
     own = ScoreSDE(scoresde.VPSDE(), Affine(), shape=(2,))
     scoresde.fit(own, normal(20, 2), given={"c": normal(20, 3)}, steps=1, batch_size=5, **QUIET)
     assert own.given(c=torch.ones(3)).condition["c"].shape == (1, 3)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "loader", "items", "validation"])
+def test_conditions_of_a_batch_have_a_row_each_whatever_its_size(kind: str) -> None:
+    """Two numbers for two samples are one each, and never one vector of both."""
+    x, c, vectors = normal(6, 2), 50 + normal(6, seed=1), normal(6, 2, seed=2)
+    wrong = {
+        "tensor": lambda sde: scoresde.fit(sde, x[:2], given={"vector": c[:2]}, steps=1, **QUIET),
+        "loader": lambda sde: scoresde.fit(
+            sde, DataLoader([(a, {"vector": b}) for a, b in zip(x, c, strict=True)], batch_size=2), steps=1, **QUIET
+        ),
+        "items": lambda sde: scoresde.fit(sde, [(a, {"vector": b}) for a, b in zip(x[:2], c, strict=False)], steps=1, **QUIET),
+        "validation": lambda sde: scoresde.fit(
+            sde, x, given={"vector": vectors}, validation=(x[:2], {"vector": c[:2]}), steps=1, **QUIET
+        ),
+    }
+    with pytest.raises(ValueError, match=r"vector has shape \(n, 2\), got \(2,\)"):
+        wrong[kind](scoresde.build("vp", "resmlp", shape=(2,), vector=2, width=8))
+
+
+@pytest.mark.parametrize("kind", ["tensor", "loader", "items", "unnamed", "laid out"])
+def test_one_number_a_sample_is_a_vector_of_one(kind: str) -> None:
+    x, c = normal(20, 2), 50 + 3 * normal(20, seed=1)
+    data: dict[str, Any] = {
+        "tensor": x,
+        "laid out": x,
+        "loader": DataLoader([(a, {"vector": float(b)}) for a, b in zip(x, c, strict=True)], batch_size=5),
+        "items": [(a, {"vector": b}) for a, b in zip(x, c, strict=True)],
+        "unnamed": TensorDataset(x, c),
+    }
+    given = {"tensor": {"vector": c}, "laid out": {"vector": c[:, None]}}.get(kind)
+    sde = scoresde.build("vp", "resmlp", shape=(2,), vector=1, width=8)
+    scoresde.fit(sde, data[kind], given=given, steps=1, batch_size=5, **QUIET)
+    torch.testing.assert_close(sde.conditions.get_submodule("vector").mean, c.double().mean(0, keepdim=True))
+    assert sde.learnt == {"conditions": {"vector": [1]}, "unconditional": True}
+    assert torch.equal(sde.given(vector=c).condition["vector"], c[:, None])
+    assert scoresde.loss(sde, x, vector=c).ndim == 0
 
 
 class Takes(scoresde.backbones.ResMLP):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -237,3 +239,21 @@ def test_numbers_that_a_dtype_can_not_hold_are_named() -> None:
     outlier[5] = 7.001
     sde.standardize(outlier)
     assert bool((sde.scale > 0).all())
+
+
+def test_lists_of_rows_and_of_parts_are_taken_as_they_would_be_together() -> None:
+    x = torch.randn(30, 2, generator=generator())
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=8)
+    wanted = sde.standardize(x).scale.clone()
+    forms = [list(x), [row.numpy() for row in x], x.tolist(), list(x.split(10)), list(x.split(7)), x.split(7)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for data in forms:
+            torch.testing.assert_close(sde.standardize(data).scale, wanted, rtol=1e-6, atol=0)
+        sde.standardize(x)
+        known = scoresde.log_prob(sde, x[:3], steps=3)
+        for rows in (list(x[:3]), [row.numpy() for row in x[:3]], tuple(x[:3])):
+            assert torch.equal(scoresde.log_prob(sde, rows, steps=3), known)  # type: ignore[arg-type]
+    for odd in ([x[0], x[0, :1]], [x[0], "a"], [x[0], None]):
+        with pytest.raises((TypeError, ValueError), match="x is a tensor or array"):
+            scoresde.log_prob(sde, odd)  # type: ignore[arg-type]

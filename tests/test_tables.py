@@ -266,6 +266,20 @@ def test_labels_know_their_words_in_slices_and_copies_but_not_in_sums() -> None:
     assert torch.equal(torch.from_numpy(labels), torch.tensor([2, 0, 1]))
 
 
+def test_labels_of_several_files_are_joined_by_their_words(folder: Path) -> None:
+    """Numbers 0 and 1 are b and c in one file, c and d in the other."""
+    first, second = Labels([0, 1, 1], ("bee", "cow")), Labels([1, 0], ("ant", "bee"))
+    for joined in (np.concatenate([first, second]), np.append(first, second), np.hstack((first, second))):
+        assert [joined.words[i] for i in joined] == ["bee", "cow", "cow", "bee", "ant"]
+        assert scoresde.load(folder / "m").given(y=joined).condition["y"].tolist() == [1, 2, 2, 1, 0]
+    sized = [Labels([i], ("small", "large")) for i in (1, 0)]  # declared in this order
+    assert np.concatenate(sized).words == ("small", "large")
+    assert not isinstance(np.concatenate([first, np.zeros(2, np.int64)]), Labels)
+    x = x_of(U[:5], V[:5])
+    sde = fit(small(classes=3), x, given={"y": np.concatenate([first, second])})
+    assert sde.schema.words == {"y": ("ant", "bee", "cow")}
+
+
 def test_read_only_and_reversed_arrays_are_taken_without_a_warning() -> None:
     values = np.stack([U, V], 1).astype(np.float32)
     y = np.arange(N) % 3
@@ -449,3 +463,85 @@ def test_polars_is_matched_likewise() -> None:
         assert torch.equal(scoresde.log_prob(sde.given(y=labels), df[["v", "u"]]), wanted)
     with pytest.raises(TypeError, match=r"columns 'kind' of this DataFrame are not numbers.*df.drop\(\['kind'\]\)"):
         fit(small(), df)
+
+
+# ---------------------------------------------------------------------- data that were made ready before they are learnt
+
+
+@pytest.mark.parametrize("where", ["memory", "folder", "opened", "sliced"])
+def test_a_student_knows_the_names_of_its_teacher(where: str, pd: Any, tmp_path: Path) -> None:
+    """Pairs hold numbers in the teacher's order: a table in another order is matched, not read by position."""
+    df = pd.DataFrame({"u": U, "v": V})
+    torch.manual_seed(0)
+    teacher = fit(scoresde.build("rectified", "mlp", shape=(2,), width=8, depth=1, classes=3), df, given={"y": KIND})
+    out = None if where in ("memory", "sliced") else tmp_path / "pairs"
+    pairs = scoresde.reflow(teacher.given(y=KIND), N, steps=2, out=out, progress=False, generator=generator())
+    pairs = scoresde.Pairs.open(tmp_path / "pairs") if where == "opened" else pairs[: N // 2] if where == "sliced" else pairs
+    student = fit(scoresde.build("rectified", "mlp", shape=(2,), width=8, depth=1, classes=3), pairs)
+    assert student.schema == teacher.schema == Schema(("u", "v"), {"y": ("ant", "bee", "cow")})
+    told = student.given(y="bee")
+    assert torch.equal(scoresde.log_prob(told, df[["v", "u"]]), scoresde.log_prob(told, df))
+    other = fit(scoresde.build("rectified", "mlp", shape=(2,), width=8, depth=1, classes=3), df[["v", "u"]])
+    with pytest.raises(ValueError, match="the data have the columns 'u', 'v', and this model has learnt 'v', 'u'"):
+        fit(other, pairs)
+    assert other.schema.columns == ("v", "u")
+
+
+def test_pairs_with_names_that_are_none_are_refused(tmp_path: Path) -> None:
+    sde = scoresde.build("rectified", "mlp", shape=(2,), width=8, depth=1)
+    sde.schema.columns = ("u", "v", "w")  # as a damaged file has them
+    with pytest.raises(ValueError, match="schema names 3 columns"):
+        scoresde.reflow(sde, 4, steps=1, out=tmp_path / "pairs", progress=False)
+    with pytest.raises(scoresde.CheckpointError, match="schema names 3 columns"):
+        scoresde.Pairs.open(tmp_path / "pairs")
+
+
+def test_dequantized_tables_keep_their_names(pd: Any) -> None:
+    df = pd.DataFrame({"u": np.arange(N) % 4, "v": np.arange(N) % 3})
+    uniform = scoresde.dequantize.Uniform(4)
+    sde = fit(small(classes=3), uniform.dataset(df, y=pd.Series(KIND, index=np.arange(N)[::-1])))
+    plain = fit(small(classes=3), uniform.dataset(df.to_numpy(), y=np.searchsorted(["ant", "bee", "cow"], KIND)))
+    for name, value in plain.state_dict().items():
+        assert torch.equal(sde.state_dict()[name], value), name
+    assert sde.schema == Schema(("u", "v"), {"y": ("ant", "bee", "cow")})
+    bits = [scoresde.bits_per_dim(sde.given(y="cow"), x, uniform, generator=generator()).mean for x in (df, df[["v", "u"]])]
+    assert bits[0] == bits[1]
+
+
+@pytest.mark.parametrize("kind", ["pairs", "dicts"])
+def test_items_of_a_list_have_words(kind: str) -> None:
+    x = x_of(U, V)
+    items = [(row, {"y": word}) if kind == "pairs" else {"x": row, "y": word} for row, word in zip(x, KIND.tolist(), strict=True)]
+    sde, same = fit(small(classes=3), items), fit(small(classes=3), x, given={"y": KIND})
+    assert all(torch.equal(value, sde.state_dict()[name]) for name, value in same.state_dict().items())
+    assert sde.schema.words == {"y": ("ant", "bee", "cow")}
+    with pytest.raises(TypeError, match=r"'y' has words such as '\w+': a data set is to number them.*given=\{'y': words\}"):
+        fit(small(classes=3), torch.utils.data.DataLoader(items, batch_size=8))  # type: ignore[arg-type]
+    if kind == "dicts":
+        held_out = fit(small(classes=3), items, validation=(x, {"y": KIND}))
+        assert held_out.schema.words == sde.schema.words
+
+
+@pytest.mark.parametrize("words", [["1_1", "1_2"], ["1_000", "12"], ["infinite", "x"], ["٣", "٤"]], ids=str)
+def test_what_python_alone_takes_for_a_number_is_a_word(words: list[str], tmp_path: Path) -> None:
+    """`float("1_1")` is 11: clusters of that name were numbers in files, and refused elsewhere."""
+    labels = np.array(words)[np.arange(N) % 2]
+    (tmp_path / "t.csv").write_text("u,kind\n" + "".join(f"{u},{w}\n" for u, w in zip(U, labels, strict=True)), "utf-8")
+    if words[1] == "12":
+        with pytest.raises(ValueError, match="numbers and words, such as '12' and '1_000'"):
+            read(tmp_path / "t.csv", conditions={"y": "kind"})
+        return
+    given = read(tmp_path / "t.csv", conditions={"y": "kind"}).given["y"]
+    assert isinstance(given, Labels)
+    assert [given.words[i] for i in given] == labels.tolist()
+    sde = fit(small(1, classes=2), x_of(U), given={"y": labels})
+    assert sde.given(y=words[1]).condition["y"].tolist() == [1]
+
+
+def test_numbers_of_classes_beyond_an_index_are_named(tmp_path: Path) -> None:
+    large = str(2**63)
+    (tmp_path / "t.csv").write_text(f"u,kind\n1,{large}\n2,3\n")
+    with pytest.raises(ValueError, match=f"'y' has integers of 2\\^63 and more, such as {large}: number the classes"):
+        read(tmp_path / "t.csv", conditions={"y": "kind"})
+    with pytest.raises(ValueError, match="number the classes from 0"):
+        fit(small(1, classes=2), x_of(U[:2]), given={"y": [large, "3"]})
