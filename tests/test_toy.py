@@ -370,3 +370,20 @@ def test_mistakes_are_named() -> None:
         Rings(noise=0)
     with pytest.raises(ValueError, match="arms is at least 1, got 0"):
         Pinwheel(arms=0)
+
+
+@pytest.mark.parametrize("density", [Moons, SwissRoll])
+def test_a_curve_of_any_thinness_has_a_density_at_once_or_says_why_not(density: type) -> None:
+    """On the curve's middle p is flat along it: across, it is N(0, noise²) over the arc's speed."""
+    noise = 1e-3
+    thin = density(noise=noise)
+    tau = torch.tensor([0.5], dtype=torch.float64)
+    arc = torch.zeros(1, dtype=torch.long)
+    ahead, behind = (thin.curve(tau + d, arc) for d in (1e-5, -1e-5))
+    tangent = (ahead - behind) / 2e-5
+    normal = torch.stack([-tangent[:, 1], tangent[:, 0]], 1) / tangent.norm()
+    log_p = thin.log_prob(thin.curve(tau, arc) + torch.tensor([[0.0], [noise], [2 * noise]]) * normal)
+    expected = torch.tensor([0.0, -0.5, -2.0], dtype=torch.float64)
+    torch.testing.assert_close(log_p - log_p[0], expected, atol=2e-3, rtol=0)
+    with pytest.raises(ValueError, match="nodes of quadrature along one arc; take at least"):
+        density(noise=1e-12)

@@ -20,6 +20,8 @@ from torch import Tensor
 from ..checks import number
 from .mixture import GaussianMixture
 
+NODES = 1_000_000  # of quadrature along one arc, at most
+
 
 class NoisyCurve(GaussianMixture):
     """A curve in the plane blurred by a Gaussian; a new one supplies `curve` and says how many arcs it has.
@@ -98,15 +100,20 @@ class NoisyCurve(GaussianMixture):
         middle = (tau[1:] + tau[:-1]) / 2
         # neighboring Gauss–Legendre nodes are π √(τ(1 − τ))/K apart
         stretch = speed if self.closed else speed * math.pi * (middle * (1 - middle)).sqrt()
-        K = 16 + math.ceil(self.resolution * float(stretch.max()) / self.noise)
+        wanted = self.resolution * float(stretch.max()) / self.noise
+        if not wanted < NODES:
+            least = self.resolution * float(stretch.max()) / NODES
+            raise ValueError(
+                f"noise={self.noise:.3g} asks for {wanted:.1e} nodes of quadrature along one arc; take at least {least:.1e}"
+            )
+        K = 16 + math.ceil(wanted)
         if self.closed:
             tau, w = (
                 torch.arange(K, dtype=torch.float64, device="cpu") / K,
                 torch.full((K,), 1 / K, dtype=torch.float64, device="cpu"),
             )
         else:
-            z, v = np.polynomial.legendre.leggauss(K)
-            tau, w = torch.from_numpy((z + 1) / 2), torch.from_numpy(v / 2)
+            tau, w = _gauss_legendre(K)
         arc = torch.full_like(tau, index, dtype=torch.long)
         return self.curve(tau, arc), w * self.power * tau ** (self.power - 1)
 
@@ -115,6 +122,15 @@ class NoisyCurve(GaussianMixture):
         tau = torch.rand(n, generator=generator, device=device, dtype=torch.float64) ** (1 / self.power)
         eps = torch.randn(n, 2, generator=generator, device=device, dtype=torch.float64)
         return (self.curve(tau, arc) + self.noise * eps).to(dtype)
+
+
+def _gauss_legendre(k: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1], about as dense as those of k nodes; many of them in panels."""
+    panels = -(-k // 512)
+    z, v = np.polynomial.legendre.leggauss(k if panels == 1 else 512)
+    left = np.arange(panels)[:, None]
+    tau = (left + (z + 1) / 2) / panels
+    return torch.from_numpy(tau.ravel()), torch.from_numpy(np.tile(v / 2 / panels, panels))
 
 
 def _polar(radius: Tensor, angle: Tensor) -> Tensor:
