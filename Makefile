@@ -5,10 +5,11 @@ BIN    := $(VENV)/bin
 # CPU wheels of torch: the default wheels for Linux bring several gigabytes of CUDA. Set TORCH_INDEX= for those.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-# What each end of the allowed versions runs: what touches torch's, numpy's, scipy's and safetensors' own ways most.
+# What each end of the allowed versions runs: what touches the ways of torch, numpy, scipy, safetensors, pandas most.
 CORE := tests/test_storage.py tests/test_io.py tests/test_checkpoint.py tests/test_pairs.py tests/test_data.py \
         tests/test_coupling.py tests/test_training.py tests/test_sde.py tests/test_dequantize.py tests/test_files.py \
-        tests/test_external.py
+        tests/test_external.py tests/test_tables.py tests/test_robustness.py tests/test_conditions.py tests/test_cli.py \
+        tests/test_public.py tests/test_accelerate.py
 
 .PHONY: demo digits test test-slow test-oldest test-newest lint docs bench-solvers bench-likelihood bench-training bench-flows bench-backbones clean
 
@@ -74,14 +75,14 @@ $(VENV)/.%: $(VENV)/.torch pyproject.toml
 .venv-oldest/.core: constraints-oldest.txt pyproject.toml
 	$(PYTHON) -m venv --clear .venv-oldest
 	.venv-oldest/bin/pip install -q --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' $<)
-	.venv-oldest/bin/pip install -q -c $< -e '.[plot,data,train,ot]' pytest pytest-xdist scikit-learn
+	.venv-oldest/bin/pip install -q -c $< -e '.[plot,data,train,ot]' pytest pytest-xdist scikit-learn pandas
 	@touch $@
 
 .PHONY: .venv-newest/.core
 .venv-newest/.core:
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/pip install -q --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	.venv-newest/bin/pip install -q -e '.[plot,data,train,ot]' pytest pytest-xdist scikit-learn
+	.venv-newest/bin/pip install -q -e '.[plot,data,train,ot]' pytest pytest-xdist scikit-learn pandas
 
 clean:
 	rm -rf $(VENV) .venv-bench .venv-oldest .venv-newest docs/_build build *.egg-info

@@ -34,6 +34,8 @@ accelerate = pytest.importorskip("accelerate")
 WORLD, LIMIT = 2, 180  # processes; seconds for all they do, also on a busy machine
 STEPS, BATCH, LR, HALF = 30, 8, 0.05, 5.0
 
+fsdp = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="FSDP2 of PyTorch 2.6 needs a GPU")
+
 Outcome = tuple[str, Any]
 CASES: dict[str, Callable[[int, Path], Any]] = {}
 
@@ -515,7 +517,9 @@ def check(weights: dict[str, Tensor], steps: list[tuple[Tensor, Tensor]]) -> Non
             torch.testing.assert_close(weights[part + name], value, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", ["a_table", "a_dataset", "a_loader", "accumulation", "scaled_losses", "sharded"])
+@pytest.mark.parametrize(
+    "name", ["a_table", "a_dataset", "a_loader", "accumulation", "scaled_losses", pytest.param("sharded", marks=fsdp)]
+)
 def test_weights_are_those_of_a_loop_over_both_ranks_batches(name: str, outcomes: list[dict[str, Outcome]]) -> None:
     (seen, one, *_), (other, two, *_) = both(outcomes, name)
     assert agree(one, two)
@@ -612,18 +616,21 @@ def test_a_loader_is_where_it_was_for_another_number_of_ranks(folder: Path, outc
         assert torch.equal(wanted["row"], got["row"])
 
 
+@fsdp
 @pytest.mark.filterwarnings("ignore:the run can be resumed")
 def test_a_sharded_run_goes_on_in_one_process(folder: Path, outcomes: list[dict[str, Outcome]]) -> None:
     sde = stopped(folder / "sharded", None, None, resume=True)
     check(state(sde), batches(*both(outcomes, "sharded_and_stopped")) + batches(shown(sde)))
 
 
+@fsdp
 def test_a_run_of_one_process_goes_on_sharded(folder: Path, outcomes: list[dict[str, Outcome]]) -> None:
     (seen, one), (other, two) = both(outcomes, "sharded_and_gone_on_with")
     assert agree(one, two)
     check(one, batches(torch.load(folder / "first.pt")) + batches(seen, other))
 
 
+@fsdp
 def test_a_sharded_network_is_whole_and_the_users_own_afterwards(outcomes: list[dict[str, Outcome]]) -> None:
     assert [found[2] for found in both(outcomes, "sharded")] == [True, True]
 

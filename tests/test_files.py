@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import socket
 import struct
 import subprocess
@@ -392,6 +393,24 @@ def test_images_are_turned_as_their_exif_says(orientation: int, suffix: str, mod
     with pillow.open(io.BytesIO((tmp_path / f"a.{suffix}").read_bytes())) as image:
         x = columns([{"image": image}], "image")[0]
     np.testing.assert_array_equal(x.numpy(), found)
+
+
+@pytest.mark.parametrize(("version", "works"), [("9.4.0", False), ("10.2.0", False), ("10.3.0", True), ("13.0.dev0", True)])
+def test_a_pillow_that_turns_images_twice_is_refused(version: str, works: bool, monkeypatch: Any, tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image")
+    values = array("u1", (5, 7))
+    pillow.fromarray(values).save(tmp_path / "a.png")
+    monkeypatch.setattr(pytest.importorskip("PIL"), "__version__", version)
+    image = columns([{"image": pillow.fromarray(values)}], "image")
+    if works:
+        same(read(tmp_path).values, values[None, None])
+        same(image[0].numpy(), values[None])
+        return
+    said = rf"need Pillow 10\.3 or newer, got {re.escape(version)}: pip install"
+    with pytest.raises(ImportError, match=said):
+        read(tmp_path)
+    with pytest.raises(ImportError, match=said):
+        image[0]
 
 
 def ppm(kind: bytes, values: np.ndarray, maximum: int) -> bytes:

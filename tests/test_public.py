@@ -7,6 +7,7 @@ import importlib
 import inspect
 import pkgutil
 import sys
+import tomllib
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,8 @@ ROOMS = [
 ]
 FLOOR = {name: floor for floor, room in enumerate(ROOMS) for name in room.split()}
 ROOT = Path(scoresde.__file__).parent
+OLDEST = ROOT.parent / "constraints-oldest.txt"
+EXTRAS, TESTERS = ("plot", "data", "train", "ot"), ("pytest", "scikit-learn", "pandas")
 
 
 def imports(path: Path) -> set[str]:
@@ -104,3 +107,24 @@ def test_everything_public_is_documented_and_shown(name: str, thing: object) -> 
             assert p in text, f"{name} does not say what {p} is"
         gives = inspect.signature(thing).return_annotation
         assert "Returns" in text or gives in (None, "None", "Iterator[None]"), f"{name} does not say what it returns"
+
+
+def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed() -> None:
+    """`make test-oldest` installs the floors of pyproject.toml, no newer version by mistake."""
+    project = ROOT.parent / "pyproject.toml"
+    if not project.exists():
+        pytest.skip("an installed package has no pyproject.toml")
+    wanted = tomllib.loads(project.read_text())["project"]
+    extras = wanted["optional-dependencies"]
+    asked = [*wanted["dependencies"], *(one for name in EXTRAS for one in extras[name])]
+    asked += [one for one in extras["test"] if one.startswith(TESTERS)]
+    floors = dict(one.split(">=") for one in asked)
+    pinned = dict(line.split("==") for line in OLDEST.read_text().split() if "==" in line)
+
+    def numbers(version: str) -> tuple[int, ...]:
+        return tuple(map(int, [*version.split("."), "0", "0"][:3]))
+
+    assert pinned.keys() == floors.keys()
+    for name, floor in floors.items():
+        # or the first bug-fix release of it: scipy 1.11.0 was withdrawn
+        assert numbers(floor) <= numbers(pinned[name]) <= numbers(floor + ".1"), name

@@ -14,6 +14,7 @@ import numpy as np
 from ..registry import nearest
 from ..schema import Labels, Named, coded
 
+OLDEST_PILLOW = (10, 3)  # those before 10.1 turn TIFFs twice, those before 10.3 read 16-bit PNGs as int32
 LARGE, SHRUNK = 2**28, 200  # bytes from which on data are refused that were shrunk by more than so much
 
 
@@ -105,11 +106,18 @@ def check_shrunk(nbytes: int, held: int) -> None:
 
 def optional(module: str, what: str) -> Any:
     """Import a module of an extra, when it is first needed."""
+    root = module.partition(".")[0]
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except ImportError:
-        package = {"PIL": "Pillow"}.get(module.partition(".")[0], module.partition(".")[0])
+        package = {"PIL": "Pillow"}.get(root, root)
         raise ImportError(f"{what} need {package}: pip install 'scoresde[data]'") from None
+    if root == "PIL":
+        version = importlib.import_module("PIL").__version__
+        if tuple(map(int, version.split(".")[:2])) < OLDEST_PILLOW:
+            oldest = ".".join(map(str, OLDEST_PILLOW))
+            raise ImportError(f"{what} need Pillow {oldest} or newer, got {version}: pip install 'scoresde[data]'")
+    return found
 
 
 def condition(name: str, column: np.ndarray) -> np.ndarray:
