@@ -1,8 +1,10 @@
-"""How good a density: KL(truth ‖ model) in nats on every toy density, from `fit`'s defaults, by exact likelihood.
+"""How good a density: KL(truth ‖ model) in nats on every toy density, from `fit`'s defaults, by
+exact likelihood.
 
     python benchmarks/density.py [--process vp] [--steps 10000] [--densities moons rings]
 
-Prints one row a density: true entropy, gap ± standard error over 10,000 true samples, CPU seconds of the fit, evaluations.
+Prints one row a density: true entropy, gap ± standard error over 10,000 true samples, CPU seconds
+of the fit, evaluations.
 """
 
 from __future__ import annotations
@@ -26,10 +28,15 @@ def row(density: str, process: str, steps: int, points: int) -> str:
     seconds = time.process_time() - began
     x = truth.sample(points, generator=generator)
     result = scoresde.likelihood(sde, x)
-    excess = (truth.log_prob(x) - result.log_prob).double()  # its mean is the divergence, with little variance
+    excess = (
+        truth.log_prob(x) - result.log_prob
+    ).double()  # its mean is the divergence, with little variance
     gap, error = float(excess.mean()), float(excess.std()) / points**0.5
     nfe = float(result.nfe.double().mean())
-    return f"| {density:<15} | {truth.entropy():8.4f} | {gap:8.4f} ± {error:.4f} | {seconds:7.1f} | {nfe:5.0f} |"
+    return (
+        f"| {density:<15} | {truth.entropy():8.4f} | {gap:8.4f} ± {error:.4f} "
+        f"| {seconds:7.1f} | {nfe:5.0f} |"
+    )
 
 
 def main() -> None:
@@ -39,7 +46,10 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=10_000)
     parser.add_argument("--densities", nargs="*", default=list(scoresde.toy.DENSITIES))
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, process {args.process}")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {platform.machine()}, "
+        f"process {args.process}"
+    )
     print("| density         | entropy  | gap (nats)        | CPU s   | evals |")
     print("| --------------- | -------- | ----------------- | ------- | ----- |")
     for density in args.densities:

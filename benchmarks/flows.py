@@ -1,4 +1,5 @@
-"""Flows and their couplings: how well they carry one law to another in one step, how straight they are, what they cost.
+"""Flows and their couplings: how well they carry one law to another in one step, how straight they
+are, what they cost.
 
     python benchmarks/flows.py coupling|reflow|onestep|cost [--runs 10] [--out FILE.jsonl]
 
@@ -13,14 +14,17 @@ noise 0.2, times 3, minus 1. Ours is `fit` with noise="uniform" and otherwise it
 3e-3, cosine, average); torchcfm's is its example's loop (Adam 1e-3, no average, transport within
 the batch of 256). The floor is W2² between two sets of 10,000 true points.
 
-`reflow`: straightness S, path energy and curvature of rectified flows after 0, 1 and 2 reflows, on three densities, and E² of
-10,000 samples by one Euler step (mean of four draws) over its floor, the RMS of E² between two true sets of as many (from sets
-of 4,000: E² of equal laws scales as 1/n). Default `mlp` with blur=False, `--steps` steps each, 100,000 pairs. After each reflow
-also the model distilled for one step from the same pairs.
+`reflow`: straightness S, path energy and curvature of rectified flows after 0, 1 and 2 reflows, on
+three densities, and E² of 10,000 samples by one Euler step (mean of four draws) over its floor,
+the RMS of E² between two true sets of as many (from sets of 4,000: E² of equal laws scales as
+1/n). Default `mlp` with blur=False, `--steps` steps each, 100,000 pairs. After each reflow also
+the model distilled for one step from the same pairs.
 
-`onestep`: E² over the same floor of consistency models and mean flows by 1 and 2 evaluations, the mean of four draws of 10,000.
+`onestep`: E² over the same floor of consistency models and mean flows by 1 and 2 evaluations, the
+mean of four draws of 10,000.
 
-`cost`: time per step of `fit` at batch 256 with coupling="minibatch_ot" over that without, interleaved; beside torchcfm's.
+`cost`: time per step of `fit` at batch 256 with coupling="minibatch_ot" over that without,
+interleaved; beside torchcfm's.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ import torch
 from torch import Tensor, nn
 
 import scoresde
-from scoresde.coupling import ConditionAwareOT, MinibatchOT
+from scoresde.training.couplings import ConditionAwareOT, MinibatchOT
 
 POINTS = 10_000
 PUBLISHED = {  # W2² in C²OT, mean and standard deviation of 10 runs: one Euler step, adaptive
@@ -78,23 +82,44 @@ def source() -> scoresde.toy.EightGaussians:
 
 
 def transport(x: Tensor, y: Tensor) -> float:
-    """W2². (An assignment by scipy gives the same and is faster, but takes forever where all of x is nearly one point.)"""
+    """W2². (An assignment by scipy gives the same and is faster, but takes forever where all of x
+    is nearly one point.)
+    """
     import ot
 
-    return float(ot.emd2([], [], torch.cdist(x.double(), y.double()).square().numpy(), numItermax=10**8))
+    return float(
+        ot.emd2([], [], torch.cdist(x.double(), y.double()).square().numpy(), numItermax=10**8)
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- coupling
+# --- coupling ---
 
 
-def ours(coupling: str, conditional: bool, seed: int, steps: int) -> Callable[[str, Tensor, Tensor], Tensor]:
+def ours(
+    coupling: str, conditional: bool, seed: int, steps: int
+) -> Callable[[str, Tensor, Tensor], Tensor]:
     torch.manual_seed(seed)
     sde = scoresde.build(
-        "rectified", "mlp", shape=(2,), width=128, depth=3, blur=False, classes=2 * conditional, condition_dropout=0
+        "rectified",
+        "mlp",
+        shape=(2,),
+        width=128,
+        depth=3,
+        blur=False,
+        classes=2 * conditional,
+        condition_dropout=0,
     )
     sde.source = source()
-    joined: Any = {"independent": coupling, "minibatch_ot": MinibatchOT(size=1024)}.get(coupling, ConditionAwareOT(size=1024))
-    how: dict[str, Any] = {"steps": steps, "batch_size": 256, "noise": "uniform", "progress": False, "generator": generator(seed)}
+    joined: Any = {"independent": coupling, "minibatch_ot": MinibatchOT(size=1024)}.get(
+        coupling, ConditionAwareOT(size=1024)
+    )
+    how: dict[str, Any] = {
+        "steps": steps,
+        "batch_size": 256,
+        "objective": scoresde.Denoising(noise="uniform"),
+        "progress": False,
+        "generator": generator(seed),
+    }
     if conditional:
         x, y = Moons().labelled(200_000, generator(10**6 + seed))
         scoresde.fit(sde, x, given={"y": y}, coupling=joined, **how)
@@ -110,15 +135,24 @@ def ours(coupling: str, conditional: bool, seed: int, steps: int) -> Callable[[s
     return sample
 
 
-def torchcfm(coupling: str, conditional: bool, seed: int, steps: int) -> Callable[[str, Tensor, Tensor], Tensor]:
+def torchcfm(
+    coupling: str, conditional: bool, seed: int, steps: int
+) -> Callable[[str, Tensor, Tensor], Tensor]:
     """The loop of torchcfm's example notebook, with a network of the same size as ours."""
     import numpy as np
-    from torchcfm.conditional_flow_matching import ConditionalFlowMatcher, ExactOptimalTransportConditionalFlowMatcher
+    from torchcfm.conditional_flow_matching import (
+        ConditionalFlowMatcher,
+        ExactOptimalTransportConditionalFlowMatcher,
+    )
     from torchdiffeq import odeint
 
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - what torchcfm draws its plan by
-    matcher = (ConditionalFlowMatcher if coupling == "independent" else ExactOptimalTransportConditionalFlowMatcher)(sigma=0.0)
+    matcher = (
+        ConditionalFlowMatcher
+        if coupling == "independent"
+        else ExactOptimalTransportConditionalFlowMatcher
+    )(sigma=0.0)
     sizes = [3 + conditional, 128, 128, 128]
     layers = [part for a, b in itertools.pairwise(sizes) for part in (nn.Linear(a, b), nn.SELU())]
     net, moons, eight = nn.Sequential(*layers, nn.Linear(128, 2)), Moons(), source()
@@ -130,7 +164,9 @@ def torchcfm(coupling: str, conditional: bool, seed: int, steps: int) -> Callabl
             if coupling == "independent":
                 (t, xt, ut), y1 = matcher.sample_location_and_conditional_flow(x0, x1), y
             else:
-                t, xt, ut, _, y1 = matcher.guided_sample_location_and_conditional_flow(x0, x1, y1=y)
+                t, xt, ut, _, y1 = matcher.guided_sample_location_and_conditional_flow(
+                    x0, x1, y1=y
+                )
             inputs = torch.cat([xt, 2.0 * y1[:, None] - 1, t[:, None]], 1)
         else:
             t, xt, ut = matcher.sample_location_and_conditional_flow(x0, x1)
@@ -162,11 +198,21 @@ def coupling(args: argparse.Namespace) -> None:
         x, y = Moons().labelled(args.points, g)
         start = source().sample(args.points, generator=g)
         if not args.row or "floor" in args.row:
-            note(args, "truth", "", "floor", seed, floor=transport(x, Moons().sample(args.points, g)))
+            note(
+                args,
+                "truth",
+                "",
+                "floor",
+                seed,
+                floor=transport(x, Moons().sample(args.points, g)),
+            )
         for (problem, name), _ in PUBLISHED.items():
             for who, loop in loops.items():
                 row = f"{who} {problem} {name}"
-                if (args.row and not any(part in row for part in args.row)) or (who, name) == ("torchcfm", "condition_aware_ot"):
+                if (args.row and not any(part in row for part in args.row)) or (who, name) == (
+                    "torchcfm",
+                    "condition_aware_ot",
+                ):
                     continue
                 begun = time.process_time()
                 sample = loop(name, problem == "moon", seed, args.steps)
@@ -176,11 +222,15 @@ def coupling(args: argparse.Namespace) -> None:
                 note(args, who, problem, name, seed, **found, seconds=spent)
                 for key, value in found.items():
                     rows.setdefault((who, problem, name), {}).setdefault(key, []).append(value)
-    print("\n| | coupling | | one Euler step | published | adaptive | published |\n| --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "\n| | coupling | | one Euler step | published | adaptive | published |\n"
+        "| --- | --- | --- | --- | --- | --- | --- |"
+    )
     for (who, problem, name), found in rows.items():
         one, adaptive = PUBLISHED[problem, name]
         print(
-            f"| {problem} | {name} | {who} | {spread(found.get('one', []))} | {one} | {spread(found['adaptive'])} | {adaptive} |"
+            f"| {problem} | {name} | {who} | {spread(found.get('one', []))} | {one} | "
+            f"{spread(found['adaptive'])} | {adaptive} |"
         )
 
 
@@ -197,7 +247,7 @@ def note(args: argparse.Namespace, *names: Any, **values: Any) -> None:
             file.write(json.dumps([*names, values]) + "\n")
 
 
-# ---------------------------------------------------------------------------------------------------- reflow and one step
+# --- reflow and one step ---
 
 DENSITIES = ("eight_gaussians", "moons", "checkerboard")
 ONE: dict[str, Any] = {"solver": "ddim", "steps": 1}
@@ -208,7 +258,9 @@ class Grade:
 
     def __init__(self, name: str, seed: int) -> None:
         self.law = scoresde.toy.DENSITIES[name]()
-        few = scoresde.noise_floor(scoresde.energy_distance, self.law, 4000, repeats=40, generator=generator(99))
+        few = scoresde.noise_floor(
+            scoresde.energy_distance, self.law, 4000, repeats=40, generator=generator(99)
+        )
         self.floor, self.seed = few.rms * 4000 / POINTS, seed
 
     def __call__(self, sde: scoresde.ScoreSDE, draws: int = 4, **how: Any) -> float:
@@ -216,13 +268,30 @@ class Grade:
         found = []
         for k in range(draws):
             x = scoresde.sample(sde, POINTS, generator=generator(1000 * k + self.seed), **how)
-            found.append(float(scoresde.energy_distance(x, self.law.sample(POINTS, generator(777 + 1000 * k + self.seed)))))
+            found.append(
+                float(
+                    scoresde.energy_distance(
+                        x, self.law.sample(POINTS, generator(777 + 1000 * k + self.seed))
+                    )
+                )
+            )
         return statistics.mean(found) / self.floor
 
 
-def train(data: Any, seed: int, steps: int, start: scoresde.ScoreSDE | None = None, net: str = "mlp", **how: Any) -> Any:
+def train(
+    data: Any,
+    seed: int,
+    steps: int,
+    start: scoresde.ScoreSDE | None = None,
+    net: str = "mlp",
+    **how: Any,
+) -> Any:
     torch.manual_seed(seed)
-    sde = copy.deepcopy(start) if start is not None else scoresde.build("rectified", net, shape=(2,), blur=False)
+    sde = (
+        copy.deepcopy(start)
+        if start is not None
+        else scoresde.build("rectified", net, shape=(2,), blur=False)
+    )
     begun = time.process_time()
     scoresde.fit(sde, data, steps=steps, generator=generator(seed), progress=False, **how)
     return sde, time.process_time() - begun
@@ -235,15 +304,33 @@ def reflow(args: argparse.Namespace) -> None:
             sde, seconds = train(grade.law, seed, args.steps)
             for k in range(3):
                 found = scoresde.straightness(sde, 4000, generator=generator(seed))
-                values = {key: getattr(found, key).value for key in ("straightness", "path_energy", "curvature")}
-                ends = {"one": grade(sde, **ONE), "two": grade(sde, **ONE | {"steps": 2}), "adaptive": grade(sde)}
+                values = {
+                    key: getattr(found, key).value
+                    for key in ("straightness", "path_energy", "curvature")
+                }
+                ends = {
+                    "one": grade(sde, **ONE),
+                    "two": grade(sde, **ONE | {"steps": 2}),
+                    "adaptive": grade(sde),
+                }
                 note(args, name, f"{k} reflows", seed, **values, **ends, seconds=seconds)
                 if k == 2:
                     break
-                pairs = scoresde.reflow(sde, 100_000, generator=generator(seed), rtol=1e-4, atol=1e-4, progress=False)
+                pairs = scoresde.reflow(
+                    sde, 100_000, generator=generator(seed), rtol=1e-4, atol=1e-4, progress=False
+                )
                 sde, seconds = train(pairs, seed, args.steps, sde)
-                student, seconds_more = train(pairs, seed, args.steps // 2, sde, noise="nodes:1")
-                note(args, name, f"{k + 1} reflows, distilled", seed, one=grade(student, **ONE), seconds=seconds_more)
+                student, seconds_more = train(
+                    pairs, seed, args.steps // 2, sde, objective="distilled"
+                )
+                note(
+                    args,
+                    name,
+                    f"{k + 1} reflows, distilled",
+                    seed,
+                    one=grade(student, **ONE),
+                    seconds=seconds_more,
+                )
 
 
 def onestep(args: argparse.Namespace) -> None:
@@ -251,13 +338,15 @@ def onestep(args: argparse.Namespace) -> None:
         for seed in range(args.first, args.first + args.runs):
             grade = Grade(name, seed)
             for objective in ("consistency", "meanflow"):
-                sde, seconds = train(grade.law, seed, args.steps, net="two_times", objective=objective)
-                for solver in ("consistency", "flow_map")[: 1 + (sde.kind == "map")]:
+                sde, seconds = train(
+                    grade.law, seed, args.steps, net="two_times", objective=objective
+                )
+                for solver in ("consistency", "flow_map")[: 1 + (sde.outcome.name == "flow_map")]:
                     ends = {f"evaluations_{k}": grade(sde, solver=solver, steps=k) for k in (1, 2)}
                     note(args, name, objective, solver, seed, **ends, seconds=seconds)
 
 
-# ---------------------------------------------------------------------------------------------------- cost
+# --- cost ---
 
 
 def cost(args: argparse.Namespace) -> None:
@@ -265,12 +354,17 @@ def cost(args: argparse.Namespace) -> None:
 
     def run(coupling: Any) -> float:
         sde = scoresde.build("rectified", "mlp", shape=(2,), width=128, depth=3)
-        how = {"steps": args.steps, "batch_size": 256, "noise": "uniform", "progress": False}
+        how = {"steps": args.steps, "batch_size": 256, "progress": False}
+        how["objective"] = scoresde.Denoising(noise="uniform")
         begun = time.perf_counter()
         scoresde.fit(sde, x, coupling=coupling, **how)
         return (time.perf_counter() - begun) / args.steps
 
-    kinds = {"independent": "independent", "minibatch_ot": "minibatch_ot", "minibatch_ot, reuse=1": MinibatchOT(reuse=1)}
+    kinds = {
+        "independent": "independent",
+        "minibatch_ot": "minibatch_ot",
+        "minibatch_ot, reuse=1": MinibatchOT(reuse=1),
+    }
     times: dict[str, list[float]] = {name: [] for name in kinds}
     for _ in range(args.runs):
         for name, each in kinds.items():
@@ -278,7 +372,10 @@ def cost(args: argparse.Namespace) -> None:
     base = statistics.median(times["independent"])
     for name, each in times.items():
         middle = statistics.median(each)
-        print(f"{name}: {1e3 * middle:.2f} ms a step, {middle / base:.2f} × independent ({torch.get_num_threads()} threads)")
+        print(
+            f"{name}: {1e3 * middle:.2f} ms a step, {middle / base:.2f} × independent "
+            f"({torch.get_num_threads()} threads)"
+        )
 
 
 def main() -> None:
@@ -286,10 +383,19 @@ def main() -> None:
     parser.add_argument("what", choices=("coupling", "reflow", "onestep", "cost"))
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("--steps", type=int, help="of training: 20,000 for coupling, 1,000 for cost, else fit's 10,000")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help="of training: 20,000 for coupling, 1,000 for cost, else fit's 10,000",
+    )
     parser.add_argument("--points", type=int, default=POINTS)
     parser.add_argument("--row", nargs="*", help="only rows whose name has one of these in it")
-    parser.add_argument("--density", nargs="*", choices=DENSITIES, help="of reflow and onestep; all if none is named")
+    parser.add_argument(
+        "--density",
+        nargs="*",
+        choices=DENSITIES,
+        help="of reflow and onestep; all if none is named",
+    )
     parser.add_argument("--out", help="a file to append every figure to")
     args = parser.parse_args()
     args.steps = args.steps or {"coupling": 20_000, "cost": 1000}.get(args.what, 10_000)

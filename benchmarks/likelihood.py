@@ -2,14 +2,15 @@
 
     python benchmarks/likelihood.py accuracy|cost|density|digits|all [--quick] [--out FILE.md]
 
-`accuracy`: log p of mixtures with the exact score, 512 points, float64, against the closed form, with the true law of x at the
-noise end as prior. Everyone solves with atol = rtol = tolerance; errors in nats.
-`cost`: CPU time of the whole log p of 1,000 points in 2-D with one trained network, the same object for all. For every code the
-loosest tolerance is taken whose worst error is within the target, and of the ways to write the ODE (see `likelihood_peers`)
-the one of fewest evaluations. The last columns compare with the fastest peer that brings an exact likelihood of its own (zuko,
-flow_matching), and with any, torchdiffeq with its trace written by hand among them. The reference is ours at 1e-12 in
-float64; how far another code is from it stands beside.
-`density` and `digits` train models; see `likelihood_models`. Tables are printed in Markdown.
+`accuracy`: log p of mixtures with the exact score, 512 points, float64, against the closed form,
+with the true law of x at the noise end as prior. Everyone solves with atol = rtol = tolerance;
+errors in nats. `cost`: CPU time of the whole log p of 1,000 points in 2-D with one trained
+network, the same object for all. For every code the loosest tolerance is taken whose worst error
+is within the target, and of the ways to write the ODE (see `likelihood_peers`) the one of fewest
+evaluations. The last columns compare with the fastest peer that brings an exact likelihood of its
+own (zuko, flow_matching), and with any, torchdiffeq with its trace written by hand among them. The
+reference is ours at 1e-12 in float64; how far another code is from it stands beside. `density` and
+`digits` train models; see `likelihood_models`. Tables are printed in Markdown.
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ from scoresde.toy import GaussianMixture
 
 TOLERANCES = tuple(10.0**-k for k in range(3, 10))
 LADDER = tuple(10 ** (-k / 2) for k in range(4, 21))
-LIBRARIES = ("zuko", "flow_matching")  # those that have an exact likelihood of their own; the others' is written by hand here
+# those that have an exact likelihood of their own; the others' is written by hand here
+LIBRARIES = (
+    "zuko",
+    "flow_matching",
+)
 TARGETS = {torch.float64: (1e-3, 1e-4, 1e-5, 1e-6), torch.float32: (1e-3, 1e-4)}
 
 
@@ -57,7 +62,7 @@ class Printer:
                 file.write(line + "\n")
 
 
-# ------------------------------------------------------------------------------------------------ accuracy
+# --- accuracy ---
 
 
 def mixtures() -> dict[str, GaussianMixture]:
@@ -65,21 +70,33 @@ def mixtures() -> dict[str, GaussianMixture]:
     means = torch.randn(10, 16, generator=torch.Generator().manual_seed(16), dtype=torch.float64)
     return {
         "8 Gaussians, 2-D": scoresde.toy.EightGaussians(4.0, 0.3),
-        "10 Gaussians, 16-D": GaussianMixture(means, torch.linspace(0.2, 0.6, 10, dtype=torch.float64)),
+        "10 Gaussians, 16-D": GaussianMixture(
+            means, torch.linspace(0.2, 0.6, 10, dtype=torch.float64)
+        ),
     }
 
 
-def ours_exactly(mixture: GaussianMixture, name: str, x: Tensor, tolerance: float) -> tuple[Tensor, float]:
+def ours_exactly(
+    mixture: GaussianMixture, name: str, x: Tensor, tolerance: float
+) -> tuple[Tensor, float]:
     """log p of our oracle of a mixture under a process of that name, and evaluations per sample.
 
-    The law of x is that at the process's own beginning, t = 0, where a VE process has a little noise. So that everyone is
-    held against the same truth, the value is corrected by the difference in closed form.
+    The law of x is that at the process's own beginning, t = 0, where a VE process has a little
+    noise. So that everyone is held against the same truth, the value is corrected by the
+    difference in closed form.
     """
     process = scoresde.PROCESSES.build(name)
-    alpha, sigma = (f(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist() for f in (process.alpha, process.sigma))
+    alpha, sigma = (
+        f(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        for f in (process.alpha, process.sigma)
+    )
     first, last = (mixture.perturb(a, s) for a, s in zip(alpha, sigma, strict=True))
-    result = scoresde.likelihood(scoresde.oracle(mixture, process).double(), x, prior=last, rtol=tolerance, atol=tolerance)
-    return result.log_prob - first.log_prob(x) + mixture.log_prob(x), float(result.nfe.double().mean())
+    result = scoresde.likelihood(
+        scoresde.oracle(mixture, process).double(), x, prior=last, rtol=tolerance, atol=tolerance
+    )
+    return result.log_prob - first.log_prob(x) + mixture.log_prob(x), float(
+        result.nfe.double().mean()
+    )
 
 
 def theirs(solve: LogProb, path: Path, x: Tensor, tolerance: float) -> tuple[Tensor, float]:
@@ -89,9 +106,13 @@ def theirs(solve: LogProb, path: Path, x: Tensor, tolerance: float) -> tuple[Ten
 
 
 def accuracy(say: Printer, quick: bool) -> None:
-    """Print a table a problem: a row a code and form of the ODE, a column a tolerance, evaluations : mean / worst error."""
+    """Print a table a problem: a row a code and form of the ODE, a column a tolerance, evaluations
+    : mean / worst error.
+    """
     for title, mixture in mixtures().items():
-        x = mixture.sample(64 if quick else 512, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        x = mixture.sample(
+            64 if quick else 512, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
         truth = mixture.log_prob(x)
         runs: list[tuple[str, Callable[[float], tuple[Tensor, float]]]] = []
         for name in ("vp", "ve", "rectified"):
@@ -101,7 +122,9 @@ def accuracy(say: Printer, quick: bool) -> None:
                 if name == "torchdiffeq dopri5" or (name in HUTCHINSON and path.name != "time"):
                     continue  # the numbers of the first are flow_matching's, which calls it
                 runs.append((f"{name}, {path.name}", partial(theirs, solve, path, x)))
-        say(f"### Errors of log p in nats, {title}: evaluations : mean / worst of {len(x)} points\n")
+        say(
+            f"### Errors of log p in nats, {title}: evaluations : mean / worst of {len(x)} points\n"
+        )
         say("| code, form of the ODE | " + " | ".join(f"{tol:.0e}" for tol in TOLERANCES) + " |")
         say("| --- |" + " --- |" * len(TOLERANCES))
         for name, run in runs:
@@ -109,7 +132,10 @@ def accuracy(say: Printer, quick: bool) -> None:
             for tolerance in TOLERANCES:
                 try:
                     found, nfe = run(tolerance)
-                except (AssertionError, RuntimeError) as error:  # a failure, of whatever kind, is said
+                except (
+                    AssertionError,
+                    RuntimeError,
+                ) as error:  # a failure, of whatever kind, is said
                     cells.append(type(error).__name__)
                     continue
                 gap = (found - truth).abs()
@@ -118,11 +144,11 @@ def accuracy(say: Printer, quick: bool) -> None:
         say()
 
 
-# ------------------------------------------------------------------------------------------------ cost
+# --- cost ---
 
 
 class Plain(nn.Module):
-    """A network of which nothing is known but its output: its trace takes vector–Jacobian products."""
+    """A network known by its output alone: its trace takes vector–Jacobian products."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -153,7 +179,13 @@ def network(options: dict[str, Any], steps: int, quick: bool) -> tuple[scoresde.
     torch.manual_seed(0)
     truth = scoresde.toy.EightGaussians()
     sde = scoresde.build("rectified", "mlp", shape=(2,), **options)
-    scoresde.fit(sde, truth, steps=100 if quick else steps, generator=torch.Generator().manual_seed(0), progress=False)
+    scoresde.fit(
+        sde,
+        truth,
+        steps=100 if quick else steps,
+        generator=torch.Generator().manual_seed(0),
+        progress=False,
+    )
     sde.requires_grad_(False)
     return sde, truth.sample(200 if quick else 1000, generator=torch.Generator().manual_seed(1))
 
@@ -193,8 +225,12 @@ class Entry:
     nfe: float
 
 
-def loosest(runner: Runner, reference: Tensor, targets: tuple[float, ...], last: float) -> dict[float, Entry]:
-    """For each target the loosest tolerance that reaches it: down a ladder of half decades, and a quarter back up."""
+def loosest(
+    runner: Runner, reference: Tensor, targets: tuple[float, ...], last: float
+) -> dict[float, Entry]:
+    """For each target the loosest tolerance that reaches it: down a ladder of half decades, and a
+    quarter back up.
+    """
     found: dict[float, Entry] = {}
 
     def attempt(tolerance: float) -> Entry | None:
@@ -230,25 +266,48 @@ def cost(say: Printer, steps: int, quick: bool) -> None:
             everyone = runners(double if dtype == torch.float64 else sde, x.to(dtype))
             if dtype == torch.float64:
                 path = network_paths(double.net if double.ema is None else double.ema)[0]
-                other = theirs(EXACT["zuko"], path, double.from_data(x.double()), 1e-10)[0] - double.log_scale
+                other = (
+                    theirs(EXACT["zuko"], path, double.from_data(x.double()), 1e-10)[0]
+                    - double.log_scale
+                )
                 agree = float((other - reference).abs().max())
-                say(f"{title}: zuko at 1e-10 is within {agree:.1e} nats of the reference, at the worst point.\n")
-            chosen = [loosest(runner, reference, targets, 0.0 if dtype == torch.float64 else 1e-6) for runner in everyone]
-            say(f"### CPU seconds of log p of {len(x):,} points, {title} after {steps:,} steps, {str(dtype)[6:]}\n")
-            say("| worst error ≤ | code | form | tolerance | worst error | evaluations | CPU s | quartiles | × library | × any |")
+                say(
+                    f"{title}: zuko at 1e-10 is within {agree:.1e} nats of the reference, at the "
+                    "worst point.\n"
+                )
+            chosen = [
+                loosest(runner, reference, targets, 0.0 if dtype == torch.float64 else 1e-6)
+                for runner in everyone
+            ]
+            say(
+                f"### CPU seconds of log p of {len(x):,} points, {title} after {steps:,} steps, "
+                f"{str(dtype)[6:]}\n"
+            )
+            say(
+                "| worst error ≤ | code | form | tolerance | worst error | evaluations | CPU s | "
+                "quartiles | × library | × any |"
+            )
             say("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
             for target in targets:
-                table(say, target, [each[target] for each in chosen if target in each], rounds=2 if quick else 5)
+                table(
+                    say,
+                    target,
+                    [each[target] for each in chosen if target in each],
+                    rounds=2 if quick else 5,
+                )
             say()
     torch.set_default_dtype(torch.float32)
 
 
 def table(say: Printer, target: float, reached: list[Entry], rounds: int) -> None:
-    """Time each library in its form of fewest evaluations, in turns, and print them from the fastest on."""
+    """Time each library in its form of fewest evaluations, in turns, and print them from the
+    fastest on.
+    """
     fewest: dict[str, Entry] = {}
     for entry in sorted(reached, key=lambda entry: entry.nfe):
         fewest.setdefault(entry.runner.library, entry)
-    seconds = {name: [entry.runner.timed(entry.tolerance)] for name, entry in fewest.items()}  # the first warms up
+    # the first warms up
+    seconds = {name: [entry.runner.timed(entry.tolerance)] for name, entry in fewest.items()}
     for _ in range(rounds):
         for name, entry in fewest.items():
             seconds[name].append(entry.runner.timed(entry.tolerance))
@@ -258,8 +317,10 @@ def table(say: Printer, target: float, reached: list[Entry], rounds: int) -> Non
     for name, (low, middle, high) in sorted(quartiles.items(), key=lambda item: item[1][1]):
         e = fewest[name]
         say(
-            f"| {target:.0e} | {name} | {e.runner.path} | {e.tolerance:.1e} | {e.worst:.1e} | {e.nfe:.0f} "
-            f"| {middle:.3f} | {low:.3f} – {high:.3f} | {library / middle:.2f} | {best / middle:.2f} |"
+            f"| {target:.0e} | {name} | {e.runner.path} | {e.tolerance:.1e} | {e.worst:.1e} | "
+            f"{e.nfe:.0f} "
+            f"| {middle:.3f} | {low:.3f} – {high:.3f} | {library / middle:.2f} | "
+            f"{best / middle:.2f} |"
         )
 
 
@@ -268,13 +329,18 @@ def main() -> None:
     parser.add_argument("what", choices=("accuracy", "cost", "density", "digits", "all"))
     parser.add_argument("--out", help="a file for the tables, beside the screen")
     parser.add_argument("--quick", action="store_true", help="a minute, to see that it works")
-    parser.add_argument("--steps", type=int, default=2000, help="how long the network of `cost` is trained")
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="how long the network of `cost` is trained"
+    )
     likelihood_models.arguments(parser)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     say = Printer(args.out)
-    say(f"torch {torch.__version__}, one thread, {platform.machine()}, {time.strftime('%Y-%m-%d')}\n")
+    say(
+        f"torch {torch.__version__}, one thread, {platform.machine()}, "
+        f"{time.strftime('%Y-%m-%d')}\n"
+    )
     if args.what in ("accuracy", "all"):
         torch.set_default_dtype(torch.float64)
         accuracy(say, args.quick)

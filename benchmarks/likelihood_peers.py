@@ -1,17 +1,21 @@
-"""log p(x) by the peers: each one's likelihood, through its public interface, of the same ODE as ours.
+"""log p(x) by the peers: each one's likelihood, through its public interface, of the same ODE as
+ours.
 
-A `Path` is one way to write that ODE, dx/du = right(x, u) from data at u = start to noise at u = stop, with the law that
-x has there: log p(x) = log p(x_stop) + ∫ div right du. The same velocity on the arc, v(z, φ), can be written as
+A `Path` is one way to write that ODE, dx/du = right(x, u) from data at u = start to noise at u =
+stop, with the law that x has there: log p(x) = log p(x_stop) + ∫ div right du. The same velocity
+on the arc, v(z, φ), can be written as
 
-    arc         u = φ                               dz/dφ = v, the form that ours solves
-    straight    x = (1 − u)·x0 + u·ε                dx/du = ε̂ − x̂0, flow matching's path
-    time        x = α(t)·x0 + σ(t)·ε, VP(0.1, 20)   dx/dt = −½β·x + ½β·ε̂/σ, from t = 1e-5, score_sde's path and its start
+    arc         u = φ                               dz/dφ = v, the form that ours solves straight
+    x = (1 − u)·x0 + u·ε                dx/du = ε̂ − x̂0, flow matching's path time        x =
+    α(t)·x0 + σ(t)·ε, VP(0.1, 20)   dx/dt = −½β·x + ½β·ε̂/σ, from t = 1e-5, score_sde's path and
+    its start
 
 A peer is handed `right` and nothing else, and finds the divergence in its own way:
 
-    zuko             FreeFormJacobianTransform: Dormand–Prince, one batched VJP for the Jacobian, largest error of the batch
-    flow_matching    ODESolver.compute_likelihood, exact_divergence=True: torchdiffeq's dopri5, n VJPs with create_graph
-    torchdiffeq      odeint with n VJPs written by hand, without create_graph: the leanest that its users can write
+    zuko             FreeFormJacobianTransform: Dormand–Prince, one batched VJP for the Jacobian,
+    largest error of the batch flow_matching    ODESolver.compute_likelihood,
+    exact_divergence=True: torchdiffeq's dopri5, n VJPs with create_graph torchdiffeq      odeint
+    with n VJPs written by hand, without create_graph: the leanest that its users can write
     Hutchinson       the same with one Rademacher probe, held through the solve, as score_sde does
 """
 
@@ -29,7 +33,7 @@ from peers import ratio_of, unit
 from torch import Tensor, nn
 
 import scoresde
-from scoresde.solvers.base import split
+from scoresde.solvers.problem import split
 
 Right = Callable[[Tensor, Tensor], Tensor]
 Law = Callable[[Tensor], Tensor]
@@ -51,7 +55,9 @@ class Path:
     def __call__(self, x: Tensor, u: Tensor) -> Tensor:
         """dx/du."""
         self.calls += 1
-        if self.calls > LIMIT:  # zuko halves its step for ever where float32 can't reach the tolerance
+        if (
+            self.calls > LIMIT
+        ):  # zuko halves its step for ever where float32 can't reach the tolerance
             raise RuntimeError(f"more than {LIMIT} calls")
         return self.right(x, u)
 
@@ -86,10 +92,12 @@ def mixture_paths(mixture: scoresde.toy.GaussianMixture) -> list[Path]:
 
 
 def network_paths(net: nn.Module) -> list[Path]:
-    """The two forms that end in pure noise, for the network of a rectified flow and its standardized data."""
+    """The two forms that end in pure noise, for the network of a rectified flow and its
+    standardized data.
+    """
 
     def arc(z: Tensor, phi: Tensor) -> Tensor:
-        label = scoresde.sde.noise_label(phi).to(z.dtype)
+        label = scoresde.model.network.noise_label(phi).to(z.dtype)
         v: Tensor = -net(z, label.expand(len(z)))
         return v
 
@@ -105,7 +113,7 @@ def network_paths(net: nn.Module) -> list[Path]:
     ]
 
 
-# ------------------------------------------------------------------------------------------------ their solves
+# --- their solves ---
 
 LogProb = Callable[[Path, Tensor, float], Tensor]
 
@@ -150,12 +158,16 @@ def torchdiffeq(method: str, probe: bool, path: Path, x: Tensor, tolerance: floa
         if probe:
             divergence = (torch.autograd.grad(dx, x, v)[0] * v).sum(1)
         else:
-            rows = [torch.autograd.grad(sums[i], x, retain_graph=i < n - 1)[0][:, i] for i in range(n)]
+            rows = [
+                torch.autograd.grad(sums[i], x, retain_graph=i < n - 1)[0][:, i] for i in range(n)
+            ]
             divergence = torch.stack(rows).sum(0)
         return dx.detach(), divergence
 
     us = torch.tensor([path.start, path.stop], dtype=torch.float64)
-    y, gained = odeint(right, (x, x.new_zeros(len(x))), us, method=method, rtol=tolerance, atol=tolerance)
+    y, gained = odeint(
+        right, (x, x.new_zeros(len(x))), us, method=method, rtol=tolerance, atol=tolerance
+    )
     return path.law(y[-1]) + gained[-1]
 
 
@@ -165,17 +177,21 @@ EXACT: dict[str, LogProb] = {
     "torchdiffeq dopri5": partial(torchdiffeq, "dopri5", False),
     "torchdiffeq dopri8": partial(torchdiffeq, "dopri8", False),
 }
-HUTCHINSON: dict[str, LogProb] = {"torchdiffeq dopri5, 1 probe": partial(torchdiffeq, "dopri5", True)}
+HUTCHINSON: dict[str, LogProb] = {
+    "torchdiffeq dopri5, 1 probe": partial(torchdiffeq, "dopri5", True)
+}
 
 
-# ------------------------------------------------------------------------------------------------ their models
+# --- their models ---
 
 
 class Standardized:
     """A peer's flow for x̃ = (x − mean)/std, per dimension, as zuko recommends."""
 
     def __init__(self, x: Tensor, on: bool = True) -> None:
-        self.mean, self.std = (x.mean(0), x.std(0)) if on else (torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
+        self.mean, self.std = (
+            (x.mean(0), x.std(0)) if on else (torch.zeros(x.shape[1]), torch.ones(x.shape[1]))
+        )
 
     def inside(self, x: Tensor) -> Tensor:
         """x̃."""
@@ -189,7 +205,9 @@ class Standardized:
 
 @dataclass
 class Model:
-    """A peer's model: its loss on a batch and its log p, both of standardized data unless it says otherwise, its parameters."""
+    """A peer's model: its loss on a batch and its log p, both of standardized data unless it says
+    otherwise, its parameters.
+    """
 
     parameters: list[nn.Parameter]
     loss: Callable[[Tensor], Tensor]
@@ -200,17 +218,27 @@ class Model:
 
 
 def nsf(dim: int, width: int = 64, bins: int = 32, lr: float = 5e-3) -> Model:
-    """zuko's neural spline flow: three transforms with its default networks of 2×64, 32 bins, learning rate 5e-3.
+    """zuko's neural spline flow: three transforms with its default networks of 2×64, 32 bins,
+    learning rate 5e-3.
 
-    Of eight settings tried on rings for 20 s, its README's (three layers of 128, 8 bins, 1e-3) among them, this was best by far:
-    a gap of 0.05 against 0.38.
+    Of eight settings tried on rings for 20 s, its README's (three layers of 128, 8 bins, 1e-3)
+    among them, this was best by far: a gap of 0.05 against 0.38.
     """
-    flow = importlib.import_module("zuko").flows.NSF(dim, transforms=3, bins=bins, hidden_features=(width, width))
-    return Model(list(flow.parameters()), lambda x: -flow().log_prob(x).mean(), lambda x: flow().log_prob(x), lr)
+    flow = importlib.import_module("zuko").flows.NSF(
+        dim, transforms=3, bins=bins, hidden_features=(width, width)
+    )
+    return Model(
+        list(flow.parameters()),
+        lambda x: -flow().log_prob(x).mean(),
+        lambda x: flow().log_prob(x),
+        lr,
+    )
 
 
 def cnf(dim: int) -> Model:
-    """zuko's continuous flow with its defaults (exact trace in training too); its likelihood at 1e-5."""
+    """zuko's continuous flow with its defaults (exact trace in training too); its likelihood at
+    1e-5.
+    """
     flow = importlib.import_module("zuko").flows.CNF(dim)
 
     def log_prob(x: Tensor) -> Tensor:
@@ -222,11 +250,13 @@ def cnf(dim: int) -> Model:
 
 
 def straight_flow(dim: int, width: int = 128) -> Model:
-    """flow_matching as in its 2-D example: CondOT path, uniform t, four hidden layers with SiLU that see x and t.
+    """flow_matching as in its 2-D example: CondOT path, uniform t, four hidden layers with SiLU
+    that see x and t.
 
-    The example's width of 512 and batches of 4,096 are for a GPU: on one thread they would leave it some 150 steps. The width
-    is its class's default, the batch everyone's here. Data are as they come, as in the example: these densities are some two
-    units wide, and standardized ones, of finer detail in its units, it learns ten times worse (8 Gaussians 0.4, not 0.04).
+    The example's width of 512 and batches of 4,096 are for a GPU: on one thread they would leave
+    it some 150 steps. The width is its class's default, the batch everyone's here. Data are as
+    they come, as in the example: these densities are some two units wide, and standardized ones,
+    of finer detail in its units, it learns ten times worse (8 Gaussians 0.4, not 0.04).
     """
     scheduler = importlib.import_module("flow_matching.path.scheduler").CondOTScheduler()
     path = importlib.import_module("flow_matching.path").AffineProbPath(scheduler=scheduler)
@@ -246,9 +276,15 @@ def straight_flow(dim: int, width: int = 128) -> Model:
 
     def log_prob(x: Tensor) -> Tensor:
         rule: dict[str, Any] = {"step_size": None, "method": "dopri5", "atol": 1e-5, "rtol": 1e-5}
-        return solver(velocity).compute_likelihood(x, standard_normal, exact_divergence=True, **rule)[1]  # type: ignore[no-any-return]
+        return solver(velocity).compute_likelihood(
+            x, standard_normal, exact_divergence=True, **rule
+        )[1]  # type: ignore[no-any-return]
 
     return Model(list(net.parameters()), loss, log_prob, standardized=False)
 
 
-MODELS: dict[str, Callable[[int], Model]] = {"NSF": nsf, "CNF": cnf, "flow_matching": straight_flow}
+MODELS: dict[str, Callable[[int], Model]] = {
+    "NSF": nsf,
+    "CNF": cnf,
+    "flow_matching": straight_flow,
+}

@@ -1,8 +1,10 @@
-"""What a solver costs beside its network: total CPU time ÷ (evaluations × bare forward), one thread, float32.
+"""What a solver costs beside its network: total CPU time ÷ (evaluations × bare forward), one
+thread, float32.
 
-Runs are interleaved and each is divided by bare forwards timed just before it; the median over rounds is printed. Everyone
-calls the same network object as net(x, t), with no conversion of its output. An evaluation is one of the whole batch: rows
-that an adaptive solver of ours leaves out count as parts. Called by `python benchmarks/solvers.py overhead`.
+Runs are interleaved and each is divided by bare forwards timed just before it; the median over
+rounds is printed. Everyone calls the same network object as net(x, t), with no conversion of its
+output. An evaluation is one of the whole batch: rows that an adaptive solver of ours leaves out
+count as parts. Called by `python benchmarks/solvers.py overhead`.
 """
 
 from __future__ import annotations
@@ -37,7 +39,15 @@ class Counted(nn.Module):
 
 
 def mlp() -> tuple[Counted, tuple[int, ...], int]:
-    layers = [nn.Linear(3, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2)]
+    layers = [
+        nn.Linear(3, 128),
+        nn.SiLU(),
+        nn.Linear(128, 128),
+        nn.SiLU(),
+        nn.Linear(128, 128),
+        nn.SiLU(),
+        nn.Linear(128, 2),
+    ]
     return Counted(nn.Sequential(*layers)), (1000, 2), 50
 
 
@@ -67,7 +77,9 @@ def peers_of(net: Counted, x: Tensor, n: int) -> Iterator[tuple[str, Callable[[]
     def k(name: str) -> Run:
         sampling = k_sampling()
         sigmas = torch.cat([ratios(n, "karras7", 1e-2).to(x), torch.zeros(1)])
-        return lambda: getattr(sampling, name)(lambda z, sigma: net(z, sigma), x, sigmas, disable=True)
+        return lambda: getattr(sampling, name)(
+            lambda z, sigma: net(z, sigma), x, sigmas, disable=True
+        )
 
     def a(name: str) -> Run:
         sample = importlib.import_module("azula.sample")
@@ -97,7 +109,9 @@ def peers_of(net: Counted, x: Tensor, n: int) -> Iterator[tuple[str, Callable[[]
     def diffeq(method: str) -> Run:
         odeint = importlib.import_module("torchdiffeq").odeint
         ts = torch.linspace(1, 0, n + 1 if method == "euler" else 2)
-        return lambda: odeint(lambda t, z: net(z, at(t)), x, ts, method=method, rtol=1e-5, atol=1e-5)
+        return lambda: odeint(
+            lambda t, z: net(z, at(t)), x, ts, method=method, rtol=1e-5, atol=1e-5
+        )
 
     def ode() -> Run:
         to = importlib.import_module("torchode")
@@ -114,8 +128,14 @@ def peers_of(net: Counted, x: Tensor, n: int) -> Iterator[tuple[str, Callable[[]
     def torchsde() -> Run:
         sdeint = importlib.import_module("torchsde").sdeint
         ts = torch.linspace(0, 1, n + 1)
-        fields = {"noise_type": "diagonal", "sde_type": "ito", "g": lambda t, z: torch.ones_like(z)}
-        sde = types.SimpleNamespace(f=lambda t, z: net(z.reshape(x.shape), at(1 - t)).flatten(1), **fields)
+        fields = {
+            "noise_type": "diagonal",
+            "sde_type": "ito",
+            "g": lambda t, z: torch.ones_like(z),
+        }
+        sde = types.SimpleNamespace(
+            f=lambda t, z: net(z.reshape(x.shape), at(1 - t)).flatten(1), **fields
+        )
         return lambda: sdeint(sde, x.flatten(1), ts, method="euler", dt=1 / n)
 
     yield "hand-written loop", lambda: loop
@@ -140,7 +160,9 @@ def ours_of(net: Counted, x: Tensor, n: int) -> Iterator[tuple[str, Run]]:
         solver = scoresde.SOLVERS.build(name)
 
         def run(solver: scoresde.Solver, steps: int | None) -> None:
-            scoresde.solve(sde, len(x), solver=solver, steps=steps, generator=torch.Generator().manual_seed(0))
+            scoresde.solve(
+                sde, len(x), solver=solver, steps=steps, generator=torch.Generator().manual_seed(0)
+            )
 
         if solver.steps is None:
             yield f"**ours, {name}, adaptive**", partial(run, solver, None)
@@ -164,7 +186,10 @@ def measure(run: Run, net: Counted, x: Tensor, bare: int) -> tuple[float, float]
 @torch.no_grad()
 def table(quick: bool) -> None:
     """Print the ratios of all peers and of all our solvers, on both networks."""
-    for title, build in (("MLP 3×128, 2-D, 1,000 points", mlp), ("convolutions, 16×3×32×32", convolutional)):
+    for title, build in (
+        ("MLP 3×128, 2-D, 1,000 points", mlp),
+        ("convolutions, 16×3×32×32", convolutional),
+    ):
         torch.manual_seed(0)
         net, size, n = build()
         x = torch.randn(size)
@@ -192,5 +217,8 @@ def table(quick: bool) -> None:
         print("| --- | --- | --- | --- |")
         for name in runs:
             low, middle, high = statistics.quantiles(ratios_[name], n=4)
-            print(f"| {name} | {middle:.2f} | {low:.2f} – {high:.2f} | {cost[name]:.0f} |", flush=True)
+            print(
+                f"| {name} | {middle:.2f} | {low:.2f} – {high:.2f} | {cost[name]:.0f} |",
+                flush=True,
+            )
         print()

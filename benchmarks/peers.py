@@ -1,9 +1,11 @@
-"""One adapter per peer: its solvers with their settings, each from the same arc state to the data, counting true calls.
+"""One adapter per peer: its solvers with their settings, each from the same arc state to the data,
+counting true calls.
 
-A `Setting` runs one peer's solver with `run(field, z, budget)`: z is the state on the unit arc at the noise end of
-VP(0.1, 20), the budget a number of network calls (or a tolerance, if adaptive). `field(x, α, σ) -> (x̂0, ε̂)` counts.
-With ρ = σ/α, every path is a scaling of the same one, so a peer gets x = z·√(α² + σ²) in its own parametrization. Peers that
-can't reach σ = 0 stop at a small ρ and end with x̂0 there, one call, as their authors do.
+A `Setting` runs one peer's solver with `run(field, z, budget)`: z is the state on the unit arc at
+the noise end of VP(0.1, 20), the budget a number of network calls (or a tolerance, if adaptive).
+`field(x, α, σ) -> (x̂0, ε̂)` counts. With ρ = σ/α, every path is a scaling of the same one, so a
+peer gets x = z·√(α² + σ²) in its own parametrization. Peers that can't reach σ = 0 stop at a small
+ρ and end with x̂0 there, one call, as their authors do.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ def ratio_of(t: Tensor) -> Tensor:
 TOP = float(ratio_of(torch.tensor(1.0, dtype=torch.float64)))
 
 
-def _between(warp: Callable[[Tensor], Tensor], unwarp: Callable[[Tensor], Tensor]) -> Callable[[Tensor, float], Tensor]:
+def _between(
+    warp: Callable[[Tensor], Tensor], unwarp: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor, float], Tensor]:
     def grid(w: Tensor, low: float) -> Tensor:
         ends = warp(torch.tensor([low, TOP], dtype=torch.float64))
         return unwarp(ends[0] + w * (ends[1] - ends[0]))
@@ -48,7 +52,9 @@ def _between(warp: Callable[[Tensor], Tensor], unwarp: Callable[[Tensor], Tensor
     return grid
 
 
-GRIDS: dict[str, Callable[[Tensor, float], Tensor]] = {  # (w from 0 data to 1 noise, lowest ρ) -> ρ
+GRIDS: dict[
+    str, Callable[[Tensor, float], Tensor]
+] = {  # (w from 0 data to 1 noise, lowest ρ) -> ρ
     "time": _between(clock, ratio_of),
     "rectified": _between(lambda r: r / (1 + r), lambda u: u / (1 - u)),
     "arc": _between(torch.atan, torch.tan),
@@ -56,7 +62,13 @@ GRIDS: dict[str, Callable[[Tensor, float], Tensor]] = {  # (w from 0 data to 1 n
     "karras7": _between(lambda r: r ** (1 / 7), lambda q: q**7),
     "karras3": _between(lambda r: r ** (1 / 3), lambda q: q**3),
 }
-ENDS = [("time", 1e-3), ("rectified", 1e-2), ("rectified", 1e-3), ("karras7", 1e-2), ("karras7", 1e-3)]
+ENDS = [
+    ("time", 1e-3),
+    ("rectified", 1e-2),
+    ("rectified", 1e-3),
+    ("karras7", 1e-2),
+    ("karras7", 1e-3),
+]
 ENDS += [("karras3", 1e-3), ("log", 1e-2), ("log", 1e-3)]
 """Grid and lowest ρ, for solvers that can't take a step from or to σ = 0 but Euler's."""
 
@@ -72,12 +84,17 @@ def unit(ratio: Tensor | float) -> tuple[Tensor, Tensor]:
 
 
 class Field:
-    """The exact denoiser of a mixture, which counts how often it is called, and stops a run that calls too often."""
+    """The exact denoiser of a mixture, which counts how often it is called, and stops a run that
+    calls too often.
+    """
 
     def __init__(self, mixture: scoresde.toy.GaussianMixture, limit: int = 10**9) -> None:
         self.mixture, self.calls, self.limit = mixture, 0, limit
 
-    def __call__(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+    def __call__(
+        self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return x̂0 and ε̂, and count the call."""
         self.calls += 1
         if self.calls > self.limit:
             raise RuntimeError(f"more than {self.limit} calls")
@@ -101,7 +118,7 @@ class Setting:
     adaptive: bool = False
 
 
-# ------------------------------------------------------------------------------------------------ k-diffusion
+# --- k-diffusion ---
 
 
 def k_sampling() -> Any:
@@ -115,7 +132,9 @@ def k_sampling() -> Any:
     utils.append_dims = lambda x, n: x[(...,) + (None,) * (n - x.ndim)]  # type: ignore[attr-defined]
     package.utils = utils  # type: ignore[attr-defined]
     sys.modules.update({"k_diffusion": package, "k_diffusion.utils": utils})
-    spec = importlib.util.spec_from_file_location("k_diffusion.sampling", Path(spec.origin).parent / "sampling.py")
+    spec = importlib.util.spec_from_file_location(
+        "k_diffusion.sampling", Path(spec.origin).parent / "sampling.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -125,47 +144,91 @@ def k_sampling() -> Any:
 
 
 def k_run(
-    sampler: Any, grid: str, low: float, cost: int, options: dict[str, Any], field: Field, z: Tensor, budget: float
+    sampler: Any,
+    grid: str,
+    low: float,
+    cost: int,
+    options: dict[str, Any],
+    field: Field,
+    z: Tensor,
+    budget: float,
 ) -> Tensor:
     n = (int(budget) + cost - 1) // cost  # the last step, to σ = 0, is Euler's and costs 1
     if n < 2:
         raise ValueError("too few")
     sigmas = torch.cat([ratios(n, grid, low), torch.zeros(1, dtype=torch.float64)])
-    return sampler(lambda x, sigma: field(x, 1.0, sigma)[0], z / unit(TOP)[0], sigmas, disable=True, **options)
+    return sampler(
+        lambda x, sigma: field(x, 1.0, sigma)[0], z / unit(TOP)[0], sigmas, disable=True, **options
+    )
 
 
 def k_diffusion() -> Iterator[Setting]:
     k = k_sampling()
     quiet = {"eta": 0.0, "noise_sampler": lambda a, b: 0.0}
-    table = [("Euler", k.sample_euler, 1, {}), ("Heun", k.sample_heun, 2, {}), ("DPM2", k.sample_dpm_2, 2, {})]
+    table = [
+        ("Euler", k.sample_euler, 1, {}),
+        ("Heun", k.sample_heun, 2, {}),
+        ("DPM2", k.sample_dpm_2, 2, {}),
+    ]
     table += [(f"LMS{order}", k.sample_lms, 1, {"order": order}) for order in (2, 3, 4)]
-    table += [("DPM++2S", k.sample_dpmpp_2s_ancestral, 2, quiet), ("DPM++2M", k.sample_dpmpp_2m, 1, {})]
+    table += [
+        ("DPM++2S", k.sample_dpmpp_2s_ancestral, 2, quiet),
+        ("DPM++2M", k.sample_dpmpp_2m, 1, {}),
+    ]
     table += [("DPM++3M", k.sample_dpmpp_3m_sde, 1, quiet)]
     for name, sampler, cost, options in table:
         for grid, low in ENDS:
-            yield Setting("k-diffusion", f"{name} {grid} {low:g}", partial(k_run, sampler, grid, low, cost, options))
+            yield Setting(
+                "k-diffusion",
+                f"{name} {grid} {low:g}",
+                partial(k_run, sampler, grid, low, cost, options),
+            )
 
     def fast(low: float, field: Field, z: Tensor, budget: float) -> Tensor:
         model = lambda x, sigma: field(x, 1.0, sigma)[0]  # noqa: E731
-        return field.finish(k.sample_dpm_fast(model, z / unit(TOP)[0], low, TOP, int(budget) - 1, disable=True), low)
+        return field.finish(
+            k.sample_dpm_fast(model, z / unit(TOP)[0], low, TOP, int(budget) - 1, disable=True),
+            low,
+        )
 
     def adaptive(order: int, low: float, field: Field, z: Tensor, tolerance: float) -> Tensor:
         model = lambda x, sigma: field(x, 1.0, sigma)[0]  # noqa: E731
         x = k.sample_dpm_adaptive(
-            model, z / unit(TOP)[0], low, TOP, disable=True, order=order, rtol=tolerance, atol=tolerance / 5, pcoeff=0.0
+            model,
+            z / unit(TOP)[0],
+            low,
+            TOP,
+            disable=True,
+            order=order,
+            rtol=tolerance,
+            atol=tolerance / 5,
+            pcoeff=0.0,
         )
         return field.finish(x, low)
 
     for low in (1e-2, 1e-3, 1e-4):
         yield Setting("k-diffusion", f"DPM-fast {low:g}", partial(fast, low))
         for order in (2, 3):
-            yield Setting("k-diffusion", f"DPM-adaptive{order} {low:g}", partial(adaptive, order, low), adaptive=True)
+            yield Setting(
+                "k-diffusion",
+                f"DPM-adaptive{order} {low:g}",
+                partial(adaptive, order, low),
+                adaptive=True,
+            )
 
 
-# ------------------------------------------------------------------------------------------------ diffusers
+# --- diffusers ---
 
 
-def d_run(make: Callable[[], Any], closes: bool, grid: str, low: float, field: Field, z: Tensor, budget: float) -> Tensor:
+def d_run(
+    make: Callable[[], Any],
+    closes: bool,
+    grid: str,
+    low: float,
+    field: Field,
+    z: Tensor,
+    budget: float,
+) -> Tensor:
     n = int(budget) - (not closes)
     scheduler = make()
     scheduler.set_timesteps(n)
@@ -173,7 +236,9 @@ def d_run(make: Callable[[], Any], closes: bool, grid: str, low: float, field: F
         raise ValueError("another number of steps")
     # Continuous levels instead of the 1,000 trained ones, so that nothing is lost to rounding.
     end = torch.zeros(1, dtype=torch.float64)
-    scheduler.sigmas = torch.cat([ratios(n, grid, low), end]) if closes else ratios(n + 1, grid, low)
+    scheduler.sigmas = (
+        torch.cat([ratios(n, grid, low), end]) if closes else ratios(n + 1, grid, low)
+    )
     scheduler.set_begin_index(0)
     x = z
     for i, t in enumerate(scheduler.timesteps):
@@ -189,21 +254,51 @@ def diffusers() -> Iterator[Setting]:
     table: list[tuple[str, bool, Callable[[], Any]]] = []
     for order in (2, 3):
         for kind, closes in (("dpmsolver++", True), ("dpmsolver", False)):
-            more = {"algorithm_type": kind, "solver_order": order, "final_sigmas_type": "zero" if closes else "sigma_min"}
-            table.append((f"DPM-multistep{order} {kind}", closes, partial(d.DPMSolverMultistepScheduler, **more, **shared)))
+            more = {
+                "algorithm_type": kind,
+                "solver_order": order,
+                "final_sigmas_type": "zero" if closes else "sigma_min",
+            }
+            table.append(
+                (
+                    f"DPM-multistep{order} {kind}",
+                    closes,
+                    partial(d.DPMSolverMultistepScheduler, **more, **shared),
+                )
+            )
         more = {"solver_order": order, "final_sigmas_type": "zero"}
-        table.append((f"DPM-singlestep{order}", True, partial(d.DPMSolverSinglestepScheduler, **more, **shared)))
-        table.append((f"DEIS{order}", False, partial(d.DEISMultistepScheduler, solver_order=order, **shared)))
+        table.append(
+            (
+                f"DPM-singlestep{order}",
+                True,
+                partial(d.DPMSolverSinglestepScheduler, **more, **shared),
+            )
+        )
+        table.append(
+            (
+                f"DEIS{order}",
+                False,
+                partial(d.DEISMultistepScheduler, solver_order=order, **shared),
+            )
+        )
     for order in (2, 3, 4):
         for kind in ("bh1", "bh2"):
             more = {"solver_order": order, "solver_type": kind}
-            table.append((f"UniPC{order} {kind}", True, partial(d.UniPCMultistepScheduler, **more, **shared)))
+            table.append(
+                (
+                    f"UniPC{order} {kind}",
+                    True,
+                    partial(d.UniPCMultistepScheduler, **more, **shared),
+                )
+            )
     for name, closes, make in table:
         for grid, low in ENDS:
-            yield Setting("diffusers", f"{name} {grid} {low:g}", partial(d_run, make, closes, grid, low))
+            yield Setting(
+                "diffusers", f"{name} {grid} {low:g}", partial(d_run, make, closes, grid, low)
+            )
 
 
-# ------------------------------------------------------------------------------------------------ azula
+# --- azula ---
 
 
 class AzulaDenoiser:
@@ -219,7 +314,16 @@ class AzulaDenoiser:
         return types.SimpleNamespace(mean=self.field(x, *self.schedule(t))[0])
 
 
-def a_run(make: Any, grid: str, low: float, cost: int, options: dict[str, Any], field: Field, z: Tensor, budget: float) -> Tensor:
+def a_run(
+    make: Any,
+    grid: str,
+    low: float,
+    cost: int,
+    options: dict[str, Any],
+    field: Field,
+    z: Tensor,
+    budget: float,
+) -> Tensor:
     denoiser = AzulaDenoiser(field, grid, low)
     n = (int(budget) - (low > 0)) // cost
     x = make(denoiser, steps=n, silent=True, dtype=torch.float64, **options)(z)
@@ -241,15 +345,19 @@ def azula() -> Iterator[Setting]:
     table += [(f"REAB{k}", a.REABSampler, 1, {"order": k}, ENDS) for k in (2, 3)]
     for name, make, cost, options, ends in table:
         for grid, low in ends:
-            yield Setting("azula", f"{name} {grid} {low:g}", partial(a_run, make, grid, low, cost, options))
+            yield Setting(
+                "azula", f"{name} {grid} {low:g}", partial(a_run, make, grid, low, cost, options)
+            )
 
 
-# ------------------------------------------------------------------------------------------------ ODE packages
+# --- ODE packages ---
 
 
 @dataclass(frozen=True)
 class Form:
-    """A way to write the probability-flow ODE: dx/du = right(field, x, u) from u = start to stop, where ρ is `low`."""
+    """A way to write the probability-flow ODE: dx/du = right(field, x, u) from u = start to stop,
+    where ρ is `low`.
+    """
 
     name: str
     start: float
@@ -291,7 +399,14 @@ def _forms() -> list[Form]:
     low = float(ratio_of(torch.tensor(end, dtype=torch.float64)))
     return [
         Form("time", 1.0, end, low, _time_right, lambda ratio: 1.0),
-        Form("rectified", TOP / (1 + TOP), 0.0, 0.0, _rectified_right, lambda r: math.hypot(1, r) / (1 + r)),
+        Form(
+            "rectified",
+            TOP / (1 + TOP),
+            0.0,
+            0.0,
+            _rectified_right,
+            lambda r: math.hypot(1, r) / (1 + r),
+        ),
         Form("log", math.log(TOP), math.log(1e-3), 1e-3, _log_right, lambda ratio: 1.0),
         Form("sigma", TOP, 0.0, 0.0, _sigma_right, lambda ratio: math.hypot(1, ratio)),
     ]
@@ -301,7 +416,9 @@ def _home(path: Form, field: Field, x: Tensor) -> Tensor:
     return field.finish(x / path.scale(path.low) * math.hypot(1, path.low), path.low)
 
 
-def _diffeq(odeint: Any, method: str, cost: int, path: Form, field: Field, z: Tensor, budget: float) -> Tensor:
+def _diffeq(
+    odeint: Any, method: str, cost: int, path: Form, field: Field, z: Tensor, budget: float
+) -> Tensor:
     """Fixed steps of `cost` calls if cost > 0; adaptive, with the budget for tolerance, if not."""
     right = lambda u, x: path.right(field, x, u)  # noqa: E731
     steps = (int(budget) - (path.low > 0)) // cost if cost else 1
@@ -316,12 +433,23 @@ def torchdiffeq() -> Iterator[Setting]:
     for path in _forms():
         for method in ("dopri5", "dopri8", "bosh3", "adaptive_heun", "tsit5"):
             if method in importlib.import_module("torchdiffeq._impl.odeint").SOLVERS:
-                yield Setting("torchdiffeq", f"{method} {path.name}", partial(_diffeq, odeint, method, 0, path), adaptive=True)
+                yield Setting(
+                    "torchdiffeq",
+                    f"{method} {path.name}",
+                    partial(_diffeq, odeint, method, 0, path),
+                    adaptive=True,
+                )
         for method, cost in fixed.items() if path.name != "sigma" else ():
-            yield Setting("torchdiffeq", f"{method} {path.name}", partial(_diffeq, odeint, method, cost, path))
+            yield Setting(
+                "torchdiffeq",
+                f"{method} {path.name}",
+                partial(_diffeq, odeint, method, cost, path),
+            )
 
 
-def _torchode(to: Any, method: str, controller: str, path: Form, field: Field, z: Tensor, tolerance: float) -> Tensor:
+def _torchode(
+    to: Any, method: str, controller: str, path: Form, field: Field, z: Tensor, tolerance: float
+) -> Tensor:
     term = to.ODETerm(lambda u, x: path.right(field, x, u))
     pid = {"pcoeff": 0.2, "icoeff": 0.5, "dcoeff": 0.0} if controller == "PIDController" else {}
     step = getattr(to, controller)(atol=tolerance, rtol=tolerance, term=term, **pid)
@@ -337,10 +465,15 @@ def torchode() -> Iterator[Setting]:
         for method in ("Dopri5", "Tsit5"):
             for controller in ("IntegralController", "PIDController"):
                 name = f"{method} {controller[:3]} {path.name}"
-                yield Setting("torchode", name, partial(_torchode, to, method, controller, path), adaptive=True)
+                yield Setting(
+                    "torchode",
+                    name,
+                    partial(_torchode, to, method, controller, path),
+                    adaptive=True,
+                )
 
 
-# ------------------------------------------------------------------------------------------------ dpm-solver
+# --- dpm-solver ---
 
 
 def dpm_module(file: Path | str) -> Any:
@@ -352,8 +485,18 @@ def dpm_module(file: Path | str) -> Any:
     return module
 
 
-def _dpm(module: Any, kind: str, options: dict[str, Any], adaptive: bool, field: Field, z: Tensor, budget: float) -> Tensor:
-    schedule = module.NoiseScheduleVP("linear", continuous_beta_0=BETA0, continuous_beta_1=BETA1, dtype=torch.float64)
+def _dpm(
+    module: Any,
+    kind: str,
+    options: dict[str, Any],
+    adaptive: bool,
+    field: Field,
+    z: Tensor,
+    budget: float,
+) -> Tensor:
+    schedule = module.NoiseScheduleVP(
+        "linear", continuous_beta_0=BETA0, continuous_beta_1=BETA1, dtype=torch.float64
+    )
 
     def noise(x: Tensor, t: Tensor) -> Tensor:
         return field(x, *unit(ratio_of(t.double())))[1]
@@ -371,12 +514,20 @@ def dpm_solver(file: str) -> Iterator[Setting]:
             for end in ends:
                 for method in ("multistep", "singlestep"):
                     for skip in ("logSNR", "time_uniform", "time_quadratic"):
-                        options = {"order": order, "method": method, "skip_type": skip, "t_end": end}
+                        options = {
+                            "order": order,
+                            "method": method,
+                            "skip_type": skip,
+                            "t_end": end,
+                        }
                         run = partial(_dpm, module, kind, options, False)
                         yield Setting("dpm-solver", f"{kind} {method}{order} {skip} {end:g}", run)
                 options = {"order": order, "method": "adaptive", "t_end": end}
                 yield Setting(
-                    "dpm-solver", f"{kind} adaptive{order} {end:g}", partial(_dpm, module, kind, options, True), adaptive=True
+                    "dpm-solver",
+                    f"{kind} adaptive{order} {end:g}",
+                    partial(_dpm, module, kind, options, True),
+                    adaptive=True,
                 )
 
 

@@ -1,8 +1,10 @@
-"""The problems of solvers.py and stochastic.py: mixtures as a fitted model has them, with mean 0 and std 1 in each coordinate.
+"""The problems of solvers.py and stochastic.py: mixtures as a fitted model has them, with mean 0
+and std 1 in each coordinate.
 
-`fit` standardizes, so a solver never meets raw data. Beside P1 and P2 of the record there is one problem of each kind that
-tells solvers apart: modes much narrower than the data, in few and in many dimensions; modes of unequal weight and width;
-a mode that is nearly a point, among others and alone (the only one that is not standardized: alone it would be N(0, I)).
+`fit` standardizes, so a solver never meets raw data. Beside P1 and P2 of the record there is one
+problem of each kind that tells solvers apart: modes much narrower than the data, in few and in
+many dimensions; modes of unequal weight and width; a mode that is nearly a point, among others and
+alone (the only one that is not standardized: alone it would be N(0, I)).
 """
 
 from __future__ import annotations
@@ -23,10 +25,18 @@ def parts(mixture: GaussianMixture) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Mixture(GaussianMixture):
-    """The same in matrix products where all rows have one noise level, many times faster in many dimensions."""
+    """The same in matrix products where all rows have one noise level, many times faster in many
+    dimensions.
+    """
 
-    def denoise(self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        levels = torch.as_tensor(alpha, dtype=torch.float64), torch.as_tensor(sigma, dtype=torch.float64)
+    def denoise(
+        self, x: Tensor, alpha: float | Tensor, sigma: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return x̂0 and ε̂ at α and σ."""
+        levels = (
+            torch.as_tensor(alpha, dtype=torch.float64),
+            torch.as_tensor(sigma, dtype=torch.float64),
+        )
         if x.dtype != torch.float64:
             return super().denoise(x, alpha, sigma)
         if any(bool((level != level.flatten()[0]).any()) for level in levels):
@@ -37,7 +47,9 @@ class Mixture(GaussianMixture):
         v = a * a * square + b * b
         inverse = 1 / v
         joint = w.log() - 0.5 * (v.log().sum(1) + a * a * (m.square() * inverse).sum(1))
-        joint = torch.addmm(joint, x, (a * m * inverse).T).addmm_(x.square(), inverse.T, alpha=-0.5)
+        joint = torch.addmm(joint, x, (a * m * inverse).T).addmm_(
+            x.square(), inverse.T, alpha=-0.5
+        )
         r = joint.softmax(1)
         x0 = (r @ (m * (b * b * inverse))).addcmul_(x, r @ (a * square * inverse))
         return x0, (r @ (-a * m * inverse)).addcmul_(x, r @ inverse).mul_(b)
@@ -69,7 +81,9 @@ def drawn(
     weights: tuple[float, float],
     spread: float = 1.0,
 ) -> GaussianMixture:
-    """Draw k modes, their means from N(0, spread²·I), of widths and weights spaced evenly in their logarithms."""
+    """Draw k modes, their means from N(0, spread²·I), of widths and weights spaced evenly in their
+    logarithms.
+    """
     g = torch.Generator().manual_seed(seed)
     means = spread * torch.randn(k, d, generator=g, dtype=torch.float64)
     w = torch.linspace(math.log(weights[0]), math.log(weights[1]), k, dtype=torch.float64).exp()
@@ -108,13 +122,21 @@ def problems() -> dict[str, GaussianMixture]:
 
 
 def chosen(names: str | None) -> Iterator[tuple[str, GaussianMixture]]:
-    """Yield the problems whose names contain one of some words, given with commas between them; None: all."""
+    """Yield the problems whose names contain one of some words, given with commas between them;
+    None: all.
+    """
     words = [word.strip() for word in (names or "").split(",")]
-    return ((name, mixture) for name, mixture in problems().items() if any(word in name for word in words))
+    return (
+        (name, mixture)
+        for name, mixture in problems().items()
+        if any(word in name for word in words)
+    )
 
 
 def modes(mixture: GaussianMixture, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the likeliest component of every row, and the row's distance from its mean in units of its width."""
+    """Return the likeliest component of every row, and the row's distance from its mean in units
+    of its width.
+    """
     m, s, w = parts(mixture)
     x = x.flatten(1)
     found, squares = [], []

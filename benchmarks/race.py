@@ -1,10 +1,13 @@
-"""One problem with its exact solution, on which solvers run; and the tables of our own deterministic ones.
+"""One problem with its exact solution, on which solvers run; and the tables of our own
+deterministic ones.
 
-    python benchmarks/solvers.py ours "adams" "adams max_order=4 spacing=arc" "unipc order=4" --only narrow,thin
-    python benchmarks/solvers.py ours --load mine.py mysolver     # mine.py registers it
+    python benchmarks/solvers.py ours "adams" "adams max_order=4 spacing=arc" "unipc order=4"
+    --only narrow,thin python benchmarks/solvers.py ours --load mine.py mysolver     # mine.py
+    registers it
 
-Three tables a run: RMS error in units of the data; the width of modes over that of the exact solution (1 is right); and over all
-problems each solver's error over that of the best solver of the run at the same number of evaluations, worst and mean.
+Three tables a run: RMS error in units of the data; the width of modes over that of the exact
+solution (1 is right); and over all problems each solver's error over that of the best solver of
+the run at the same number of evaluations, worst and mean.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ GRID = (5, 7, 10, 15, 20, 30, 36, 50, 75, 100, 150, 200)
 
 @dataclass(frozen=True)
 class Point:
-    """One run: what it cost, how far it ended from the truth, and the width of modes over that of the truth."""
+    """One run: what it cost, how far it ended from the truth, and the width of modes over that of
+    the truth.
+    """
 
     problem: str
     peer: str
@@ -78,7 +83,9 @@ class Race:
         self.sde = scoresde.oracle(self.mixture, self.process or scoresde.VPSDE()).double()
         self.rows = 0
         self.sde.net.register_forward_hook(self._count)
-        truth = scoresde.solve(self.sde, self.n, solver="dop853", rtol=1e-12, atol=1e-12, generator=self._generator())
+        truth = scoresde.solve(
+            self.sde, self.n, solver="dop853", rtol=1e-12, atol=1e-12, generator=self._generator()
+        )
         self.z, self.x = truth.x[0] / float(self.sde.process.radius(1.0)), truth.x[-1]
         self.width = self._width(self.x)
 
@@ -93,7 +100,9 @@ class Race:
         return torch.Generator().manual_seed(0)
 
     def measured(self, x: Tensor) -> tuple[float, float]:
-        """RMS over samples and dimensions, infinite if there is none; and the width of modes over that of the truth."""
+        """RMS over samples and dimensions, infinite if there is none; and the width of modes over
+        that of the truth.
+        """
         rms = float((x - self.x).square().mean().sqrt())
         return (rms, self._width(x) / self.width) if math.isfinite(rms) else (math.inf, math.nan)
 
@@ -105,10 +114,14 @@ class Race:
                 found = self.measured(setting.run(field, self.z, budget))
         except Exception:  # a peer's failure, of whatever kind, is no answer
             found = math.inf, math.nan
-        return Point(self.name, setting.peer, setting.name, setting.adaptive, budget, field.calls, *found)
+        return Point(
+            self.name, setting.peer, setting.name, setting.adaptive, budget, field.calls, *found
+        )
 
     def ours(self, label: str, budget: float, adaptive: bool) -> Point:
-        """Run one of ours: by name at its default setting but the budget, or the tolerance; or with options of its own."""
+        """Run one of ours: by name at its default setting but the budget, or the tolerance; or
+        with options of its own.
+        """
         name, options = parsed(label)
         spacing = options.pop("spacing", None)
         solver = scoresde.SOLVERS.build(name, **options)
@@ -131,7 +144,9 @@ class Race:
         except (scoresde.SolverError, ValueError):
             return Point(self.name, OURS, shown, adaptive, budget, LIMIT, math.inf)
         if self.rows != int(solution.nfe.sum()):
-            raise AssertionError(f"{label} reports {int(solution.nfe.sum())} evaluations and made {self.rows}")
+            raise AssertionError(
+                f"{label} reports {int(solution.nfe.sum())} evaluations and made {self.rows}"
+            )
         return Point(
             self.name,
             OURS,
@@ -149,7 +164,7 @@ def deterministic() -> list[tuple[str, bool]]:
     kept = {
         name: solver
         for name, solver in found.items()
-        if not solver.stochastic and "velocity" in solver.needs and SAME.get(name) is None
+        if not solver.stochastic and solver.all_needs <= {"velocity"} and SAME.get(name) is None
     }
     return [(name, False) for name in kept if name != "dpm_adaptive"] + [
         (name, True) for name, s in kept.items() if s.steps is None
@@ -193,14 +208,21 @@ def ours(args: argparse.Namespace) -> list[Point]:
                 print(f"| {label} | " + " | ".join(shown) + " |", flush=True)
             print()
     for title, over in (("worst", max), ("geometric mean", mean)):
-        print(f"### Error over the best of these solvers' at the same evaluations, {title} over problems\n")
+        print(
+            f"### Error over the best of these solvers' at the same evaluations, {title} over "
+            "problems\n"
+        )
         head("evaluations", budgets)
         for label in labels:
             cells = []
             for budget in budgets:
                 ratios = []
                 for name in dict.fromkeys(p.problem for p in points):
-                    same = {p.setting: p.error for p in points if p.problem == name and p.budget == budget}
+                    same = {
+                        p.setting: p.error
+                        for p in points
+                        if p.problem == name and p.budget == budget
+                    }
                     ratios.append(same[label] / max(min(same.values()), 1e-13))
                     if not math.isfinite(ratios[-1]):
                         ratios = [math.inf]

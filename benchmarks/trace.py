@@ -1,10 +1,12 @@
-"""What a trace costs: value + trace ÷ one forward pass, 1,000 points, float32, one thread, CPU time.
+"""What a trace costs: value + trace ÷ one forward pass, 1,000 points, float32, one thread, CPU
+time.
 
-Calls are interleaved, each timed beside a forward pass just before it, and medians over rounds are printed. `closed form` is the
-network's own `value_and_trace`, `products` is `exact_trace` of any network, `one probe` is `hutchinson_trace`. Beside them the
-ways of others, written out: a loop of vector–Jacobian products (score_sde, FFJORD), the same with create_graph (flow_matching,
-torchdyn), and torch.func's vmap of jvp. `compiled` is torch.compile of the closed form, over an uncompiled forward pass; it
-needs a C++ compiler, and is left out above 16 dimensions.
+Calls are interleaved, each timed beside a forward pass just before it, and medians over rounds are
+printed. `closed form` is the network's own `value_and_trace`, `products` is `exact_trace` of any
+network, `one probe` is `hutchinson_trace`. Beside them the ways of others, written out: a loop of
+vector–Jacobian products (score_sde, FFJORD), the same with create_graph (flow_matching, torchdyn),
+and torch.func's vmap of jvp. `compiled` is torch.compile of the closed form, over an uncompiled
+forward pass; it needs a C++ compiler, and is left out above 16 dimensions.
 
     python benchmarks/trace.py
 """
@@ -21,11 +23,23 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.backbones import MLP
-from scoresde.trace import exact_trace, hutchinson_trace
+from scoresde.density.trace import exact_trace, hutchinson_trace
 
 Run = Callable[[], object]
-NETWORKS = {"4 × 128, Fourier": {}, "3 × 128": {"depth": 3, "fourier": 0}, "2 × 128": {"depth": 2, "fourier": 0}}
-COLUMNS = ["closed form", "compiled", "products", "one probe", "loop", "loop, create_graph", "vmap of jvp"]
+NETWORKS = {
+    "4 × 128, Fourier": {},
+    "3 × 128": {"depth": 3, "fourier": 0},
+    "2 × 128": {"depth": 2, "fourier": 0},
+}
+COLUMNS = [
+    "closed form",
+    "compiled",
+    "products",
+    "one probe",
+    "loop",
+    "loop, create_graph",
+    "vmap of jvp",
+]
 
 
 def loop(f: Callable[[Tensor], Tensor], z: Tensor, create_graph: bool) -> Tensor:
@@ -34,7 +48,9 @@ def loop(f: Callable[[Tensor], Tensor], z: Tensor, create_graph: bool) -> Tensor
         out = f(z)
         trace = torch.zeros(len(z))
         for i in range(z.shape[1]):
-            trace += torch.autograd.grad(out[:, i].sum(), z, create_graph=create_graph, retain_graph=True)[0][:, i].detach()
+            trace += torch.autograd.grad(
+                out[:, i].sum(), z, create_graph=create_graph, retain_graph=True
+            )[0][:, i].detach()
     return trace
 
 
@@ -76,7 +92,8 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     torch.manual_seed(0)
-    print(f"| network | D | forward, ms | {' | '.join(COLUMNS)} |\n| {'--- | ' * (3 + len(COLUMNS))}".rstrip())
+    rule = "--- | " * (3 + len(COLUMNS))
+    print(f"| network | D | forward, ms | {' | '.join(COLUMNS)} |\n| {rule}".rstrip())
     for name, options in NETWORKS.items():
         for n in (2, 16, 64):
             net = MLP((n,), **options).eval()
@@ -93,7 +110,9 @@ def main() -> None:
                         if i:  # the first warms up
                             taken[name_of].append(time.process_time() - start)
             base = statistics.median(taken["forward"])
-            cells = [f"{statistics.median(taken[c]) / base:.2f}" if c in taken else "–" for c in COLUMNS]
+            cells = [
+                f"{statistics.median(taken[c]) / base:.2f}" if c in taken else "–" for c in COLUMNS
+            ]
             print(f"| {name} | {n} | {1e3 * base:.2f} | {' | '.join(cells)} |", flush=True)
 
 

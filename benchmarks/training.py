@@ -1,24 +1,31 @@
-"""How fast `scoresde.fit` trains, and how soon a model is good: ours beside loops by hand and the peers', in one run.
+"""How fast `scoresde.fit` trains, and how soon a model is good: ours beside loops by hand and the
+peers', in one run.
 
-    python benchmarks/training.py throughput|quality|all [--quick] [--out FILE.md] [--json FILE.json]
+    python benchmarks/training.py throughput|quality|all [--quick] [--out FILE.md] [--json
+    FILE.json]
 
-`throughput`: wall and CPU time per step of a 2-D network, 3×128 with SiLU on [x, label], at batch 256, 1,024 and 4,096, on
-50,000 points of 8 Gaussians that are a tensor. Everyone trains the very same `Net` of `training_peers`; ours is
-`fit(ScoreSDE(VPSDE(), Net()))`, whose objective differs (arc velocity, log-normal noise) and whose network doesn't. A run of
-ours is a whole call with its beginning and end: standardization, whatever is compiled, the average. Each batch and number of
-threads is a process of its own, so that the first run is a cold one. Rounds are interleaved: naive loop, everyone, naive loop;
-each time is divided into the mean of the two naive ones about it. Printed are medians of naive ÷ this (more is better), of CPU
-time on one thread, of wall time on two.
+`throughput`: wall and CPU time per step of a 2-D network, 3×128 with SiLU on [x, label], at batch
+256, 1,024 and 4,096, on 50,000 points of 8 Gaussians that are a tensor. Everyone trains the very
+same `Net` of `training_peers`; ours is `fit(ScoreSDE(VPSDE(), Net()))`, whose objective differs
+(arc velocity, log-normal noise) and whose network doesn't. A run of ours is a whole call with its
+beginning and end: standardization, whatever is compiled, the average. Each batch and number of
+threads is a process of its own, so that the first run is a cold one. Rounds are interleaved: naive
+loop, everyone, naive loop; each time is divided into the mean of the two naive ones about it.
+Printed are medians of naive ÷ this (more is better), of CPU time on one thread, of wall time on
+two.
 
-`quality`: CPU seconds of training on one thread until 10,000 samples of the model are as good as true ones. Grade: the squared
-energy distance E² = 2·E|X − Y| − E|X − X′| − E|Y − Y′| (`scoresde.metrics`, unbiased) to 10,000 true samples that are fixed for
-a seed. Thresholds: **noise**, the 95% quantile of E² between two sets of 10,000 true samples, and **coarse**, 1e-3 (8 Gaussians,
-moons) and 3e-3 (checkerboard). The quantile is that of 2,000 draws of two sets of 500, divided by 20: E² of equal laws
-is a degenerate U-statistic, which scales as 1/n. Everyone is examined at the same times, 0.5 s · 1.4^k, and the first that passes
-counts. Loops of a constant rate go on after an examination; ours decays its rate over the run, so it is trained anew, from
-`fit`'s defaults, for each time: `steps` is what its pace allows. Its rows are with the loops' own network, with `mlp` of as many
-layers (which has Fourier features besides), and with the default `mlp`, of 4×128. Training is on 200,000 points, all models are
-sampled by the same code at 32 steps, and neither that nor the grade is counted.
+`quality`: CPU seconds of training on one thread until 10,000 samples of the model are as good as
+true ones. Grade: the squared energy distance E² = 2·E|X − Y| − E|X − X′| − E|Y − Y′|
+(`scoresde.metrics`, unbiased) to 10,000 true samples that are fixed for a seed. Thresholds:
+**noise**, the 95% quantile of E² between two sets of 10,000 true samples, and **coarse**, 1e-3 (8
+Gaussians, moons) and 3e-3 (checkerboard). The quantile is that of 2,000 draws of two sets of 500,
+divided by 20: E² of equal laws is a degenerate U-statistic, which scales as 1/n. Everyone is
+examined at the same times, 0.5 s · 1.4^k, and the first that passes counts. Loops of a constant
+rate go on after an examination; ours decays its rate over the run, so it is trained anew, from
+`fit`'s defaults, for each time: `steps` is what its pace allows. Its rows are with the loops' own
+network, with `mlp` of as many layers (which has Fourier features besides), and with the default
+`mlp`, of 4×128. Training is on 200,000 points, all models are sampled by the same code at 32
+steps, and neither that nor the grade is counted.
 """
 
 from __future__ import annotations
@@ -58,7 +65,11 @@ class Printer:
     """Prints lines, adds them to a Markdown file, and keeps rows for a JSON file."""
 
     def __init__(self, out: str | None, rows: str | None) -> None:
-        self.out, self.json, self.rows = (Path(out) if out else None), (Path(rows) if rows else None), []
+        self.out, self.json, self.rows = (
+            (Path(out) if out else None),
+            (Path(rows) if rows else None),
+            [],
+        )
         if self.out:
             self.out.write_text("")
 
@@ -81,7 +92,8 @@ def machine() -> str:
             versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
             versions.append(f"no {name}")
-    return f"{', '.join(versions)}; {platform.machine()}, {os.cpu_count()} cores; {time.strftime('%Y-%m-%d')}"
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    return f"{', '.join(versions)}; {machine}; {time.strftime('%Y-%m-%d')}"
 
 
 def timed(run: Callable[[], object]) -> Clock:
@@ -90,13 +102,16 @@ def timed(run: Callable[[], object]) -> Clock:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-# ------------------------------------------------------------------------------------------------ throughput
+# --- throughput ---
 
 
-def cell(batch: int, threads: int, steps: int, rounds: int) -> dict[str, list[tuple[float, Clock]]]:
+def cell(
+    batch: int, threads: int, steps: int, rounds: int
+) -> dict[str, list[tuple[float, Clock]]]:
     """Naive ÷ this, and wall and CPU seconds per step, of each round, by name.
 
-    One thread is judged by its CPU time, which other programs of the machine disturb less; two by wall time.
+    One thread is judged by its CPU time, which other programs of the machine disturb less; two by
+    wall time.
     """
     clock = 1 if threads == 1 else 0
     warnings.filterwarnings("ignore")
@@ -114,7 +129,9 @@ def cell(batch: int, threads: int, steps: int, rounds: int) -> dict[str, list[tu
         spent = timed(run)
         wall, cpu = spent
         after = timed(lambda: reference(chunk))[clock] / chunk
-        found.setdefault(name, []).append((0.5 * (before + after) * count / spent[clock], (wall / count, cpu / count)))
+        found.setdefault(name, []).append(
+            (0.5 * (before + after) * count / spent[clock], (wall / count, cpu / count))
+        )
         before = after
 
     running: dict[str, Any] = {}
@@ -122,7 +139,13 @@ def cell(batch: int, threads: int, steps: int, rounds: int) -> dict[str, list[tu
         # a new model each time, as a user's: what is compiled is compiled for it
         model = scoresde.ScoreSDE(scoresde.VPSDE(), Net(), shape=(2,))
         label = "**ours, `fit`**" if round_ else "**ours, `fit`, first run (cold)**"
-        note(label, steps, lambda model=model: scoresde.fit(model, data, steps=steps, batch_size=batch, progress=False))
+        note(
+            label,
+            steps,
+            lambda model=model: scoresde.fit(
+                model, data, steps=steps, batch_size=batch, progress=False
+            ),
+        )
         for name, start in PACE:
             ot = name.startswith("torchcfm, exact")
             if ot and batch > 1024:  # seconds per step
@@ -149,8 +172,15 @@ def throughput(say: Printer, quick: bool, steps: int) -> None:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 tables[batch] = pool.submit(cell, batch, threads, steps, rounds).result()
         plural = "s" if threads > 1 else ""
-        say(f"### Naive loop's time per step ÷ this one's, {threads} thread{plural}; ours in runs of {steps:,} steps\n")
-        say("| loop | " + " | ".join(f"{batch:,}: ratio | wall ms | CPU ms" for batch in BATCHES) + " |")
+        say(
+            f"### Naive loop's time per step ÷ this one's, {threads} thread{plural}; ours in runs "
+            f"of {steps:,} steps\n"
+        )
+        say(
+            "| loop | "
+            + " | ".join(f"{batch:,}: ratio | wall ms | CPU ms" for batch in BATCHES)
+            + " |"
+        )
         say("| --- |" + " --- |" * 3 * len(BATCHES))
         for name in tables[BATCHES[0]]:
             cells = []
@@ -159,20 +189,33 @@ def throughput(say: Printer, quick: bool, steps: int) -> None:
                 if not rows:
                     cells.append("– | – | –")
                     continue
-                ratio, wall, cpu = (statistics.median(c) for c in zip(*((r, w, c) for r, (w, c) in rows), strict=True))
+                ratio, wall, cpu = (
+                    statistics.median(c)
+                    for c in zip(*((r, w, c) for r, (w, c) in rows), strict=True)
+                )
                 cells.append(f"{ratio:.2f} | {1e3 * wall:.2f} | {1e3 * cpu:.2f}")
-                say.keep(what="throughput", loop=name, threads=threads, batch=batch, ratio=ratio, wall_s=wall, cpu_s=cpu)
+                say.keep(
+                    what="throughput",
+                    loop=name,
+                    threads=threads,
+                    batch=batch,
+                    ratio=ratio,
+                    wall_s=wall,
+                    cpu_s=cpu,
+                )
             say(f"| {name} | " + " | ".join(cells) + " |")
         asked = " | ".join(f"≥ {least} (wanted {wish}) | | " for least, wish in TARGETS.values())
         say(f"| *asked of ours* | {asked} |")
         say()
 
 
-# ------------------------------------------------------------------------------------------------ quality
+# --- quality ---
 
 
 class Examiner:
-    """Grades models of one density: E² to 10,000 fixed true samples, whose own term is computed once."""
+    """Grades models of one density: E² to 10,000 fixed true samples, whose own term is computed
+    once.
+    """
 
     def __init__(self, name: str, seed: int, n: int) -> None:
         self.n = n
@@ -194,7 +237,10 @@ class Examiner:
     def mean(x: Tensor, y: Tensor) -> float:
         """E|X − Y| over all pairs; distances in float32, which is 3e-7 in E², summed in float64."""
         direct = "donot_use_mm_for_euclid_dist"
-        sums = [torch.cdist(part, y, compute_mode=direct).sum(dtype=torch.float64) for part in x.split(50)]
+        sums = [
+            torch.cdist(part, y, compute_mode=direct).sum(dtype=torch.float64)
+            for part in x.split(50)
+        ]
         return float(torch.stack(sums).sum()) / (len(x) * len(y))
 
 
@@ -221,7 +267,8 @@ class Crossing:
         """True when there is no more to see."""
         self.best = min(self.best, grade)
         self.passed = [
-            seconds if old is None and grade <= limit else old for old, limit in zip(self.passed, self.thresholds, strict=True)
+            seconds if old is None and grade <= limit else old
+            for old, limit in zip(self.passed, self.thresholds, strict=True)
         ]
         return None not in self.passed or seconds * RATIO > self.cap
 
@@ -249,7 +296,9 @@ def same_size(process: str) -> Build:
 
 
 def default(process: str, depth: int = 4) -> Build:
-    """Ours with our default network, whose first layer is fed Fourier features, of so many layers of 128."""
+    """Ours with our default network, whose first layer is fed Fourier features, of so many layers
+    of 128.
+    """
     return lambda: scoresde.build(process, "mlp", shape=(2,), depth=depth)
 
 
@@ -285,15 +334,20 @@ def train_anew(build: Build, exam: Examiner, seed: int, crossing: Crossing) -> N
 
 
 def quality(say: Printer, args: argparse.Namespace) -> None:
-    """Print a table: a row a loop, for each density the median seconds to noise and to coarse, over seeds."""
+    """Print a table: a row a loop, for each density the median seconds to noise and to coarse,
+    over seeds.
+    """
     torch.set_num_threads(1)
     n, seeds, cap = (4000, 1, 4.0) if args.quick else (10_000, args.seeds, args.cap)
     names = args.density or list(COARSE)
     noise = {name: noise_of(name, n) for name in names}
     rows: dict[str, Callable[[Examiner, int, Crossing], None]] = {
-        name: (lambda exam, seed, c, build=build: train_anew(build, exam, seed, c)) for name, build in OURS.items()
+        name: (lambda exam, seed, c, build=build: train_anew(build, exam, seed, c))
+        for name, build in OURS.items()
     }
-    rows |= {loop.name: (lambda exam, seed, c, loop=loop: go_on(loop, exam, seed, c)) for loop in LOOPS}
+    rows |= {
+        loop.name: (lambda exam, seed, c, loop=loop: go_on(loop, exam, seed, c)) for loop in LOOPS
+    }
     found: dict[str, dict[str, list[Crossing]]] = {name: {} for name in rows}
     for density in names:
         for seed in range(seeds):
@@ -308,17 +362,34 @@ def quality(say: Printer, args: argparse.Namespace) -> None:
                     print(f"{name}: skipped, {error}", flush=True)
                     continue
                 found[name].setdefault(density, []).append(crossing)
-                print(f"  {density} {seed} {name}: {crossing.passed}, best {crossing.best:.1e}", flush=True)
-                say.keep(
-                    what="quality", loop=name, density=density, seed=seed, seconds=crossing.passed, limits=crossing.thresholds
+                print(
+                    f"  {density} {seed} {name}: {crossing.passed}, best {crossing.best:.1e}",
+                    flush=True,
                 )
-    say(f"### CPU seconds of training until E² ≤ noise / ≤ coarse, {n:,} samples: median of {seeds} seeds (all)\n")
+                say.keep(
+                    what="quality",
+                    loop=name,
+                    density=density,
+                    seed=seed,
+                    seconds=crossing.passed,
+                    limits=crossing.thresholds,
+                )
+    say(
+        f"### CPU seconds of training until E² ≤ noise / ≤ coarse, {n:,} samples: median of "
+        f"{seeds} seeds (all)\n"
+    )
     limits = [f"{name}: E² ≤ {noise[name]:.1e} | ≤ {COARSE[name]:.0e}" for name in names]
     say("| loop | " + " | ".join(limits) + " |")
     say("| --- |" + " --- |" * 2 * len(names))
     for name, by in found.items():
         if by:
-            say(f"| {name} | " + " | ".join(summary(by.get(density, []), i, cap) for density in names for i in (0, 1)) + " |")
+            say(
+                f"| {name} | "
+                + " | ".join(
+                    summary(by.get(density, []), i, cap) for density in names for i in (0, 1)
+                )
+                + " |"
+            )
     say()
 
 
@@ -337,11 +408,25 @@ def main() -> None:
     parser.add_argument("--out", help="a Markdown file for the tables, beside the screen")
     parser.add_argument("--json", help="a JSON file for the rows")
     parser.add_argument("--quick", action="store_true", help="a few minutes, to see that it works")
-    parser.add_argument("--steps", type=int, default=2000, help="length of our runs in `throughput`")
+    parser.add_argument(
+        "--steps", type=int, default=2000, help="length of our runs in `throughput`"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="of `quality`")
-    parser.add_argument("--cap", type=float, default=15.0, help="CPU seconds of training after which a run is given up")
-    parser.add_argument("--density", nargs="*", choices=tuple(COARSE), help="of `quality`; all of them if none is named")
-    parser.add_argument("--row", nargs="*", help="only rows of `quality` whose name has one of these in it")
+    parser.add_argument(
+        "--cap",
+        type=float,
+        default=15.0,
+        help="CPU seconds of training after which a run is given up",
+    )
+    parser.add_argument(
+        "--density",
+        nargs="*",
+        choices=tuple(COARSE),
+        help="of `quality`; all of them if none is named",
+    )
+    parser.add_argument(
+        "--row", nargs="*", help="only rows of `quality` whose name has one of these in it"
+    )
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     say = Printer(args.out, args.json)

@@ -1,9 +1,12 @@
-"""Training loops beside `scoresde.fit`: what people write by hand, and what the peers' documentation has.
+"""Training loops beside `scoresde.fit`: what people write by hand, and what the peers'
+documentation has.
 
-All of them train the same network object, `Net`: 3 hidden layers of 128 with SiLU, fed x and the noise label as one more
-input, 34 thousand weights. A loop is a function `start(net, data, batch) -> step`; `step(count)` does so many optimizer steps.
-With x1 data and x0 ~ N(0, I), as the flow-matching libraries name them, x_t = (1 − t)·x0 + t·x1 and the target is x1 − x0; ours
-is the same backwards. Settings are those of the peers' own examples, with the differences that stand beside them.
+All of them train the same network object, `Net`: 3 hidden layers of 128 with SiLU, fed x and the
+noise label as one more input, 34 thousand weights. A loop is a function `start(net, data, batch)
+-> step`; `step(count)` does so many optimizer steps. With x1 data and x0 ~ N(0, I), as the
+flow-matching libraries name them, x_t = (1 − t)·x0 + t·x1 and the target is x1 − x0; ours is the
+same backwards. Settings are those of the peers' own examples, with the differences that stand
+beside them.
 """
 
 from __future__ import annotations
@@ -65,7 +68,9 @@ def flow_loss(net: Net, x0: Tensor) -> Tensor:
 
 
 def naive(net: Net, data: Tensor, batch: int) -> Step:
-    """Adam as it comes (a for-loop on the CPU), an average kept by a Python loop, the loss read at every step, clipping."""
+    """Adam as it comes (a for-loop on the CPU), an average kept by a Python loop, the loss read at
+    every step, clipping.
+    """
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
     average, losses = copy.deepcopy(net), []
 
@@ -106,7 +111,9 @@ def engineered(net: Net, data: Tensor, batch: int, lr: float = 2e-3) -> Step:
 
 
 def bare(net: Net, data: Tensor, batch: int) -> Step:
-    """Forward and backward alone, on one batch: the limit of what leaves the network's mathematics as it is."""
+    """Forward and backward alone, on one batch: the limit of what leaves the network's mathematics
+    as it is.
+    """
     x, t, parameters = batch_of(data, batch), torch.rand(batch), list(net.parameters())
 
     def step(count: int) -> None:
@@ -119,7 +126,9 @@ def bare(net: Net, data: Tensor, batch: int) -> Step:
 
 
 def azula(net: Net, data: Tensor, batch: int) -> Step:
-    """azula 0.11's README: KarrasDenoiser, VPSchedule, Adam(1e-3), t ~ U[0, 1]; no average, no clipping."""
+    """azula 0.11's README: KarrasDenoiser, VPSchedule, Adam(1e-3), t ~ U[0, 1]; no average, no
+    clipping.
+    """
     denoise, noise = (importlib.import_module(f"azula.{name}") for name in ("denoise", "noise"))
     denoiser = denoise.KarrasDenoiser(backbone=net, schedule=noise.VPSchedule())
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=1e-3)
@@ -134,8 +143,12 @@ def azula(net: Net, data: Tensor, batch: int) -> Step:
 
 
 def flow_matching(net: Net, data: Tensor, batch: int) -> Step:
-    """examples/2d_flow_matching.ipynb of flow_matching 1.0: CondOT path, Adam(1e-3); no average, no clipping."""
-    path_, scheduler = (importlib.import_module(f"flow_matching.{name}") for name in ("path", "path.scheduler"))
+    """examples/2d_flow_matching.ipynb of flow_matching 1.0: CondOT path, Adam(1e-3); no average,
+    no clipping.
+    """
+    path_, scheduler = (
+        importlib.import_module(f"flow_matching.{name}") for name in ("path", "path.scheduler")
+    )
     path = path_.AffineProbPath(scheduler=scheduler.CondOTScheduler())
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
 
@@ -151,12 +164,17 @@ def flow_matching(net: Net, data: Tensor, batch: int) -> Step:
     return step
 
 
-def torchcfm(net: Net, data: Tensor, batch: int, matcher: str = "ConditionalFlowMatcher", sigma: float = 0.0) -> Step:
+def torchcfm(
+    net: Net, data: Tensor, batch: int, matcher: str = "ConditionalFlowMatcher", sigma: float = 0.0
+) -> Step:
     """torchcfm 1.0.7's 2-D tutorials: Adam() with its own rate, 1e-3; no average, no clipping.
 
-    The tutorials blur the data by sigma = 0.1, which these thresholds would not forgive; 0 is the class's own default.
+    The tutorials blur the data by sigma = 0.1, which these thresholds would not forgive; 0 is the
+    class's own default.
     """
-    flow = getattr(importlib.import_module("torchcfm.conditional_flow_matching"), matcher)(sigma=sigma)
+    flow = getattr(importlib.import_module("torchcfm.conditional_flow_matching"), matcher)(
+        sigma=sigma
+    )
     optimizer = torch.optim.Adam(net.parameters())
 
     def step(count: int) -> None:
@@ -177,9 +195,20 @@ def torchcfm_ot(net: Net, data: Tensor, batch: int) -> Step:
 
 
 def score_models(net: Net, data: Tensor, batch: int) -> Step:
-    """score_models 0.5's `fit` of its VPSDE, with clipping and its average; the data come from a shuffled DataLoader."""
-    model = importlib.import_module("score_models").ScoreModel(TimeFirst(net), sde="vp", device="cpu", beta_min=0.1, beta_max=20)
-    options = {"batch_size": batch, "shuffle": True, "clip": 1.0, "learning_rate": 1e-3, "ema_decay": 0.999, "epochs": 1}
+    """score_models 0.5's `fit` of its VPSDE, with clipping and its average; the data come from a
+    shuffled DataLoader.
+    """
+    model = importlib.import_module("score_models").ScoreModel(
+        TimeFirst(net), sde="vp", device="cpu", beta_min=0.1, beta_max=20
+    )
+    options = {
+        "batch_size": batch,
+        "shuffle": True,
+        "clip": 1.0,
+        "learning_rate": 1e-3,
+        "ema_decay": 0.999,
+        "epochs": 1,
+    }
 
     def step(count: int) -> None:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -188,7 +217,7 @@ def score_models(net: Net, data: Tensor, batch: int) -> Step:
     return step
 
 
-# ------------------------------------------------------------------------------------------------ models to sample
+# --- models to sample ---
 
 
 class Backwards(nn.Module):
@@ -205,13 +234,18 @@ class Backwards(nn.Module):
 
 def as_flow(net: nn.Module) -> scoresde.ScoreSDE:
     """A network of dx/dt, data at t = 0."""
-    return scoresde.ScoreSDE(scoresde.RectifiedFlow(), net, shape=(2,), predict="v", sees="raw")
+    return scoresde.ScoreSDE(
+        scoresde.RectifiedFlow(), net, shape=(2,), predict="v", input_convention="raw"
+    )
 
 
 def as_karras(net: nn.Module) -> scoresde.ScoreSDE:
-    """A network as azula's KarrasDenoiser calls it: our `edm` row, which sees the arc. Its VP schedule starts at α = 1e-3."""
-    process = scoresde.VPSDE(beta_min=1e-3, beta_max=4 * math.log(1e3))  # α(1) = 1e-3, as azula's; sampling goes by the arc
-    return scoresde.ScoreSDE(process, net, shape=(2,), predict="edm", sees="arc")
+    """A network as azula's KarrasDenoiser calls it: our `edm` row, which sees the arc. Its VP
+    schedule starts at α = 1e-3.
+    """
+    # α(1) = 1e-3, as azula's; sampling goes by the arc
+    process = scoresde.VPSDE(beta_min=1e-3, beta_max=4 * math.log(1e3))
+    return scoresde.ScoreSDE(process, net, shape=(2,), predict="edm", input_convention="arc")
 
 
 @dataclass(frozen=True)
@@ -225,13 +259,29 @@ class Loop:
 
 
 LOOPS = (
-    Loop("engineered flow matching, Adam 2e-3, batch 512, EMA", engineered, 512, lambda net: as_flow(net.average)),
+    Loop(
+        "engineered flow matching, Adam 2e-3, batch 512, EMA",
+        engineered,
+        512,
+        lambda net: as_flow(net.average),
+    ),
     Loop("azula README, batch 256", azula, 256, as_karras),  # the README names no batch
-    Loop("flow_matching example, batch 4,096", flow_matching, 4096, lambda net: as_flow(Backwards(net))),
-    Loop("torchcfm example, independent, batch 256", torchcfm, 256, lambda net: as_flow(Backwards(net))),
+    Loop(
+        "flow_matching example, batch 4,096",
+        flow_matching,
+        4096,
+        lambda net: as_flow(Backwards(net)),
+    ),
+    Loop(
+        "torchcfm example, independent, batch 256",
+        torchcfm,
+        256,
+        lambda net: as_flow(Backwards(net)),
+    ),
     Loop("torchcfm example, OT, batch 256", torchcfm_ot, 256, lambda net: as_flow(Backwards(net))),
 )
-"""The loops of `quality`. Their learning rate is constant, so that they can be stopped at any time."""
+"""The loops of `quality`. Their learning rate is constant, so that they can be stopped at any time.
+"""
 
 PACE = (
     ("naive loop", naive),

@@ -1,7 +1,9 @@
-"""CIFAR-10, 32×32 photographs: the recipe "cifar10", bits/dim of 1,000 test images and a sheet of 64 samples.
+"""CIFAR-10, 32×32 photographs: the recipe "cifar10", bits/dim of 1,000 test images and a sheet of
+64 samples.
 
-Takes a folder with the binary version (data_batch_1.bin, …, test_batch.bin). Meant for one GPU and 30 minutes, `--recipe
-cifar10-10min` for 10; not measured yet. Interrupted, the same line goes on from the last checkpoint. It is what these do:
+Takes a folder with the binary version (data_batch_1.bin, …, test_batch.bin). Meant for one GPU and
+30 minutes, `--recipe cifar10-10min` for 10; not measured yet. Interrupted, the same line goes on
+from the last checkpoint. It is what these do:
 
     scoresde fit --recipe cifar10 FOLDER --out cifar10 --resume
     scoresde evaluate cifar10 FOLDER --out cifar10
@@ -30,9 +32,12 @@ def main(
     rule = scoresde.recipes.recipe(recipe)
     torch.manual_seed(seed)
     sde = rule.build(**net or {}).to(device)
-    history = rule.fit(sde, scoresde.files.read(data).values, out=out, resume=True, **how)
+    checkpoints = scoresde.Checkpoints(out, rule.every, resume=True)
+    history = rule.fit(sde, scoresde.files.read(data).values, checkpoints=checkpoints, **how)
     print(history)
-    found = scoresde.evaluate(sde, scoresde.files.read(data, split="test").values, n=n, seed=seed, out=out)
+    found = scoresde.evaluate(
+        sde, scoresde.files.read(data, split="test").values, n=n, seed=seed, out=out
+    )
     print(found)
     print(f"samples: {out}/{found.sheet}")
     return found

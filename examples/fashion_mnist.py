@@ -1,7 +1,9 @@
-"""Fashion-MNIST, 28×28 clothes in gray: the recipe "fashion-mnist", held-out bits/dim and a sheet of 64 samples.
+"""Fashion-MNIST, 28×28 clothes in gray: the recipe "fashion-mnist", held-out bits/dim and a sheet
+of 64 samples.
 
-Takes a folder with the four IDX files (train-images-idx3-ubyte.gz, …). About 20 minutes on two cores; interrupted, the same line
-goes on from the last checkpoint. `python examples/fashion_mnist.py FOLDER --out fashion` is what these two commands do:
+Takes a folder with the four IDX files (train-images-idx3-ubyte.gz, …). About 20 minutes on two
+cores; interrupted, the same line goes on from the last checkpoint. `python
+examples/fashion_mnist.py FOLDER --out fashion` is what these two commands do:
 
     scoresde fit --recipe fashion-mnist FOLDER --out fashion --resume
     scoresde evaluate fashion FOLDER --out fashion -n 200
@@ -18,14 +20,22 @@ import scoresde
 
 
 def main(
-    data: str, out: str = "fashion", n: int = 200, seed: int = 0, net: dict[str, Any] | None = None, **how: Any
+    data: str,
+    out: str = "fashion",
+    n: int = 200,
+    seed: int = 0,
+    net: dict[str, Any] | None = None,
+    **how: Any,
 ) -> scoresde.Evaluation:
     recipe = scoresde.recipes.RECIPES["fashion-mnist"]
     torch.manual_seed(seed)
     sde = recipe.build(**net or {})
-    history = recipe.fit(sde, scoresde.files.read(data).values, out=out, resume=True, **how)
+    checkpoints = scoresde.Checkpoints(out, recipe.every, resume=True)
+    history = recipe.fit(sde, scoresde.files.read(data).values, checkpoints=checkpoints, **how)
     print(history)
-    found = scoresde.evaluate(sde, scoresde.files.read(data, split="test").values, n=n, seed=seed, out=out)
+    found = scoresde.evaluate(
+        sde, scoresde.files.read(data, split="test").values, n=n, seed=seed, out=out
+    )
     print(found)
     print(f"samples: {out}/{found.sheet}")
     return found

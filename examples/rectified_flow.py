@@ -1,8 +1,10 @@
-"""Rectified flow: a model's own noise and samples, paired, straighten its paths until one Euler step is enough.
+"""Rectified flow: a model's own noise and samples, paired, straighten its paths until one Euler
+step is enough.
 
-Fits a flow to a toy density, draws pairs from it, fits the next flow to those, prints how straight each is and how good its
-samples are in one step, and draws the paths. About two minutes on two cores: `python examples/rectified_flow.py`. Models and
-pairs stay in the folder `--out`: a run that was interrupted goes on there.
+Fits a flow to a toy density, draws pairs from it, fits the next flow to those, prints how straight
+each is and how good its samples are in one step, and draws the paths. About two minutes on two
+cores: `python examples/rectified_flow.py`. Models and pairs stay in the folder `--out`: a run that
+was interrupted goes on there.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import matplotlib.pyplot as plt
 import torch
 
 import scoresde
-from scoresde.plotting import BLUE, GREY, ORANGE
+from scoresde.common.plotting import BLUE, GREY, ORANGE
 
 
 def main(
@@ -32,18 +34,32 @@ def main(
     def train(k: int, data: object) -> scoresde.ScoreSDE:
         torch.manual_seed(seed)
         sde = scoresde.build("rectified", "mlp", shape=(2,), blur=False)
-        scoresde.fit(sde, data, noise="uniform", steps=steps, out=f"{out}/flow-{k}", resume=True, generator=random(2 * k))
+        scoresde.fit(
+            sde,
+            data,
+            objective=scoresde.Denoising(noise="uniform"),
+            steps=steps,
+            checkpoints=scoresde.Checkpoints(f"{out}/flow-{k}", resume=True),
+            generator=random(2 * k),
+        )
         return sde
 
     truth = scoresde.toy.DENSITIES[density]()
     flows = [train(0, truth)]
     for k in range(1, reflows + 1):
-        drawn = scoresde.reflow(flows[-1], pairs, out=f"{out}/pairs-{k}", generator=random(2 * k - 1))
+        drawn = scoresde.reflow(
+            flows[-1], pairs, out=f"{out}/pairs-{k}", generator=random(2 * k - 1)
+        )
         flows.append(train(k, drawn))
 
     test = truth.sample(points, generator=random(101))
-    floor = scoresde.noise_floor(scoresde.energy_distance, truth, points, repeats=20, generator=random(102))
-    one = [scoresde.sample(sde, points, solver="ddim", steps=1, generator=random(103)) for sde in flows]
+    floor = scoresde.noise_floor(
+        scoresde.energy_distance, truth, points, repeats=20, generator=random(102)
+    )
+    one = [
+        scoresde.sample(sde, points, solver="ddim", steps=1, generator=random(103))
+        for sde in flows
+    ]
     rows = []
     for sde, x in zip(flows, one, strict=True):
         straight = scoresde.straightness(sde, 1024, generator=random(104))
@@ -53,24 +69,33 @@ def main(
                 "straightness S": straight.straightness.value,
                 "path energy": straight.path_energy.value,
                 "curvature": straight.curvature.value,
-                "evaluations to 1e-2": scoresde.evaluations(sde, 1e-2, n=500, generator=random(105)).nfe,
+                "evaluations to 1e-2": scoresde.nfe_for_error(
+                    sde, 1e-2, n=500, generator=random(105)
+                ).nfe,
             }
         )
     names = ["flow", *(f"{k} reflow" + "s" * (k > 1) for k in range(1, reflows + 1))]
-    print(f"{density}: {steps:,} steps, {pairs:,} pairs; E² of {points:,} samples, floor {floor.rms:.2g} (between two true sets)")
+    print(
+        f"{density}: {steps:,} steps, {pairs:,} pairs; E² of {points:,} samples, floor "
+        f"{floor.rms:.2g} (between two true sets)"
+    )
     print(f"{'':24}" + "".join(f"{name:>12}" for name in names))
     for key in rows[0]:
         print(f"{key:24}" + "".join(f"{row[key]:>12.4g}" for row in rows))
 
     times = torch.linspace(1, 0, 100)
     paths = [scoresde.solve(sde, 150, times=times, generator=random(106)).x for sde in flows]
-    titles = [f"{name}: S = {row['straightness S']:.2g}" for name, row in zip(names, rows, strict=True)]
+    titles = [
+        f"{name}: S = {row['straightness S']:.2g}" for name, row in zip(names, rows, strict=True)
+    ]
     draw(paths, [x[:4000] for x in one], titles, Path(out) / "paths.png")
     print(f"figure: {Path(out) / 'paths.png'}")
     return rows
 
 
-def draw(paths: list[torch.Tensor], samples: list[torch.Tensor], titles: list[str], file: Path) -> None:
+def draw(
+    paths: list[torch.Tensor], samples: list[torch.Tensor], titles: list[str], file: Path
+) -> None:
     """Paths above, samples of one Euler step below; a column for each model."""
     ends = torch.cat([x[[0, -1]].flatten(0, 1) for x in paths])
     (left, bottom), (right, top) = (ends.amin(0) - 0.25).tolist(), (ends.amax(0) + 0.25).tolist()
@@ -84,7 +109,9 @@ def draw(paths: list[torch.Tensor], samples: list[torch.Tensor], titles: list[st
         above.scatter(*x[-1].T.numpy(), s=7, c=ORANGE, linewidths=0, zorder=3, label="data")
         above.set_title(title, fontsize=12)
         below.scatter(*y.T.numpy(), s=2, c=ORANGE, linewidths=0, alpha=0.5)
-    axes[0, 0].legend(loc="lower left", fontsize=9, frameon=False, handletextpad=0.1, markerscale=1.6)
+    axes[0, 0].legend(
+        loc="lower left", fontsize=9, frameon=False, handletextpad=0.1, markerscale=1.6
+    )
     axes[0, 0].set_ylabel("paths", fontsize=11)
     axes[1, 0].set_ylabel("one Euler step", fontsize=11)
     for axis in axes.flat:
@@ -100,7 +127,9 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=4000, help="training steps of each flow")
     parser.add_argument("--pairs", type=int, default=50_000)
     parser.add_argument("--reflows", type=int, default=1)
-    parser.add_argument("--out", default="rectified_flow", help="folder for models, pairs and the figure")
+    parser.add_argument(
+        "--out", default="rectified_flow", help="folder for models, pairs and the figure"
+    )
     parser.add_argument("--points", type=int, default=10_000, help="samples that are compared")
     parser.add_argument("--seed", type=int, default=0)
     main(**vars(parser.parse_args()))

@@ -8,22 +8,24 @@
 torch.Size([1])
 """
 
-from . import dequantize, files, metrics, recipes, toy, transforms
+from . import _moved, metrics, toy
 from .backbones import BACKBONES, MLP
-from .bits import Bits, bits_per_dim
-from .bounds import Bound, elbo, vlb
-from .bridge import BridgeMatching, SchrodingerBridge
-from .builder import build
-from .checkpoint import posthoc_ema
-from .coupling import COUPLINGS, ConditionAwareOT, Coupling, Independent, MinibatchOT, Sinkhorn
-from .distribution import Distribution
-from .errors import CheckpointError, SolverError, TrainingError
-from .evaluation import Evaluation
-from .exact import Likelihood, likelihood, log_prob, sample_and_log_prob
-from .grids import SPACINGS
-from .history import History
-from .io import load, save
-from .jumps import ConsistencyTraining, MeanFlow
+from .common.errors import CheckpointError, SolverError, TrainingError
+from .common.registry import Registry
+from .common.sharding import sharded
+from .data import files, transforms
+from .data.pair_drawing import reflow
+from .data.pairs import Pairs
+from .density import dequantize
+from .density.bits import bits_per_dim
+from .density.bounds import Bound, elbo, vlb
+from .density.distribution import Distribution
+from .density.error_bars import Likelihood
+from .density.estimators import TRACES, Hutchinson, TraceEstimator
+from .density.exact import likelihood, log_prob, sample_and_log_prob
+from .density.weighted_bits import Bits
+from .evaluation.report import evaluate
+from .evaluation.results import Evaluation
 from .metrics import (
     classifier_test,
     energy_distance,
@@ -31,26 +33,47 @@ from .metrics import (
     evaluations,
     frechet_distance,
     mmd,
+    nfe_for_error,
     noise_floor,
     sliced_wasserstein,
     straightness,
     wasserstein,
 )
-from .objective import NOISES, OBJECTIVES, WEIGHTS, Objective, loss
-from .oracles import oracle
-from .pairs import Pairs, reflow
-from .paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
-from .prediction import PREDICTIONS
-from .process import PROCESSES, Process
-from .ranks import sharded
-from .registry import Registry
-from .reports import evaluate
-from .sampling import Solution, decode, encode, sample, solve
-from .sde import ScoreSDE
+from .model.builder import build
+from .model.derived import Derived
+from .model.oracles import oracle
+from .model.protocol import Model
+from .model.score_sde import ScoreSDE
+from .processes.base import PROCESSES, Process
+from .processes.paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
+from .processes.prediction import PREDICTIONS
+from .processes.spacings import SPACINGS
+from .sampling.trajectory import Solution, decode, encode, sample, solve
 from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
-from .training import fit
+from .storage.models import load, save
+from .training import recipes
+from .training.bridge import BridgeMatching, SchrodingerBridge
+from .training.couplings import (
+    COUPLINGS,
+    ConditionAwareOT,
+    Coupling,
+    Independent,
+    MinibatchOT,
+    Sinkhorn,
+)
+from .training.denoising import Denoising, Distilled, loss
+from .training.fitting import fit
+from .training.flow_maps import ConsistencyTraining, MeanFlow
+from .training.history import History
+from .training.noise_levels import NOISES
+from .training.objectives import OBJECTIVES, Objective
+from .training.options import Averaging, Backend, Checkpoints, Validation
+from .training.posthoc import posthoc_ema
+from .training.regression import WEIGHTS
 
 __version__ = "0.1.0"
+
+_moved.install()
 
 __all__ = [
     "BACKBONES",
@@ -63,25 +86,34 @@ __all__ = [
     "PROCESSES",
     "SOLVERS",
     "SPACINGS",
+    "TRACES",
     "VESDE",
     "VPSDE",
     "WEIGHTS",
     "AdaptiveRungeKutta",
+    "Averaging",
+    "Backend",
     "Bits",
     "Bound",
     "BridgeMatching",
     "CheckpointError",
+    "Checkpoints",
     "ConditionAwareOT",
     "ConsistencyTraining",
     "Cosine",
     "Coupling",
+    "Denoising",
+    "Derived",
+    "Distilled",
     "Distribution",
     "Evaluation",
     "History",
+    "Hutchinson",
     "Independent",
     "Likelihood",
     "MeanFlow",
     "MinibatchOT",
+    "Model",
     "Objective",
     "Pairs",
     "Process",
@@ -96,7 +128,9 @@ __all__ = [
     "SolverError",
     "Stepper",
     "SubVPSDE",
+    "TraceEstimator",
     "TrainingError",
+    "Validation",
     "bits_per_dim",
     "build",
     "classifier_test",
@@ -117,6 +151,7 @@ __all__ = [
     "loss",
     "metrics",
     "mmd",
+    "nfe_for_error",
     "noise_floor",
     "oracle",
     "posthoc_ema",

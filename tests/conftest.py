@@ -1,4 +1,6 @@
-"""What the tests share: the mixtures they hold everything against, and newcomers that must pass like our own."""
+"""What the tests share: the mixtures they hold everything against, and newcomers that must pass
+like our own.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ torch.set_num_threads(1)  # the suite is small tensors; threads only add noise t
 
 @scoresde.PROCESSES.register("test_polynomial")
 class Polynomial(scoresde.Process):
-    """A process as a user would write it: two methods, derivatives and inverse left to the base class."""
+    """A process as a user would write it: two methods, derivatives and inverse left to the base
+    class.
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         return (1 - t) * (1 + 0.3 * t)
@@ -58,9 +62,11 @@ class Midpoint(scoresde.Stepper):
 
 @scoresde.SOLVERS.register("test_renoise")
 class Renoise(scoresde.Stepper):
-    """A stochastic solver as a user would write it: DDIM beyond the next level, then back up to it by fresh noise.
+    """A stochastic solver as a user would write it: DDIM beyond the next level, then back up to it
+    by fresh noise.
 
-    In u = σ/α, from u to v = u'²/u by DDIM and from v to u' by noise of variance u'² − v²: that is DDPM's posterior.
+    In u = σ/α, from u to v = u'²/u by DDIM and from v to u' by noise of variance u'² − v²: that is
+    DDPM's posterior.
     """
 
     order, stochastic, steps, spacing = 1, True, 250, "logsnr"
@@ -69,14 +75,28 @@ class Renoise(scoresde.Stepper):
         here, there = problem.levels[i], problem.levels[i + 1]
         x0, eps = problem.denoise(z, i)
         keep = (there.sin * here.cos) / (there.cos * here.sin)  # u'/u, 0 at both infinite ends
-        return there.cos * x0 + there.sin * (keep * eps + math.sqrt(max(0.0, 1 - keep**2)) * problem.noise())
+        return there.cos * x0 + there.sin * (
+            keep * eps + math.sqrt(max(0.0, 1 - keep**2)) * problem.noise()
+        )
 
 
-ORDINARY = [name for name in scoresde.SOLVERS if {"score", "velocity"} & set(scoresde.SOLVERS.build(name).needs)]
+ORDINARY = [
+    name
+    for name in scoresde.SOLVERS
+    if scoresde.SOLVERS.build(name).all_needs <= {"score", "velocity"}
+]
 """Solvers for models that have a score: all but those for models that have learnt to jump."""
 
 
-SMALL = {"width": 16, "depth": 3, "channels": 8, "multipliers": (1, 2), "blocks": 1, "patch": 2, "heads": 2}
+SMALL = {
+    "width": 16,
+    "depth": 3,
+    "channels": 8,
+    "multipliers": (1, 2),
+    "blocks": 1,
+    "patch": 2,
+    "heads": 2,
+}
 SHAPES: tuple[tuple[int, ...], ...] = ((6,), (2, 8), (3, 8, 8), (1, 4, 4, 4))
 
 
@@ -87,19 +107,47 @@ def options_of(name: str) -> set[str]:
     return inner | {p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD}
 
 
-def fitting(name: str, shapes: Sequence[tuple[int, ...]] = SHAPES) -> tuple[tuple[int, ...], dict[str, Any]]:
+def fitting(
+    name: str, shapes: Sequence[tuple[int, ...]] = SHAPES
+) -> tuple[tuple[int, ...], dict[str, Any]]:
     """The first of some shapes that a backbone takes, and options that make it small."""
     options = {option: value for option, value in SMALL.items() if option in options_of(name)}
     said = []
     for shape in shapes:
         try:
             with torch.device("meta"):
-                scoresde.BACKBONES.build(name, shape, **options)(torch.empty(1, *shape), torch.empty(1))
+                scoresde.BACKBONES.build(name, shape, **options)(
+                    torch.empty(1, *shape), torch.empty(1)
+                )
         except (ValueError, IndexError) as error:
             said.append(str(error))
         else:
             return shape, options
     raise AssertionError(f"{name} takes none of the shapes {shapes} with {options}: {said}")
+
+
+def fit_keywords(
+    *,
+    out: Any = None,
+    every: int = 500,
+    resume: bool = False,
+    validation: Any = None,
+    patience: int | None = None,
+    snapshots: int = 0,
+    ema: float = 700,
+    weight: str = "edm",
+    noise: str | None = None,
+    **others: Any,
+) -> dict[str, Any]:
+    """Keywords of `fit` for runs that validate as often as they write checkpoints."""
+    if validation is not None:
+        parts = validation if isinstance(validation, tuple) else (validation,)
+        validation = scoresde.Validation(*parts, every=every, patience=patience)
+    if (weight, noise) != ("edm", None):
+        others["objective"] = scoresde.Denoising(weight, noise)
+    if out is not None:
+        others["checkpoints"] = scoresde.Checkpoints(out, every, resume)
+    return {**others, "validation": validation, "ema": scoresde.Averaging(ema, snapshots)}
 
 
 def generator(seed: int = 0) -> torch.Generator:

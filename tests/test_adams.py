@@ -13,9 +13,10 @@ from torch import Tensor
 import scoresde
 from conftest import PROCESSES, generator
 from scoresde import toy
-from scoresde.grids import grid
-from scoresde.plan import levels, problem
-from scoresde.solvers.multistep import Row, coefficients, march
+from scoresde.processes.spacings import grid
+from scoresde.sampling.problem import levels, problem
+from scoresde.solvers.multistep import march
+from scoresde.solvers.multistep_rows import Row, coefficients
 
 
 def standardized(means: Tensor, stds: float) -> toy.GaussianMixture:
@@ -32,13 +33,18 @@ FAR = FAR - FAR.mean(0)
 
 @pytest.mark.parametrize("process", ["vp", "rectified", "ve"])
 def test_weights_equal_quadrature_of_each_lagrange_polynomial(process: str) -> None:
-    """∫ ℓ_j(s²)/sin²s ds by scipy's adaptive rule, and ℓ_j(0) where the step ends at φ = 0, to 1e-10."""
+    """∫ ℓ_j(s²)/sin²s ds by scipy's adaptive rule, and ℓ_j(0) where the step ends at φ = 0, to
+    1e-10.
+    """
     sde = scoresde.build(process, "mlp", shape=(2,))
     nodes = levels(sde, grid(sde.process, 9, "graded"))
     phi = np.array([level.phi for level in nodes])
     for i, step in enumerate(coefficients(Row("x0φ²", 4, corrector=True), nodes)):
         behind = phi[[i - j for j in range(min(3, i + 1))]]
-        for weights, known in ((step.predict, behind), (step.correct, np.append(phi[i + 1], behind))):
+        for weights, known in (
+            (step.predict, behind),
+            (step.correct, np.append(phi[i + 1], behind)),
+        ):
             for j, weight in enumerate(weights):
                 others = np.delete(known, j) ** 2
 
@@ -49,23 +55,34 @@ def test_weights_equal_quadrature_of_each_lagrange_polynomial(process: str) -> N
                     assert abs(weight - basis(0.0)) < 1e-10
                     continue
                 area, _ = scipy.integrate.quad(
-                    lambda s, f=basis: f(s) / math.sin(s) ** 2, phi[i + 1], phi[i], epsabs=1e-13, epsrel=1e-12
+                    lambda s, f=basis: f(s) / math.sin(s) ** 2,
+                    phi[i + 1],
+                    phi[i],
+                    epsabs=1e-13,
+                    epsrel=1e-12,
                 )
                 assert abs(weight - math.sin(phi[i + 1]) * area) < 1e-10
-        assert step.keep == pytest.approx(0 if phi[i + 1] == 0 else math.sin(phi[i + 1]) / math.sin(phi[i]), abs=1e-15)
+        assert step.keep == pytest.approx(
+            0 if phi[i + 1] == 0 else math.sin(phi[i + 1]) / math.sin(phi[i]), abs=1e-15
+        )
 
 
 @pytest.mark.parametrize("order", range(2, 8))
 def test_order_towards_the_data(order: int) -> None:
-    """Slope of the end point's RMS error from 48 to 96 steps; orders 6 and 7 come to it from below (5.7, 6.4)."""
+    """Slope of the end point's RMS error from 48 to 96 steps; orders 6 and 7 come to it from below
+    (5.7, 6.4).
+    """
     means = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]], dtype=torch.float64)
-    process = scoresde.EDM(sigma_min=0.1, sigma_max=1000.0)  # x̂0 rests where the steps begin with a low order
+    # x̂0 rests where the steps begin with a low order.
+    process = scoresde.EDM(sigma_min=0.1, sigma_max=1000.0)
     sde = scoresde.oracle(toy.GaussianMixture(means, [0.5] * 4), process).double()
     z = torch.randn(32, 2, generator=generator(5), dtype=torch.float64)
 
     def end(order: int, steps: int) -> Tensor:
         nodes = levels(sde, grid(sde.process, steps, "graded"))
-        return march(Row("x0φ²", order, corrector=True), problem(sde, nodes, False, lambda: z), z)[0]
+        return march(Row("x0φ²", order, corrector=True), problem(sde, nodes, False, lambda: z), z)[
+            0
+        ]
 
     exact = end(8, 500)
     errors = [float((end(order, steps) - exact).square().mean().sqrt()) for steps in (48, 96)]
@@ -76,9 +93,11 @@ def test_order_towards_the_data(order: int) -> None:
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_one_mode_of_any_thinness_stays_thin(name: str, dtype: torch.dtype) -> None:
-    """The std of samples is at most the mode's own (convolved with σ(0)), for 1 to 500 steps and stds of 1e-5 to 0.1.
+    """The std of samples is at most the mode's own (convolved with σ(0)), for 1 to 500 steps and
+    stds of 1e-5 to 0.1.
 
-    Steps too coarse to see a mode's width make it thinner. Velocities interpolated in φ made one of 1e-4 8e-2 wide.
+    Steps too coarse to see a mode's width make it thinner. Velocities interpolated in φ made one
+    of 1e-4 8e-2 wide.
     """
     steps_of = {1e-5: (5, 50), 1e-4: (1, 2, 5, 13, 50, 200, 500), 1e-2: (5, 50), 1e-1: (5, 50)}
     for std, steps in ((std, steps) for std, counts in steps_of.items() for steps in counts):
@@ -92,7 +111,9 @@ def test_one_mode_of_any_thinness_stays_thin(name: str, dtype: torch.dtype) -> N
 @pytest.mark.parametrize("steps", [50, 100])
 @pytest.mark.parametrize("means", [RING, FAR], ids=["2-D", "64-D"])
 def test_modes_of_two_hundredths_keep_their_width(means: Tensor, steps: int) -> None:
-    """Spread within modes of 2% of the data's std, beside that of the samples solved to 1e-8 from the same noise: 0.5%."""
+    """Spread within modes of 2% of the data's std, beside that of the samples solved to 1e-8 from
+    the same noise: 0.5%.
+    """
     sde = scoresde.oracle(standardized(means, 0.02), scoresde.VPSDE()).double()
 
     def spread(**how: float) -> float:
@@ -105,7 +126,8 @@ def test_modes_of_two_hundredths_keep_their_width(means: Tensor, steps: int) -> 
 
 @pytest.mark.parametrize(("unit", "most"), [(1.0, 4.1e-6), (math.sqrt(8), 3.6e-5)])
 def test_twenty_five_narrow_modes_reach_a_high_order(unit: float, most: float) -> None:
-    """25 Gaussians of std 0.05 at distance 2, raw and standardized: at 100 steps no worse than order 6 in the velocity.
+    """25 Gaussians of std 0.05 at distance 2, raw and standardized: at 100 steps no worse than
+    order 6 in the velocity.
 
     With the orders of before, velocities left 8.6e-6 and 3.7e-3.
     """
@@ -121,9 +143,13 @@ def test_twenty_five_narrow_modes_reach_a_high_order(unit: float, most: float) -
 
 @pytest.mark.parametrize("name", ["vp", "rectified"])
 def test_the_log_density_that_goes_along_is_right(name: str) -> None:
-    """`sample_and_log_prob` on a fixed grid carries log p by the same weights: its closed form at the samples, to 1e-4 nats."""
+    """`sample_and_log_prob` on a fixed grid carries log p by the same weights: its closed form at
+    the samples, to 1e-4 nats.
+    """
     mixture = standardized(RING, 0.3)
     sde = scoresde.oracle(mixture, scoresde.PROCESSES.build(name)).double()
-    x, logp = scoresde.sample_and_log_prob(sde, 50, solver="adams", steps=80, generator=generator())
+    x, logp = scoresde.sample_and_log_prob(
+        sde, 50, solver="adams", steps=80, generator=generator()
+    )
     exact = scoresde.log_prob(sde, x, rtol=1e-9, atol=1e-9)
     assert float((logp - exact).abs().max()) < 1e-4

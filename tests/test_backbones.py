@@ -1,6 +1,7 @@
 """Every backbone by name, a network of diffusers and a plug-in: what all of them must hold.
 
-Registering enrols: a newcomer of `BACKBONES` is tested here without a word, at the small sizes of conftest's `fitting`.
+Registering enrols: a newcomer of `BACKBONES` is tested here without a word, at the small sizes of
+conftest's `fitting`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from conftest import SHAPES, fitting, generator, options_of
 from scoresde import ScoreSDE
 from scoresde.backbones import BACKBONES
 from scoresde.backbones.base import can_trace
-from scoresde.trace import exact_trace, hutchinson_trace
+from scoresde.density.trace import exact_trace, hutchinson_trace
 
 PLUGIN = """
 import torch
@@ -35,41 +36,72 @@ class Wave(nn.Module):
         self.first, self.last = nn.Linear(n + 1, width), nn.Linear(width, n)
 
     def forward(self, x, t):
-        return self.last(self.first(torch.cat([x.flatten(1), t[:, None]], 1)).sin()).reshape(x.shape)
+        h = self.first(torch.cat([x.flatten(1), t[:, None]], 1)).sin()
+        return self.last(h).reshape(x.shape)
 """
 BLOCKS = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
 PLAIN = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
-DANCE = {"down_block_types": ["DownBlock1DNoSkip", "DownBlock1D"], "up_block_types": ["UpBlock1D", "UpBlock1DNoSkip"]}
+DANCE = {
+    "down_block_types": ["DownBlock1DNoSkip", "DownBlock1D"],
+    "up_block_types": ["UpBlock1D", "UpBlock1DNoSkip"],
+}
 Case = tuple[tuple[int, ...], dict[str, Any]]
 NEWCOMERS: dict[str, Case] = {
     "diffusers:UNet2DModel": ((2, 4, 4), {**BLOCKS, **PLAIN, "mid_block_type": None}),
     "diffusers:UNet2DConditionModel": ((2, 4, 4), {**BLOCKS, **PLAIN, "mid_block_type": None}),
-    "diffusers:UNet1DModel": ((2, 16), {**DANCE, "block_out_channels": [32, 32], "extra_in_channels": 32, "layers_per_block": 1}),
-    "diffusers:DiTTransformer2DModel": ((2, 4, 4), {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 2}),
+    "diffusers:UNet1DModel": (
+        (2, 16),
+        {**DANCE, "block_out_channels": [32, 32], "extra_in_channels": 32, "layers_per_block": 1},
+    ),
+    "diffusers:DiTTransformer2DModel": (
+        (2, 4, 4),
+        {"num_attention_heads": 2, "attention_head_dim": 4, "num_layers": 2},
+    ),
     "backbone_plugin": ((6,), {"width": 8}),
     "gated": ((2, 8), {"width": 8}),  # of docs/extending.md
 }
-OURS = [name for name in BACKBONES if not name.startswith(("doctest", "test_")) or name == "test_linear"]
+OURS = [
+    name
+    for name in BACKBONES
+    if not name.startswith(("doctest", "test_")) or name == "test_linear"
+]
 LABELLED = {name for name in OURS if "classes" in options_of(name)}
-LABELLED |= {name for name in NEWCOMERS if name.startswith("diffusers:") and name != "diffusers:UNet1DModel"}
-SLOW = {name for name in NEWCOMERS if name.startswith("diffusers:") and name != "diffusers:UNet2DModel"}
-NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in (*OURS, *NEWCOMERS)]
+LABELLED |= {
+    name for name in NEWCOMERS if name.startswith("diffusers:") and name != "diffusers:UNet1DModel"
+}
+SLOW = {
+    name for name in NEWCOMERS if name.startswith("diffusers:") and name != "diffusers:UNet2DModel"
+}
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in (*OURS, *NEWCOMERS)
+]
 TOLD = [param for param in NAMES if param.values[0] in LABELLED]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A package with an entry point, on the path as if installed; and the backbone that the documentation shows."""
+    """A package with an entry point, on the path as if installed; and the backbone that the
+    documentation shows.
+    """
     page = (Path(__file__).parent.parent / "docs" / "extending.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r'^@scoresde\.BACKBONES\.register\("gated"\)\n.*?(?=^\S+ = )', page, re.M | re.S)
+    (code,) = re.findall(
+        r'^@scoresde\.BACKBONES\.register\("gated"\)\n.*?(?=^\S+ = )', page, re.M | re.S
+    )
     assert len([line for line in code.splitlines() if line.strip()]) <= 15
-    exec(code, {"__name__": "__docs__", "scoresde": scoresde, "nn": nn, "torch": torch, "math": math})
+    exec(
+        code,
+        {"__name__": "__docs__", "scoresde": scoresde, "nn": nn, "torch": torch, "math": math},
+    )
     folder = tmp_path_factory.mktemp("site")
     (folder / "backbone_package.py").write_text(PLUGIN)
     about = folder / "backbone_package-1.0.dist-info"
     about.mkdir()
-    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: backbone-package\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text("[scoresde.backbones]\nbackbone_plugin = backbone_package:Wave\n")
+    (about / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: backbone-package\nVersion: 1.0\n"
+    )
+    (about / "entry_points.txt").write_text(
+        "[scoresde.backbones]\nbackbone_plugin = backbone_package:Wave\n"
+    )
     sys.path.append(str(folder))
     yield
     sys.path.remove(str(folder))
@@ -120,7 +152,11 @@ def test_it_keeps_the_shape_and_dtype_of_every_shape_that_it_takes(name: str) ->
             assert out.shape == x.shape
             assert out.dtype == dtype
             # Ours start at zero: that is the best linear prediction of "edm".
-            assert bool(out.isfinite().all()) if name in ("test_linear", *NEWCOMERS) else not out.any()
+            assert (
+                bool(out.isfinite().all())
+                if name in ("test_linear", *NEWCOMERS)
+                else not out.any()
+            )
     assert taken
 
 
@@ -129,7 +165,9 @@ def test_gradients_reach_all_parameters(name: str) -> None:
     net = network(name, **{"classes": 3} if name in LABELLED else {})
     x, t = draw(name, 4)
     given = {"y": torch.tensor([0, 1, 2, 0])} if name in LABELLED else {}
-    (net(x, t, **given) * torch.randn(x.shape, generator=generator(1), dtype=x.dtype)).sum().backward()
+    (
+        net(x, t, **given) * torch.randn(x.shape, generator=generator(1), dtype=x.dtype)
+    ).sum().backward()
     wanting = {name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()}
     assert not wanting, f"no gradient reaches {sorted(wanting)}"
 
@@ -141,7 +179,9 @@ def test_in_eval_mode_it_is_deterministic_and_rows_do_not_mix(name: str) -> None
     x.requires_grad_()
     out = net(x, t)
     assert torch.equal(net(x, t), out)
-    torch.testing.assert_close(torch.cat([net(x[i : i + 1], t[i : i + 1]) for i in range(3)]), out, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(
+        torch.cat([net(x[i : i + 1], t[i : i + 1]) for i in range(3)]), out, rtol=1e-11, atol=1e-11
+    )
     (grad,) = torch.autograd.grad(out[1].square().sum(), x)
     assert not grad[0].any()
     assert grad[1].any()
@@ -156,7 +196,9 @@ def test_float32_agrees_with_float64(name: str) -> None:
     got = copy.deepcopy(net).float()(x.float(), t.float()).detach()
     assert got.dtype == torch.float32
     # diffusers' embedding of a step number near 1000 is known to 1e-4 in float32.
-    assert float((got - wanted).square().mean().sqrt()) < 1e-4 * float(wanted.square().mean().sqrt())
+    assert float((got - wanted).square().mean().sqrt()) < 1e-4 * float(
+        wanted.square().mean().sqrt()
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -166,7 +208,9 @@ def test_the_exact_trace_is_that_of_autograds_jacobian(name: str) -> None:
     f, z = flat(net, x, t)
     out, trace = exact_trace(f, z)
     jacobian = torch.autograd.functional.jacobian(lambda z: f(z).sum(0), z)  # rows do not mix
-    torch.testing.assert_close(trace, jacobian.diagonal(dim1=0, dim2=2).sum(1), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        trace, jacobian.diagonal(dim1=0, dim2=2).sum(1), rtol=1e-9, atol=1e-9
+    )
     torch.testing.assert_close(out, f(z), rtol=1e-11, atol=1e-11)
     if can_trace(net):
         value, closed = net.value_and_trace(x, t)  # type: ignore[operator]
@@ -204,7 +248,9 @@ def test_it_is_saved_and_loaded_copied_and_strict(name: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("name", NAMES)
-def test_in_other_precision_it_is_saved_and_loaded(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_in_other_precision_it_is_saved_and_loaded(
+    name: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     net = network(name).to(dtype)
     x, t = (value.to(dtype) for value in draw(name))
     wanted = net(x, t)
@@ -212,7 +258,9 @@ def test_in_other_precision_it_is_saved_and_loaded(name: str, dtype: torch.dtype
     sde = ScoreSDE(scoresde.VPSDE(), net, shape=case(name)[0])
     again = scoresde.load(scoresde.save(sde, tmp_path / "model")).net
     assert {p.dtype for p in again.parameters() if p.is_floating_point()} == {dtype}
-    for mine, theirs in zip(net.buffers(), again.buffers(), strict=True):  # frequencies of waves are not rounded
+    for mine, theirs in zip(
+        net.buffers(), again.buffers(), strict=True
+    ):  # frequencies of waves are not rounded
         assert mine.dtype == theirs.dtype
         assert torch.equal(mine, theirs)
     assert torch.equal(again(x, t), wanted)
@@ -226,7 +274,9 @@ def test_it_compiles_without_a_break(name: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
     with torch.no_grad():  # what a compiler takes for backward passes is three times as much
-        torch.testing.assert_close(compiled(x, t, **given), net(x, t, **given), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            compiled(x, t, **given), net(x, t, **given), rtol=1e-10, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -237,7 +287,9 @@ def test_it_works_under_autocast_to_bf16(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         got = net(x, t).detach().float()
     assert bool(got.isfinite().all())
-    assert float((got - wanted).square().mean().sqrt()) < 0.05 * float(wanted.square().mean().sqrt())
+    assert float((got - wanted).square().mean().sqrt()) < 0.05 * float(
+        wanted.square().mean().sqrt()
+    )
 
 
 # ------------------------------------------------------------------ conditions
@@ -249,7 +301,8 @@ def test_labels_are_told_checked_and_left_out_in_training(name: str) -> None:
     net = network(name, classes=3)
     x, t = draw(name, 1)
     told = [net(x, t, **given) for given in ({}, *({"y": torch.tensor([k])} for k in range(3)))]
-    assert all(not torch.allclose(a, b) for i, a in enumerate(told) for b in told[:i])  # no label is a label of its own
+    # no label is a label of its own
+    assert all(not torch.allclose(a, b) for i, a in enumerate(told) for b in told[:i])
     sde = ScoreSDE(scoresde.VPSDE(), net, shape=shape)
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
         y = torch.tensor([2], dtype=dtype)
@@ -265,12 +318,16 @@ def test_labels_are_told_checked_and_left_out_in_training(name: str) -> None:
         sde.given(y=0.5)
     with pytest.raises(ValueError, match="build it with classes=n"):
         ScoreSDE(scoresde.VPSDE(), network(name), shape=shape).given(y=1)
-    # In training a label is left out with the probability that was asked for: 2000 rows, 4.9 standard errors, 1e-6.
+    # In training a label is left out with the probability that was asked for: 2000 rows, 4.9
+    # standard errors, 1e-6.
     net = network(name, classes=3, condition_dropout=0.5)
     rows = x.expand(2000, *shape), t.expand(2000)
-    told = net.hide({"y": torch.full((2000,), 1)}, torch.Generator().manual_seed(0))  # type: ignore[operator]
+    told = net.drop_conditions({"y": torch.full((2000,), 1)}, torch.Generator().manual_seed(0))  # type: ignore[operator]
     out = net.eval()(*rows, **told).flatten(1)
-    near = [((out - net(x, t, **given).flatten(1)).abs().amax(1) < 1e-9) for given in ({}, {"y": torch.tensor([1])})]
+    near = [
+        ((out - net(x, t, **given).flatten(1)).abs().amax(1) < 1e-9)
+        for given in ({}, {"y": torch.tensor([1])})
+    ]
     assert bool((near[0] ^ near[1]).all())
     assert abs(float(near[0].double().mean()) - 0.5) < 4.9 * (0.25 / 2000) ** 0.5
 
@@ -279,7 +336,9 @@ def test_labels_are_told_checked_and_left_out_in_training(name: str) -> None:
 def test_a_label_that_is_missing_is_named_where_none_ever_was(name: str) -> None:
     net = network(name, classes=3, condition_dropout=0)
     x, t = draw(name, 2)
-    with pytest.raises(ValueError, match=r"condition_dropout=0, always with y: write sde.given\(y=...\)"):
+    with pytest.raises(
+        ValueError, match=r"condition_dropout=0, always with y: write sde.given\(y=...\)"
+    ):
         net(x, t)
     net.train()
     assert bool(net(x, t, y=torch.tensor([0, 1])).isfinite().all())

@@ -1,9 +1,9 @@
-"""Schrödinger bridges between Gaussians, which are known in closed form: the loss, both samplers, both directions.
+"""Schrödinger bridges between Gaussians, which are known in closed form: the loss, both samplers,
+both directions.
 
-For x0 ~ N(m0, a²) and x1 ~ N(m1, b²) entropic transport with regularization 2σ² joins the ends with the covariance
-C = ½(√(4a²b² + σ⁴) − σ²), and the bridge has the variance
-(1 − t)²a² + t²b² + 2t(1 − t)C + σ²t(1 − t) (Bunne et al. 2023; Janati et al. 2020). All fields are
-linear.
+For x0 ~ N(m0, a²) and x1 ~ N(m1, b²) entropic transport with regularization 2σ² joins the ends
+with the covariance C = ½(√(4a²b² + σ⁴) − σ²), and the bridge has the variance (1 − t)²a² + t²b² +
+2t(1 − t)C + σ²t(1 − t) (Bunne et al. 2023; Janati et al. 2020). All fields are linear.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from conftest import generator
 from scoresde import ScoreSDE
 from scoresde.backbones import BACKBONES, TwoDrifts
 from scoresde.backbones.base import takes
-from scoresde.bridge import BridgeMatching, SchrodingerBridge
-from scoresde.coupling import Sinkhorn
-from scoresde.objective import quantiles
-from scoresde.plan import levels, plan, problem
+from scoresde.sampling.plan import plan
+from scoresde.sampling.problem import levels, problem
 from scoresde.solvers import SOLVERS
+from scoresde.training.bridge import BridgeMatching, SchrodingerBridge
+from scoresde.training.couplings import Sinkhorn
+from scoresde.training.noise_levels import stratified_quantiles
 
 M0, M1, A, B = 0.7, -1.1, 0.5, 1.3
 
@@ -46,26 +47,42 @@ def ends(x: Tensor, t: Tensor, noise: float) -> tuple[Tensor, Tensor]:
     """E[x0 | x_t] and E[x1 | x_t]."""
     mean, variance = moments(t, noise)
     c = covariance(noise)
-    return M0 + ((1 - t) * A**2 + t * c) / variance * (x - mean), M1 + ((1 - t) * c + t * B**2) / variance * (x - mean)
+    return M0 + ((1 - t) * A**2 + t * c) / variance * (x - mean), M1 + (
+        (1 - t) * c + t * B**2
+    ) / variance * (x - mean)
 
 
 class Exact(nn.Module):
-    """The exact drifts as a network that sees (x_t, t); `bend` are errors that training has to find."""
+    """The exact drifts as a network that sees (x_t, t); `bend` are errors that training has to
+    find.
+    """
 
     def __init__(self, noise: float) -> None:
         super().__init__()
         self.noise, self.bend = noise, nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
 
-    def forward(self, x: Tensor, t: Tensor, tilt: Tensor | None = None, apart: bool = False) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, tilt: Tensor | None = None, apart: bool = False
+    ) -> Tensor:
         t = t.reshape(-1, *(1,) * (x.ndim - 1))
         x0, x1 = ends(x, t, self.noise)
         score = -(x - moments(t, self.noise)[0]) / moments(t, self.noise)[1]
         drifts = []
         for way, (a, b, c) in zip((1, -1), self.bend, strict=True):
-            there = (x - x0) / t.clamp_min(1e-12) if way == 1 else (x1 - x) / (1 - t).clamp_min(1e-12)
+            there = (
+                (x - x0) / t.clamp_min(1e-12) if way == 1 else (x1 - x) / (1 - t).clamp_min(1e-12)
+            )
             # at t = 0 and 1, where x̂ − x is 0/0, by way of the other drift and the score
-            there = torch.where(t < 1e-9, (x1 - x) - self.noise**2 * score, there) if way == 1 else there
-            there = torch.where(t > 1 - 1e-9, (x - x0) + self.noise**2 * score, there) if way == -1 else there
+            there = (
+                torch.where(t < 1e-9, (x1 - x) - self.noise**2 * score, there)
+                if way == 1
+                else there
+            )
+            there = (
+                torch.where(t > 1 - 1e-9, (x - x0) + self.noise**2 * score, there)
+                if way == -1
+                else there
+            )
             r = torch.hypot(1 - t, t)
             drifts.append(a + b * x + c * t - ((1 - 2 * t) * x / r + r * there))
         if apart:
@@ -75,7 +92,13 @@ class Exact(nn.Module):
 
 
 def exact(noise: float, shape: tuple[int, ...] = (1,)) -> ScoreSDE:
-    sde = ScoreSDE(SchrodingerBridge(noise), Exact(noise), shape=shape, sees="raw", kind="bridge").double()
+    sde = ScoreSDE(
+        SchrodingerBridge(noise),
+        Exact(noise),
+        shape=shape,
+        input_convention="raw",
+        outcome="bridge",
+    ).double()
     mean = torch.full(shape, M1, dtype=torch.float64)
     sde.source = torch.distributions.Independent(torch.distributions.Normal(mean, B), len(shape))
     return sde
@@ -95,14 +118,18 @@ def gradients(sde: ScoreSDE, noise: float, ends_noise: float, batches: int = 100
     for k in range(batches):
         z0, z1 = pairs(256, ends_noise, k)
         g = generator(10_000 + k)
-        value = BridgeMatching()(sde.net, sde, z0, z1, quantiles(1, 256, g, z0.device), {}, 0.0, g)
+        value = BridgeMatching()(
+            sde.net, sde, z0, z1, stratified_quantiles(1, 256, g, z0.device), {}, 0.0, g
+        )
         found.append(torch.autograd.grad(value, sde.net.bend)[0].flatten())
     return torch.stack(found)
 
 
 @pytest.mark.parametrize("noise", [0.3, 1.0])
 def test_the_exact_drifts_are_where_the_loss_is_least(noise: float) -> None:
-    """z-scores of 6 mean gradients, |z| < 4.2 (false alarm 1.6e-4). With ends joined as for other noise it is far from 0."""
+    """z-scores of 6 mean gradients, |z| < 4.2 (false alarm 1.6e-4). With ends joined as for other
+    noise it is far from 0.
+    """
     sde = exact(noise)
     found = gradients(sde, noise, noise)
     z = found.mean(0) / found.std(0) * math.sqrt(len(found))
@@ -112,7 +139,9 @@ def test_the_exact_drifts_are_where_the_loss_is_least(noise: float) -> None:
 
 
 def test_the_loss_is_that_of_both_bridges_written_out() -> None:
-    """By x_t, t and the drifts (x_t − x0)/t and (x1 − x_t)/(1 − t) themselves, on images, for a network that is no denoiser."""
+    """By x_t, t and the drifts (x_t − x0)/t and (x1 − x_t)/(1 − t) themselves, on images, for a
+    network that is no denoiser.
+    """
     noise, shape = 0.6, (2, 3, 3)
 
     class Wiggle(nn.Module):
@@ -120,11 +149,15 @@ def test_the_loss_is_that_of_both_bridges_written_out() -> None:
             super().__init__()
             self.p = nn.Parameter(torch.ones((), dtype=torch.float64))
 
-        def forward(self, x: Tensor, t: Tensor, tilt: Tensor | None = None, apart: bool = False) -> Tensor:
+        def forward(
+            self, x: Tensor, t: Tensor, tilt: Tensor | None = None, apart: bool = False
+        ) -> Tensor:
             t = t.reshape(-1, 1, 1, 1)
             return torch.stack([torch.sin(x * self.p + t), torch.cos(x.flip(1) - t)])
 
-    sde = ScoreSDE(SchrodingerBridge(noise), Wiggle(), shape=shape, sees="raw").double()
+    sde = ScoreSDE(
+        SchrodingerBridge(noise), Wiggle(), shape=shape, input_convention="raw"
+    ).double()
     x0, x1 = torch.randn(2, 5, 18, generator=generator(1), dtype=torch.float64)
     q = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
     got = BridgeMatching()(sde.net, sde, x0, x1, q, {}, 0.0, generator(2))
@@ -146,7 +179,8 @@ def test_the_loss_is_that_of_both_bridges_written_out() -> None:
 
 
 def affine(noise: float, steps: int, forward: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """What the solver makes of a start 0, a start 1 and each draw of noise alone, at all levels: it is affine in all of them.
+    """What the solver makes of a start 0, a start 1 and each draw of noise alone, at all levels:
+    it is affine in all of them.
 
     Returns the times and, there, mean and variance of x and its covariance with the start, exactly.
     """
@@ -171,8 +205,12 @@ def affine(noise: float, steps: int, forward: bool = False) -> tuple[np.ndarray,
 
 @pytest.mark.parametrize("forward", [False, True])
 @pytest.mark.parametrize("noise", [0.3, 1.0])
-def test_the_sde_has_the_marginals_of_the_bridge_and_joins_its_ends_to_first_order(noise: float, forward: bool) -> None:
-    """Without sampling, all along the path. Mean and covariance of the ends need no limit: the fields are linear."""
+def test_the_sde_has_the_marginals_of_the_bridge_and_joins_its_ends_to_first_order(
+    noise: float, forward: bool
+) -> None:
+    """Without sampling, all along the path. Mean and covariance of the ends need no limit: the
+    fields are linear.
+    """
     wrong = []
     for steps in (100, 200, 400):
         t, found = affine(noise, steps, forward)
@@ -186,10 +224,14 @@ def test_the_sde_has_the_marginals_of_the_bridge_and_joins_its_ends_to_first_ord
 
 @pytest.mark.parametrize("solver", ["bridge", "adams"])
 def test_samples_have_the_marginals_at_five_times_by_sde_and_ode(solver: str) -> None:
-    """10,000 samples of two features: 20 z-scores of means and variances, |z| < 4.5 (false alarm 1.4e-4)."""
+    """10,000 samples of two features: 20 z-scores of means and variances, |z| < 4.5 (false alarm
+    1.4e-4).
+    """
     noise, n, times = 0.8, 10_000, [1.0, 0.75, 0.5, 0.25, 0.0]
     options = {"steps": 200} if solver == "bridge" else {}
-    found = scoresde.solve(exact(noise, (2,)), n, solver=solver, times=times, generator=generator(3), **options)
+    found = scoresde.solve(
+        exact(noise, (2,)), n, solver=solver, times=times, generator=generator(3), **options
+    )
     for t, x in zip(times, found.x, strict=True):
         mean, variance = moments(t, noise)
         bias = 2e-3 if solver == "bridge" else 1e-4  # of 200 steps: see the test before
@@ -201,18 +243,27 @@ def test_the_ode_is_the_monotone_map_and_its_likelihood_that_of_the_data() -> No
     sde = exact(0.8)
     x = torch.linspace(-1, 2, 31, dtype=torch.float64)[:, None]
     torch.testing.assert_close(
-        scoresde.encode(sde, x, solver="rk45", rtol=1e-9, atol=1e-9), M1 + B / A * (x - M0), rtol=0, atol=1e-6
+        scoresde.encode(sde, x, solver="rk45", rtol=1e-9, atol=1e-9),
+        M1 + B / A * (x - M0),
+        rtol=0,
+        atol=1e-6,
     )
     truth = torch.distributions.Normal(torch.tensor(M0, dtype=torch.float64), A).log_prob(x[:, 0])
-    torch.testing.assert_close(scoresde.log_prob(sde, x, rtol=1e-8, atol=1e-8), truth, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        scoresde.log_prob(sde, x, rtol=1e-8, atol=1e-8), truth, rtol=0, atol=1e-5
+    )
 
 
 def test_there_and_back_by_the_sde() -> None:
-    """Data to source: the joint law of both ends is the entropic plan's. |z| < 4.5 of mean, variance, covariance."""
+    """Data to source: the joint law of both ends is the entropic plan's. |z| < 4.5 of mean,
+    variance, covariance.
+    """
     noise, n = 0.8, 10_000
     sde = exact(noise)
     x0 = M0 + A * torch.randn(n, 1, generator=generator(1), dtype=torch.float64)
-    x1 = scoresde.solve(sde, start=x0, times=[0.0, 1.0], solver="bridge", steps=200, generator=generator(2)).x[-1]
+    x1 = scoresde.solve(
+        sde, start=x0, times=[0.0, 1.0], solver="bridge", steps=200, generator=generator(2)
+    ).x[-1]
     assert abs(float(x1.mean()) - M1) < 4.5 * B / math.sqrt(n) + 2e-3
     assert abs(float(x1.var()) - B**2) < 4.5 * B**2 * math.sqrt(2 / n) + 2e-3
     c = covariance(noise)
@@ -223,12 +274,16 @@ def test_there_and_back_by_the_sde() -> None:
 def test_samples_depend_on_the_seed_and_their_number_alone() -> None:
     sde = exact(0.8, (2,))
     all_ = scoresde.sample(sde, 200, solver="bridge", steps=10, generator=generator(4))
-    part = scoresde.sample(sde, 200, solver="bridge", steps=10, generator=generator(4), batch_size=64)
+    part = scoresde.sample(
+        sde, 200, solver="bridge", steps=10, generator=generator(4), batch_size=64
+    )
     torch.testing.assert_close(all_, part, rtol=0, atol=0)
 
 
 def test_sinkhorn_with_twice_the_variance_joins_what_the_bridge_joins() -> None:
-    """The covariance of the ends, 20 batches of 256: within 4.5 standard errors and 2% for the size of the batches."""
+    """The covariance of the ends, 20 batches of 256: within 4.5 standard errors and 2% for the
+    size of the batches.
+    """
     pytest.importorskip("ot")
     noise, found = 1.0, []
     coupling = BridgeMatching().coupling(exact(noise))
@@ -242,17 +297,25 @@ def test_sinkhorn_with_twice_the_variance_joins_what_the_bridge_joins() -> None:
 
 
 def test_the_plan_is_the_same_whichever_way_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the log domain and out of it, on costs as they are and shifted: the same rows for the same randomness."""
+    """In the log domain and out of it, on costs as they are and shifted: the same rows for the
+    same randomness.
+    """
     ot = pytest.importorskip("ot")
     x0, x1 = np.random.default_rng(0).standard_normal((2, 64, 2))
     found = Sinkhorn(reg=0.3).join(x0, x1, {}, np.random.default_rng(1))
     plain = ot.sinkhorn
-    monkeypatch.setattr(ot, "sinkhorn", lambda *a, method, **k: plain(*a, method="sinkhorn_log", **k))
-    np.testing.assert_array_equal(found, Sinkhorn(reg=0.3).join(x0, x1, {}, np.random.default_rng(1)))
+    monkeypatch.setattr(
+        ot, "sinkhorn", lambda *a, method, **k: plain(*a, method="sinkhorn_log", **k)
+    )
+    np.testing.assert_array_equal(
+        found, Sinkhorn(reg=0.3).join(x0, x1, {}, np.random.default_rng(1))
+    )
     cost = np.square(x0[:, None] - x1).sum(2)
     exact_plan = plain(np.full(64, 1 / 64), np.full(64, 1 / 64), cost, 0.3, method="sinkhorn_log")
     monkeypatch.setattr(ot, "sinkhorn", lambda *a, **k: exact_plan)
-    np.testing.assert_array_equal(found, Sinkhorn(reg=0.3).join(x0, x1, {}, np.random.default_rng(1)))
+    np.testing.assert_array_equal(
+        found, Sinkhorn(reg=0.3).join(x0, x1, {}, np.random.default_rng(1))
+    )
 
 
 @pytest.mark.parametrize("shape", [(2,), (3, 4, 4)])
@@ -260,11 +323,19 @@ def test_the_network_of_two_drifts_mixes_them_by_the_tilt(shape: tuple[int, ...]
     net = TwoDrifts(shape, width=16).double()
     for p in net.parameters():
         nn.init.normal_(p, std=0.3, generator=generator(1))
-    x, t = torch.randn(6, *shape, generator=generator(2), dtype=torch.float64), torch.linspace(-3, 3, 6, dtype=torch.float64)
+    x, t = (
+        torch.randn(6, *shape, generator=generator(2), dtype=torch.float64),
+        torch.linspace(-3, 3, 6, dtype=torch.float64),
+    )
     data, source = net(x, t, apart=True)
     assert (data - source).abs().min() > 0
     one = torch.ones(6, dtype=torch.float64)
-    for tilt, wanted in ((one, data), (-one, source), (0 * one, 0.5 * (data + source)), (None, 0.5 * (data + source))):
+    for tilt, wanted in (
+        (one, data),
+        (-one, source),
+        (0 * one, 0.5 * (data + source)),
+        (None, 0.5 * (data + source)),
+    ):
         torch.testing.assert_close(net(x, t, tilt=tilt), wanted)
     torch.testing.assert_close(net(x, t, tilt=one * t)[3:4], net(x[3:4], t[3:4], tilt=t[3:4]))
 
@@ -273,13 +344,21 @@ def test_a_bridge_is_saved_and_loaded(tmp_path: Any) -> None:
     pytest.importorskip("ot")
     sde = scoresde.build(SchrodingerBridge(0.7), "two_drifts", shape=(2,), width=16)
     sde.source = scoresde.toy.EightGaussians()
-    scoresde.fit(sde, scoresde.toy.Moons(), steps=5, batch_size=32, progress=False, generator=generator())
-    assert sde.kind == "bridge"
+    scoresde.fit(
+        sde, scoresde.toy.Moons(), steps=5, batch_size=32, progress=False, generator=generator()
+    )
+    assert sde.outcome.name == "bridge"
     assert sde.solver == "bridge"
     loaded = scoresde.load(scoresde.save(sde, tmp_path / "model"))
-    assert (loaded.kind, loaded.process, takes(loaded.net, "tilt")) == ("bridge", SchrodingerBridge(0.7), True)
+    assert (loaded.outcome.name, loaded.process, takes(loaded.net, "tilt")) == (
+        "bridge",
+        SchrodingerBridge(0.7),
+        True,
+    )
     for solver in ("bridge", "adams"):
-        a, b = (scoresde.sample(m, 5, solver=solver, generator=generator(1)) for m in (sde, loaded))
+        a, b = (
+            scoresde.sample(m, 5, solver=solver, generator=generator(1)) for m in (sde, loaded)
+        )
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
@@ -288,7 +367,16 @@ def test_labels_go_through_the_bridge() -> None:
     sde = scoresde.build("bridge", "two_drifts", shape=(2,), width=16, classes=2)
     sde.source = scoresde.toy.EightGaussians()
     x, y = torch.randn(100, 2, generator=generator()), torch.arange(100) % 2
-    scoresde.fit(sde, x, given={"y": y}, coupling="independent", steps=5, batch_size=32, progress=False, generator=generator())
+    scoresde.fit(
+        sde,
+        x,
+        given={"y": y},
+        coupling="independent",
+        steps=5,
+        batch_size=32,
+        progress=False,
+        generator=generator(),
+    )
     assert scoresde.sample(sde.given(y=torch.tensor([0, 1, 0])), 3, steps=4).shape == (3, 2)
 
 
@@ -297,7 +385,10 @@ def test_labels_go_through_the_bridge() -> None:
     [
         (lambda: scoresde.build("bridge", "mlp", shape=(2,)), "two drifts"),
         (lambda: scoresde.build("bridge", "two_drifts", shape=(2,), width=8), "no source"),
-        (lambda: scoresde.build("bridge", "two_drifts", shape=(2,), width=8, predict="v"), "predict='edm'"),
+        (
+            lambda: scoresde.build("bridge", "two_drifts", shape=(2,), width=8, predict="v"),
+            "predict='edm'",
+        ),
         (lambda: scoresde.build("rectified", "two_drifts", shape=(2,), width=8), "has none"),
     ],
 )
@@ -329,17 +420,23 @@ def trained(steps: int, **options: Any) -> ScoreSDE:
 
 @pytest.mark.slow
 def test_eight_gaussians_to_moons_by_both_samplers_and_a_density_that_integrates_to_one() -> None:
-    """Energy distances² of 4,000 samples below 3e-3, where two true samples have 0 ± 6e-4; about two minutes of CPU."""
+    """Energy distances² of 4,000 samples below 3e-3, where two true samples have 0 ± 6e-4; about
+    two minutes of CPU.
+    """
     pytest.importorskip("ot")
     sde, moons = trained(2000), scoresde.toy.Moons()
     truth = moons.sample(4000, generator=generator(5))
     for solver in ("bridge", "adams"):
         x = scoresde.sample(sde, 4000, solver=solver, generator=generator(7))
         assert scoresde.energy_distance(x, truth) < 3e-3
-    back = scoresde.solve(sde, start=truth, times=[0.0, 1.0], solver="bridge", generator=generator(8)).x[-1]
+    back = scoresde.solve(
+        sde, start=truth, times=[0.0, 1.0], solver="bridge", generator=generator(8)
+    ).x[-1]
     assert scoresde.energy_distance(back, sde.source.sample(4000, generator=generator(9))) < 4e-3
     low, high = moons.sample(10_000, generator=generator(1)).aminmax(dim=0)
-    axes = [torch.linspace(float(a) - 1.5, float(b) + 1.5, 97) for a, b in zip(low, high, strict=True)]
+    axes = [
+        torch.linspace(float(a) - 1.5, float(b) + 1.5, 97) for a, b in zip(low, high, strict=True)
+    ]
     grid = torch.cartesian_prod(*axes)
     cell = math.prod(float(axis[1] - axis[0]) for axis in axes)
     assert abs(float(scoresde.log_prob(sde, grid).double().exp().sum()) * cell - 1) < 0.01

@@ -1,6 +1,8 @@
-"""A run that was killed, interrupted or out of disk goes on as if nothing had happened: files equal by SHA-256.
+"""A run that was killed, interrupted or out of disk goes on as if nothing had happened: files
+equal by SHA-256.
 
-Whatever is compared was trained twice: once in one go, and once in pieces, each piece by a model that began with other weights.
+Whatever is compared was trained twice: once in one go, and once in pieces, each piece by a model
+that began with other weights.
 """
 
 from __future__ import annotations
@@ -29,22 +31,39 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+)
 
 import scoresde
-from scoresde import CheckpointError, History, ScoreSDE, TrainingError, io, storage, training
+from conftest import fit_keywords
+from scoresde import CheckpointError, History, ScoreSDE, TrainingError
+from scoresde.storage import description, disk
+from scoresde.storage import models as io
+from scoresde.storage import records as storage
+from scoresde.storage.lock import LOCK
+from scoresde.training import trainer as training
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 class Noisy(nn.Module):
-    """A network with dropout, a buffer that training moves, and a random layer that is not trained."""
+    """A network with dropout, a buffer that training moves, and a random layer that stays."""
 
     def __init__(self, shape: tuple[int, ...], width: int = 8, classes: int = 0) -> None:
         super().__init__()
         n = math.prod(shape)
         self.frozen = nn.Linear(n + 1, width).requires_grad_(False)
-        self.hidden, self.drop, self.last = nn.Linear(width, width), nn.Dropout(0.2), nn.Linear(width, n)
+        self.hidden, self.drop, self.last = (
+            nn.Linear(width, width),
+            nn.Dropout(0.2),
+            nn.Linear(width, n),
+        )
         self.label = nn.Embedding(classes, width) if classes else None
         self.register_buffer("seen", torch.zeros(width))
         self.seen: Tensor
@@ -69,7 +88,9 @@ def registered() -> Iterator[None]:
     scoresde.BACKBONES.remove("test_noisy")
 
 
-def build(seed: int = 0, shape: tuple[int, ...] = (2,), net: str = "test_noisy", **options: Any) -> ScoreSDE:
+def build(
+    seed: int = 0, shape: tuple[int, ...] = (2,), net: str = "test_noisy", **options: Any
+) -> ScoreSDE:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return scoresde.build("vp", net, shape=shape, **({"width": 8} | options))
@@ -80,10 +101,12 @@ def cloud(n: int = 100, *shape: int, seed: int = 0) -> Tensor:
 
 
 def fit(sde: ScoreSDE, data: Any, **options: Any) -> History:
-    """With what all runs here have in common; the generator is nobody's business once a run has begun."""
+    """With what all runs here have in common; the generator is nobody's business once a run has
+    begun.
+    """
     common: dict[str, Any] = {"steps": 14, "batch_size": 16, "progress": False}
     generator = torch.Generator().manual_seed(options.pop("seed", 5))
-    return scoresde.fit(sde, data, **(common | options), generator=generator)
+    return scoresde.fit(sde, data, **fit_keywords(**(common | options)), generator=generator)
 
 
 def state(sde: ScoreSDE) -> dict[str, Tensor]:
@@ -91,12 +114,18 @@ def state(sde: ScoreSDE) -> dict[str, Tensor]:
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a
+    )
 
 
 def digests(folder: Path, *prefixes: str) -> dict[str, str]:
-    """SHA-256 of the tensors of all records, by file; a record's name has the step, the tensors everything else."""
-    names = [path for path in folder.glob("*.safetensors") if path.name.startswith(prefixes or ("",))]
+    """SHA-256 of the tensors of all records, by file; a record's name has the step, the tensors
+    everything else.
+    """
+    names = [
+        path for path in folder.glob("*.safetensors") if path.name.startswith(prefixes or ("",))
+    ]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
 
 
@@ -108,7 +137,7 @@ def steps(folder: Path) -> list[int]:
 @contextlib.contextmanager
 def stopped(at: int, why: BaseException) -> Iterator[None]:
     """Let the step after so many end with an exception."""
-    original = training.Run.steps_to_go
+    original = training.Trainer.steps_to_go
 
     def steps_to_go(self: Any, reseed: Any) -> Iterator[int]:
         for step in original(self, reseed):
@@ -117,28 +146,46 @@ def stopped(at: int, why: BaseException) -> Iterator[None]:
                 raise why
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Run, "steps_to_go", steps_to_go)
+        patch.setattr(training.Trainer, "steps_to_go", steps_to_go)
         with pytest.raises(type(why)):
             yield
 
 
-# ---------------------------------------------------------------------------------------------------- SIGKILL
+# ------------------------------------------------------------------------------------------ SIGKILL
 
 STEPS, EVERY = 60, 4
 
 
 def rich(folder: Path, seed: int) -> History:
-    """A run that writes records of every kind, from a model and a generator that only a fresh run may depend on."""
+    """A run that writes records of every kind, from a model and a generator that only a fresh run
+    may depend on.
+    """
     if storage.records(folder, io.STEP):
         seed = 10**6 + os.getpid()
-    options: dict[str, Any] = {"noise": "adaptive", "snapshots": 3, "validation": cloud(20, seed=1), "patience": 100}
+    options: dict[str, Any] = {
+        "noise": "adaptive",
+        "snapshots": 3,
+        "validation": cloud(20, seed=1),
+        "patience": 100,
+    }
     return fit(
-        build(seed), cloud(), steps=STEPS, every=EVERY, batch_size=8, out=folder, resume=True, seed=seed, ema=10, **options
+        build(seed),
+        cloud(),
+        steps=STEPS,
+        every=EVERY,
+        batch_size=8,
+        out=folder,
+        resume=True,
+        seed=seed,
+        ema=10,
+        **options,
     )
 
 
 def hooked(at: int, after: bool) -> None:
-    """Die by SIGKILL at the k-th operation of the disk, before or after it; of a write, in its middle."""
+    """Die by SIGKILL at the k-th operation of the disk, before or after it; of a write, in its
+    middle.
+    """
     left = [at]
 
     def die() -> bool:
@@ -183,7 +230,7 @@ def hooked(at: int, after: bool) -> None:
     def opened(path: Any, mode: str = "r", **options: Any) -> Any:
         return File(path, mode, **options) if "x" in mode else builtins.open(path, mode, **options)
 
-    storage.open = opened  # type: ignore[attr-defined]
+    disk.open = opened  # type: ignore[attr-defined]
     for name in ("replace", "fsync", "unlink"):
         setattr(os, name, wrapped(getattr(os, name)))
 
@@ -193,7 +240,7 @@ def forked(work: Callable[[], Any], shared: mmap.mmap) -> int:
     pid = os.fork()
     if pid:
         return pid
-    original = training.Run.steps_to_go
+    original = training.Trainer.steps_to_go
 
     def steps_to_go(self: Any, reseed: Any) -> Iterator[int]:
         for step in original(self, reseed):
@@ -201,7 +248,7 @@ def forked(work: Callable[[], Any], shared: mmap.mmap) -> int:
             shared[:16] = struct.pack("qq", first or step, step)
             yield step
 
-    training.Run.steps_to_go = steps_to_go  # type: ignore[method-assign]
+    training.Trainer.steps_to_go = steps_to_go  # type: ignore[method-assign]
     try:
         work()
         os._exit(0)
@@ -211,28 +258,51 @@ def forked(work: Callable[[], Any], shared: mmap.mmap) -> int:
 
 
 def killed(root: str, kills: int, seed: int) -> None:
-    """The harness, in a process of its own that has imported all and trained nothing: kill runs, resume them, compare."""
+    """The harness, in a process of its own that has imported all and trained nothing: kill runs,
+    resume them, compare.
+    """
     torch.set_num_threads(1)
-    for slow in ("torch._dynamo", "scipy.optimize"):  # what the first optimizer imports, once for all children
+    for slow in (
+        "torch._dynamo",
+        "scipy.optimize",
+    ):  # what the first optimizer imports, once for all children
         importlib.import_module(slow)
     scoresde.BACKBONES.register("test_noisy")(Noisy)
     warnings.simplefilter("error")
     rng, shared, place = random.Random(seed), mmap.mmap(-1, 16), Path(root)
-    counts = {"kills": 0, "runs": 0, "by hooks": 0, "leftovers": 0, "before the first checkpoint": 0, "redone": 0}
+    counts = {
+        "kills": 0,
+        "runs": 0,
+        "by hooks": 0,
+        "leftovers": 0,
+        "before the first checkpoint": 0,
+        "redone": 0,
+    }
     assert os.waitpid(forked(lambda: rich(place / "whole", 3), shared), 0)[1] == 0
-    wanted, files = digests(place / "whole"), sorted(path.suffix for path in (place / "whole").iterdir())
+    wanted, files = (
+        digests(place / "whole"),
+        sorted(path.suffix for path in (place / "whole").iterdir()),
+    )
     while counts["kills"] < kills:
         folder = place / f"run-{counts['runs']}"
         folder.mkdir()
         newest, fresh = 0, True
         while True:
             shared[:16] = struct.pack("qq", 0, 0)
-            at, after, delay = rng.randint(1, 150 if newest else 60), rng.random() < 0.5, rng.uniform(0.02, 0.25)
+            at, after, delay = (
+                rng.randint(1, 150 if newest else 60),
+                rng.random() < 0.5,
+                rng.uniform(0.02, 0.25),
+            )
             by_hook = rng.random() < 0.7
-            if fresh:  # the first checkpoint takes 49 operations: how fast the machine is must not decide whether one dies in it
+            # the first checkpoint takes 49 operations: how fast the machine is must not decide
+            # whether one dies in it
+            if fresh:
                 fresh, by_hook, at = False, True, min(at, 40)
 
-            def work(folder: Path = folder, at: int = at, after: bool = after, by_hook: bool = by_hook) -> None:
+            def work(
+                folder: Path = folder, at: int = at, after: bool = after, by_hook: bool = by_hook
+            ) -> None:
                 if by_hook:
                     hooked(at, after)
                 rich(folder, 3)
@@ -243,7 +313,10 @@ def killed(root: str, kills: int, seed: int) -> None:
                 os.kill(pid, signal.SIGKILL)
             status = os.waitpid(pid, 0)[1]
             first, last = struct.unpack("qq", shared[:16])
-            assert first in (0, newest + 1), (first, newest)  # it went on where the newest checkpoint was
+            assert first in (0, newest + 1), (
+                first,
+                newest,
+            )  # it went on where the newest checkpoint was
             stems = storage.records(folder, io.STEP)
             newest = int(stems[-1][len(io.STEP) :]) if stems else 0
             for stem in stems:
@@ -268,8 +341,14 @@ def killed(root: str, kills: int, seed: int) -> None:
 
 def harness(kills: int, folder: Path, seed: int) -> dict[str, int]:
     code = f"import test_checkpoint; test_checkpoint.killed({str(folder)!r}, {kills}, {seed})"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=environment)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "PYTHONSAFEPATH": "1",  # or "conftest" would be that of the working directory
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, env=environment
+    )
     assert not done.returncode, done.stderr[-3000:]
     counts: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
     return counts
@@ -292,7 +371,7 @@ def test_two_hundred_kills_of_runs(tmp_path: Path) -> None:
     assert counts["before the first checkpoint"] >= 5
 
 
-# ---------------------------------------------------------------------------------------------------- all kinds of runs
+# -------------------------------------------------------------------------------- all kinds of runs
 
 
 class Augmented(Dataset[Any]):
@@ -341,32 +420,55 @@ def mapped(folder: Path) -> np.ndarray[Any, Any]:
     return array
 
 
-KINDS: dict[str, Callable[[Path], tuple[Any, dict[str, Any], dict[str, Any]]]] = {  # data, options of fit, options of build
+KINDS: dict[
+    str, Callable[[Path], tuple[Any, dict[str, Any], dict[str, Any]]]
+] = {  # data, options of fit, options of build
     "tensor": lambda _: (cloud(), {}, {}),
     "double": lambda _: (cloud().double().numpy(), {}, {}),
     "several groups": lambda _: (cloud(), {"steps": 150, "batch_size": 4, "every": 37}, {}),
     "dataset": lambda _: (Augmented(), {}, {}),
     "iterable": lambda _: (Endless(), {}, {}),
     "loader": lambda _: (loader(), {}, {}),
-    "loader with a generator": lambda _: (loader(generator=torch.Generator().manual_seed(random.randrange(99))), {}, {}),
+    "loader with a generator": lambda _: (
+        loader(generator=torch.Generator().manual_seed(random.randrange(99))),
+        {},
+        {},
+    ),
     "loader of batches": lambda _: (
-        DataLoader(Augmented(), batch_sampler=BatchSampler(RandomSampler(range(50), generator=torch.Generator()), 8, False)),
+        DataLoader(
+            Augmented(),
+            batch_sampler=BatchSampler(
+                RandomSampler(range(50), generator=torch.Generator()), 8, False
+            ),
+        ),
         {},
         {},
     ),
     "loader with workers": lambda _: (loader(num_workers=2), {}, {}),
     "law": lambda _: (Law(), {}, {}),
     "law with a generator": lambda _: (Polite(), {}, {}),
-    "memmap": lambda folder: (mapped(folder), {"transforms": ("dequantize", "flip")}, {"shape": (1, 4, 4)}),
+    "memmap": lambda folder: (
+        mapped(folder),
+        {"transforms": ("dequantize", "flip")},
+        {"shape": (1, 4, 4)},
+    ),
     "labels": lambda _: (cloud(), {"given": {"y": torch.arange(100) % 3}}, {"classes": 3}),
-    "pairs in a list": lambda _: (list(zip(cloud(), torch.arange(100) % 3, strict=True)), {}, {"classes": 3}),
+    "pairs in a list": lambda _: (
+        list(zip(cloud(), torch.arange(100) % 3, strict=True)),
+        {},
+        {"classes": 3},
+    ),
     "pairs of a loader, the last batch short": lambda _: (
-        DataLoader(TensorDataset(cloud(), (torch.arange(100) % 3).to(torch.uint16)), 7, shuffle=True),
+        DataLoader(
+            TensorDataset(cloud(), (torch.arange(100) % 3).to(torch.uint16)), 7, shuffle=True
+        ),
         {"steps": 32},
         {"net": "mlp", "depth": 1, "classes": 3},
     ),
     "integers with labels": lambda _: (
-        scoresde.dequantize.TruncatedNormal(8).dataset(torch.arange(200).reshape(100, 2) % 8, y=torch.arange(100) % 3),
+        scoresde.dequantize.TruncatedNormal(8).dataset(
+            torch.arange(200).reshape(100, 2) % 8, y=torch.arange(100) % 3
+        ),
         {},
         {"classes": 3},
     ),
@@ -374,7 +476,11 @@ KINDS: dict[str, Callable[[Path], tuple[Any, dict[str, Any], dict[str, Any]]]] =
     "snapshots": lambda _: (cloud(), {"snapshots": 7, "ema": 3}, {}),
     "no average": lambda _: (cloud(), {"ema": 0}, {}),
     "validation": lambda _: (cloud(), {"validation": cloud(20, seed=1), "every": 5}, {}),
-    "patience": lambda _: (cloud(), {"validation": cloud(20, seed=1), "patience": 2, "every": 1, "lr": 0.3, "steps": 40}, {}),
+    "patience": lambda _: (
+        cloud(),
+        {"validation": cloud(20, seed=1), "patience": 2, "every": 1, "lr": 0.3, "steps": 40},
+        {},
+    ),
     "mlp": lambda _: (cloud(), {}, {"net": "mlp", "depth": 1}),
 }
 
@@ -382,7 +488,9 @@ KINDS: dict[str, Callable[[Path], tuple[Any, dict[str, Any], dict[str, Any]]]] =
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_in_pieces_ends_as_one_in_one_go(kind: str, tmp_path: Path) -> None:
-    """Bit for bit: weights, averages, optimizer and law in the last checkpoint, and the model; with checkpoints or without."""
+    """Bit for bit: weights, averages, optimizer and law in the last checkpoint, and the model;
+    with checkpoints or without.
+    """
     out, whole = tmp_path / "pieces", tmp_path / "whole"
     _, options, how = KINDS[kind](tmp_path)
     options = {"every": 4} | options
@@ -393,22 +501,38 @@ def test_a_run_in_pieces_ends_as_one_in_one_go(kind: str, tmp_path: Path) -> Non
         return KINDS[kind](tmp_path)[0]
 
     bare = build(**how)
-    history = fit(bare, data(), **{k: v for k, v in (options | watched).items() if k != "snapshots"})
+    history = fit(
+        bare, data(), **{k: v for k, v in (options | watched).items() if k != "snapshots"}
+    )
     end = history.step[-1] if "patience" not in options else history.checked[-1]
     fit(build(**how), data(), **options, out=whole, **(watched or {"every": every + 1}))
-    for i, at in enumerate((min(2 * every + 1, end - 2), end - 1)):  # patience ends where the numbers of a torch say
+    for i, at in enumerate(
+        (min(2 * every + 1, end - 2), end - 1)
+    ):  # patience ends where the numbers of a torch say
         with stopped(at, KeyboardInterrupt()):
-            fit(build(i and 100 + i, **how), data(), **options, out=out, every=every, resume=bool(i), seed=5 + i)
+            fit(
+                build(i and 100 + i, **how),
+                data(),
+                **options,
+                out=out,
+                every=every,
+                resume=bool(i),
+                seed=5 + i,
+            )
     last = build(200, **how)
     pieces = fit(last, data(), **options, out=out, every=every, resume=True, seed=200)
-    assert digests(out, "model", "average", f"step-{end:08d}") == digests(whole, "model", "average", f"step-{end:08d}")
+    assert digests(out, "model", "average", f"step-{end:08d}") == digests(
+        whole, "model", "average", f"step-{end:08d}"
+    )
     assert len(digests(whole, f"step-{end:08d}")) == len(digests(whole, "model")) == 1
     assert len(digests(whole, "average")) == options.get("snapshots", 0)
     assert same(state(last), state(bare))
     assert same(state(io.load(out)), state(bare))
     for name in ("step", "loss", "checked", "validation", "best"):
         assert getattr(pieces, name) == getattr(history, name)
-    assert end < options.get("steps", 14) if kind == "patience" else end == options.get("steps", 14)
+    assert (
+        end < options.get("steps", 14) if kind == "patience" else end == options.get("steps", 14)
+    )
 
 
 class Broken(Dataset[Any]):
@@ -427,21 +551,34 @@ class Broken(Dataset[Any]):
         return cloud()[i] + torch.randn(2)
 
 
-def test_a_run_whose_data_failed_goes_on_from_its_last_checkpoint_bit_for_bit(tmp_path: Path) -> None:
+def test_a_run_whose_data_failed_goes_on_from_its_last_checkpoint_bit_for_bit(
+    tmp_path: Path,
+) -> None:
     fit(build(), Broken(math.inf), out=tmp_path / "whole", every=3)
-    with pytest.raises(TrainingError, match=r"batch 8, row \d+: OSError: the disk is gone") as caught:
+    with pytest.raises(
+        TrainingError, match=r"batch 8, row \d+: OSError: the disk is gone"
+    ) as caught:
         fit(build(), Broken(100 + 8 * 16), out=tmp_path / "pieces", every=3)
     assert isinstance(caught.value.__cause__, OSError)
     assert caught.value.__notes__ == [
-        f"The checkpoint of step 6 in {tmp_path / 'pieces'} is kept: resume=True goes on from there."
+        f"The checkpoint of step 6 in {tmp_path / 'pieces'} is kept: resume=True goes on from "
+        "there."
     ]
     fit(build(7), Broken(math.inf), out=tmp_path / "pieces", every=3, resume=True, seed=8)
-    assert digests(tmp_path / "pieces", "model", "step-00000014") == digests(tmp_path / "whole", "model", "step-00000014")
+    assert digests(tmp_path / "pieces", "model", "step-00000014") == digests(
+        tmp_path / "whole", "model", "step-00000014"
+    )
 
 
 def test_validation_does_not_change_what_is_learnt() -> None:
-    """Raw weights and average, bit for bit, in a network with dropout and a buffer, however often it is validated."""
-    runs: list[dict[str, Any]] = [{}, {"validation": cloud(20, seed=1), "every": 1}, {"validation": cloud(9), "every": 5}]
+    """Raw weights and average, bit for bit, in a network with dropout and a buffer, however often
+    it is validated.
+    """
+    runs: list[dict[str, Any]] = [
+        {},
+        {"validation": cloud(20, seed=1), "every": 1},
+        {"validation": cloud(9), "every": 5},
+    ]
     found = []
     for options in runs:
         fit(sde := build(), cloud(), **options)
@@ -451,7 +588,9 @@ def test_validation_does_not_change_what_is_learnt() -> None:
 
 
 def test_a_second_training_of_a_model_can_be_resumed(tmp_path: Path) -> None:
-    """It begins with the raw weights and the average of the first, and mean and scale stay as they are."""
+    """It begins with the raw weights and the average of the first, and mean and scale stay as they
+    are.
+    """
     ends = []
     for at in (None, 7):
         sde = build()
@@ -460,16 +599,22 @@ def test_a_second_training_of_a_model_can_be_resumed(tmp_path: Path) -> None:
             with stopped(at, KeyboardInterrupt()):
                 fit(sde, 2 * cloud(), out=tmp_path, every=3)
             sde = build(9)
-        fit(sde, 2 * cloud(), **({} if at is None else {"out": tmp_path, "every": 3, "resume": True}))
+        fit(
+            sde,
+            2 * cloud(),
+            **({} if at is None else {"out": tmp_path, "every": 3, "resume": True}),
+        )
         ends.append(state(sde))
     assert same(*ends)
 
 
-# ---------------------------------------------------------------------------------------------------- interruptions
+# ------------------------------------------------------------------------------------ interruptions
 
 
 @pytest.mark.parametrize("at", range(1, 10))
-def test_an_interrupt_at_any_step_leaves_a_usable_model_and_a_run_to_go_on_with(at: int, tmp_path: Path) -> None:
+def test_an_interrupt_at_any_step_leaves_a_usable_model_and_a_run_to_go_on_with(
+    at: int, tmp_path: Path
+) -> None:
     whole = build()
     fit(whole, cloud(), steps=10)
     sde = build()
@@ -477,7 +622,7 @@ def test_an_interrupt_at_any_step_leaves_a_usable_model_and_a_run_to_go_on_with(
         fit(sde, cloud(), steps=10, every=3, out=tmp_path)
     assert not sde.training
     assert bool(scoresde.log_prob(sde, cloud(3)).isfinite().all())
-    assert not (tmp_path / storage.LOCK).exists()
+    assert not (tmp_path / LOCK).exists()
     assert steps(tmp_path) == [step for step in (3, 6, 9) if step <= at][-2:]
     again = build(1 if at >= 3 else 0)
     fit(again, cloud(), steps=10, every=3, out=tmp_path, resume=True)
@@ -487,21 +632,29 @@ def test_an_interrupt_at_any_step_leaves_a_usable_model_and_a_run_to_go_on_with(
 @pytest.mark.parametrize("every", [1, 3, 500])
 @pytest.mark.parametrize("at", ["a step", "the average", "the validation"])
 def test_weights_that_are_not_finite_are_never_saved(at: str, every: int, tmp_path: Path) -> None:
-    """The checkpoints before are intact, what was learnt until then is usable, and the run can be gone on with."""
+    """The checkpoints before are intact, what was learnt until then is usable, and the run can be
+    gone on with.
+    """
     whole, sde = build(), build()
     fit(whole, cloud(), steps=40)
-    original = training.Run.steps_to_go
+    original = training.Trainer.steps_to_go
 
     def steps_to_go(self: Any, reseed: Any) -> Iterator[int]:
         for step in original(self, reseed):
             if step == 17:
-                {"a step": self.total, "the average": self.average.parts[0], "the validation": self.total}[at].fill_(math.nan)
+                {
+                    "a step": self.total,
+                    "the average": self.averages.main.parts[0],
+                    "the validation": self.total,
+                }[at].fill_(math.nan)
             yield step
 
     validation = {"validation": cloud(9)} if at == "the validation" else {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Run, "steps_to_go", steps_to_go)
-        with pytest.raises(TrainingError, match=f"after step {20 if every == 500 else 18 if every == 3 else 17}"):
+        patch.setattr(training.Trainer, "steps_to_go", steps_to_go)
+        with pytest.raises(
+            TrainingError, match=f"after step {20 if every == 500 else 18 if every == 3 else 17}"
+        ):
             fit(sde, cloud(), steps=40, every=every, out=tmp_path, **validation)
     assert steps(tmp_path) == {1: [15, 16], 3: [12, 15], 500: []}[every]
     assert all(bool(value.isfinite().all()) for value in state(sde).values())
@@ -512,7 +665,7 @@ def test_weights_that_are_not_finite_are_never_saved(at: str, every: int, tmp_pa
 
 def full(file: Path, share: float) -> Any:
     """A disk that has no room for the rest of a record's tensors."""
-    original = storage._stream
+    original = storage.write_file
 
     def stream(path: Path, pieces: Any) -> tuple[int, str]:
         if file.name not in path.name:
@@ -525,7 +678,9 @@ def full(file: Path, share: float) -> Any:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize(("record", "left"), [("step-00000006", [3]), ("average-00000007", [3, 6]), ("model", [9, 10])])
+@pytest.mark.parametrize(
+    ("record", "left"), [("step-00000006", [3]), ("average-00000007", [3, 6]), ("model", [9, 10])]
+)
 def test_a_full_disk_leaves_the_checkpoint_before_and_a_usable_model(
     record: str, left: list[int], share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -536,8 +691,10 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_a_usable_model(
     with monkeypatch.context() as patch:
         if record.startswith("average"):
             record = "average-00000008"  # of steps 2, 5, 8, 10
-        patch.setattr(storage, "_stream", full(Path(record), share))
-        with pytest.raises(CheckpointError, match=f"can't write .*{record}.json: No space left on device"):
+        patch.setattr(storage, "write_file", full(Path(record), share))
+        with pytest.raises(
+            CheckpointError, match=f"can't write .*{record}.json: No space left on device"
+        ):
             fit(sde, cloud(), **options, out=folder)
     assert steps(folder) == left
     assert storage.leftovers(folder) == []
@@ -558,9 +715,13 @@ def test_a_file_size_limit_is_met_as_a_full_disk_is(tmp_path: Path) -> None:
         fit(build(), cloud(), every=5, out=tmp_path)
     size = max(path.stat().st_size for path in tmp_path.iterdir())
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, before[1]))  # Python ignores the signal that comes with it
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (size // 2, before[1])
+    )  # Python ignores the signal that comes with it
     try:
-        with pytest.raises(CheckpointError, match=r"can't write .*/step-00000010\.json: File too large"):
+        with pytest.raises(
+            CheckpointError, match=r"can't write .*/step-00000010\.json: File too large"
+        ):
             fit(sde, cloud(), every=5, out=tmp_path, resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -572,10 +733,17 @@ def test_a_file_size_limit_is_met_as_a_full_disk_is(tmp_path: Path) -> None:
 
 def untouched(sde: ScoreSDE, before: dict[str, Tensor]) -> bool:
     own = {p.data_ptr() for p in sde.net.parameters()}
-    return same(state(sde), before) and sde.ema is None and sde.training and len(own) == len(list(sde.net.parameters()))
+    return (
+        same(state(sde), before)
+        and sde.ema is None
+        and sde.training
+        and len(own) == len(list(sde.net.parameters()))
+    )
 
 
-def test_a_read_only_folder_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_folder_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sde = build()
     before = state(sde)
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
@@ -586,7 +754,9 @@ def test_a_read_only_folder_is_refused_before_any_work(tmp_path: Path, monkeypat
 
 
 def test_a_second_run_in_a_folder_is_refused_at_once(tmp_path: Path) -> None:
-    """While the first is at it, and afterwards unless it is to go on; nothing of the first is touched."""
+    """While the first is at it, and afterwards unless it is to go on; nothing of the first is
+    touched.
+    """
 
     class Second:
         said: str = ""
@@ -595,7 +765,9 @@ def test_a_second_run_in_a_folder_is_refused_at_once(tmp_path: Path) -> None:
             if not self.said:
                 sde = build(1)
                 before = state(sde)
-                with pytest.raises(CheckpointError, match="is being written by this process already") as caught:
+                with pytest.raises(
+                    CheckpointError, match="is being written by this process already"
+                ) as caught:
                     fit(sde, Forbidden(), out=tmp_path, resume=True)
                 self.said = str(caught.value)
                 assert untouched(sde, before)
@@ -609,13 +781,19 @@ def test_a_second_run_in_a_folder_is_refused_at_once(tmp_path: Path) -> None:
     fit(build(), first, out=tmp_path)
     assert first.said
     files = digests(tmp_path)
-    with pytest.raises(CheckpointError, match="holds a run at step 14: resume=True goes on with it"):
+    with pytest.raises(
+        CheckpointError, match="holds a run at step 14: resume=True goes on with it"
+    ):
         fit(build(1), Forbidden(), out=tmp_path)
     assert digests(tmp_path) == files
 
 
-def test_a_folder_with_something_else_is_refused_but_not_one_of_a_run_killed_early(tmp_path: Path) -> None:
-    """Before the first checkpoint there may be a snapshot and unfinished files: they go, and the run begins."""
+def test_a_folder_with_something_else_is_refused_but_not_one_of_a_run_killed_early(
+    tmp_path: Path,
+) -> None:
+    """Before the first checkpoint there may be a snapshot and unfinished files: they go, and the
+    run begins.
+    """
     log = tmp_path / "log.txt"
     log.write_text("not ours")
     with pytest.raises(CheckpointError, match="something that is not a scoresde model"):
@@ -627,8 +805,15 @@ def test_a_folder_with_something_else_is_refused_but_not_one_of_a_run_killed_ear
     assert digests(tmp_path)
     assert not steps(tmp_path)
     (tmp_path / ".step-00000500-0123abcd.partial").write_bytes(b"cut sho")
-    fit(build(), cloud(), out=tmp_path, snapshots=4, resume=True)  # another run: the first one's snapshots are not of it
-    assert [stem[-2:] for stem in storage.records(tmp_path, "average-")] == ["04", "07", "10", "14"]
+    fit(
+        build(), cloud(), out=tmp_path, snapshots=4, resume=True
+    )  # another run: the first one's snapshots are not of it
+    assert [stem[-2:] for stem in storage.records(tmp_path, "average-")] == [
+        "04",
+        "07",
+        "10",
+        "14",
+    ]
     assert storage.leftovers(tmp_path) == []
 
 
@@ -644,7 +829,10 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
     "transforms": ({"transforms": "flip"}, r"transforms=\[\], and this one has \['Flip\(\)'\]"),
     "validation": ({"validation": IMAGES[:9]}, "every=None, and this one has 3"),
     "data": ({"data": cloud(100, 1, 2, 2, seed=2)}, "data={.*}, and this one has {.*}"),
-    "fewer data": ({"data": IMAGES[:-1]}, "data={'samples': 100, .*}, and this one has {'samples': 99, .*}"),
+    "fewer data": (
+        {"data": IMAGES[:-1]},
+        "data={'samples': 100, .*}, and this one has {'samples': 99, .*}",
+    ),
     "network": ({"width": 16}, "model={.*'width': 8}.*}, and this one has {.*'width': 16}.*}"),
     "another network": ({"net": "mlp"}, "model={.*'test_noisy'.*}, and this one has {.*'mlp'.*}"),
     "shape": ({"data": cloud(100, 3), "shape": (3,)}, "data={.*}, and this one has {.*}"),
@@ -660,7 +848,11 @@ def test_a_run_does_not_go_on_as_another(change: str, tmp_path: Path) -> None:
     options, said = CHANGED[change]
     options = {"every": 3} | options
     data = options.pop("data", IMAGES)
-    sde = build(1, **{"shape": (1, 2, 2)} | {name: options.pop(name) for name in ("width", "net", "shape") if name in options})
+    sde = build(
+        1,
+        **{"shape": (1, 2, 2)}
+        | {name: options.pop(name) for name in ("width", "net", "shape") if name in options},
+    )
     before = state(sde)
     with pytest.raises(CheckpointError, match=f"was started with {said}"):
         fit(sde, data, **options, out=tmp_path, resume=True)
@@ -673,7 +865,10 @@ def test_other_labels_are_other_data(tmp_path: Path) -> None:
     with stopped(7, KeyboardInterrupt()):
         fit(build(classes=3), cloud(), given=given, every=3, out=tmp_path)
     for other in ({"y": 2 - given["y"]}, None):
-        with pytest.raises(CheckpointError, match=r"was started with data={.*'given': {'y'.*, and this one has {.*'given'.*}"):
+        with pytest.raises(
+            CheckpointError,
+            match=r"was started with data={.*'given': {'y'.*, and this one has {.*'given'.*}",
+        ):
             fit(build(1, classes=3), cloud(), given=other, every=3, out=tmp_path, resume=True)
     fit(build(1, classes=3), cloud(), given=given, every=3, out=tmp_path, resume=True)
 
@@ -703,9 +898,17 @@ def test_numbers_of_any_kind_are_the_same_settings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("patience", [None, 2])
-def test_a_finished_run_returns_its_history_and_model_at_once(patience: int | None, tmp_path: Path) -> None:
+def test_a_finished_run_returns_its_history_and_model_at_once(
+    patience: int | None, tmp_path: Path
+) -> None:
     """Without a look at the data beyond what they are; also one that patience ended."""
-    options: dict[str, Any] = {"validation": cloud(20, seed=1), "patience": patience, "lr": 0.3, "steps": 40, "every": 1}
+    options: dict[str, Any] = {
+        "validation": cloud(20, seed=1),
+        "patience": patience,
+        "lr": 0.3,
+        "steps": 40,
+        "every": 1,
+    }
 
     class Counting(Law):
         draws = 0
@@ -730,10 +933,14 @@ def damage(folder: Path, step: int) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-def test_what_a_killed_run_had_no_time_to_remove_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Found by the test of kills, once in ten: the last checkpoint was written, the one before the one before still there."""
+def test_what_a_killed_run_had_no_time_to_remove_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by the test of kills, once in ten: the last checkpoint was written, the one before the
+    one before still there.
+    """
     with monkeypatch.context() as patch:
-        patch.setattr(scoresde.checkpoint.Checkpoints, "_prune", lambda *_: None)
+        patch.setattr(scoresde.training.checkpoint.CheckpointFolder, "_prune", lambda *_: None)
         fit(build(), cloud(), out=tmp_path, every=4)
     assert steps(tmp_path) == [4, 8, 12, 14]
     fit(build(), cloud(), out=tmp_path, every=4, resume=True)
@@ -741,7 +948,9 @@ def test_what_a_killed_run_had_no_time_to_remove_is_removed_by_the_next(tmp_path
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> None:
-    """With a warning; two sound ones are kept again as soon as there are two, and the damaged is replaced when its step comes."""
+    """With a warning; two sound ones are kept again as soon as there are two, and the damaged is
+    replaced when its step comes.
+    """
     whole, sde = build(), build(1)
     fit(whole, cloud(), steps=30)
     with stopped(21, KeyboardInterrupt()):
@@ -767,8 +976,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path) -> Non
 
 def test_a_checkpoint_that_is_only_a_model_is_no_run(tmp_path: Path) -> None:
     sde = build()
-    tensors = {io.PREFIX + name: value for name, value in io.weights(sde).items()}
-    storage.write(tmp_path, "step-00000005", tensors, {"model": io.describe(sde)})
+    tensors = {io.PREFIX + name: value for name, value in description.weights(sde).items()}
+    storage.write(tmp_path, "step-00000005", tensors, {"model": description.describe(sde)})
     with pytest.raises(CheckpointError, match="holds a model, but not the run that made it"):
         fit(build(1), cloud(), out=tmp_path, resume=True)
 
@@ -777,7 +986,9 @@ def test_a_checkpoint_that_is_only_a_model_is_no_run(tmp_path: Path) -> None:
 def test_the_last_step_is_always_a_checkpoint(every: int, tmp_path: Path) -> None:
     bare, sde = build(), build()
     fit(bare, cloud())
-    fit(sde, cloud(), every=every, out=tmp_path / "new" / "folder", resume=True)  # nothing to resume: it begins
+    fit(
+        sde, cloud(), every=every, out=tmp_path / "new" / "folder", resume=True
+    )  # nothing to resume: it begins
     assert steps(tmp_path / "new" / "folder") == ([13, 14] if every == 1 else [14])
     assert same(state(sde), state(bare))
     assert same(state(io.load(tmp_path / "new" / "folder")), state(bare))
@@ -815,7 +1026,7 @@ def test_a_network_without_a_name_is_resumed_but_not_loaded(tmp_path: Path) -> N
         io.load(tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------- what fit leaves alone
+# ---------------------------------------------------------------------------- what fit leaves alone
 
 
 class Refusing:
@@ -832,11 +1043,15 @@ class Refusing:
 
 
 @pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("why", ["first draw", "second draw", "answer of the wrong shape", "interrupt"])
+@pytest.mark.parametrize(
+    "why", ["first draw", "second draw", "answer of the wrong shape", "interrupt"]
+)
 def test_a_fit_that_ends_before_its_first_step_leaves_everything(
     why: str, trained: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """State, mode, average, the parameters' memory to themselves, which of them are trained; and no gradients."""
+    """State, mode, average, the parameters' memory to themselves, which of them are trained; and
+    no gradients.
+    """
     sde = build()
     if trained:
         fit(sde, cloud())
@@ -846,8 +1061,14 @@ def test_a_fit_that_ends_before_its_first_step_leaves_everything(
     if why == "answer of the wrong shape":
         monkeypatch.setattr(type(sde.net), "forward", lambda self, x, t: x[:, :1])
     if why == "interrupt":
-        monkeypatch.setattr(training.Run, "steps_to_go", lambda self, reseed: (_ for _ in "").throw(KeyboardInterrupt()))
-    data = {"first draw": Refusing(1), "second draw": Refusing(1 if trained else 2)}.get(why, 2 * cloud())
+        monkeypatch.setattr(
+            training.Trainer,
+            "steps_to_go",
+            lambda self, reseed: (_ for _ in "").throw(KeyboardInterrupt()),
+        )
+    data = {"first draw": Refusing(1), "second draw": Refusing(1 if trained else 2)}.get(
+        why, 2 * cloud()
+    )
     with pytest.raises((TrainingError, ValueError, KeyboardInterrupt)):
         fit(sde, data, lr=0.1)
     monkeypatch.undo()
@@ -862,12 +1083,17 @@ def test_a_fit_that_ends_before_its_first_step_leaves_everything(
 def own_their_memory(sde: ScoreSDE) -> bool:
     tensors = [*sde.parameters(), *sde.buffers()]
     own = len({value.untyped_storage().data_ptr() for value in tensors}) == len(tensors)
-    exact = all(value.untyped_storage().nbytes() == value.numel() * value.element_size() for value in tensors)
+    exact = all(
+        value.untyped_storage().nbytes() == value.numel() * value.element_size()
+        for value in tensors
+    )
     return own and exact and all(p.grad is None for p in sde.parameters())
 
 
 def test_after_a_fit_parameters_are_the_same_objects_and_own_their_memory(tmp_path: Path) -> None:
-    """Who holds them, an optimizer of one's own say, goes on holding the model's; also after a resumed run."""
+    """Who holds them, an optimizer of one's own say, goes on holding the model's; also after a
+    resumed run.
+    """
     sde = build()
     held = dict(sde.net.named_parameters())
     buffers = dict(sde.named_buffers())
@@ -878,12 +1104,17 @@ def test_after_a_fit_parameters_are_the_same_objects_and_own_their_memory(tmp_pa
     assert own_their_memory(sde)
     assert all(p is held[name] for name, p in sde.net.named_parameters())
     assert all(buffer is buffers[name] for name, buffer in sde.named_buffers() if name in buffers)
-    assert [name for name, p in sde.net.named_parameters() if not p.requires_grad] == ["frozen.weight", "frozen.bias"]
+    assert [name for name, p in sde.net.named_parameters() if not p.requires_grad] == [
+        "frozen.weight",
+        "frozen.bias",
+    ]
     assert not any(p.requires_grad for p in sde.ema.parameters())  # type: ignore[union-attr]
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("kind", ["tensor", "dataset", "iterable", "loader", "loader with workers", "law"])
+@pytest.mark.parametrize(
+    "kind", ["tensor", "dataset", "iterable", "loader", "loader with workers", "law"]
+)
 @pytest.mark.parametrize("how", ["done", "interrupted", "resumed"])
 def test_global_random_states_are_left_alone(kind: str, how: str, tmp_path: Path) -> None:
     data, options, _ = KINDS[kind](tmp_path)
@@ -894,8 +1125,36 @@ def test_global_random_states_are_left_alone(kind: str, how: str, tmp_path: Path
     torch.manual_seed(3)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     with stopped(7, KeyboardInterrupt()) if how == "interrupted" else contextlib.nullcontext():
-        fit(sde, data, **options, **({"every": 3, "out": tmp_path, "resume": True} if how == "resumed" else {}))
+        fit(
+            sde,
+            data,
+            **options,
+            **({"every": 3, "out": tmp_path, "resume": True} if how == "resumed" else {}),
+        )
     after = torch.get_rng_state(), random.getstate(), np.random.get_state()  # noqa: NPY002
     assert torch.equal(before[0], after[0])
     assert before[1] == after[1]
     assert all(np.array_equal(a, b) for a, b in zip(before[2], after[2], strict=True))
+
+
+def test_a_checkpoint_of_version_0_1_is_gone_on_with(tmp_path: Path) -> None:
+    """It has what the model learnt in its description alone, and settings of denoising always."""
+
+    def made(seed: int) -> ScoreSDE:
+        return build(seed, net="two_times", backbone="mlp", depth=1, classes=3)
+
+    given = {"y": torch.arange(100) % 3}
+    options: dict[str, Any] = {"given": given, "objective": "meanflow", "every": 3}
+    whole = made(0)
+    fit(whole, cloud(), **options)
+    with stopped(7, KeyboardInterrupt()):
+        fit(made(0), cloud(), **options, out=tmp_path)
+    stem = storage.records(tmp_path, io.STEP)[-1]
+    about, tensors = storage.read(tmp_path, stem)
+    del about["learnt"]
+    about["config"] |= {"weight": "edm", "noise": "lognormal"}
+    storage.write(tmp_path, stem, tensors, about)
+    again = made(1)
+    fit(again, cloud(), **options, out=tmp_path, resume=True)
+    assert same(state(again), state(whole))
+    assert again.learnt == whole.learnt

@@ -1,4 +1,6 @@
-"""The `scoresde` command, in this process: what it writes is what the API says, and a mistake costs one line."""
+"""The `scoresde` command, in this process: what it writes is what the API says, and a mistake
+costs one line.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ import torch
 
 import scoresde
 from conftest import generator
-from scoresde.cli import main
+from scoresde.cli.commands import main
 
 
 def read(path: Path) -> torch.Tensor:
@@ -27,7 +29,10 @@ def read(path: Path) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def table() -> np.ndarray:
-    return (np.array([10.0, -3.0]) + np.array([2.0, 0.1]) * np.random.default_rng(0).normal(size=(200, 2))).astype(np.float32)
+    return (
+        np.array([10.0, -3.0])
+        + np.array([2.0, 0.1]) * np.random.default_rng(0).normal(size=(200, 2))
+    ).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +40,20 @@ def model(tmp_path_factory: pytest.TempPathFactory, table: np.ndarray) -> Path:
     """A model that the command trained from an .npy file."""
     folder = tmp_path_factory.mktemp("cli")
     np.save(folder / "data.npy", table)
-    main(["fit", str(folder / "data.npy"), "--out", str(folder / "model"), "--steps", "30", "--batch-size", "64", "--seed", "3"])
+    main(
+        [
+            "fit",
+            str(folder / "data.npy"),
+            "--out",
+            str(folder / "model"),
+            "--steps",
+            "30",
+            "--batch-size",
+            "64",
+            "--seed",
+            "3",
+        ]
+    )
     return folder / "model"
 
 
@@ -54,18 +72,46 @@ def test_fit_is_the_fit_of_the_api_with_that_seed(model: Path, table: np.ndarray
 
 
 @pytest.mark.parametrize("header", ["", "height,weight\n", "# height, weight\n"])
-def test_fit_reads_csv_with_and_without_a_header(header: str, table: np.ndarray, model: Path, tmp_path: Path) -> None:
+def test_fit_reads_csv_with_and_without_a_header(
+    header: str, table: np.ndarray, model: Path, tmp_path: Path
+) -> None:
     rows = "\n".join(",".join(repr(float(v)) for v in row) for row in table)
     (tmp_path / "data.csv").write_text(header + rows + "\n\n")
     assert torch.equal(read(tmp_path / "data.csv"), torch.from_numpy(table))
     out = tmp_path / "model"
-    main(["fit", str(tmp_path / "data.csv"), "--out", str(out), "--steps", "30", "--batch-size", "64", "--seed", "3"])
+    main(
+        [
+            "fit",
+            str(tmp_path / "data.csv"),
+            "--out",
+            str(out),
+            "--steps",
+            "30",
+            "--batch-size",
+            "64",
+            "--seed",
+            "3",
+        ]
+    )
     assert torch.equal(scoresde.load(out).net.out.weight, scoresde.load(model).net.out.weight)
 
 
-def test_fit_takes_images_and_other_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_takes_images_and_other_processes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     np.save(tmp_path / "images.npy", np.random.default_rng(0).normal(size=(20, 1, 4, 4)))
-    main(["fit", str(tmp_path / "images.npy"), "--out", str(tmp_path / "m"), "--steps", "3", "--process", "rectified"])
+    main(
+        [
+            "fit",
+            str(tmp_path / "images.npy"),
+            "--out",
+            str(tmp_path / "m"),
+            "--steps",
+            "3",
+            "--process",
+            "rectified",
+        ]
+    )
     said = capsys.readouterr().out
     assert "20 samples of shape (1, 4, 4)" in said
     sde = scoresde.load(tmp_path / "m")
@@ -89,13 +135,26 @@ def test_sample_writes_the_samples_of_the_api(
 
 @pytest.mark.parametrize("suffix", ["npy", "csv", None])
 def test_log_prob_says_what_the_api_says(
-    suffix: str | None, table: np.ndarray, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    suffix: str | None,
+    table: np.ndarray,
+    model: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     np.save(tmp_path / "data.npy", table[:9])
     out = tmp_path / f"logp.{suffix}"
-    main(["log-prob", str(model), str(tmp_path / "data.npy"), *(["--out", str(out)] if suffix else [])])
+    main(
+        [
+            "log-prob",
+            str(model),
+            str(tmp_path / "data.npy"),
+            *(["--out", str(out)] if suffix else []),
+        ]
+    )
     wanted = scoresde.log_prob(scoresde.load(model), torch.from_numpy(table[:9])).numpy()
-    said = re.search(r"mean log p\(x\): (\S+) ± (\S+) nats over 9 samples", capsys.readouterr().out)
+    said = re.search(
+        r"mean log p\(x\): (\S+) ± (\S+) nats over 9 samples", capsys.readouterr().out
+    )
     assert said is not None
     assert float(said[1]) == pytest.approx(wanted.mean(), abs=1e-4)
     assert float(said[2]) == pytest.approx(wanted.std(ddof=1) / 3, abs=1e-4)
@@ -110,9 +169,16 @@ def test_log_prob_says_how_far_to_trust_it(
 ) -> None:
     np.save(tmp_path / "data.npy", table[:9])
     said = []
-    for how in (["--tolerance", "1e-3"], ["--tolerance", "1e-6"], ["--trace", "hutchinson_gaussian"]):
+    for how in (
+        ["--tolerance", "1e-3"],
+        ["--tolerance", "1e-6"],
+        ["--trace", "hutchinson_gaussian"],
+    ):
         main(["log-prob", str(model), str(tmp_path / "data.npy"), *how])
-        found = re.search(r"solver (\S+), prior (\S+), trace (\S+); (\d+) evaluations each", capsys.readouterr().out)
+        found = re.search(
+            r"solver (\S+), prior (\S+), trace (\S+); (\d+) evaluations each",
+            capsys.readouterr().out,
+        )
         assert found is not None
         said.append([float(number) for number in found.groups()])
     loose, tight, estimated = said
@@ -131,7 +197,11 @@ def files(tmp_path_factory: pytest.TempPathFactory, table: np.ndarray) -> Path:
     """Files of every wrong kind."""
     folder = tmp_path_factory.mktemp("files")
     np.save(folder / "good.npy", table)
-    for name, y in {"codes": 10**10 * np.arange(20), "negative": -1 - np.arange(20), "fractions": np.arange(20) / 7}.items():
+    for name, y in {
+        "codes": 10**10 * np.arange(20),
+        "negative": -1 - np.arange(20),
+        "fractions": np.arange(20) / 7,
+    }.items():
         np.savez(folder / f"{name}.npz", x=table[:20], y=y)
     np.save(folder / "integers.npy", (10 * table).astype(np.int64))
     np.save(folder / "nan.npy", np.where(np.arange(400).reshape(200, 2) == 7, np.nan, table))
@@ -167,7 +237,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a pickle": (["fit", "{files}/torch.pt", "--out", "{out}"], r"\.npy or \.csv"),
     "integer data": (["fit", "{files}/integers.npy", "--out", "{out}"], "int64.*float"),
     "NaN data": (["fit", "{files}/nan.npy", "--out", "{out}"], "NaN.*rows: 3"),
-    "one column of numbers": (["fit", "{files}/flat.npy", "--out", "{out}"], r"\(200,\).*one sample per row"),
+    "one column of numbers": (
+        ["fit", "{files}/flat.npy", "--out", "{out}"],
+        r"\(200,\).*one sample per row",
+    ),
     "no rows": (["fit", "{files}/none.npy", "--out", "{out}"], "no samples|no rows"),
     "words": (["fit", "{files}/words.npy", "--out", "{out}"], "words|str"),
     "complex numbers": (["fit", "{files}/complex.npy", "--out", "{out}"], "complex"),
@@ -181,25 +254,67 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a word in a .csv": (["fit", "{files}/words.csv", "--out", "{out}"], "four"),
     "a ragged .csv": (["fit", "{files}/ragged.csv", "--out", "{out}"], "columns"),
     "a binary .csv": (["fit", "{files}/binary.csv", "--out", "{out}"], "."),
-    "unknown process": (["fit", "{files}/good.npy", "--out", "{out}", "--process", "rectifed"], "Did you mean 'rectified'"),
-    "unknown network": (["fit", "{files}/good.npy", "--out", "{out}", "--net", "mpl"], "Did you mean 'mlp'"),
-    "no steps": (["fit", "{files}/good.npy", "--out", "{out}", "--steps", "0"], "steps is at least 1, got 0"),
-    "no batch": (["fit", "{files}/good.npy", "--out", "{out}", "--batch-size", "-3"], "batch.size.*-3"),
-    "an occupied folder": (["fit", "{files}/good.npy", "--out", "{files}/occupied"], "another folder"),
-    "a folder under a file": (["fit", "{files}/good.npy", "--out", "{files}/good.npy/model"], "good.npy"),
+    "unknown process": (
+        ["fit", "{files}/good.npy", "--out", "{out}", "--process", "rectifed"],
+        "Did you mean 'rectified'",
+    ),
+    "unknown network": (
+        ["fit", "{files}/good.npy", "--out", "{out}", "--net", "mpl"],
+        "Did you mean 'mlp'",
+    ),
+    "no steps": (
+        ["fit", "{files}/good.npy", "--out", "{out}", "--steps", "0"],
+        "steps is at least 1, got 0",
+    ),
+    "no batch": (
+        ["fit", "{files}/good.npy", "--out", "{out}", "--batch-size", "-3"],
+        "batch.size.*-3",
+    ),
+    "an occupied folder": (
+        ["fit", "{files}/good.npy", "--out", "{files}/occupied"],
+        "another folder",
+    ),
+    "a folder under a file": (
+        ["fit", "{files}/good.npy", "--out", "{files}/good.npy/model"],
+        "good.npy",
+    ),
     "no such model": (["sample", "{files}/modle", "--out", "{out}.npy"], "no model.*modle"),
-    "a broken model": (["sample", "{files}/broken", "--out", "{out}.npy"], "model.json is not JSON"),
+    "a broken model": (
+        ["sample", "{files}/broken", "--out", "{out}.npy"],
+        "model.json is not JSON",
+    ),
     "a folder without a model": (["sample", "{files}/occupied", "--out", "{out}.npy"], "no model"),
     "an output of another kind": (["sample", "{model}", "--out", "{out}.txt"], r"\.npy.*\.csv"),
-    "an output without a folder": (["sample", "{model}", "--out", "{files}/nowhere/x.npy"], "folder|directory"),
-    "no samples": (["sample", "{model}", "-n", "0", "--out", "{out}.npy"], "n is at least 1, got 0"),
-    "unknown solver": (["sample", "{model}", "--solver", "rk54", "--out", "{out}.npy"], "unknown solver 'rk54'"),
-    "no solver steps": (["sample", "{model}", "--solver", "em", "--steps", "0", "--out", "{out}.npy"], "steps.*0"),
-    "data of another shape": (["log-prob", "{model}", "{files}/wide.npy"], r"\(200, 4\).*\(batch, 2\)"),
+    "an output without a folder": (
+        ["sample", "{model}", "--out", "{files}/nowhere/x.npy"],
+        "folder|directory",
+    ),
+    "no samples": (
+        ["sample", "{model}", "-n", "0", "--out", "{out}.npy"],
+        "n is at least 1, got 0",
+    ),
+    "unknown solver": (
+        ["sample", "{model}", "--solver", "rk54", "--out", "{out}.npy"],
+        "unknown solver 'rk54'",
+    ),
+    "no solver steps": (
+        ["sample", "{model}", "--solver", "em", "--steps", "0", "--out", "{out}.npy"],
+        "steps.*0",
+    ),
+    "data of another shape": (
+        ["log-prob", "{model}", "{files}/wide.npy"],
+        r"\(200, 4\).*\(batch, 2\)",
+    ),
     "no such data to score": (["log-prob", "{model}", "{files}/god.npy"], "god.npy"),
     "integers to score": (["log-prob", "{model}", "{files}/integers.npy"], "int64"),
-    "a stochastic solver": (["log-prob", "{model}", "{files}/good.npy", "--solver", "em"], "em.*try 'adams'"),
-    "a score of another kind": (["log-prob", "{model}", "{files}/good.npy", "--out", "{out}.json"], r"\.npy.*\.csv"),
+    "a stochastic solver": (
+        ["log-prob", "{model}", "{files}/good.npy", "--solver", "em"],
+        "em.*try 'adams'",
+    ),
+    "a score of another kind": (
+        ["log-prob", "{model}", "{files}/good.npy", "--out", "{out}.json"],
+        r"\.npy.*\.csv",
+    ),
     **{
         f"device {name!r}": (
             ["fit", "{files}/good.npy", "--out", "{out}", "--device", name],
@@ -211,21 +326,54 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["sample", "{model}", "--device", "hpu", "--out", "{out}.npy"],
         "'hpu' can't be used; there are: cpu",
     ),
-    "a device to score on": (["log-prob", "{model}", "{files}/good.npy", "--device", "meta"], "'meta' can't be used"),
-    "a negative seed": (["fit", "{files}/good.npy", "--out", "{out}", "--seed", "-1"], "seed is at least 0"),
-    "a seed too long": (["sample", "{model}", "--out", "{out}.npy", "--seed", str(2**63)], r"seed is below 2\^63"),
-    "a network too large": (["fit", "{files}/good.npy", "--out", "{out}", "--option", "width=100000000000000"], "memory"),
-    "brackets": (["fit", "{files}/good.npy", "--out", "{out}", "--option", "width=" + "[" * 100_000], "nested too deep"),
-    "brackets in a condition": (["sample", "{model}", "--out", "{out}.npy", "--given", "y=" + "[" * 100_000], "too deep"),
-    "an option that is another": (["fit", "{files}/good.npy", "--out", "{out}", "--option", "net=unet"], "say --net"),
-    "a shape": (["fit", "{files}/good.npy", "--out", "{out}", "--option", "shape=3"], "shape is no option.*data's"),
-    "no recipe": (["fit", "{files}/good.npy", "--out", "{out}", "--recipe", ""], "unknown recipe ''"),
+    "a device to score on": (
+        ["log-prob", "{model}", "{files}/good.npy", "--device", "meta"],
+        "'meta' can't be used",
+    ),
+    "a negative seed": (
+        ["fit", "{files}/good.npy", "--out", "{out}", "--seed", "-1"],
+        "seed is at least 0",
+    ),
+    "a seed too long": (
+        ["sample", "{model}", "--out", "{out}.npy", "--seed", str(2**63)],
+        r"seed is below 2\^63",
+    ),
+    "a network too large": (
+        ["fit", "{files}/good.npy", "--out", "{out}", "--option", "width=100000000000000"],
+        "memory",
+    ),
+    "brackets": (
+        ["fit", "{files}/good.npy", "--out", "{out}", "--option", "width=" + "[" * 100_000],
+        "nested too deep",
+    ),
+    "brackets in a condition": (
+        ["sample", "{model}", "--out", "{out}.npy", "--given", "y=" + "[" * 100_000],
+        "too deep",
+    ),
+    "an option that is another": (
+        ["fit", "{files}/good.npy", "--out", "{out}", "--option", "net=unet"],
+        "say --net",
+    ),
+    "a shape": (
+        ["fit", "{files}/good.npy", "--out", "{out}", "--option", "shape=3"],
+        "shape is no option.*data's",
+    ),
+    "no recipe": (
+        ["fit", "{files}/good.npy", "--out", "{out}", "--recipe", ""],
+        "unknown recipe ''",
+    ),
     "labels that are codes": (
         ["fit", "{files}/codes.npz", "--out", "{out}", "--condition", "y"],
         r"labels y run from 0 to 190000000000 in 20 samples",
     ),
-    "negative labels": (["fit", "{files}/negative.npz", "--out", "{out}", "--condition", "y"], "labels y run from -20 to -1"),
-    "labels with fractions": (["fit", "{files}/fractions.npz", "--out", "{out}", "--condition", "y"], "labels y are integers"),
+    "negative labels": (
+        ["fit", "{files}/negative.npz", "--out", "{out}", "--condition", "y"],
+        "labels y run from -20 to -1",
+    ),
+    "labels with fractions": (
+        ["fit", "{files}/fractions.npz", "--out", "{out}", "--condition", "y"],
+        "labels y are integers",
+    ),
     **{
         f"a condition {value}": (
             ["sample", "{model}", "--out", "{out}.npy", "--given", f"y={value}"],
@@ -241,15 +389,27 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["evaluate", "{model}", "{files}/good.npy", "--out", "{out}", "--features", "pixel"],
         "unknown features 'pixel'. Did you mean 'pixels'",
     ),
-    "a folder without a name": (["evaluate", "{model}", "{files}/good.npy", "--out", ""], "out is the path of a folder"),
-    "unknown density": (["demo", "--density", "moon", "--out", "{out}.png"], "Did you mean 'moons'"),
+    "a folder without a name": (
+        ["evaluate", "{model}", "{files}/good.npy", "--out", ""],
+        "out is the path of a folder",
+    ),
+    "unknown density": (
+        ["demo", "--density", "moon", "--out", "{out}.png"],
+        "Did you mean 'moons'",
+    ),
     "unknown process of the demo": (
         ["demo", "--steps", "1000", "--process", "vpe", "--out", "{out}.png"],
         "unknown process 'vpe'",
     ),
-    "unknown solver of the demo": (["demo", "--steps", "1000", "--solver", "rk5", "--out", "{out}.png"], "unknown solver 'rk5'"),
+    "unknown solver of the demo": (
+        ["demo", "--steps", "1000", "--solver", "rk5", "--out", "{out}.png"],
+        "unknown solver 'rk5'",
+    ),
     "a figure of another kind": (["demo", "--out", "{out}.xyz"], r"\.png"),
-    "no steps of the demo": (["demo", "--steps", "0", "--out", "{out}.png"], "steps is at least 1"),
+    "no steps of the demo": (
+        ["demo", "--steps", "0", "--out", "{out}.png"],
+        "steps is at least 1",
+    ),
 }
 
 
@@ -278,8 +438,21 @@ def test_a_condition_that_a_model_never_was_without_is_asked_for_by_its_option(
     tmp_path: Path, table: np.ndarray, capsys: pytest.CaptureFixture[str]
 ) -> None:
     np.savez(tmp_path / "d.npz", x=table[:20], y=np.arange(20) % 3)
-    small = ["--steps", "2", "--batch-size", "4", "--option", "width=8", "--option", "depth=1", "--option", "condition_dropout=0"]
-    main(["fit", str(tmp_path / "d.npz"), "--out", str(tmp_path / "m"), "--condition", "y", *small])
+    small = [
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--option",
+        "width=8",
+        "--option",
+        "depth=1",
+        "--option",
+        "condition_dropout=0",
+    ]
+    main(
+        ["fit", str(tmp_path / "d.npz"), "--out", str(tmp_path / "m"), "--condition", "y", *small]
+    )
     for verb, more in (("sample", []), ("evaluate", [str(tmp_path / "d.npz")])):
         with pytest.raises(SystemExit):
             main([verb, str(tmp_path / "m"), *more, "--out", str(tmp_path / "x.npy")])
@@ -288,15 +461,24 @@ def test_a_condition_that_a_model_never_was_without_is_asked_for_by_its_option(
 
 
 @pytest.mark.parametrize(
-    ("every", "said"), [("2", "interrupted; the last checkpoint is of step 2: go on with --resume"), ("9", "interrupted")]
+    ("every", "said"),
+    [
+        ("2", "interrupted; the last checkpoint is of step 2: go on with --resume"),
+        ("9", "interrupted"),
+    ],
 )
 def test_an_interrupted_fit_says_how_to_go_on(
-    every: str, said: str, table: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    every: str,
+    said: str,
+    table: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Interrupted at its third loss, as by Ctrl-C."""
     np.save(tmp_path / "data.npy", table)
-    module, calls = importlib.import_module("scoresde.training"), []
-    original = module.Run.steps_to_go
+    module, calls = importlib.import_module("scoresde.training.trainer"), []
+    original = module.Trainer.steps_to_go
 
     def interrupted(*args: Any) -> Any:
         for step in original(*args):
@@ -305,7 +487,7 @@ def test_an_interrupted_fit_says_how_to_go_on(
             calls.append(step)
             yield step
 
-    monkeypatch.setattr(module.Run, "steps_to_go", interrupted)
+    monkeypatch.setattr(module.Trainer, "steps_to_go", interrupted)
     with pytest.raises(SystemExit) as caught:
         main(
             [
@@ -330,7 +512,9 @@ def test_a_model_that_does_not_fit_its_json_is_one_line_too(
 ) -> None:
     """torch lists what does not fit on many lines."""
     folder = scoresde.save(scoresde.load(model), tmp_path / "model")
-    (folder / "model.json").write_text((folder / "model.json").read_text().replace('"shape": [', '"shape": [3, '))
+    (folder / "model.json").write_text(
+        (folder / "model.json").read_text().replace('"shape": [', '"shape": [3, ')
+    )
     with pytest.raises(SystemExit) as caught:
         main(["sample", str(folder), "--out", str(tmp_path / "x.npy")])
     error = capsys.readouterr().err
@@ -338,9 +522,12 @@ def test_a_model_that_does_not_fit_its_json_is_one_line_too(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["smaple"], ["sample"], ["fit", "x.npy"], ["sample", "m", "-n", "ten", "--out", "x.npy"]]
+    "arguments",
+    [[], ["smaple"], ["sample"], ["fit", "x.npy"], ["sample", "m", "-n", "ten", "--out", "x.npy"]],
 )
-def test_what_argparse_refuses_ends_with_status_2_and_the_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_argparse_refuses_ends_with_status_2_and_the_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
@@ -349,7 +536,9 @@ def test_what_argparse_refuses_ends_with_status_2_and_the_usage(arguments: list[
     assert "error: " in error
 
 
-def test_help_works_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_works_as_a_module(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """What `python -m scoresde --help` does."""
     monkeypatch.setattr(sys, "argv", ["scoresde", "--help"])
     with pytest.raises(SystemExit) as caught:
@@ -364,11 +553,11 @@ def test_help_works_as_a_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def test_demo_draws_four_panels_and_prints_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With fewer points than the real one; each quarter of the figure holds a picture, not a blank."""
+    """With fewer points than the real one; each quarter of the figure holds a picture."""
     pytest.importorskip("matplotlib")
     from matplotlib.image import imread
 
-    module = importlib.import_module("scoresde.demo")
+    module = importlib.import_module("scoresde.cli.demo")
     numbers: dict[str, float] = {}
     original = module.demo
 
@@ -379,12 +568,28 @@ def test_demo_draws_four_panels_and_prints_the_table(
     monkeypatch.setattr(module, "demo", smaller)
     monkeypatch.setattr(module, "LATTICE", 32)
     out = tmp_path / "demo.png"
-    main(["demo", "--steps", "30", "--density", "moons", "--process", "rectified", "--solver", "heun", "--out", str(out)])
+    main(
+        [
+            "demo",
+            "--steps",
+            "30",
+            "--density",
+            "moons",
+            "--process",
+            "rectified",
+            "--solver",
+            "heun",
+            "--out",
+            str(out),
+        ]
+    )
     picture = imread(out)[..., :3]
     assert picture.shape[1] > 1000
     for panel in np.array_split(picture, 4, axis=1):
         height, width = panel.shape[:2]
-        middle = panel[int(0.35 * height) : int(0.75 * height), int(0.3 * width) : int(0.7 * width)]  # no frame, no title
+        # no frame, no title
+        inner = slice(int(0.35 * height), int(0.75 * height))
+        middle = panel[inner, int(0.3 * width) : int(0.7 * width)]
         assert middle.std() > 0.02
         assert len(np.unique(middle.reshape(-1, 3), axis=0)) > 3
     said = capsys.readouterr().out
@@ -393,8 +598,11 @@ def test_demo_draws_four_panels_and_prints_the_table(
         assert re.search(rf"^  {label}", said, re.MULTILINE), label
     assert f"{scoresde.toy.Moons().entropy():.4f} nats" in said
     assert f"{numbers['gap']:.4f} nats" in said
-    # The gap is the mean of log p − log p_model over 500 points: NLL − entropy up to the noise of log p, 4 standard errors.
-    assert numbers["gap"] == pytest.approx(numbers["nll"] - scoresde.toy.Moons().entropy(), abs=4 * 1.0 / 500**0.5)
+    # The gap is the mean of log p − log p_model over 500 points: NLL − entropy up to the noise of
+    # log p, 4 standard errors.
+    assert numbers["gap"] == pytest.approx(
+        numbers["nll"] - scoresde.toy.Moons().entropy(), abs=4 * 1.0 / 500**0.5
+    )
     assert numbers["gap"] > -4 * numbers["gap_error"]
     assert numbers["nfe_sample"] == 200
 
@@ -405,7 +613,18 @@ def test_an_interrupted_fit_goes_on_and_ends_where_an_uninterrupted_one_does(
     """The newest checkpoint is removed, as if the run had been killed before it."""
     np.save(tmp_path / "data.npy", table)
     out = tmp_path / "run"
-    command = ["fit", str(tmp_path / "data.npy"), "--out", str(out), "--steps", "30", "--batch-size", "64", "--seed", "3"]
+    command = [
+        "fit",
+        str(tmp_path / "data.npy"),
+        "--out",
+        str(out),
+        "--steps",
+        "30",
+        "--batch-size",
+        "64",
+        "--seed",
+        "3",
+    ]
     main([*command, "--every", "20"])
     for path in out.glob("step-00000030*"):
         path.unlink()
@@ -418,35 +637,115 @@ def test_an_interrupted_fit_goes_on_and_ends_where_an_uninterrupted_one_does(
 
 def test_a_run_is_not_overwritten_unasked(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["fit", str(model.parent / "data.npy"), "--out", str(model), "--steps", "30", "--batch-size", "64"])
+        main(
+            [
+                "fit",
+                str(model.parent / "data.npy"),
+                "--out",
+                str(model),
+                "--steps",
+                "30",
+                "--batch-size",
+                "64",
+            ]
+        )
     assert re.search(r"holds a run at step 30.*resume", capsys.readouterr().err)
 
 
-def test_columns_are_conditions_and_options_are_the_networks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_are_conditions_and_options_are_the_networks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = "\n".join(f"{i % 7},{i % 5},{'ab'[i % 2]}" for i in range(60))
     (tmp_path / "t.csv").write_text("u,v,kind\n" + rows)
-    how = ["--condition", "y=kind", "--option", "width=8", "--option", "depth=1", "--validation", str(tmp_path / "t.csv")]
-    main(["fit", str(tmp_path / "t.csv"), "--out", str(tmp_path / "m"), "--steps", "5", "--batch-size", "8", *how])
+    how = [
+        "--condition",
+        "y=kind",
+        "--option",
+        "width=8",
+        "--option",
+        "depth=1",
+        "--validation",
+        str(tmp_path / "t.csv"),
+    ]
+    main(
+        [
+            "fit",
+            str(tmp_path / "t.csv"),
+            "--out",
+            str(tmp_path / "m"),
+            "--steps",
+            "5",
+            "--batch-size",
+            "8",
+            *how,
+        ]
+    )
     assert "validation=" in capsys.readouterr().out
     sde = scoresde.load(tmp_path / "m")
-    assert (sde.shape, sde.net.classes, sde.net.out.in_features, len(sde.net.hidden)) == ((2,), 2, 8, 1)
-    main(["sample", str(tmp_path / "m"), "-n", "3", "--given", "y=1", "--out", str(tmp_path / "x.npz")])
+    assert (sde.shape, sde.net.classes, sde.net.out.in_features, len(sde.net.hidden)) == (
+        (2,),
+        2,
+        8,
+        1,
+    )
+    main(
+        [
+            "sample",
+            str(tmp_path / "m"),
+            "-n",
+            "3",
+            "--given",
+            "y=1",
+            "--out",
+            str(tmp_path / "x.npz"),
+        ]
+    )
     wanted = scoresde.sample(sde.given(y=1), 3, generator=generator(0))
     assert torch.equal(read(tmp_path / "x.npz"), wanted)
 
 
-def test_bytes_are_dequantized_and_scored_in_bits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bytes_are_dequantized_and_scored_in_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = np.random.default_rng(0).integers(0, 256, (40, 1, 3, 3)).astype(np.uint8)
     np.save(tmp_path / "i.npy", images)
-    how = ["--transform", "flip", "--option", "width=8", "--option", "depth=1", "--option", "fourier=0"]
-    main(["fit", str(tmp_path / "i.npy"), "--out", str(tmp_path / "m"), "--steps", "5", "--batch-size", "8", *how])
+    how = [
+        "--transform",
+        "flip",
+        "--option",
+        "width=8",
+        "--option",
+        "depth=1",
+        "--option",
+        "fourier=0",
+    ]
+    main(
+        [
+            "fit",
+            str(tmp_path / "i.npy"),
+            "--out",
+            str(tmp_path / "m"),
+            "--steps",
+            "5",
+            "--batch-size",
+            "8",
+            *how,
+        ]
+    )
     sde = scoresde.load(tmp_path / "m")
     assert 0.4 < float(sde.mean) < 0.6  # on the unit scale
     capsys.readouterr()
     main(["log-prob", str(tmp_path / "m"), str(tmp_path / "i.npy"), "-n", "20"])
-    said = re.search(r"mean bits per dimension: (\S+) ± (\S+) bits/dim over 20 samples", capsys.readouterr().out)
+    said = re.search(
+        r"mean bits per dimension: (\S+) ± (\S+) bits/dim over 20 samples", capsys.readouterr().out
+    )
     assert said is not None
-    wanted = scoresde.bits_per_dim(sde, torch.from_numpy(images[:20]), scoresde.dequantize.Uniform(256), generator=generator(0))
+    wanted = scoresde.bits_per_dim(
+        sde,
+        torch.from_numpy(images[:20]),
+        scoresde.dequantize.Uniform(256),
+        generator=generator(0),
+    )
     assert float(said[1]) == pytest.approx(wanted.mean, abs=1e-4)
     assert abs(wanted.mean - 8) < 1.5  # uniform noise
 
@@ -465,11 +764,17 @@ def test_bytes_are_dequantized_and_scored_in_bits(tmp_path: Path, capsys: pytest
     ],
 )
 def test_a_bad_option_of_fit_ends_in_one_line(
-    how: list[str], message: str, table: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    how: list[str],
+    message: str,
+    table: np.ndarray,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     np.save(tmp_path / "data.npy", table)
     with pytest.raises(SystemExit) as caught:
-        main(["fit", str(tmp_path / "data.npy"), "--out", str(tmp_path / "m"), "--steps", "3", *how])
+        main(
+            ["fit", str(tmp_path / "data.npy"), "--out", str(tmp_path / "m"), "--steps", "3", *how]
+        )
     said = capsys.readouterr().err
     assert caught.value.code == 2
     assert re.search(message, said), said
@@ -478,12 +783,25 @@ def test_a_bad_option_of_fit_ends_in_one_line(
 
 @pytest.mark.slow
 def test_several_processes_train_and_sample_as_one(table: np.ndarray, tmp_path: Path) -> None:
-    """Two processes write one run; what they draw together from it is what one process draws, to 1e-5."""
+    """Two processes write one run; what they draw together from it is what one process draws, to
+    1e-5.
+    """
     np.save(tmp_path / "data.npy", table)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "scoresde"]
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "scoresde",
+    ]
 
     def run(*command: str) -> None:
-        subprocess.run([*launch, *command], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+        subprocess.run(
+            [*launch, *command], cwd=tmp_path, check=True, capture_output=True, timeout=120
+        )
 
     run("fit", "data.npy", "--out", "run", "--steps", "60", "--batch-size", "64", "--every", "20")
     assert sorted(path.name for path in (tmp_path / "run").glob("*.json")) == [

@@ -1,4 +1,6 @@
-"""Conditions: none is no value of them, numbers are standardized, views are the model's, and what was learnt is said."""
+"""Conditions: none is no value of them, numbers are standardized, views are the model's, and what
+was learnt is said.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +17,34 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import scoresde
 from conftest import generator
-from scoresde import CheckpointError, ScoreSDE, io, storage
-from scoresde.backbones.labels import hide
-from scoresde.sde import noise_label
+from scoresde import CheckpointError, ScoreSDE
+from scoresde.backbones.labels import drop_conditions
+from scoresde.model.network import noise_label
+from scoresde.storage import description
+from scoresde.storage import records as storage
+from scoresde.storage.rebuild import rebuild
 
 F64 = torch.float64
 QUIET: dict[str, Any] = {"progress": False}
-BLOCKS = {"down_block_types": ["CrossAttnDownBlock2D"] * 2, "up_block_types": ["CrossAttnUpBlock2D"] * 2}
-TINY = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1, "attention_head_dim": 4}
+BLOCKS = {
+    "down_block_types": ["CrossAttnDownBlock2D"] * 2,
+    "up_block_types": ["CrossAttnUpBlock2D"] * 2,
+}
+TINY = {
+    "block_out_channels": [8, 8],
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "attention_head_dim": 4,
+}
 NETS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
     "mlp": ("mlp", (2,), {"classes": 3, "width": 8}),
     "resmlp": ("resmlp", (2,), {"classes": 3, "vector": 2, "width": 8}),
     "resmlp of an image": ("resmlp", (1, 4), {"image": 1, "width": 8}),
-    "unet": ("unet", (1, 4, 4), {"vector": 2, "image": 1, "channels": 8, "multipliers": (1,), "blocks": 1}),
+    "unet": (
+        "unet",
+        (1, 4, 4),
+        {"vector": 2, "image": 1, "channels": 8, "multipliers": (1,), "blocks": 1},
+    ),
     "dit": ("dit", (1, 4, 4), {"vector": 2, "image": 1, "width": 8, "depth": 1, "heads": 2}),
     "uvit": ("uvit", (1, 4, 4), {"vector": 2, "image": 1, "width": 8, "depth": 1, "heads": 2}),
     "uvit of an image": ("uvit", (1, 4, 4), {"image": 1, "width": 8, "depth": 1, "heads": 2}),
@@ -61,7 +78,10 @@ def values(name: str, n: int, of: float | None = None) -> dict[str, Tensor]:
     shapes = {"y": ()} if "classes" in options else {}
     shapes |= {"vector": (options["vector"],)} if "vector" in options else {}
     shapes |= {"image": (options["image"], *shape[1:])} if "image" in options else {}
-    found = {name: normal(n, *shape, seed=9) if of is None else torch.full((n, *shape), of) for name, shape in shapes.items()}
+    found = {
+        name: normal(n, *shape, seed=9) if of is None else torch.full((n, *shape), of)
+        for name, shape in shapes.items()
+    }
     if "y" in found:
         found["y"] = torch.arange(n) % 3
     return found
@@ -76,7 +96,13 @@ def test_none_is_what_hidden_conditions_are_and_no_value_of_the_data(name: str) 
     x, t = normal(3, *sde.shape), normal(3, seed=1)
     with torch.no_grad():
         none = sde.net(x, t)
-        hidden = sde.net(x, t, **hide(values(name, 3), getattr(sde.net, "classes", 3) or 3, 1.0, generator()))
+        hidden = sde.net(
+            x,
+            t,
+            **drop_conditions(
+                values(name, 3), getattr(sde.net, "classes", 3) or 3, 1.0, generator()
+            ),
+        )
         torch.testing.assert_close(hidden, none, rtol=1e-5, atol=1e-5)
         for of in (0.0, 1.0, -1.0, None):
             for key, value in values(name, 3, of).items():
@@ -88,7 +114,7 @@ def test_none_is_what_hidden_conditions_are_and_no_value_of_the_data(name: str) 
 def test_rows_that_are_hidden_do_not_touch_the_others_nor_their_gradients(name: str) -> None:
     sde = model(name)
     x, t, given = normal(6, *sde.shape), normal(6, seed=1), values(name, 6)
-    hidden = hide(given, getattr(sde.net, "classes", 3) or 3, 0.5, generator(5))
+    hidden = drop_conditions(given, getattr(sde.net, "classes", 3) or 3, 0.5, generator(5))
     key = next(iter(given))
     lost = [not torch.equal(hidden[key][i], given[key][i]) for i in range(6)]
     assert 0 < sum(lost) < 6
@@ -98,17 +124,25 @@ def test_rows_that_are_hidden_do_not_touch_the_others_nor_their_gradients(name: 
     with torch.no_grad():
         for i, is_lost in enumerate(lost):
             alone = {} if is_lost else {key: value[i : i + 1] for key, value in given.items()}
-            torch.testing.assert_close(out[i : i + 1], sde.net(x[i : i + 1], t[i : i + 1], **alone), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                out[i : i + 1], sde.net(x[i : i + 1], t[i : i + 1], **alone), rtol=1e-4, atol=1e-4
+            )
 
 
 def test_a_model_knows_an_observation_of_zero_from_none() -> None:
-    """x = θ + .1·ε at x = 0, where the posterior is N(0, .01/1.01): 35% of samples lay beyond 5σ, spread 4.9 times too wide."""
+    """x = θ + .1·ε at x = 0, where the posterior is N(0, .01/1.01): 35% of samples lay beyond 5σ,
+    spread 4.9 times too wide.
+    """
     theta = normal(10_000, 2, seed=1)
     torch.manual_seed(0)
     sde = scoresde.build("vp", "resmlp", shape=(2,), vector=2, width=32)
     given = {"vector": theta + 0.1 * normal(10_000, 2, seed=2)}
-    scoresde.fit(sde, theta, given=given, steps=400, batch_size=256, generator=generator(), **QUIET)
-    drawn = scoresde.sample(sde.given(vector=torch.zeros(1, 2)), 1000, steps=12, generator=generator())
+    scoresde.fit(
+        sde, theta, given=given, steps=400, batch_size=256, generator=generator(), **QUIET
+    )
+    drawn = scoresde.sample(
+        sde.given(vector=torch.zeros(1, 2)), 1000, steps=12, generator=generator()
+    )
     deviations = drawn / math.sqrt(0.01 / 1.01)
     assert (deviations.abs() > 5).any(1).float().mean() < 0.03
     assert float(deviations.quantile(0.84, 0).max()) < 1.5
@@ -119,17 +153,19 @@ def test_a_model_knows_an_observation_of_zero_from_none() -> None:
 @each_net
 def test_models_of_before_load_with_zeros_for_none(name: str) -> None:
     sde = model(name)
-    about, tensors = io.describe(sde), dict(io.weights(sde))
+    about, tensors = description.describe(sde), dict(description.weights(sde))
     lost = [key for key in tensors if "null_" in key]
     for key in lost:
         del tensors[key]
-    for key in [key for key in tensors if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]:
+    for key in [
+        key for key in tensors if key.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+    ]:
         tensors[key] = tensors[key][:, :-1]
         lost.append(key)
     if not lost:
         return
     with pytest.warns(UserWarning, match="a condition of zeros and none are the same"):
-        again = io.rebuild(about, tensors)
+        again = rebuild(about, tensors)
     x, t, zeros = normal(3, *sde.shape), normal(3, seed=1), values(name, 3, 0.0)
     zeros = {key: value for key, value in zeros.items() if key != "y"}
     with torch.no_grad():
@@ -140,9 +176,13 @@ def test_models_of_before_load_with_zeros_for_none(name: str) -> None:
 
 def test_without_its_null_any_other_weight_is_still_missed() -> None:
     sde = model("resmlp")
-    tensors = {key: value for key, value in io.weights(sde).items() if not key.endswith("embed.vector.weight")}
+    tensors = {
+        key: value
+        for key, value in description.weights(sde).items()
+        if not key.endswith("embed.vector.weight")
+    }
     with pytest.raises(CheckpointError, match=r"1 weights are missing.*embed\.vector\.weight"):
-        io.rebuild(io.describe(sde), tensors)
+        rebuild(description.describe(sde), tensors)
 
 
 # ---------------------------------------------------------------------- numbers are standardized
@@ -158,7 +198,9 @@ class Affine(nn.Module):
         for name, value in attributes.items():
             setattr(self, name, value)
 
-    def forward(self, x: Tensor, t: Tensor, c: Tensor | None = None, d: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, c: Tensor | None = None, d: Tensor | None = None
+    ) -> Tensor:
         self.told = {name: value for name, value in (("c", c), ("d", d)) if value is not None}
         return x * self.weight
 
@@ -188,10 +230,14 @@ def test_fit_measures_conditions_and_the_model_applies_them(kind: str, tmp_path:
         given: Any = {"table": c, "float32": c.float(), "numpy": c.numpy()}[kind]
         scoresde.fit(sde, x, given={"c": given}, **how)
     else:
-        scoresde.fit(sde, Rows() if kind == "dataset" else DataLoader(Rows(), 50, shuffle=True), **how)
+        scoresde.fit(
+            sde, Rows() if kind == "dataset" else DataLoader(Rows(), 50, shuffle=True), **how
+        )
     tol = 5e-3 if kind == "float32" else 1e-6
     part = sde.conditions.get_submodule("c")
-    wanted = torch.tensor([*spreads[:5], 7.0, 1.0], dtype=F64)  # a constant is measured by its size
+    wanted = torch.tensor(
+        [*spreads[:5], 7.0, 1.0], dtype=F64
+    )  # a constant is measured by its size
     torch.testing.assert_close(part.mean, torch.tensor(means, dtype=F64), rtol=tol, atol=1e-8)
     torch.testing.assert_close(part.scale, wanted, rtol=tol, atol=0)
     assert part.mean.dtype == F64
@@ -201,22 +247,38 @@ def test_fit_measures_conditions_and_the_model_applies_them(kind: str, tmp_path:
     assert told[:, :5].std(0).min() > 0.5
     scoresde.sample(sde.given(c=c[:5]), 5, steps=1, solver="ddim")
     mean, scale = torch.tensor(means, dtype=F64), wanted
-    torch.testing.assert_close(sde.ema.told["c"].double(), (c[:5] - mean) / scale, rtol=2e-3, atol=tol)  # type: ignore
+    torch.testing.assert_close(
+        sde.ema.told["c"].double(), (c[:5] - mean) / scale, rtol=2e-3, atol=tol
+    )  # type: ignore
     for change in (sde.bfloat16, sde.float, sde.double):
-        torch.testing.assert_close(change().conditions.get_submodule("c").mean, part.mean, rtol=0, atol=0)
+        torch.testing.assert_close(
+            change().conditions.get_submodule("c").mean, part.mean, rtol=0, atol=0
+        )
 
 
 def test_a_condition_of_odd_units_is_learnt_as_one_of_unit_ones() -> None:
-    """y = v + noise: with v + 10⁵ or v·10⁻³ nothing was learnt; now the losses are those of v to rounding."""
+    """y = v + noise: with v + 10⁵ or v·10⁻³ nothing was learnt; now the losses are those of v to
+    rounding.
+    """
     v = normal(2000, 1, seed=4)
     y = torch.cat([v, -v], 1) + 0.1 * normal(2000, 2, seed=5)
     losses = []
     for units in (v.double(), v.double() + 1e5, v.double() * 1e-3, v.double() * 1e6):
         torch.manual_seed(0)
         sde = scoresde.build("vp", "resmlp", shape=(2,), vector=1, width=16, depth=1, fourier=0)
-        history = scoresde.fit(sde, y, given={"vector": units}, steps=60, batch_size=64, generator=generator(1), **QUIET)
+        history = scoresde.fit(
+            sde,
+            y,
+            given={"vector": units},
+            steps=60,
+            batch_size=64,
+            generator=generator(1),
+            **QUIET,
+        )
         losses.append(history.loss[-1])
-    torch.testing.assert_close(torch.tensor(losses[1:]), torch.tensor(losses[:1]).expand(3), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        torch.tensor(losses[1:]), torch.tensor(losses[:1]).expand(3), rtol=1e-3, atol=0
+    )
 
 
 @pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e-30, 1e30, 1e200, 1e290])
@@ -224,7 +286,11 @@ def test_a_condition_of_odd_units_is_learnt_as_one_of_unit_ones() -> None:
 def test_conditions_of_any_magnitude_have_their_own_scale(unit: float, kind: str) -> None:
     """Squares of these numbers overflow or vanish even in float64."""
     x, c = normal(40, 2), unit * (3 + normal(40, 2, seed=1)).double()
-    data: Any = x if kind == "tensor" else DataLoader([(a, {"c": b}) for a, b in zip(x, c, strict=True)], batch_size=7)
+    data: Any = (
+        x
+        if kind == "tensor"
+        else DataLoader([(a, {"c": b}) for a, b in zip(x, c, strict=True)], batch_size=7)
+    )
     sde = ScoreSDE(scoresde.VPSDE(), Affine(), shape=(2,))
     given = {"c": c} if kind == "tensor" else None
     with torch.device("meta"):  # which must not matter
@@ -233,7 +299,9 @@ def test_conditions_of_any_magnitude_have_their_own_scale(unit: float, kind: str
     torch.testing.assert_close(part.mean / unit, wanted.mean(0))
     torch.testing.assert_close(part.scale / unit, wanted.std(0, correction=0))
     other = ScoreSDE(scoresde.VPSDE(), Affine(), shape=(2,))
-    state = {name: value for name, value in sde.state_dict().items() if not name.startswith("ema.")}
+    state = {
+        name: value for name, value in sde.state_dict().items() if not name.startswith("ema.")
+    }
     with torch.device("meta"):
         other.load_state_dict(state)
     assert torch.equal(other.conditions.get_submodule("c").scale, part.scale)
@@ -243,18 +311,28 @@ def test_labels_stay_as_they_are_and_a_network_says_which_are() -> None:
     x, c = normal(40, 2), 5 + normal(40, 3, seed=1)
     for labels, told in (((), "c"), (("c",), "")):
         sde = ScoreSDE(scoresde.VPSDE(), Affine(labels=labels), shape=(2,))
-        scoresde.fit(sde, x, given={"c": c, "d": torch.arange(40)}, steps=2, batch_size=40, **QUIET)
+        scoresde.fit(
+            sde, x, given={"c": c, "d": torch.arange(40)}, steps=2, batch_size=40, **QUIET
+        )
         assert set(sde.conditions.known()) == set(told)
         shown = sde.net.told
         assert shown["d"].dtype == torch.int64
         assert (shown["c"].mean() > 3) == (not told)
     sde = scoresde.build("vp", "resmlp", shape=(2,), vector=3, width=8)
-    scoresde.fit(sde, x, given={"vector": torch.arange(120).view(40, 3)}, steps=2, batch_size=8, **QUIET)  # whole numbers
-    torch.testing.assert_close(sde.conditions.get_submodule("vector").mean, torch.arange(120.0).view(40, 3).mean(0).double())
+    # whole numbers
+    scoresde.fit(
+        sde, x, given={"vector": torch.arange(120).view(40, 3)}, steps=2, batch_size=8, **QUIET
+    )
+    torch.testing.assert_close(
+        sde.conditions.get_submodule("vector").mean,
+        torch.arange(120.0).view(40, 3).mean(0).double(),
+    )
 
 
 def test_channels_of_an_image_have_a_scale_each() -> None:
-    image = torch.tensor([3.0, -5.0]).view(1, 2, 1, 1) + torch.tensor([1e-3, 1e3]).view(1, 2, 1, 1) * normal(30, 2, 4, 4)
+    image = torch.tensor([3.0, -5.0]).view(1, 2, 1, 1) + torch.tensor([1e-3, 1e3]).view(
+        1, 2, 1, 1
+    ) * normal(30, 2, 4, 4)
     sde = model("unet", vector=0, image=2)
     scoresde.fit(sde, normal(30, 1, 4, 4), given={"image": image}, steps=2, batch_size=8, **QUIET)
     part = sde.conditions.get_submodule("image")
@@ -263,12 +341,21 @@ def test_channels_of_an_image_have_a_scale_each() -> None:
     torch.testing.assert_close(part.scale, wanted.std((0, 2, 3), correction=0))
 
 
-def fitted(steps: int = 6, folder: Path | None = None, resume: bool = False, **options: Any) -> ScoreSDE:
+def fitted(
+    steps: int = 6, folder: Path | None = None, resume: bool = False, **options: Any
+) -> ScoreSDE:
     torch.manual_seed(0)
     sde = scoresde.build("vp", "resmlp", shape=(2,), vector=2, classes=2, width=8, **options)
     given = {"vector": 100 + 7 * normal(50, 2, seed=1), "y": torch.arange(50) % 2}
-    how: dict[str, Any] = {"given": given, "batch_size": 10, "generator": generator(), "out": folder, "every": 2, **QUIET}
-    scoresde.fit(sde, normal(50, 2), steps=steps, resume=resume, **how)
+    how: dict[str, Any] = {
+        "given": given,
+        "batch_size": 10,
+        "generator": generator(),
+        **QUIET,
+    }
+    if folder is not None:
+        how["checkpoints"] = scoresde.Checkpoints(folder, every=2, resume=resume)
+    scoresde.fit(sde, normal(50, 2), steps=steps, **how)
     return sde
 
 
@@ -279,15 +366,24 @@ def test_they_are_saved_loaded_copied_and_go_on_with_bit_for_bit(tmp_path: Path)
     other = scoresde.build("vp", "resmlp", shape=(2,), vector=2, classes=2, width=8).eval()
     other.load_state_dict(whole.state_dict())
     of_run = scoresde.load(tmp_path / "run")
-    for again in (of_run, scoresde.load(scoresde.save(whole, tmp_path / "model")), copy.deepcopy(whole), other):
-        assert torch.equal(scoresde.sample(again.given(**given), 3, steps=3, generator=generator()), wanted)
+    for again in (
+        of_run,
+        scoresde.load(scoresde.save(whole, tmp_path / "model")),
+        copy.deepcopy(whole),
+        other,
+    ):
+        assert torch.equal(
+            scoresde.sample(again.given(**given), 3, steps=3, generator=generator()), wanted
+        )
     record = {"conditions": {"vector": [2], "y": []}, "unconditional": True}
     assert whole.learnt == of_run.learnt == record
     for stem in ("model", "step-00000006"):
         storage.remove(tmp_path / "run", stem)
     part = scoresde.load(tmp_path / "run")  # of step 4
     assert part.learnt == record
-    assert torch.equal(part.conditions.get_submodule("vector").mean, whole.conditions.get_submodule("vector").mean)
+    assert torch.equal(
+        part.conditions.get_submodule("vector").mean, whole.conditions.get_submodule("vector").mean
+    )
     again = fitted(folder=tmp_path / "run", resume=True)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
@@ -299,11 +395,15 @@ def test_a_second_fit_keeps_the_units_of_the_first_and_a_failed_one_leaves_none(
     before = {name: value.clone() for name, value in sde.conditions.state_dict().items()}
     given = {"vector": 5 * normal(50, 2), "y": torch.zeros(50, dtype=torch.long)}
     scoresde.fit(sde, normal(50, 2), given=given, steps=2, batch_size=10, **QUIET)
-    assert all(torch.equal(value, before[name]) for name, value in sde.conditions.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in sde.conditions.state_dict().items()
+    )
     sde = scoresde.build("vp", "resmlp", shape=(2,), vector=2, width=8)
     sde.net.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        scoresde.fit(sde, normal(50, 2), given={"vector": given["vector"]}, steps=2, batch_size=10, **QUIET)
+        scoresde.fit(
+            sde, normal(50, 2), given={"vector": given["vector"]}, steps=2, batch_size=10, **QUIET
+        )
     assert not sde.conditions.known()
     assert sde.learnt is None
 
@@ -320,13 +420,16 @@ def test_they_go_with_a_model_that_is_made_without_memory() -> None:
 
 def test_a_file_with_a_bad_scale_is_refused() -> None:
     sde = fitted(steps=1)
-    about, tensors = io.describe(sde), dict(io.weights(sde))
+    about, tensors = description.describe(sde), dict(description.weights(sde))
     with pytest.raises(CheckpointError, match="standardization of its conditions"):
-        io.rebuild(about, tensors | {"conditions.vector.scale": torch.zeros(2)})
+        rebuild(about, tensors | {"conditions.vector.scale": torch.zeros(2)})
     with pytest.raises(CheckpointError, match="1 weights are missing"):
-        io.rebuild(about, {name: value for name, value in tensors.items() if name != "conditions.vector.mean"})
+        rebuild(
+            about,
+            {name: value for name, value in tensors.items() if name != "conditions.vector.mean"},
+        )
     with pytest.raises(CheckpointError, match="has no shape"):
-        io.rebuild(about | {"conditions": {"vector": [-1]}}, tensors)
+        rebuild(about | {"conditions": {"vector": [-1]}}, tensors)
 
 
 def test_validation_and_loss_see_the_same_units() -> None:
@@ -337,7 +440,9 @@ def test_validation_and_loss_see_the_same_units() -> None:
     scoresde.fit(sde, x, given={"c": c}, validation=held_out, steps=1, batch_size=60, **QUIET)
     assert net.told["c"].abs().max() < 5  # the call of the validation
     scoresde.loss(sde.train(), x[:5], c=c[:5])
-    torch.testing.assert_close(net.told["c"], ((c[:5] - c.mean(0)) / c.std(0, correction=0)), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        net.told["c"], ((c[:5] - c.mean(0)) / c.std(0, correction=0)), rtol=1e-3, atol=1e-3
+    )
 
 
 # ---------------------------------------------------------------------- views, and what is drawn
@@ -352,7 +457,7 @@ def test_a_view_does_not_change_its_model() -> None:
         ("measured", torch.tensor(False)),
         ("ema", None),
         ("net", nn.Identity()),
-        ("kind", "velocity"),
+        ("outcome", "velocity"),
         ("source", torch.zeros(5, 2)),
         ("more", nn.Linear(1, 1)),
     ):
@@ -366,7 +471,7 @@ def test_a_view_does_not_change_its_model() -> None:
         view.standardize(normal(5, 2))
     with pytest.raises(ValueError, match="not one conditioned by given"):
         scoresde.fit(sde.given(), normal(5, 2), **QUIET)
-    assert sde.kind == "score"
+    assert sde.outcome.name == "score"
     for name, value in sde.state_dict().items():
         assert torch.equal(value, before[name])
     own = copy.deepcopy(view)  # a copy is nobody's
@@ -380,7 +485,8 @@ def said(call: Any) -> list[str]:
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         call()
-    assert all(w.filename == __file__ for w in found)  # it is said to the caller, from however deep inside
+    # it is said to the caller, from however deep inside
+    assert all(w.filename == __file__ for w in found)
     return [str(w.message) for w in found]
 
 
@@ -405,7 +511,10 @@ def test_which_law_is_drawn_from_is_said_once(verb: str) -> None:
     sde = fitted(steps=1)
     assert not said(lambda: call(sde.given()))  # on purpose
     never = fitted(steps=1, condition_dropout=0.0)
-    with pytest.raises(ValueError, match=r"condition_dropout=0, always with vector: write sde\.given\(vector=\.\.\.\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"condition_dropout=0, always with vector: write sde\.given\(vector=\.\.\.\)",
+    ):
         call(never.given(y=1))
 
 
@@ -425,7 +534,12 @@ def test_a_condition_that_was_never_learnt_is_said() -> None:
     scoresde.fit(sde, normal(20, 2), steps=1, batch_size=5, **QUIET)
     (text,) = said(lambda: sde.given(vector=torch.zeros(1, 3)))
     assert "fitted without vector" in text
-    how: dict[str, Any] = {"given": {"vector": normal(20, 3)}, "steps": 1, "batch_size": 5, **QUIET}
+    how: dict[str, Any] = {
+        "given": {"vector": normal(20, 3)},
+        "steps": 1,
+        "batch_size": 5,
+        **QUIET,
+    }
     assert not said(lambda: scoresde.fit(sde, normal(20, 2), **how))
     assert not said(lambda: sde.given(vector=torch.zeros(1, 3)))
 
@@ -437,8 +551,12 @@ def test_one_condition_for_all_samples_needs_no_axis_of_rows() -> None:
     sde = model("unet")
     vector, image = normal(2), normal(1, 4, 4)
     for given in ({"vector": vector}, {"image": image}, {"vector": vector, "image": image}):
-        wanted = scoresde.sample(sde.given(**{k: v[None] for k, v in given.items()}), 2, steps=1, generator=generator())
-        assert torch.equal(scoresde.sample(sde.given(**given), 2, steps=1, generator=generator()), wanted)
+        wanted = scoresde.sample(
+            sde.given(**{k: v[None] for k, v in given.items()}), 2, steps=1, generator=generator()
+        )
+        assert torch.equal(
+            scoresde.sample(sde.given(**given), 2, steps=1, generator=generator()), wanted
+        )
     one = scoresde.build("vp", "resmlp", shape=(2,), vector=1)
     for value in (3.0, torch.tensor(3.0), torch.tensor([3.0]), torch.tensor([[3.0]])):
         assert torch.equal(one.given(vector=value).condition["vector"], torch.tensor([[3.0]]))
@@ -456,11 +574,21 @@ def test_conditions_of_a_batch_have_a_row_each_whatever_its_size(kind: str) -> N
     wrong = {
         "tensor": lambda sde: scoresde.fit(sde, x[:2], given={"vector": c[:2]}, steps=1, **QUIET),
         "loader": lambda sde: scoresde.fit(
-            sde, DataLoader([(a, {"vector": b}) for a, b in zip(x, c, strict=True)], batch_size=2), steps=1, **QUIET
+            sde,
+            DataLoader([(a, {"vector": b}) for a, b in zip(x, c, strict=True)], batch_size=2),
+            steps=1,
+            **QUIET,
         ),
-        "items": lambda sde: scoresde.fit(sde, [(a, {"vector": b}) for a, b in zip(x[:2], c, strict=False)], steps=1, **QUIET),
+        "items": lambda sde: scoresde.fit(
+            sde, [(a, {"vector": b}) for a, b in zip(x[:2], c, strict=False)], steps=1, **QUIET
+        ),
         "validation": lambda sde: scoresde.fit(
-            sde, x, given={"vector": vectors}, validation=(x[:2], {"vector": c[:2]}), steps=1, **QUIET
+            sde,
+            x,
+            given={"vector": vectors},
+            validation=(x[:2], {"vector": c[:2]}),
+            steps=1,
+            **QUIET,
         ),
     }
     with pytest.raises(ValueError, match=r"vector has shape \(n, 2\), got \(2,\)"):
@@ -473,14 +601,18 @@ def test_one_number_a_sample_is_a_vector_of_one(kind: str) -> None:
     data: dict[str, Any] = {
         "tensor": x,
         "laid out": x,
-        "loader": DataLoader([(a, {"vector": float(b)}) for a, b in zip(x, c, strict=True)], batch_size=5),
+        "loader": DataLoader(
+            [(a, {"vector": float(b)}) for a, b in zip(x, c, strict=True)], batch_size=5
+        ),
         "items": [(a, {"vector": b}) for a, b in zip(x, c, strict=True)],
         "unnamed": TensorDataset(x, c),
     }
     given = {"tensor": {"vector": c}, "laid out": {"vector": c[:, None]}}.get(kind)
     sde = scoresde.build("vp", "resmlp", shape=(2,), vector=1, width=8)
     scoresde.fit(sde, data[kind], given=given, steps=1, batch_size=5, **QUIET)
-    torch.testing.assert_close(sde.conditions.get_submodule("vector").mean, c.double().mean(0, keepdim=True))
+    torch.testing.assert_close(
+        sde.conditions.get_submodule("vector").mean, c.double().mean(0, keepdim=True)
+    )
     assert sde.learnt == {"conditions": {"vector": [1]}, "unconditional": True}
     assert torch.equal(sde.given(vector=c).condition["vector"], c[:, None])
     assert scoresde.loss(sde, x, vector=c).ndim == 0
@@ -495,8 +627,16 @@ class Takes(scoresde.backbones.ResMLP):
 
 @pytest.mark.parametrize("verb", ["given", "fit", "loss", "loader"])
 @pytest.mark.parametrize("name", ["mlp", "resmlp", "two_times", "own", "plain"])
-def test_unknown_conditions_are_named_beside_those_that_the_network_takes(name: str, verb: str) -> None:
-    takes = {"mlp": "y", "resmlp": "vector, y", "two_times": "vector", "own": "vector", "plain": "c, d"}
+def test_unknown_conditions_are_named_beside_those_that_the_network_takes(
+    name: str, verb: str
+) -> None:
+    takes = {
+        "mlp": "y",
+        "resmlp": "vector, y",
+        "two_times": "vector",
+        "own": "vector",
+        "plain": "c, d",
+    }
     if name in NETS:
         sde = model(name)
     else:
@@ -510,7 +650,9 @@ def test_unknown_conditions_are_named_beside_those_that_the_network_takes(name: 
         "loss": lambda: scoresde.loss(sde, x, **wrong),
         "loader": lambda: scoresde.fit(sde, loader, steps=1, **QUIET),
     }
-    with pytest.raises(ValueError, match=rf"the network takes no condition 'wrong'\..*There are: {takes[name]}"):
+    with pytest.raises(
+        ValueError, match=rf"the network takes no condition 'wrong'\..*There are: {takes[name]}"
+    ):
         calls[verb]()
 
 
@@ -530,8 +672,12 @@ def test_the_number_of_samples_follows_the_conditions() -> None:
 
 @each_net
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_networks_are_shown_the_noise_label_unrounded(name: str, dtype: torch.dtype) -> None:
-    """Of 500 labels all remain, where bf16 has 157, and the frequencies of their waves are not rounded."""
+def test_half_precision_networks_are_shown_the_noise_label_unrounded(
+    name: str, dtype: torch.dtype
+) -> None:
+    """Of 500 labels all remain, where bf16 has 157, and the frequencies of their waves are not
+    rounded.
+    """
     sde = model(name)
     exact, half = copy.deepcopy(sde.net).double(), sde.to(dtype).net
     phi = torch.linspace(0.01, 1.55, 500, dtype=F64)
@@ -539,7 +685,10 @@ def test_half_precision_networks_are_shown_the_noise_label_unrounded(name: str, 
     assert t.dtype == torch.float32
     assert len(t.unique()) == 500
     torch.testing.assert_close(t.double(), noise_label(phi), rtol=0, atol=1e-6)
-    rates = [[value for key, value in net.named_buffers() if key.endswith("rates")] for net in (exact, half)]
+    rates = [
+        [value for key, value in net.named_buffers() if key.endswith("rates")]
+        for net in (exact, half)
+    ]
     for true, kept in zip(*rates, strict=True):
         assert torch.equal(true.float(), kept.float())
     out = half(x[:5], t[:5])
@@ -561,7 +710,9 @@ def test_diffusers_step_numbers_are_exact_in_half_precision() -> None:
 
 
 def test_a_span_and_waves_of_the_state_are_exact_too() -> None:
-    """A jump's length in bf16 is off by 4e-3 of itself; the Fourier features of it, up to 60 radians a unit, by much more."""
+    """A jump's length in bf16 is off by 4e-3 of itself; the Fourier features of it, up to 60
+    radians a unit, by much more.
+    """
     sde = model("two_times", bandwidth=4.0)
     seen: list[Tensor] = []
     sde.bfloat16()
@@ -588,7 +739,9 @@ def test_a_network_that_says_nothing_is_shown_all_in_its_own_dtype(dtype: torch.
     sde = ScoreSDE(scoresde.VPSDE(), Joined(), shape=(2,)).to(dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="weights of half precision")
-        scoresde.fit(sde, normal(20, 2), given={"c": normal(20, 3).double()}, steps=2, batch_size=5, **QUIET)
+        scoresde.fit(
+            sde, normal(20, 2), given={"c": normal(20, 3).double()}, steps=2, batch_size=5, **QUIET
+        )
     for c in (normal(3), normal(3).double(), normal(4, 3).to(torch.bfloat16)):
         assert scoresde.sample(sde.given(c=c), 4, steps=2).isfinite().all()
 
@@ -599,7 +752,13 @@ def test_condition_aware_transport_sees_standardized_conditions() -> None:
     for units in (torch.ones(2), torch.tensor([1.0, 1e4])):
         torch.manual_seed(0)
         sde = scoresde.build("rectified", "resmlp", shape=(2,), vector=2, width=8)
-        how: dict[str, Any] = {"coupling": "condition_aware_ot", "steps": 5, "batch_size": 32, "generator": generator(), **QUIET}
+        how: dict[str, Any] = {
+            "coupling": "condition_aware_ot",
+            "steps": 5,
+            "batch_size": 32,
+            "generator": generator(),
+            **QUIET,
+        }
         scoresde.fit(sde, x, given={"vector": 3 + c * units}, **how)
         ends.append(torch.cat([p.flatten() for p in sde.net.parameters()]))
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-3, atol=1e-5)

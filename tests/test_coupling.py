@@ -1,4 +1,6 @@
-"""Couplings join what they should, the stream of pairs can be gone on with anywhere, and a source is a law like another."""
+"""Couplings join what they should, the stream of pairs can be gone on with anywhere, and a source
+is a law like another.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 import scoresde
-from scoresde import CheckpointError, ScoreSDE, training
-from scoresde.coupling import COUPLINGS, ConditionAwareOT, Independent, MinibatchOT, Pairing, Sinkhorn
-from scoresde.data import Source
-from scoresde.pairs import Pairs
+from scoresde import CheckpointError, ScoreSDE
+from scoresde.data.pairs import Pairs
+from scoresde.data.stream import TrainingStream
+from scoresde.training import trainer as training
+from scoresde.training.couplings import (
+    COUPLINGS,
+    ConditionAwareOT,
+    Independent,
+    MinibatchOT,
+    Sinkhorn,
+)
+from scoresde.training.pairing import Pairing
 
 RNG = np.random.default_rng(0)
 
@@ -34,14 +44,16 @@ def generator(seed: int = 0) -> torch.Generator:
 def build(process: str = "rectified", seed: int = 0, **options: Any) -> ScoreSDE:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return scoresde.build(process, "mlp", shape=(2,), **({"width": 8, "depth": 1, "fourier": 0} | options))
+        return scoresde.build(
+            process, "mlp", shape=(2,), **({"width": 8, "depth": 1, "fourier": 0} | options)
+        )
 
 
 def cloud(n: int = 96, seed: int = 0, shift: float = 3.0) -> Tensor:
     return shift + torch.randn(n, 2, generator=generator(seed)) * torch.tensor([1.0, 2.0])
 
 
-# ---------------------------------------------------------------------------------------------------- who with whom
+# ------------------------------------------------------------------------------------ who with whom
 
 
 def test_minibatch_ot_is_the_optimum_of_the_linear_program() -> None:
@@ -56,7 +68,10 @@ def test_minibatch_ot_is_the_optimum_of_the_linear_program() -> None:
 
 
 def test_rows_that_are_all_the_same_are_joined_somehow() -> None:
-    for x0, x1 in ((np.zeros((4, 2)), RNG.normal(size=(4, 2))), (np.ones((4, 2)), np.ones((4, 2)))):
+    for x0, x1 in (
+        (np.zeros((4, 2)), RNG.normal(size=(4, 2))),
+        (np.ones((4, 2)), np.ones((4, 2))),
+    ):
         for coupling in (MinibatchOT(), ConditionAwareOT()):
             assert sorted(coupling.join(x0, x1, {"c": np.ones((4, 1))}, RNG)) == [0, 1, 2, 3]
 
@@ -86,20 +101,30 @@ def test_the_weight_of_real_conditions_lets_the_ratio_of_exchanges_pay(ratio: fl
     cost = ((x0[:, None] - x1[None]) ** 2).sum(2)
     gap = (c - c.T) ** 2
     others = ~np.eye(80, dtype=bool)
-    w = scoresde.coupling._weight(cost, gap, others, ratio)
+    w = scoresde.training.couplings._weight(cost, gap, others, ratio)
     pays = (cost + w * gap <= np.diag(cost)[:, None] + 1e-9)[others].mean()
     assert pays == pytest.approx(ratio, abs=2 / 80**2)
     found = ConditionAwareOT(ratio=ratio).join(x0, x1, {"c": c}, RNG)
     total = cost + w * gap
-    other = scoresde.coupling._assign(total)
-    assert total[np.arange(80), found].sum() == pytest.approx(total[np.arange(80), other].sum(), rel=1e-12)
-    assert np.array_equal(ConditionAwareOT(ratio=1.0).join(x0, x1, {"c": c}, RNG), MinibatchOT().join(x0, x1, {}, RNG))
-    moved = [abs(c[ConditionAwareOT(ratio=r).join(x0, x1, {"c": c}, RNG)] - c).mean() for r in (0.0005, 0.1, 1.0)]
+    other = scoresde.training.couplings._assign(total)
+    assert total[np.arange(80), found].sum() == pytest.approx(
+        total[np.arange(80), other].sum(), rel=1e-12
+    )
+    assert np.array_equal(
+        ConditionAwareOT(ratio=1.0).join(x0, x1, {"c": c}, RNG),
+        MinibatchOT().join(x0, x1, {}, RNG),
+    )
+    moved = [
+        abs(c[ConditionAwareOT(ratio=r).join(x0, x1, {"c": c}, RNG)] - c).mean()
+        for r in (0.0005, 0.1, 1.0)
+    ]
     assert moved[0] < moved[1] < moved[2]
 
 
 def test_sinkhorn_draws_from_the_plan_between_gaussians() -> None:
-    """Entropic transport of N(0, 1) to itself is a Gaussian with E x0·x1 = √(1 + r²) − r, r = reg/4 (Janati et al. 2020)."""
+    """Entropic transport of N(0, 1) to itself is a Gaussian with E x0·x1 = √(1 + r²) − r, r =
+    reg/4 (Janati et al. 2020).
+    """
     pytest.importorskip("ot")
     n, reg = 1000, 0.5
     x0, x1 = RNG.normal(size=(n, 1)), RNG.normal(size=(n, 1))
@@ -109,20 +134,25 @@ def test_sinkhorn_draws_from_the_plan_between_gaussians() -> None:
     for axis in (0, 1):
         np.testing.assert_allclose(plan.sum(axis), 1 / n, rtol=1e-9)
     product = x0[:, 0] * x1[found, 0]
-    # 4 standard errors of the mean: a false alarm in 16,000 seeds, if the two sets were the laws; 0.05 for what they are not
-    assert abs(product.mean() - (math.sqrt(1 + r * r) - r)) < 4 * product.std() / math.sqrt(n) + 0.05
+    # 4 standard errors of the mean: a false alarm in 16,000 seeds, if the two sets were the laws;
+    # 0.05 for what they are not
+    assert (
+        abs(product.mean() - (math.sqrt(1 + r * r) - r)) < 4 * product.std() / math.sqrt(n) + 0.05
+    )
     assert np.array_equal(found, Sinkhorn(reg=reg).join(x0, x1, {}, np.random.default_rng(1)))
 
 
-# ---------------------------------------------------------------------------------------------------- the stream
+# --------------------------------------------------------------------------------------- the stream
 
 
 @pytest.mark.parametrize("reuse", [1, 3])
 @pytest.mark.parametrize("size", [None, 24])
-def test_the_stream_joins_blocks_and_shows_each_pair_as_often_as_said(reuse: int, size: int | None) -> None:
+def test_the_stream_joins_blocks_and_shows_each_pair_as_often_as_said(
+    reuse: int, size: int | None
+) -> None:
     sde, coupling = build(), MinibatchOT(size=size, reuse=reuse)
-    source = Source(cloud(), sde, 8, seed=1)
-    source.together = 2
+    source = TrainingStream(cloud(), sde, 8, seed=1)
+    source.reader.steps_at_once = 2
     pairing = Pairing(source, sde, coupling, 1, 0)
     with contextlib.closing(pairing):
         batches = [next(it) for it in [pairing.batches(0)] for _ in range(2 * reuse)]
@@ -135,7 +165,9 @@ def test_the_stream_joins_blocks_and_shows_each_pair_as_often_as_said(reuse: int
             assert torch.equal(both[both[:, 0].argsort()], first[first[:, 0].argsort()])
         x0, eps = sde.from_data(group[0][0]).double().numpy(), group[0][1].double().numpy()
         for rows in (slice(i, i + (size or 8)) for i in range(0, len(x0), size or 8)):
-            assert np.array_equal(MinibatchOT().join(x0[rows], eps[rows], {}, RNG), np.arange(size or 8))
+            assert np.array_equal(
+                MinibatchOT().join(x0[rows], eps[rows], {}, RNG), np.arange(size or 8)
+            )
     assert not torch.equal(batches[0][1], batches[-1][1])
 
 
@@ -144,7 +176,12 @@ def data(kind: str) -> Any:
     return {
         "table": x,
         "law": scoresde.toy.Moons(),
-        "loader": DataLoader(torch.utils.data.TensorDataset(x, torch.zeros(len(x))), 7, shuffle=True, collate_fn=_first),
+        "loader": DataLoader(
+            torch.utils.data.TensorDataset(x, torch.zeros(len(x))),
+            7,
+            shuffle=True,
+            collate_fn=_first,
+        ),
         "pairs": Pairs(x, cloud(seed=1)),
     }[kind]
 
@@ -154,9 +191,14 @@ def _first(rows: list[Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["table", "law", "loader"])
-@pytest.mark.parametrize("coupling", [MinibatchOT(reuse=1), MinibatchOT(reuse=3), MinibatchOT(size=32, reuse=2), Independent()])
+@pytest.mark.parametrize(
+    "coupling",
+    [MinibatchOT(reuse=1), MinibatchOT(reuse=3), MinibatchOT(size=32, reuse=2), Independent()],
+)
 @pytest.mark.parametrize("sourced", [False, True])
-def test_a_run_in_pieces_ends_as_one_in_one_go(kind: str, coupling: Any, sourced: bool, tmp_path: Path) -> None:
+def test_a_run_in_pieces_ends_as_one_in_one_go(
+    kind: str, coupling: Any, sourced: bool, tmp_path: Path
+) -> None:
     if kind == "loader" and coupling.size:
         coupling = MinibatchOT(reuse=2)
 
@@ -164,7 +206,12 @@ def test_a_run_in_pieces_ends_as_one_in_one_go(kind: str, coupling: Any, sourced
         sde = build()
         if sourced:
             sde.source = scoresde.toy.EightGaussians()
-        how: dict[str, Any] = {"steps": 30, "batch_size": 8, "every": 7, "out": out, "resume": True, "progress": False}
+        how: dict[str, Any] = {
+            "steps": 30,
+            "batch_size": 8,
+            "checkpoints": scoresde.Checkpoints(out, every=7, resume=True),
+            "progress": False,
+        }
         with stopped(steps) if steps else contextlib.nullcontext():
             scoresde.fit(sde, data(kind), coupling=coupling, generator=generator(), **how)
         return sde
@@ -173,13 +220,20 @@ def test_a_run_in_pieces_ends_as_one_in_one_go(kind: str, coupling: Any, sourced
     for steps in (9, 22):
         run(tmp_path / "parts", steps)
     parts = run(tmp_path / "parts")
-    assert whole.kind == parts.kind == ("velocity" if coupling.joins or sourced else "score")
-    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True))
+    assert (
+        whole.outcome.name
+        == parts.outcome.name
+        == ("velocity" if coupling.joins or sourced else "score")
+    )
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.state_dict().values(), parts.state_dict().values(), strict=True)
+    )
 
 
 @contextlib.contextmanager
 def stopped(at: int) -> Iterator[None]:
-    original = training.Run.steps_to_go
+    original = training.Trainer.steps_to_go
 
     def steps_to_go(self: Any, reseed: Any) -> Iterator[int]:
         for step in original(self, reseed):
@@ -188,20 +242,30 @@ def stopped(at: int) -> Iterator[None]:
                 raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Run, "steps_to_go", steps_to_go)
+        patch.setattr(training.Trainer, "steps_to_go", steps_to_go)
         with pytest.raises(KeyboardInterrupt):
             yield
 
 
 class Counted(torch.nn.Module):
-    """Notes which rows, by their condition `y`, each call with gradients sees; for all objectives there are."""
+    """Notes which rows, by their condition `y`, each call with gradients sees; for all objectives
+    there are.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.w, self.seen = torch.nn.Parameter(torch.zeros(())), []
         self.seen: list[Tensor]
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor, span: Any = None, tilt: Any = None, apart: bool = False) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor,
+        span: Any = None,
+        tilt: Any = None,
+        apart: bool = False,
+    ) -> Tensor:
         if self.training and torch.is_grad_enabled():
             self.seen.append(y.clone())
         return torch.stack([x * self.w, x * self.w]) if apart else x * self.w
@@ -220,7 +284,9 @@ SHORT: dict[str, tuple[Any, list[int]]] = {
     "iterable": (Numbered, [4, 4, 3]),
     "loader of an iterable": (lambda: DataLoader(Numbered(), 4), [4, 4, 3]),
     "batches of any size": (
-        lambda: DataLoader(list(Numbered()), batch_sampler=[[0, 1, 2, 3, 4, 5], [6], [7, 8, 9, 10]]),
+        lambda: DataLoader(
+            list(Numbered()), batch_sampler=[[0, 1, 2, 3, 4, 5], [6], [7, 8, 9, 10]]
+        ),
         [6, 1, 4],
     ),
 }
@@ -230,16 +296,27 @@ SHORT: dict[str, tuple[Any, list[int]]] = {
 @pytest.mark.parametrize("objective", ["denoising", "meanflow", "consistency", "bridge"])
 @pytest.mark.parametrize("name", list(COUPLINGS))
 def test_every_row_of_a_short_last_batch_is_learnt(objective: str, name: str) -> None:
-    """Each step is a batch of the loader, whatever its size, and each row is shown as often as the others."""
+    """Each step is a batch of the loader, whatever its size, and each row is shown as often as the
+    others.
+    """
     for kind in SHORT if name == "minibatch_ot" else ["loader of one row more"]:
         make, sizes = SHORT[kind]
         net, bridge = Counted(), objective == "bridge"
         process = scoresde.SchrodingerBridge() if bridge else scoresde.RectifiedFlow()
         sde = ScoreSDE(process, net, shape=(2,), source=scoresde.toy.Moons() if bridge else None)
         coupling = COUPLINGS.build(name)
-        steps = len(sizes) * (coupling.reuse if coupling.joins else 2)  # an epoch, as often as each of its batches is used
+        steps = len(sizes) * (
+            coupling.reuse if coupling.joins else 2
+        )  # an epoch, as often as each of its batches is used
         history = scoresde.fit(
-            sde, make(), coupling=coupling, objective=objective, steps=steps, batch_size=4, progress=False, generator=generator()
+            sde,
+            make(),
+            coupling=coupling,
+            objective=objective,
+            steps=steps,
+            batch_size=4,
+            progress=False,
+            generator=generator(),
         )
         assert history.step[-1] == len(net.seen) == steps, kind
         assert [len(y) for y in net.seen[: len(sizes)]] == sizes, kind
@@ -258,14 +335,16 @@ def test_a_failing_coupling_says_so_and_leaves_no_thread_behind() -> None:
     with pytest.raises(ZeroDivisionError, match="in join"):
         scoresde.fit(sde, cloud(), steps=3, coupling=Broken(), progress=False)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("scoresde")]
-    assert sde.kind == "score"  # nothing was learnt
+    assert sde.outcome.name == "score"  # nothing was learnt
 
 
-# ---------------------------------------------------------------------------------------------------- sources
+# ------------------------------------------------------------------------------------------ sources
 
 
 class Affine(torch.nn.Module):
-    """The velocity of pairs x1 = A·x0 + b along straight lines: known in closed form, x_t = ((1−t)·I + t·A)·x0 + t·b."""
+    """The velocity of pairs x1 = A·x0 + b along straight lines: known in closed form, x_t =
+    ((1−t)·I + t·A)·x0 + t·b.
+    """
 
     def __init__(self, a: Tensor, b: Tensor) -> None:
         super().__init__()
@@ -282,7 +361,18 @@ def affine() -> tuple[ScoreSDE, Tensor, Tensor]:
     a, b = torch.tensor([[2.0, 0.5], [0.0, 0.7]]).double(), torch.tensor([1.0, -2.0]).double()
     source = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
     net = Affine(a, b)
-    sde = ScoreSDE(scoresde.RectifiedFlow(), net, shape=(2,), predict="v", sees="raw", source=source).double().eval()
+    sde = (
+        ScoreSDE(
+            scoresde.RectifiedFlow(),
+            net,
+            shape=(2,),
+            predict="v",
+            input_convention="raw",
+            source=source,
+        )
+        .double()
+        .eval()
+    )
     return sde, a, b
 
 
@@ -294,19 +384,27 @@ def test_samples_and_likelihood_between_two_laws_are_those_of_the_map() -> None:
     law = multivariate_normal((-inverse @ b).numpy(), (inverse @ inverse.T).numpy())
     exact = torch.from_numpy(law.logpdf(x.numpy()))
     torch.testing.assert_close(log_p, exact, rtol=0, atol=1e-6)
-    torch.testing.assert_close(scoresde.log_prob(sde, x, rtol=1e-8, atol=1e-8), exact, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        scoresde.log_prob(sde, x, rtol=1e-8, atol=1e-8), exact, rtol=0, atol=1e-6
+    )
     again = scoresde.sample(sde, 300, batch_size=64, rtol=1e-8, atol=1e-8, generator=generator())
     torch.testing.assert_close(again, x, rtol=0, atol=1e-6)
     start = scoresde.solve(sde, 300, generator=generator()).x[0]
     torch.testing.assert_close(start, x @ a.T + b, rtol=0, atol=1e-6)
-    torch.testing.assert_close(scoresde.encode(sde, x, rtol=1e-8, atol=1e-8), start, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        scoresde.encode(sde, x, rtol=1e-8, atol=1e-8), start, rtol=0, atol=1e-6
+    )
 
 
 def test_the_loss_with_a_source_is_that_of_its_pairs() -> None:
-    """From the point (3, 4) to 0 the velocity is (3, 4), and a network that says 0 has the loss ‖(3, 4)‖²/2."""
+    """From the point (3, 4) to 0 the velocity is (3, 4), and a network that says 0 has the loss
+    ‖(3, 4)‖²/2.
+    """
     sde = scoresde.build("rectified", "mlp", shape=(2,), predict="v")
     sde.source = torch.tensor([[3.0, 4.0]]).repeat(5, 1)
-    value = scoresde.loss(sde, torch.zeros(1000, 2), weight="velocity", noise="uniform", generator=generator())
+    value = scoresde.loss(
+        sde, torch.zeros(1000, 2), weight="velocity", noise="uniform", generator=generator()
+    )
     assert float(value.detach()) == pytest.approx(12.5, rel=1e-5)
 
 
@@ -315,14 +413,19 @@ def test_a_source_is_saved_by_name_or_asked_for(tmp_path: Path) -> None:
     sde.source = scoresde.toy.EightGaussians(radius=2.0)
     back = scoresde.load(scoresde.save(sde, tmp_path / "named"))
     assert isinstance(back.source, scoresde.toy.EightGaussians)
-    assert torch.equal(back.source.sample(9, generator=generator()), sde.source.sample(9, generator=generator()))
-    assert back.kind == "velocity"
+    assert torch.equal(
+        back.source.sample(9, generator=generator()), sde.source.sample(9, generator=generator())
+    )
+    assert back.outcome.name == "velocity"
     sde.source = cloud()
     back = scoresde.load(scoresde.save(sde, tmp_path / "samples"))
     with pytest.raises(ValueError, match=r"set sde\.source"):
         scoresde.sample(back, 2)
     back.source = cloud()
-    assert torch.equal(scoresde.sample(back, 70, generator=generator()), scoresde.sample(sde, 70, generator=generator()))
+    assert torch.equal(
+        scoresde.sample(back, 70, generator=generator()),
+        scoresde.sample(sde, 70, generator=generator()),
+    )
     with pytest.raises(ValueError, match="source has none"):
         scoresde.log_prob(back, cloud(3))
 
@@ -344,7 +447,7 @@ def test_bad_sources_are_refused(source: Any, error: type[Exception], match: str
     with pytest.raises(error, match=match):
         sde.source = source
     assert sde.source is None
-    assert sde.kind == "score"
+    assert sde.outcome.name == "score"
 
 
 def test_a_process_that_keeps_data_at_the_noise_end_takes_no_source() -> None:
@@ -353,7 +456,7 @@ def test_a_process_that_keeps_data_at_the_noise_end_takes_no_source() -> None:
     build("cosine").source = cloud()
 
 
-# ---------------------------------------------------------------------------------------------------- bad input
+# ---------------------------------------------------------------------------------------- bad input
 
 
 def test_bad_couplings_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,21 +470,34 @@ def test_bad_couplings_are_refused_before_any_work(monkeypatch: pytest.MonkeyPat
         ({"coupling": "condition_aware_ot"}, ValueError, "these data have none"),
         ({"objective": "denoise"}, ValueError, "Did you mean 'denoising'"),
         ({"objective": 3}, TypeError, "a name or an Objective"),
-        ({"noise": "nodes:1"}, ValueError, "distils pairs"),
+        ({"objective": "distilled"}, ValueError, "distils pairs"),
+        (
+            {"objective": scoresde.Distilled(2)},
+            ValueError,
+            r"Distilled\(steps=2, .* distils pairs",
+        ),
         ({"noise": "nodes:0"}, ValueError, "unknown noise"),
         ({"noise": "nodes:x"}, ValueError, "unknown noise"),
         ({"data": Pairs(x, x), "coupling": "minibatch_ot"}, TypeError, "pairs already"),
-        ({"data": Pairs(x, x), "given": y}, TypeError, "their conditions are their own"),
-        ({"data": Pairs(x, x), "transforms": "flip"}, TypeError, "would part them"),
-        ({"data": loader, "coupling": MinibatchOT(size=64)}, ValueError, "rows of a step are joined"),
+        ({"data": Pairs(x, x), "given": y}, TypeError, "bring their own conditions"),
+        ({"data": Pairs(x, x), "transforms": "flip"}, TypeError, "would separate x from latent"),
+        (
+            {"data": loader, "coupling": MinibatchOT(size=64)},
+            ValueError,
+            "rows of the same step are joined",
+        ),
     ):
         with pytest.raises(error, match=match):
             scoresde.fit(sde, change.pop("data", x), **{"steps": 2, "progress": False, **change})
-        assert sde.kind == "score"
+        assert sde.outcome.name == "score"
     with pytest.warns(UserWarning, match="condition_aware_ot"):
-        scoresde.fit(labelled, x, given=y, coupling="minibatch_ot", steps=1, batch_size=8, progress=False)
-    monkeypatch.setattr(scoresde.coupling, "SLOW", 40)
-    with pytest.warns(UserWarning, match=r"joining 50 rows takes about 2\.5e-05 s on one core, and 0 MB"):
+        scoresde.fit(
+            labelled, x, given=y, coupling="minibatch_ot", steps=1, batch_size=8, progress=False
+        )
+    monkeypatch.setattr(scoresde.training.pairing, "SLOW_ROWS", 40)
+    with pytest.warns(
+        UserWarning, match=r"joining 50 rows takes about 2\.5e-05 s on one core, and 0 MB"
+    ):
         scoresde.fit(sde, x, coupling=MinibatchOT(size=50), steps=1, batch_size=25, progress=False)
     for bad in ({"size": 0}, {"reuse": 0}, {"size": 2.5}):
         with pytest.raises((ValueError, TypeError)):
@@ -389,7 +505,12 @@ def test_bad_couplings_are_refused_before_any_work(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_run_goes_on_with_its_coupling_only(tmp_path: Path) -> None:
-    how: dict[str, Any] = {"steps": 6, "every": 2, "batch_size": 8, "out": tmp_path, "progress": False, "resume": True}
+    how: dict[str, Any] = {
+        "steps": 6,
+        "batch_size": 8,
+        "checkpoints": scoresde.Checkpoints(tmp_path, every=2, resume=True),
+        "progress": False,
+    }
     with stopped(3):
         scoresde.fit(build(), cloud(), coupling="minibatch_ot", **how)
     with pytest.raises(CheckpointError, match="coupling="):
@@ -399,14 +520,16 @@ def test_a_run_goes_on_with_its_coupling_only(tmp_path: Path) -> None:
 def test_fitting_independent_pairs_again_gives_the_score_back() -> None:
     sde = build()
     scoresde.fit(sde, cloud(), coupling="minibatch_ot", steps=2, batch_size=8, progress=False)
-    assert sde.kind == "velocity"
+    assert sde.outcome.name == "velocity"
     with pytest.raises(ValueError, match="no score"):
         scoresde.sample(sde, 2, solver="ancestral")
     scoresde.fit(sde, cloud(), steps=2, batch_size=8, progress=False)
-    assert sde.kind == "score"
+    assert sde.outcome.name == "score"
 
 
 def test_couplings_are_learnt_without_a_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        scoresde.fit(build(), cloud(), coupling="minibatch_ot", steps=2, batch_size=8, progress=False)
+        scoresde.fit(
+            build(), cloud(), coupling="minibatch_ot", steps=2, batch_size=8, progress=False
+        )

@@ -1,4 +1,6 @@
-"""Every python block of the README and the documentation runs, page by page, each page in one namespace."""
+"""Every python block of the README and the documentation runs, page by page, each page in one
+namespace.
+"""
 
 import re
 import shlex
@@ -10,11 +12,16 @@ import pytest
 import torch
 
 import scoresde
-from scoresde import cli
+from scoresde.cli import commands as cli
 
 ROOT = Path(__file__).parent.parent
-PAGES = {page.relative_to(ROOT).as_posix(): page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]}
-FENCE = re.compile(r"^(?P<fence>`{3,}|:{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=fence)[ \t]*$", re.M | re.S)
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+FENCE = re.compile(
+    r"^(?P<fence>`{3,}|:{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=fence)[ \t]*$", re.M | re.S
+)
 NOT_RUN = ("text", "console")
 
 
@@ -34,6 +41,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         scoresde.SOLVERS,
         scoresde.COUPLINGS,
         scoresde.OBJECTIVES,
+        scoresde.TRACES,
         scoresde.transforms.TRANSFORMS,
     ):
         monkeypatch.setattr(registry, "_makers", dict(registry._makers))
@@ -47,7 +55,9 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Perceptrons of 32 units, unless the page says how many: the blocks are on trial, not what is learnt."""
+    """Perceptrons of 32 units, unless the page says how many: the blocks are on trial, not what is
+    learnt.
+    """
     build = scoresde.build
 
     def narrower(process: Any = "vp", net: Any = "mlp", **options: Any) -> scoresde.ScoreSDE:
@@ -57,7 +67,9 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("tables", "narrow")
-@pytest.mark.parametrize("page", [name for name, page in PAGES.items() if any(b[0] == "python" for b in blocks(page))])
+@pytest.mark.parametrize(
+    "page", [name for name, page in PAGES.items() if any(b[0] == "python" for b in blocks(page))]
+)
 def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "__docs__"}
@@ -72,7 +84,9 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
 def test_fences_are_of_a_known_kind(page: str) -> None:
     for language, _, above in blocks(PAGES[page]):
         known = language == "python" or language in NOT_RUN or language.startswith("{")
-        assert known, f"{page}:{above}: a block of kind {language!r}; python blocks run, {NOT_RUN} do not"
+        assert known, (
+            f"{page}:{above}: a block of kind {language!r}; python blocks run, {NOT_RUN} do not"
+        )
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -81,4 +95,4 @@ def test_scoresde_commands_parse(page: str) -> None:
     for language, code, _ in blocks(PAGES[page]):
         for line in code.splitlines() if language == "console" else ():
             if line.startswith("$ scoresde "):
-                cli._parser().parse_args(shlex.split(line, comments=True)[2:])
+                cli.build_parser(cli.COMMANDS).parse_args(shlex.split(line, comments=True)[2:])

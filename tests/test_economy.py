@@ -1,4 +1,4 @@
-"""What a solve costs beside the network: no wait for the device a step, no memory a step, no graph."""
+"""What a step costs beside the network: no wait for the device, no memory, no graph."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from conftest import ORDINARY, generator
 from scoresde import SOLVERS, ScoreSDE
 
 FIXED = [name for name in ORDINARY if not name.startswith("doctest")]
-WAITS = ("_local_scalar_dense", "nonzero", "lift_fresh", "masked_select", "is_nonzero", "unique")  # each waits for a GPU
+WAITS = (
+    "_local_scalar_dense",
+    "nonzero",
+    "lift_fresh",
+    "masked_select",
+    "is_nonzero",
+    "unique",
+)  # each waits for a GPU
 
 
 class Net(nn.Module):
@@ -48,7 +55,8 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("predict", ["edm", "v", "eps"])
 @pytest.mark.parametrize("solver", FIXED)
 def test_fixed_steps_wait_for_no_device_and_keep_nothing(solver: str, predict: str) -> None:
-    """The operations that would wait for a GPU, and the network outputs alive at once, do not grow with the number of steps.
+    """The operations that would wait for a GPU, and the network outputs alive at once, do not grow
+    with the number of steps.
 
     Noise is drawn ahead for up to 32 steps, by generators of its own: a copy, not a wait.
     """
@@ -69,7 +77,9 @@ def test_adaptive_solvers_keep_nothing_and_build_no_graph(solver: str) -> None:
     for tolerance in (1e-2, 1e-4 if SOLVERS.build(solver).stochastic else 1e-6):
         sde = ScoreSDE(scoresde.VPSDE(), net := Net(), shape=(2,))
         with Waits() as waits:
-            taken = scoresde.solve(sde, 8, solver=solver, rtol=tolerance, atol=tolerance, generator=generator())
+            taken = scoresde.solve(
+                sde, 8, solver=solver, rtol=tolerance, atol=tolerance, generator=generator()
+            )
         assert waits.count > 3  # they must: it also shows that the test above would see it
         most.append(net.most)
         assert not net.graph

@@ -1,4 +1,6 @@
-"""What networks are shown beside the state: waves of it against a Gaussian quadrature, conditions against their statement."""
+"""What networks are shown beside the state: waves of it against a Gaussian quadrature, conditions
+against their statement.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,32 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("shape", [(2, 8), (1, 4, 4), (2, 2, 3, 2)])
 def test_waves_are_those_of_the_state_blurred_by_its_own_noise(shape: tuple[int, ...]) -> None:
-    """E_ξ sin ω(x + sin φ·ξ), ξ ~ N(0, 1), by Gauss–Hermite quadrature of 200 nodes, for label t = log tan φ."""
+    """E_ξ sin ω(x + sin φ·ξ), ξ ~ N(0, 1), by Gauss–Hermite quadrature of 200 nodes, for label t =
+    log tan φ.
+    """
     embed = Embedding(shape, width=4, features=4, octaves=3).double()
     x, t = normal(5, *shape), torch.tensor([-6.0, -4.0, -2.0, -1.0, -0.5], dtype=torch.float64)
     seen, _ = embed(x, t)
     nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(200))
-    blurred = x.unsqueeze(-1) + torch.sin(torch.atan(torch.exp(t))).view(-1, *[1] * len(shape), 1) * nodes
+    blurred = (
+        x.unsqueeze(-1)
+        + torch.sin(torch.atan(torch.exp(t))).view(-1, *[1] * len(shape), 1) * nodes
+    )
     parts = [x]
     for f in (1, 2, 4):
         for wave in (torch.sin, torch.cos):
-            parts.append((wave(2 * math.pi * f * blurred) * weights).sum(-1) / math.sqrt(2 * math.pi))
+            parts.append(
+                (wave(2 * math.pi * f * blurred) * weights).sum(-1) / math.sqrt(2 * math.pi)
+            )
     assert seen.shape[1] == embed.channels == 7 * shape[0]
     torch.testing.assert_close(seen, torch.cat(parts, 1), rtol=0, atol=1e-10)
 
 
 def test_conditions_are_left_out_together_and_as_often_as_asked() -> None:
     """Binomial, n = 4,000, p = 0.3: 4.5 standard deviations, a false alarm in 1.5e5."""
-    embed = Embedding((1, 2), width=3, features=4, classes=2, vector=2, image=1, condition_dropout=0.3).double()
+    embed = Embedding(
+        (1, 2), width=3, features=4, classes=2, vector=2, image=1, condition_dropout=0.3
+    ).double()
     with torch.no_grad():
         embed.label.weight.copy_(torch.tensor([[1.0, 0, 0], [2.0, 0, 0], [0, 0, 0]]))  # type: ignore[union-attr]
         embed.vector.weight.copy_(torch.tensor([[0.0, 0], [1.0, 0], [0.0, 1]]))  # type: ignore[union-attr]
@@ -48,7 +59,9 @@ def test_conditions_are_left_out_together_and_as_often_as_asked() -> None:
     n = 4000
     x, t, y = normal(n, 1, 2), normal(n, seed=1), torch.arange(n) % 2
     vector, image = normal(n, 2, seed=2), normal(n, 1, 2, seed=3)
-    seen, told = embed(x, t, **embed.hide({"y": y, "vector": vector, "image": image}, generator(4)))
+    seen, told = embed(
+        x, t, **embed.drop_conditions({"y": y, "vector": vector, "image": image}, generator(4))
+    )
     shown = told[:, 0] != 0
     assert abs(int((~shown).sum()) - 0.3 * n) < 4.5 * math.sqrt(n * 0.3 * 0.7)
     whole = torch.cat([(y + 1).double().unsqueeze(1), vector], 1)
@@ -60,7 +73,11 @@ def test_conditions_are_left_out_together_and_as_often_as_asked() -> None:
     seen, told = embed(x, t)
     torch.testing.assert_close(told, none.expand(n, 3))
     assert not seen[:, 1].any()
-    given = {"y": torch.full((n,), 2), "vector": torch.full((n, 2), math.nan), "image": torch.full((n, 1, 2), math.nan)}
+    given = {
+        "y": torch.full((n,), 2),
+        "vector": torch.full((n, 2), math.nan),
+        "image": torch.full((n, 1, 2), math.nan),
+    }
     torch.testing.assert_close(embed(x, t, **given), (seen, told), rtol=0, atol=0)
 
 
@@ -100,7 +117,9 @@ def test_points_have_no_channels() -> None:
 )
 def test_bad_conditions(condition: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Embedding((1, 8), width=4, features=4, classes=2, vector=2, image=1).check_condition(**condition)
+        Embedding((1, 8), width=4, features=4, classes=2, vector=2, image=1).check_condition(
+            **condition
+        )
 
 
 def test_a_condition_that_was_always_there_is_missed() -> None:
@@ -123,4 +142,5 @@ def test_a_noise_label_is_seen_at_frequencies_in_a_geometric_row() -> None:
     t = normal(4)
     waves = [wave(t * rate) for wave in (torch.sin, torch.cos) for rate in (0.1, 1.0, 10.0)]
     wanted = torch.stack([w * torch.sigmoid(w) for w in waves], 1)
-    torch.testing.assert_close(embed(normal(4, 2), t)[1], wanted, rtol=0, atol=1e-5)  # frequencies are float32
+    # frequencies are float32
+    torch.testing.assert_close(embed(normal(4, 2), t)[1], wanted, rtol=0, atol=1e-5)

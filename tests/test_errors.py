@@ -1,4 +1,6 @@
-"""Bad calls: each ends at once, before any network call, in a sentence on what came, what was wanted, what to try."""
+"""Bad calls: each ends at once, before any network call, in a sentence on what came, what was
+wanted, what to try.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import scoresde
 from conftest import generator
 from scoresde import CheckpointError, ScoreSDE, toy
-from scoresde.checks import affordable, memory
-from scoresde.plan import chunks, plan
+from scoresde.common.checks import check_budget, device_memory
+from scoresde.sampling.batches import batch_ranges
+from scoresde.sampling.plan import plan
 
 CALLS: list[int] = []
 
@@ -50,7 +53,9 @@ class Says(nn.Module):
         return self.what(x)
 
 
-def sde(process: scoresde.Process | None = None, shape: tuple[int, ...] = (2,), **options: Any) -> ScoreSDE:
+def sde(
+    process: scoresde.Process | None = None, shape: tuple[int, ...] = (2,), **options: Any
+) -> ScoreSDE:
     return ScoreSDE(process or scoresde.VPSDE(), Counting(), shape=shape, **options)
 
 
@@ -84,7 +89,11 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         TypeError,
         r"sample needs a ScoreSDE.*process VPSDE.*build",
     ),
-    "sample of a process class": (lambda: scoresde.sample(scoresde.VPSDE), TypeError, "sample needs a ScoreSDE.*VPSDE.*build"),
+    "sample of a process class": (
+        lambda: scoresde.sample(scoresde.VPSDE),
+        TypeError,
+        "sample needs a ScoreSDE.*VPSDE.*build",
+    ),
     "log_prob of a process": (
         lambda: scoresde.log_prob(scoresde.RectifiedFlow(), points()),
         TypeError,
@@ -95,26 +104,58 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         TypeError,
         "log_prob needs a ScoreSDE.*VPSDE.*build",
     ),
-    "fit of a process": (lambda: scoresde.fit(scoresde.VESDE(), points()), TypeError, r"fit needs a ScoreSDE.*VESDE.*build"),
-    "fit of a process class": (lambda: scoresde.fit(scoresde.VESDE, points()), TypeError, "fit needs a ScoreSDE.*VESDE.*build"),
-    "loss of a process": (lambda: scoresde.loss(scoresde.VESDE(), points()), TypeError, "loss needs a ScoreSDE"),
-    "sample of a network": (lambda: scoresde.sample(nn.Linear(2, 2)), TypeError, "sample needs a ScoreSDE, got Linear.*build"),
+    "fit of a process": (
+        lambda: scoresde.fit(scoresde.VESDE(), points()),
+        TypeError,
+        r"fit needs a ScoreSDE.*VESDE.*build",
+    ),
+    "fit of a process class": (
+        lambda: scoresde.fit(scoresde.VESDE, points()),
+        TypeError,
+        "fit needs a ScoreSDE.*VESDE.*build",
+    ),
+    "loss of a process": (
+        lambda: scoresde.loss(scoresde.VESDE(), points()),
+        TypeError,
+        "loss needs a ScoreSDE",
+    ),
+    "sample of a network": (
+        lambda: scoresde.sample(nn.Linear(2, 2)),
+        TypeError,
+        "sample needs a ScoreSDE, got Linear.*build",
+    ),
     "sample of a name": (lambda: scoresde.sample("vp"), TypeError, "got str.*build.*load"),
     "a process class in ScoreSDE": (
         lambda: ScoreSDE(scoresde.VPSDE, Counting(), shape=(2,)),
         TypeError,
         r"process is a scoresde\.Process.*write VPSDE\(\)",
     ),
-    "a name in ScoreSDE": (lambda: ScoreSDE("vp", Counting(), shape=(2,)), TypeError, "'vp'.*build takes names"),
+    "a name in ScoreSDE": (
+        lambda: ScoreSDE("vp", Counting(), shape=(2,)),
+        TypeError,
+        "'vp'.*build takes names",
+    ),
     "a function for a network": (
         lambda: ScoreSDE(scoresde.VPSDE(), lambda x, t: x, shape=(2,)),
         TypeError,
         "net is an nn.Module, got function",
     ),
     # names with a typo
-    "process with a typo": (lambda: scoresde.build("vpe", shape=(2,)), ValueError, "unknown process 'vpe'.*Did you mean 'v"),
-    "network with a typo": (lambda: scoresde.build("vp", "mpl", shape=(2,)), ValueError, "'mpl'.*Did you mean 'mlp'"),
-    "solver with a typo": (lambda: scoresde.sample(sde(), solver="rk_45"), ValueError, "unknown solver.*Did you mean 'rk45'"),
+    "process with a typo": (
+        lambda: scoresde.build("vpe", shape=(2,)),
+        ValueError,
+        "unknown process 'vpe'.*Did you mean 'v",
+    ),
+    "network with a typo": (
+        lambda: scoresde.build("vp", "mpl", shape=(2,)),
+        ValueError,
+        "'mpl'.*Did you mean 'mlp'",
+    ),
+    "solver with a typo": (
+        lambda: scoresde.sample(sde(), solver="rk_45"),
+        ValueError,
+        "unknown solver.*Did you mean 'rk45'",
+    ),
     "solver with a typo in log_prob": (
         lambda: scoresde.log_prob(sde(), points(), solver="huen"),
         ValueError,
@@ -125,8 +166,16 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "unknown spacing.*Did you mean 'karras'",
     ),
-    "weight with a typo": (lambda: fit(points(), weight="likelyhood"), ValueError, "unknown weight.*Did you mean 'likelihood'"),
-    "noise with a typo": (lambda: fit(points(), noise="unifrom"), ValueError, "unknown noise.*Did you mean 'uniform'"),
+    "weight with a typo": (
+        lambda: fit(points(), objective=scoresde.Denoising(weight="likelyhood")),
+        ValueError,
+        "unknown weight.*Did you mean 'likelihood'",
+    ),
+    "noise with a typo": (
+        lambda: fit(points(), objective=scoresde.Denoising(noise="unifrom")),
+        ValueError,
+        "unknown noise.*Did you mean 'uniform'",
+    ),
     "weight with a typo in loss": (
         lambda: scoresde.loss(sde(), points(), weight="sigma"),
         ValueError,
@@ -142,9 +191,13 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "unknown prediction.*Did you mean 'score'",
     ),
-    "sees with a typo": (lambda: sde(sees="row"), ValueError, "unknown sees.*Did you mean 'raw'"),
+    "input_convention with a typo": (
+        lambda: sde(input_convention="row"),
+        ValueError,
+        "unknown input_convention.*Did you mean 'raw'",
+    ),
     "density with a typo": (
-        lambda: __import__("scoresde.demo", fromlist=["demo"]).demo("checkerbord"),
+        lambda: __import__("scoresde.cli.demo", fromlist=["demo"]).demo("checkerbord"),
         ValueError,
         "unknown density.*Did you mean 'checkerboard'",
     ),
@@ -153,7 +206,11 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         TypeError,
         "solver is a name or a Solver object, got",
     ),
-    "a solver that is a number": (lambda: scoresde.sample(sde(), solver=45), TypeError, "solver is a name or a Solver"),
+    "a solver that is a number": (
+        lambda: scoresde.sample(sde(), solver=45),
+        TypeError,
+        "solver is a name or a Solver",
+    ),
     # options
     "unknown option of a solver": (
         lambda: scoresde.sample(sde(), solver="rk45", rtoll=1e-3),
@@ -180,14 +237,26 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         TypeError,
         r"\['eta'\].*DDIM itself",
     ),
-    "rtol with euler": (lambda: scoresde.sample(sde(), solver="euler", rtol=1e-3), ValueError, "no option 'rtol'|no effect"),
-    "rtol with steps": (lambda: scoresde.sample(sde(), solver="rk45", steps=5, rtol=1e-3), ValueError, "rtol.*no effect.*steps"),
+    "rtol with euler": (
+        lambda: scoresde.sample(sde(), solver="euler", rtol=1e-3),
+        ValueError,
+        "no option 'rtol'|no effect",
+    ),
+    "rtol with steps": (
+        lambda: scoresde.sample(sde(), solver="rk45", steps=5, rtol=1e-3),
+        ValueError,
+        "rtol.*no effect.*steps",
+    ),
     "max_steps with steps": (
         lambda: scoresde.log_prob(sde(), points(), steps=5, max_steps=10),
         ValueError,
         "max_steps.*no effect.*steps",
     ),
-    "eta with ancestral": (lambda: scoresde.sample(sde(), solver="ancestral", eta=0.5), ValueError, "no option 'eta'"),
+    "eta with ancestral": (
+        lambda: scoresde.sample(sde(), solver="ancestral", eta=0.5),
+        ValueError,
+        "no option 'eta'",
+    ),
     "spacing without steps": (
         lambda: scoresde.sample(sde(), solver="rk45", spacing="karras"),
         ValueError,
@@ -199,40 +268,112 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         r"x has shape \(5, 3\), wanted \(batch, 2\)",
     ),
-    "x without a batch": (lambda: scoresde.log_prob(sde(), points(2)), ValueError, r"\(2,\), wanted \(batch, 2\)"),
-    "x of another rank": (lambda: scoresde.log_prob(sde(), points(5, 1, 2)), ValueError, r"\(5, 1, 2\), wanted \(batch, 2\)"),
+    "x without a batch": (
+        lambda: scoresde.log_prob(sde(), points(2)),
+        ValueError,
+        r"\(2,\), wanted \(batch, 2\)",
+    ),
+    "x of another rank": (
+        lambda: scoresde.log_prob(sde(), points(5, 1, 2)),
+        ValueError,
+        r"\(5, 1, 2\), wanted \(batch, 2\)",
+    ),
     "images as rows": (
         lambda: scoresde.log_prob(sde(shape=(1, 4, 4)), points(5, 16)),
         ValueError,
         r"\(5, 16\), wanted \(batch, 1, 4, 4\)",
     ),
-    "a number for x": (lambda: scoresde.log_prob(sde(), 3.0), (TypeError, ValueError), "x"),  # type: ignore[dict-item]
-    "text for x": (lambda: scoresde.log_prob(sde(), "x.npy"), TypeError, "x is a tensor or array, got str"),
-    "integer x": (lambda: scoresde.log_prob(sde(), torch.zeros(5, 2, dtype=torch.int64)), TypeError, "int64.*floating.*float()"),
-    "no x": (lambda: scoresde.log_prob(sde(), points(0, 2)), ValueError, r"no samples: shape \(0, 2\)"),
-    "NaN in x": (lambda: scoresde.log_prob(sde(), spoiled(math.nan)), ValueError, "NaN.*1 of 20 rows: 3"),
-    "infinite x in loss": (lambda: scoresde.loss(sde(), spoiled(math.inf)), ValueError, "infinite.*rows: 3"),
-    "a shape of text": (lambda: scoresde.build("vp", shape="2"), TypeError, "shape is a tuple of integers"),
-    "a shape with a zero": (lambda: scoresde.build("vp", shape=(0, 3)), ValueError, "all sizes at least 1"),
-    "a shape of floats": (lambda: scoresde.build("vp", shape=(2.0,)), TypeError, "tuple of integers"),
-    "a shape of booleans": (lambda: scoresde.build("vp", shape=(True,)), TypeError, "tuple of integers"),
+    "a number for x": (
+        lambda: scoresde.log_prob(sde(), 3.0),  # type: ignore[arg-type]
+        (TypeError, ValueError),  # type: ignore[dict-item]
+        "x",
+    ),
+    "text for x": (
+        lambda: scoresde.log_prob(sde(), "x.npy"),
+        TypeError,
+        "x is a tensor or array, got str",
+    ),
+    "integer x": (
+        lambda: scoresde.log_prob(sde(), torch.zeros(5, 2, dtype=torch.int64)),
+        TypeError,
+        "int64.*floating.*float()",
+    ),
+    "no x": (
+        lambda: scoresde.log_prob(sde(), points(0, 2)),
+        ValueError,
+        r"no samples: shape \(0, 2\)",
+    ),
+    "NaN in x": (
+        lambda: scoresde.log_prob(sde(), spoiled(math.nan)),
+        ValueError,
+        "NaN.*1 of 20 rows: 3",
+    ),
+    "infinite x in loss": (
+        lambda: scoresde.loss(sde(), spoiled(math.inf)),
+        ValueError,
+        "infinite.*rows: 3",
+    ),
+    "a shape of text": (
+        lambda: scoresde.build("vp", shape="2"),
+        TypeError,
+        "shape is a tuple of integers",
+    ),
+    "a shape with a zero": (
+        lambda: scoresde.build("vp", shape=(0, 3)),
+        ValueError,
+        "all sizes at least 1",
+    ),
+    "a shape of floats": (
+        lambda: scoresde.build("vp", shape=(2.0,)),
+        TypeError,
+        "tuple of integers",
+    ),
+    "a shape of booleans": (
+        lambda: scoresde.build("vp", shape=(True,)),
+        TypeError,
+        "tuple of integers",
+    ),
     # data
-    "data of another width": (lambda: fit(points(20, 3)), ValueError, r"data has shape \(20, 3\), wanted \(batch, 2\)"),
+    "data of another width": (
+        lambda: fit(points(20, 3)),
+        ValueError,
+        r"data has shape \(20, 3\), wanted \(batch, 2\)",
+    ),
     "data of another rank": (lambda: fit(points(20)), ValueError, r"\(20,\), wanted \(batch, 2\)"),
-    "integer data": (lambda: fit(torch.randint(9, (20, 2))), TypeError, "int64.*floating point.*float()"),
-    "integer array": (lambda: fit(np.ones((20, 2), dtype=np.int32)), TypeError, "int32.*floating point"),
+    "integer data": (
+        lambda: fit(torch.randint(9, (20, 2))),
+        TypeError,
+        "int64.*floating point.*float()",
+    ),
+    "integer array": (
+        lambda: fit(np.ones((20, 2), dtype=np.int32)),
+        TypeError,
+        "int32.*floating point",
+    ),
     "boolean data": (lambda: fit(points() > 0), TypeError, "bool.*floating point"),
     "complex data": (lambda: fit(points() + 1j), TypeError, "complex.*floating point"),
     "NaN data": (lambda: fit(spoiled(math.nan)), ValueError, "NaN.*1 of 20 rows: 3"),
     "infinite data": (lambda: fit(spoiled(-math.inf)), ValueError, "infinite.*rows: 3"),
     "empty data": (lambda: fit(points(0, 2)), ValueError, r"no samples: shape \(0, 2\)"),
     "an empty list": (lambda: fit([]), ValueError, "no samples|shape"),
-    "an empty loader": (lambda: fit(DataLoader(TensorDataset(points()), 64, drop_last=True)), ValueError, "empty"),
+    "an empty loader": (
+        lambda: fit(DataLoader(TensorDataset(points()), 64, drop_last=True)),
+        ValueError,
+        "empty",
+    ),
     "constant data": (lambda: fit(torch.ones(20, 2)), ValueError, "do not vary: 20 equal samples"),
     "one sample": (lambda: fit(points(1, 2)), ValueError, "do not vary"),
-    "text for data": (lambda: fit("data.npy"), TypeError, "data is a tensor, array, Dataset.*got str"),
+    "text for data": (
+        lambda: fit("data.npy"),
+        TypeError,
+        "data is a tensor, array, Dataset.*got str",
+    ),
     "None for data": (lambda: fit(None), TypeError, "got NoneType"),
-    "data and labels in a tuple": (lambda: fit((points(), torch.zeros(20))), TypeError, r"tuple.*given=\{'y': y\}"),
+    "data and labels in a tuple": (
+        lambda: fit((points(), torch.zeros(20))),
+        TypeError,
+        r"tuple.*given=\{'y': y\}",
+    ),
     "labels without a name": (
         lambda: fit(TensorDataset(points(), torch.zeros(20))),
         TypeError,
@@ -254,7 +395,11 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         TypeError,
         r"given= goes with a tensor or array",
     ),
-    "given with a density": (lambda: fit(mixture(), given={"y": torch.zeros(20)}), TypeError, "given= goes with a tensor"),
+    "given with a density": (
+        lambda: fit(mixture(), given={"y": torch.zeros(20)}),
+        TypeError,
+        "given= goes with a tensor",
+    ),
     "given of another length": (
         lambda: fit(points(), classy(), given={"y": torch.zeros(19, dtype=torch.int64)}),
         ValueError,
@@ -265,9 +410,21 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "takes no condition 'label'.*There are: y",
     ),
-    "given that is no mapping": (lambda: fit(points(), classy(), given=torch.zeros(20, dtype=torch.int64)), TypeError, "given"),
-    "labels out of range": (lambda: fit(points(), classy(), given={"y": torch.full((20,), 3)}), ValueError, "0 to 2.*3"),
-    "labels below range": (lambda: scoresde.sample(classy().given(y=-1), 4), ValueError, "0 to 2.*-1"),
+    "given that is no mapping": (
+        lambda: fit(points(), classy(), given=torch.zeros(20, dtype=torch.int64)),
+        TypeError,
+        "given",
+    ),
+    "labels out of range": (
+        lambda: fit(points(), classy(), given={"y": torch.full((20,), 3)}),
+        ValueError,
+        "0 to 2.*3",
+    ),
+    "labels below range": (
+        lambda: scoresde.sample(classy().given(y=-1), 4),
+        ValueError,
+        "0 to 2.*-1",
+    ),
     "labels of floats": (
         lambda: fit(points(), classy(), given={"y": torch.zeros(20)}),
         (TypeError, ValueError),
@@ -279,7 +436,11 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         r"\(n,\).*\(4, 1\)",
     ),
     "labels for a network without": (
-        lambda: fit(points(), scoresde.build("vp", "mlp", shape=(2,)), given={"y": torch.zeros(20, dtype=torch.int64)}),
+        lambda: fit(
+            points(),
+            scoresde.build("vp", "mlp", shape=(2,)),
+            given={"y": torch.zeros(20, dtype=torch.int64)},
+        ),
         ValueError,
         "classes",
     ),
@@ -293,26 +454,74 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "3 rows for 4 samples",
     ),
-    "an unknown condition": (lambda: classy().given(yy=1), ValueError, "takes no condition 'yy'.*'?y'?"),
-    "a condition of text": (lambda: classy().given(y="cat"), TypeError, "condition 'y' is a number or a tensor, got 'cat'"),
-    "a condition of nothing": (lambda: classy().given(y=None), TypeError, "condition 'y'.*got None; leave it out for none"),
+    "an unknown condition": (
+        lambda: classy().given(yy=1),
+        ValueError,
+        "takes no condition 'yy'.*'?y'?",
+    ),
+    "a condition of text": (
+        lambda: classy().given(y="cat"),
+        TypeError,
+        "condition 'y' is a number or a tensor, got 'cat'",
+    ),
+    "a condition of nothing": (
+        lambda: classy().given(y=None),
+        TypeError,
+        "condition 'y'.*got None; leave it out for none",
+    ),
     # numbers
     "n = 0": (lambda: scoresde.sample(sde(), 0), ValueError, "n is at least 1, got 0"),
     "n = -1": (lambda: scoresde.sample(sde(), -1), ValueError, "n is at least 1, got -1"),
     "n = 2.5": (lambda: scoresde.sample(sde(), 2.5), TypeError, "n is an integer, got 2.5"),
     "n = True": (lambda: scoresde.sample(sde(), True), TypeError, "n is an integer, got True"),
     "n = '5'": (lambda: scoresde.sample(sde(), "5"), TypeError, "n is an integer, got '5'"),
-    "batch_size = 0": (lambda: scoresde.sample(sde(), 5, batch_size=0), ValueError, "batch_size is at least 1, got 0"),
-    "steps = 0": (lambda: scoresde.sample(sde(), solver="heun", steps=0), ValueError, "steps is at least 1, got 0"),
-    "steps = 1.5": (lambda: scoresde.sample(sde(), solver="heun", steps=1.5), TypeError, "steps is an integer, got 1.5"),
-    "steps = True": (lambda: scoresde.sample(sde(), solver="heun", steps=True), TypeError, "steps is an integer, got True"),
-    "steps = 0 of rk45": (lambda: scoresde.sample(sde(), steps=0), ValueError, "steps is at least 1, got 0"),
-    "steps = -5 in fit": (lambda: fit(points(), steps=-5), ValueError, "steps is at least 1, got -5"),
-    "steps = 1e4 in fit": (lambda: fit(points(), steps=1e4), TypeError, "steps is an integer, got 10000.0"),
-    "batch_size = 0 in fit": (lambda: fit(points(), batch_size=0), ValueError, "batch_size is at least 1, got 0"),
+    "batch_size = 0": (
+        lambda: scoresde.sample(sde(), 5, batch_size=0),
+        ValueError,
+        "batch_size is at least 1, got 0",
+    ),
+    "steps = 0": (
+        lambda: scoresde.sample(sde(), solver="heun", steps=0),
+        ValueError,
+        "steps is at least 1, got 0",
+    ),
+    "steps = 1.5": (
+        lambda: scoresde.sample(sde(), solver="heun", steps=1.5),
+        TypeError,
+        "steps is an integer, got 1.5",
+    ),
+    "steps = True": (
+        lambda: scoresde.sample(sde(), solver="heun", steps=True),
+        TypeError,
+        "steps is an integer, got True",
+    ),
+    "steps = 0 of rk45": (
+        lambda: scoresde.sample(sde(), steps=0),
+        ValueError,
+        "steps is at least 1, got 0",
+    ),
+    "steps = -5 in fit": (
+        lambda: fit(points(), steps=-5),
+        ValueError,
+        "steps is at least 1, got -5",
+    ),
+    "steps = 1e4 in fit": (
+        lambda: fit(points(), steps=1e4),
+        TypeError,
+        "steps is an integer, got 10000.0",
+    ),
+    "batch_size = 0 in fit": (
+        lambda: fit(points(), batch_size=0),
+        ValueError,
+        "batch_size is at least 1, got 0",
+    ),
     "lr = 0": (lambda: fit(points(), lr=0.0), ValueError, "lr is greater than 0, got 0"),
     "lr = nan": (lambda: fit(points(), lr=math.nan), ValueError, "lr.*got nan"),
-    "ema is a decay": (lambda: fit(points(), ema=0.999), ValueError, r"half-life in steps, got 0\.999.*700"),
+    "ema is a decay": (
+        lambda: fit(points(), ema=0.999),
+        ValueError,
+        r"half-life in steps, got 0\.999.*700",
+    ),
     "validation without the labels": (
         lambda: fit(
             points(),
@@ -325,38 +534,106 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     ),
     "ema < 0": (lambda: fit(points(), ema=-1.0), ValueError, r"ema.*got -1.*half-life"),
     "ema = '0.9'": (lambda: fit(points(), ema="0.9"), TypeError, "ema is a number, got '0.9'"),
-    "rtol < 0": (lambda: scoresde.sample(sde(), rtol=-1e-3), ValueError, "rtol is greater than 0, got -0.001; try 1e-5"),
+    "rtol < 0": (
+        lambda: scoresde.sample(sde(), rtol=-1e-3),
+        ValueError,
+        "rtol is greater than 0, got -0.001; try 1e-5",
+    ),
     "rtol = 0": (lambda: scoresde.sample(sde(), rtol=0.0), ValueError, "rtol is greater than 0"),
-    "atol = inf": (lambda: scoresde.sample(sde(), atol=math.inf), ValueError, "atol.*finite.*got inf"),
-    "rtol = nan": (lambda: scoresde.log_prob(sde(), points(), rtol=math.nan), ValueError, "rtol.*got nan"),
-    "rtol = '1e-3'": (lambda: scoresde.sample(sde(), rtol="1e-3"), TypeError, "rtol is a number, got '1e-3'"),
-    "max_steps = 0": (lambda: scoresde.sample(sde(), max_steps=0), ValueError, "max_steps is at least 1"),
-    "eta = 2": (lambda: scoresde.sample(sde(), solver="ddim", eta=2), ValueError, "eta is between 0 and 1, got 2"),
-    "snr < 0": (lambda: scoresde.sample(sde(), solver="pc", snr=-0.1), ValueError, r"snr.*got -0\.1.*0\.16"),
-    "snr = '0.1'": (lambda: scoresde.sample(sde(), solver="pc", snr="0.1"), TypeError, "snr is a number"),
+    "atol = inf": (
+        lambda: scoresde.sample(sde(), atol=math.inf),
+        ValueError,
+        "atol.*finite.*got inf",
+    ),
+    "rtol = nan": (
+        lambda: scoresde.log_prob(sde(), points(), rtol=math.nan),
+        ValueError,
+        "rtol.*got nan",
+    ),
+    "rtol = '1e-3'": (
+        lambda: scoresde.sample(sde(), rtol="1e-3"),
+        TypeError,
+        "rtol is a number, got '1e-3'",
+    ),
+    "max_steps = 0": (
+        lambda: scoresde.sample(sde(), max_steps=0),
+        ValueError,
+        "max_steps is at least 1",
+    ),
+    "eta = 2": (
+        lambda: scoresde.sample(sde(), solver="ddim", eta=2),
+        ValueError,
+        "eta is between 0 and 1, got 2",
+    ),
+    "snr < 0": (
+        lambda: scoresde.sample(sde(), solver="pc", snr=-0.1),
+        ValueError,
+        r"snr.*got -0\.1.*0\.16",
+    ),
+    "snr = '0.1'": (
+        lambda: scoresde.sample(sde(), solver="pc", snr="0.1"),
+        TypeError,
+        "snr is a number",
+    ),
     "no corrections": (
         lambda: scoresde.sample(sde(), solver="pc", corrections=0),
         ValueError,
         "corrections is at least 1, got 0",
     ),
-    "beta_min > beta_max": (lambda: scoresde.VPSDE(beta_min=3.0, beta_max=2.0), ValueError, r"beta_max of VPSDE is at least 3"),
-    "beta_min = 0": (lambda: scoresde.SubVPSDE(beta_min=0.0), ValueError, "beta_min of SubVPSDE is greater than 0"),
+    "beta_min > beta_max": (
+        lambda: scoresde.VPSDE(beta_min=3.0, beta_max=2.0),
+        ValueError,
+        r"beta_max of VPSDE is at least 3",
+    ),
+    "beta_min = 0": (
+        lambda: scoresde.SubVPSDE(beta_min=0.0),
+        ValueError,
+        "beta_min of SubVPSDE is greater than 0",
+    ),
     "beta_max = inf": (lambda: scoresde.VPSDE(beta_max=math.inf), ValueError, "beta_max"),
     "beta_min = text": (lambda: scoresde.VPSDE(beta_min="0.1"), TypeError, "beta_min"),
-    "sigma_min = 0": (lambda: scoresde.VESDE(sigma_min=0.0), ValueError, "sigma_min of VESDE is greater than 0"),
-    "sigma_min > sigma_max": (lambda: scoresde.EDM(sigma_min=90.0), ValueError, "sigma_max of EDM is greater than 90"),
+    "sigma_min = 0": (
+        lambda: scoresde.VESDE(sigma_min=0.0),
+        ValueError,
+        "sigma_min of VESDE is greater than 0",
+    ),
+    "sigma_min > sigma_max": (
+        lambda: scoresde.EDM(sigma_min=90.0),
+        ValueError,
+        "sigma_max of EDM is greater than 90",
+    ),
     "rho = 0": (lambda: scoresde.EDM(rho=0.0), ValueError, "rho of EDM is between"),
-    "negative width": (lambda: scoresde.build("vp", "mlp", shape=(2,), width=-3), ValueError, "width is at least 1, got -3"),
-    "fractional depth": (lambda: scoresde.MLP((2,), depth=1.5), TypeError, "depth is an integer, got 1.5"),
-    "no bandwidth": (lambda: scoresde.MLP((2,), bandwidth=0.0), ValueError, "bandwidth is greater than 0, got 0"),
+    "negative width": (
+        lambda: scoresde.build("vp", "mlp", shape=(2,), width=-3),
+        ValueError,
+        "width is at least 1, got -3",
+    ),
+    "fractional depth": (
+        lambda: scoresde.MLP((2,), depth=1.5),
+        TypeError,
+        "depth is an integer, got 1.5",
+    ),
+    "no bandwidth": (
+        lambda: scoresde.MLP((2,), bandwidth=0.0),
+        ValueError,
+        "bandwidth is greater than 0, got 0",
+    ),
     # what does not go together
     "a stochastic solver in log_prob": (
         lambda: scoresde.log_prob(sde(), points(), solver="em"),
         ValueError,
         "'em' is stochastic; try 'adams'",
     ),
-    "pc in log_prob": (lambda: scoresde.log_prob(sde(), points(), solver="pc"), ValueError, "'pc' is stochastic; try 'adams'"),
-    "ddim in log_prob": (lambda: scoresde.log_prob(sde(), points(), solver="ddim"), ValueError, "not an ODE method; try 'adams'"),
+    "pc in log_prob": (
+        lambda: scoresde.log_prob(sde(), points(), solver="pc"),
+        ValueError,
+        "'pc' is stochastic; try 'adams'",
+    ),
+    "ddim in log_prob": (
+        lambda: scoresde.log_prob(sde(), points(), solver="ddim"),
+        ValueError,
+        "not an ODE method; try 'adams'",
+    ),
     "eps with rectified flow": (
         lambda: sde(scoresde.RectifiedFlow(), predict="eps"),
         ValueError,
@@ -367,8 +644,16 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "predict='score'.*work there: edm, x0, v",
     ),
-    "eps with cosine": (lambda: scoresde.build("cosine", shape=(2,), predict="eps"), ValueError, "work there: edm, x0, v"),
-    "score with cosine": (lambda: scoresde.build("cosine", shape=(2,), predict="score"), ValueError, "work there: edm, x0, v"),
+    "eps with cosine": (
+        lambda: scoresde.build("cosine", shape=(2,), predict="eps"),
+        ValueError,
+        "work there: edm, x0, v",
+    ),
+    "score with cosine": (
+        lambda: scoresde.build("cosine", shape=(2,), predict="score"),
+        ValueError,
+        "work there: edm, x0, v",
+    ),
     "ddpm levels of ve": (
         lambda: scoresde.sample(sde(scoresde.VESDE()), solver="ddim", steps=10, spacing="ddpm"),
         ValueError,
@@ -380,17 +665,43 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         "divides 1000, got 7",
     ),
     "ddpm levels and times": (
-        lambda: scoresde.solve(sde(), solver="ddim", steps=10, spacing="ddpm", times=[1.0, 0.5, 0.0]),
+        lambda: scoresde.solve(
+            sde(), solver="ddim", steps=10, spacing="ddpm", times=[1.0, 0.5, 0.0]
+        ),
         ValueError,
         "times=.*ddpm",
     ),
-    "times that increase": (lambda: scoresde.solve(sde(), times=[0.0, 0.5, 1.0]), ValueError, r"decrease from 1.*to 0.*\[0\.0"),
-    "times twice the same": (lambda: scoresde.solve(sde(), times=[1.0, 0.5, 0.5, 0.0]), ValueError, "decrease from 1"),
-    "times that end early": (lambda: scoresde.solve(sde(), times=[1.0, 0.1]), ValueError, "decrease from 1.*to 0"),
-    "times of NaN": (lambda: scoresde.solve(sde(), times=[1.0, math.nan, 0.0]), ValueError, "decrease from 1"),
-    "times of text": (lambda: scoresde.solve(sde(), times=["a", "b"]), (TypeError, ValueError), "times"),  # type: ignore[dict-item]
+    "times that increase": (
+        lambda: scoresde.solve(sde(), times=[0.0, 0.5, 1.0]),
+        ValueError,
+        r"decrease from 1.*to 0.*\[0\.0",
+    ),
+    "times twice the same": (
+        lambda: scoresde.solve(sde(), times=[1.0, 0.5, 0.5, 0.0]),
+        ValueError,
+        "decrease from 1",
+    ),
+    "times that end early": (
+        lambda: scoresde.solve(sde(), times=[1.0, 0.1]),
+        ValueError,
+        "decrease from 1.*to 0",
+    ),
+    "times of NaN": (
+        lambda: scoresde.solve(sde(), times=[1.0, math.nan, 0.0]),
+        ValueError,
+        "decrease from 1",
+    ),
+    "times of text": (
+        lambda: scoresde.solve(sde(), times=["a", "b"]),
+        (TypeError, ValueError),
+        "times",
+    ),  # type: ignore[dict-item]
     "a time outside [0, 1]": (lambda: sde().score(points(), 1.5), ValueError, "from 0.*to 1.*1.5"),
-    "times of another length": (lambda: sde().denoise(points(), torch.zeros(7)), ValueError, r"t has shape \(7,\).*\(20,\)"),
+    "times of another length": (
+        lambda: sde().denoise(points(), torch.zeros(7)),
+        ValueError,
+        r"t has shape \(7,\).*\(20,\)",
+    ),
     "generator = 0": (
         lambda: scoresde.sample(sde(), generator=0),
         TypeError,
@@ -402,7 +713,11 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         TypeError,
         "generator is a torch.Generator, got Generator|numpy",
     ),
-    "a generator in loss": (lambda: scoresde.loss(sde(), points(), generator=0), TypeError, "generator is a torch.Generator"),
+    "a generator in loss": (
+        lambda: scoresde.loss(sde(), points(), generator=0),
+        TypeError,
+        "generator is a torch.Generator",
+    ),
     "a prior without log_prob": (
         lambda: scoresde.log_prob(sde(), points(), prior=object()),
         TypeError,
@@ -423,7 +738,11 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         TypeError,
         "Gaussian mixtures, got Checkerboard",
     ),
-    "an oracle without a process": (lambda: scoresde.oracle(mixture(), "vp"), TypeError, "process"),
+    "an oracle without a process": (
+        lambda: scoresde.oracle(mixture(), "vp"),
+        TypeError,
+        "process",
+    ),
     "fit of an oracle": (
         lambda: fit(points(), scoresde.oracle(mixture(), scoresde.VPSDE())),
         ValueError,
@@ -436,7 +755,9 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     ),
     # the network
     "a network of another shape": (
-        lambda: scoresde.sample(ScoreSDE(scoresde.VPSDE(), Says(lambda x: x[:, :1]), shape=(2,)), 3),
+        lambda: scoresde.sample(
+            ScoreSDE(scoresde.VPSDE(), Says(lambda x: x[:, :1]), shape=(2,)), 3
+        ),
         ValueError,
         r"given \(3, 2\) and returned \(3, 1\); it must keep the shape",
     ),
@@ -446,7 +767,9 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         r"returned \(\d+, 1\); it must keep",
     ),
     "a network that returns a tuple": (
-        lambda: scoresde.log_prob(ScoreSDE(scoresde.VPSDE(), Says(lambda x: (x, x)), shape=(2,)), points()),
+        lambda: scoresde.log_prob(
+            ScoreSDE(scoresde.VPSDE(), Says(lambda x: (x, x)), shape=(2,)), points()
+        ),
         ValueError,
         "returned tuple; it must keep the shape",
     ),
@@ -463,22 +786,52 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     ),
     "a name that is no string": (lambda: scoresde.build(3, shape=(2,)), TypeError, "process"),
     # densities and distances
-    "-1 points of a density": (lambda: toy.Moons().sample(-1), ValueError, "n is at least 1, got -1"),
-    "a density at a wrong shape": (lambda: toy.Moons().log_prob(points(5, 3)), ValueError, r"\(5, 3\); it wants \(n, 2\)"),
-    "negative noise": (lambda: toy.Rings(noise=-0.1), ValueError, r"noise is greater than 0, got -0\.1; try 0\.1"),
-    "bits of no dimensions": (lambda: scoresde.dequantize.Uniform(4).bits(points(1), 0.0, 0), ValueError, "dim.*at least 1.*0"),
+    "-1 points of a density": (
+        lambda: toy.Moons().sample(-1),
+        ValueError,
+        "n is at least 1, got -1",
+    ),
+    "a density at a wrong shape": (
+        lambda: toy.Moons().log_prob(points(5, 3)),
+        ValueError,
+        r"\(5, 3\); it wants \(n, 2\)",
+    ),
+    "negative noise": (
+        lambda: toy.Rings(noise=-0.1),
+        ValueError,
+        r"noise is greater than 0, got -0\.1; try 0\.1",
+    ),
+    "bits of no dimensions": (
+        lambda: scoresde.dequantize.Uniform(4).bits(points(1), 0.0, 0),
+        ValueError,
+        "dim.*at least 1.*0",
+    ),
     # folders
-    "load of a missing folder": (lambda: scoresde.load("no/such/model"), CheckpointError, "no model at no/such/model"),
+    "load of a missing folder": (
+        lambda: scoresde.load("no/such/model"),
+        CheckpointError,
+        "no model at no/such/model",
+    ),
     "load of a number": (lambda: scoresde.load(3), TypeError, "folder is a path, got int"),
-    "save to a number": (lambda: scoresde.save(classy(), 3), TypeError, "folder is a path, got int"),
-    "save of a process": (lambda: scoresde.save(scoresde.VPSDE(), "x"), TypeError, "save needs a ScoreSDE"),
+    "save to a number": (
+        lambda: scoresde.save(classy(), 3),
+        TypeError,
+        "folder is a path, got int",
+    ),
+    "save of a process": (
+        lambda: scoresde.save(scoresde.VPSDE(), "x"),
+        TypeError,
+        "save needs a ScoreSDE",
+    ),
 }
 DONE_BY_THE_NETWORK = ("a network", "labels", "a label")  # these are found out by calling it, once
 
 
 @pytest.mark.parametrize("mistake", list(BAD))
 def test_a_bad_call_raises_at_once_and_says_what_to_do(mistake: str) -> None:
-    """Within a second, which is generous; no training, no network call; a sentence, not a number or a traceback of torch's."""
+    """Within a second, which is generous; no training, no network call; a sentence, not a number
+    or a traceback of torch's.
+    """
     call, kind, said = BAD[mistake]
     CALLS.clear()
     before = torch.random.get_rng_state()
@@ -526,7 +879,7 @@ def test_a_refused_fit_leaves_the_model_untouched() -> None:
 def test_constant_features_are_a_warning_that_names_them() -> None:
     x = points()
     x[:, 1] = 4.0
-    with pytest.warns(UserWarning, match=r"features \[1\] are constant.*drop them or add noise"):
+    with pytest.warns(UserWarning, match=r"features \[1\] are constant.*drop them, or add noise"):
         fit(x, steps=1)
 
 
@@ -534,12 +887,17 @@ def test_constant_features_are_a_warning_that_names_them() -> None:
     ("damage", "said"),
     [
         (lambda folder: (folder / "model.json").write_text("{"), "model.json is not JSON"),
-        (lambda folder: (folder / "model.json").write_text('{"format": "gguf"}'), "not a scoresde-2 model.*'gguf'"),
+        (
+            lambda folder: (folder / "model.json").write_text('{"format": "gguf"}'),
+            "not a scoresde-2 model.*'gguf'",
+        ),
         (lambda folder: next(folder.glob("*.safetensors")).write_bytes(b"PK"), "damaged.*SHA-256"),
         (lambda folder: next(folder.glob("*.safetensors")).unlink(), "can't be read"),
     ],
 )
-def test_a_corrupt_folder_is_refused(damage: Callable[[Path], Any], said: str, tmp_path: Path) -> None:
+def test_a_corrupt_folder_is_refused(
+    damage: Callable[[Path], Any], said: str, tmp_path: Path
+) -> None:
     folder = scoresde.save(classy(), tmp_path / "model")
     damage(folder)
     with pytest.raises(CheckpointError, match=said):
@@ -547,14 +905,16 @@ def test_a_corrupt_folder_is_refused(damage: Callable[[Path], Any], said: str, t
 
 
 def test_what_can_not_be_saved_says_why(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"Counting is not a registered backbone.*BACKBONES\.register"):
+    with pytest.raises(
+        ValueError, match=r"Counting is not a registered backbone.*BACKBONES\.register"
+    ):
         scoresde.save(sde(), tmp_path / "model")
-    with pytest.raises(ValueError, match=r"\['y'\] are not saved.*given"):
+    with pytest.raises(ValueError, match=r"conditions are not saved.*given"):
         scoresde.save(classy().given(y=1), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
 
 
-# ---------------------------------------------------------------- what is no tensor of numbers, at every door
+# ------------------------------------------------- what is no tensor of numbers, at every door
 
 VALUES = torch.zeros(20, 2, dtype=torch.int64)
 X = points()
@@ -571,7 +931,10 @@ def hostile() -> dict[str, tuple[Any, str]]:
             "jagged": (torch.nested.nested_tensor([X[:3], X[:5]], layout=torch.jagged), "nested"),
             "meta": (X.to("meta"), "meta device.*no values"),
             "MKL-DNN": (X.to_mkldnn(), "MKL-DNN.*to_dense"),
-            "quantized": (torch.quantize_per_tensor(X, 0.1, 0, torch.qint8), "quantized.*dequantize"),
+            "quantized": (
+                torch.quantize_per_tensor(X, 0.1, 0, torch.qint8),
+                "quantized.*dequantize",
+            ),
             "float8": (X.to(torch.float8_e4m3fn), "float8.*float()"),
             "the other float8": (X.to(torch.float8_e5m2), "float8.*float()"),
             "four bits": (VALUES.to(torch.uint8).view(torch.uint4), "uint4"),
@@ -620,7 +983,9 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "fit with validation": lambda x: fit(X, validation=(x, {})),
     "fit under a condition": lambda x: fit(X, given={"y": x}),
     "evaluate": lambda x: scoresde.evaluate(sde(), x, samples=0, progress=False),
-    "evaluate under a condition": lambda x: scoresde.evaluate(sde(), X, given={"y": x}, samples=0, progress=False),
+    "evaluate under a condition": lambda x: scoresde.evaluate(
+        sde(), X, given={"y": x}, samples=0, progress=False
+    ),
     "given": lambda x: sde().given(y=x),
     "score": lambda x: sde().score(x, 0.5),
     "velocity": lambda x: sde().velocity(x, 0.5),
@@ -628,13 +993,17 @@ DOORS: dict[str, Callable[[Any], Any]] = {
     "denoise": lambda x: sde().denoise(x, 0.5),
     "a time": lambda x: sde().denoise(X, x),
     "standardize": lambda x: sde().standardize(x),
-    "a source": lambda x: ScoreSDE(scoresde.RectifiedFlow(), Counting(), shape=(2,), source=x if x is not None else ""),
+    "a source": lambda x: ScoreSDE(
+        scoresde.RectifiedFlow(), Counting(), shape=(2,), source=x if x is not None else ""
+    ),
     "Pairs": lambda x: scoresde.Pairs(x, X),
     "latents of Pairs": lambda x: scoresde.Pairs(X, x),
     "conditions of Pairs": lambda x: scoresde.Pairs(X, X, {"y": x}),
     "Distribution": lambda x: scoresde.Distribution(sde()).log_prob(x),
     "straightness": lambda x: scoresde.straightness(straight(), start="" if x is None else x),
-    "evaluations": lambda x: scoresde.evaluations(straight(), 0.1, start="" if x is None else x),
+    "nfe_for_error": lambda x: scoresde.nfe_for_error(
+        straight(), 0.1, start="" if x is None else x
+    ),
     "energy_distance": lambda x: scoresde.energy_distance(x, X),
     "energy_test": lambda x: scoresde.energy_test(X, x),
     "mmd": lambda x: scoresde.mmd(x, X),
@@ -662,7 +1031,9 @@ DOORS: dict[str, Callable[[Any], Any]] = {
 
 
 def refused(call: Call, where: str, words: str = "") -> None:
-    """It raises TypeError or ValueError from a line of ours, in one short sentence, without a call of the network."""
+    """It raises TypeError or ValueError from a line of ours, in one short sentence, without a call
+    of the network.
+    """
     CALLS.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -683,14 +1054,22 @@ def test_what_is_no_tensor_of_numbers_is_refused_at_every_door(door: str) -> Non
 
 
 def test_arrays_of_any_order_and_read_only_ones_are_taken_without_a_warning() -> None:
-    """Big-endian, backwards, frozen, masked nowhere, half precision: log p is that of the same tensor."""
+    """Big-endian, backwards, frozen, masked nowhere, half precision: log p is that of the same
+    tensor.
+    """
     model, x = scoresde.oracle(mixture(), scoresde.VPSDE()), X[:5].double().numpy()
     frozen = x.copy()
     frozen.flags.writeable = False
     wanted = scoresde.log_prob(model, torch.from_numpy(x), solver="heun", steps=5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for same in (x.astype(">f8"), x[::-1].copy()[::-1], frozen, np.ma.masked_array(x), x.tolist()):
+        for same in (
+            x.astype(">f8"),
+            x[::-1].copy()[::-1],
+            frozen,
+            np.ma.masked_array(x),
+            x.tolist(),
+        ):
             found = scoresde.log_prob(model, same, solver="heun", steps=5)
             torch.testing.assert_close(found.to(wanted), wanted, rtol=0, atol=1e-4)
 
@@ -720,9 +1099,11 @@ SIZES: dict[str, Callable[[Any], Any]] = {
     "n of solve": lambda n: scoresde.solve(sde(), n),
     "n of sample_and_log_prob": lambda n: scoresde.sample_and_log_prob(sde(), n),
     "n of reflow": lambda n: scoresde.reflow(straight(), n, progress=False),
-    "n of reflow to a disk": lambda n: scoresde.reflow(straight(), n, out="nowhere/pairs", progress=False),
+    "n of reflow to a disk": lambda n: scoresde.reflow(
+        straight(), n, out="nowhere/pairs", progress=False
+    ),
     "n of straightness": lambda n: scoresde.straightness(straight(), n),
-    "n of evaluations": lambda n: scoresde.evaluations(straight(), 0.1, n=n),
+    "n of nfe_for_error": lambda n: scoresde.nfe_for_error(straight(), 0.1, n=n),
     "n of a density": lambda n: toy.Moons().sample(n),
     "n of a dataset": lambda n: scoresde.dequantize.Uniform(4).dataset(VALUES).sample(n),
     "n of noise_floor": lambda n: scoresde.noise_floor(scoresde.energy_distance, toy.Moons(), n),
@@ -733,14 +1114,20 @@ SIZES: dict[str, Callable[[Any], Any]] = {
     "steps of fit": lambda n: fit(X, steps=n),
     "steps of classifier_test": lambda n: scoresde.classifier_test(X, X, steps=n),
     "width of classifier_test": lambda n: scoresde.classifier_test(X, X, width=n),
-    "most": lambda n: scoresde.evaluations(straight(), 1e-3, most=n),
+    "most": lambda n: scoresde.nfe_for_error(straight(), 1e-3, most=n),
     "panels": lambda n: scoresde.straightness(straight(), 10, panels=n),
     "draws of elbo": lambda n: scoresde.elbo(sde(), X, draws=n),
     "draws of vlb": lambda n: scoresde.vlb(sde(), X, draws=n),
-    "draws of bits_per_dim": lambda n: scoresde.bits_per_dim(sde(), VALUES, scoresde.dequantize.Uniform(4), draws=n),
-    "draws of evaluate": lambda n: scoresde.evaluate(sde(), VALUES, levels=4, draws=n, progress=False),
+    "draws of bits_per_dim": lambda n: scoresde.bits_per_dim(
+        sde(), VALUES, scoresde.dequantize.Uniform(4), draws=n
+    ),
+    "draws of evaluate": lambda n: scoresde.evaluate(
+        sde(), VALUES, levels=4, draws=n, progress=False
+    ),
     "samples": lambda n: scoresde.evaluate(sde(), X, n=0, samples=n, progress=False),
-    "fid": lambda n: scoresde.evaluate(sde(), X, n=0, samples=0, fid=n, features=None, progress=False),
+    "fid": lambda n: scoresde.evaluate(
+        sde(), X, n=0, samples=0, fid=n, features=None, progress=False
+    ),
     "probes": lambda n: scoresde.log_prob(sde(), X, trace="hutchinson_gaussian", probes=n),
     "permutations": lambda n: scoresde.energy_test(X, X, permutations=n),
     "projections": lambda n: scoresde.sliced_wasserstein(X, X, projections=n),
@@ -749,7 +1136,7 @@ SIZES: dict[str, Callable[[Any], Any]] = {
     "corrections": lambda n: scoresde.sample(sde(), solver="pc", corrections=n),
     "size of a coupling": lambda n: scoresde.MinibatchOT(size="" if n is None else n),
     "batch_size of fit": lambda n: fit(X, batch_size=n),
-    "snapshots": lambda n: fit(X, snapshots=n, out="nowhere/run"),
+    "snapshots": lambda n: fit(X, ema=scoresde.Averaging(snapshots=n), checkpoints="nowhere/run"),
     "shape": lambda n: scoresde.build("vp", shape=(n,)),
     "width": lambda n: scoresde.build("vp", shape=(2,), width=n),
     "depth": lambda n: scoresde.build("vp", shape=(2,), depth=n),
@@ -758,7 +1145,9 @@ SIZES: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("size", list(SIZES))
-def test_sizes_that_are_none_or_absurd_are_refused_before_the_work(size: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_sizes_that_are_none_or_absurd_are_refused_before_the_work(
+    size: str, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     for kind, value in NUMBERLIKE.items():
         refused(lambda value=value: SIZES[size](value), f"{size}, {kind}")
@@ -768,29 +1157,41 @@ def test_sizes_that_are_none_or_absurd_are_refused_before_the_work(size: str, tm
 
 
 def test_what_a_machine_can_do_is_not_refused() -> None:
-    """Estimates are lower bounds: the memory itself passes, twice that does not, and a million steps are no matter."""
-    here = memory()
-    affordable("these", here)
-    with pytest.raises(ValueError, match=r"these take at least .*iB of memory, and this machine has .*iB; take fewer"):
-        affordable("these", 2 * here)
+    """Estimates are lower bounds: the memory itself passes, twice that does not, and a million
+    steps are no matter.
+    """
+    here = device_memory()
+    check_budget("these", here)
+    with pytest.raises(
+        ValueError,
+        match=r"these take at least .*iB of memory, and this machine has .*iB; take fewer",
+    ):
+        check_budget("these", 2 * here)
     for calls in (10**6, 10**9):
-        affordable("steps", calls=calls)
+        check_budget("steps", calls=calls)
     with pytest.raises(ValueError, match="steps take at least 116 days"):
-        affordable("steps", calls=10**12)
-    assert next(iter(chunks(sde(), 10**7, None))) == (0, 8192)
-    assert next(iter(chunks(sde(), 10, 10**12))) == (0, 10)  # a batch is never larger than what there is
+        check_budget("steps", calls=10**12)
+    assert next(iter(batch_ranges(sde(), 10**7, None))) == (0, 8192)
+    assert next(iter(batch_ranges(sde(), 10, 10**12))) == (
+        0,
+        10,
+    )  # a batch is never larger than what there is
     assert len(plan(sde(), "ddim", 10**5, None, {}).times) == 10**5 + 1
 
 
 def test_numpys_numbers_count_as_pythons() -> None:
     model = scoresde.oracle(mixture(), scoresde.VPSDE())
     for kind in (np.uint8, np.int64):
-        found = scoresde.solve(model, kind(9), solver="pc", steps=kind(150), corrections=kind(2), batch_size=kind(7))
+        found = scoresde.solve(
+            model, kind(9), solver="pc", steps=kind(150), corrections=kind(2), batch_size=kind(7)
+        )
         assert found.x.shape == (2, 9, 2)
         assert int(found.nfe[0]) == 150 + 149 * 2  # bytes would have wrapped
 
 
-@pytest.mark.parametrize("t", [10**400, math.nan, math.inf, -0.1, True, "1", 1j, None, torch.ones(20) * 1j])
+@pytest.mark.parametrize(
+    "t", [10**400, math.nan, math.inf, -0.1, True, "1", 1j, None, torch.ones(20) * 1j]
+)
 def test_times_that_are_none(t: Any) -> None:
     refused(lambda: sde().score(X, t), f"t = {type(t)}")
 
@@ -816,14 +1217,16 @@ GENERATED: dict[str, Callable[[Any], Any]] = {
     "fit": lambda g: fit(X, generator=g),
     "reflow": lambda g: scoresde.reflow(straight(), 5, generator=g),
     "straightness": lambda g: scoresde.straightness(straight(), generator=g),
-    "evaluations": lambda g: scoresde.evaluations(straight(), 0.1, generator=g),
+    "nfe_for_error": lambda g: scoresde.nfe_for_error(straight(), 0.1, generator=g),
     "a mixture": lambda g: toy.EightGaussians().sample(5, g),
     "a curve": lambda g: toy.Moons().sample(5, g),
     "a checkerboard": lambda g: toy.Checkerboard().sample(5, generator=g),
     "energy_test": lambda g: scoresde.energy_test(X, X, generator=g),
     "sliced_wasserstein": lambda g: scoresde.sliced_wasserstein(X, X, generator=g),
     "classifier_test": lambda g: scoresde.classifier_test(X, X, generator=g),
-    "noise_floor": lambda g: scoresde.noise_floor(scoresde.energy_distance, toy.Moons(), 5, generator=g),
+    "noise_floor": lambda g: scoresde.noise_floor(
+        scoresde.energy_distance, toy.Moons(), 5, generator=g
+    ),
     "noisy": lambda g: scoresde.dequantize.Uniform(4).noisy(VALUES, g),
     "a dataset": lambda g: scoresde.dequantize.Uniform(4).dataset(VALUES).sample(3, g),
     "fitted": lambda g: scoresde.dequantize.TruncatedNormal.fitted(sde(), VALUES, 4, generator=g),
@@ -835,15 +1238,29 @@ GENERATED: dict[str, Callable[[Any], Any]] = {
 
 @pytest.mark.parametrize("door", list(GENERATED))
 def test_what_is_no_generator_is_refused_at_every_door(door: str) -> None:
-    for wrong in (0, 10**400, -1, True, "g", np.random.default_rng(0), torch.tensor(0), torch.Generator, [0]):
-        refused(lambda wrong=wrong: GENERATED[door](wrong), f"{door}, {type(wrong)}", "generator is a torch.Generator, got")
+    for wrong in (
+        0,
+        10**400,
+        -1,
+        True,
+        "g",
+        np.random.default_rng(0),
+        torch.tensor(0),
+        torch.Generator,
+        [0],
+    ):
+        refused(
+            lambda wrong=wrong: GENERATED[door](wrong),
+            f"{door}, {type(wrong)}",
+            "generator is a torch.Generator, got",
+        )
 
 
 PATHS: dict[str, Callable[[Any], Any]] = {
     "save": lambda p: scoresde.save(classy(), p),
     "load": lambda p: scoresde.load(p),
-    "fit": lambda p: fit(X, out=p),
-    "fit, resumed": lambda p: fit(X, out=p, resume=True),
+    "fit": lambda p: fit(X, checkpoints=p),
+    "fit, resumed": lambda p: fit(X, checkpoints=scoresde.Checkpoints(p, resume=True)),
     "reflow": lambda p: scoresde.reflow(straight(), 5, out=p, progress=False),
     "evaluate": lambda p: scoresde.evaluate(sde(), X, n=0, samples=0, out=p, progress=False),
     "Pairs.open": lambda p: scoresde.Pairs.open(p),
@@ -852,10 +1269,17 @@ PATHS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("door", list(PATHS))
-def test_what_is_no_path_is_refused_at_every_door(door: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_what_is_no_path_is_refused_at_every_door(
+    door: str, tmp_path: Path, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     in_bytes = type("InBytes", (), {"__fspath__": lambda self: b"abc"})()
-    wrong = {"bytes": (b"abc", in_bytes), "NUL": ("a\0b", Path("a\0b")), "'.' is this one": ("",), "255": ("x" * 300,)}
+    wrong = {
+        "bytes": (b"abc", in_bytes),
+        "NUL": ("a\0b", Path("a\0b")),
+        "'.' is this one": ("",),
+        "255": ("x" * 300,),
+    }
     wrong["is a path, got"] = (3, 1.5, True, ["a"], {})
     for words, paths in wrong.items():
         for path in paths:
@@ -864,28 +1288,58 @@ def test_what_is_no_path_is_refused_at_every_door(door: str, tmp_path: Path, mon
 
 
 FOREIGN: dict[str, tuple[Call, str]] = {
-    "seed of sample": (lambda: scoresde.sample(sde(), 3, seed=0), r"generator=torch.Generator\(\).manual_seed\(seed\)"),
+    "seed of sample": (
+        lambda: scoresde.sample(sde(), 3, seed=0),
+        r"generator=torch.Generator\(\).manual_seed\(seed\)",
+    ),
     "device of sample": (lambda: scoresde.sample(sde(), 3, device="cpu"), r"sde\.to\(device\)"),
-    "progress of sample": (lambda: scoresde.sample(sde(), 3, progress=True), "only fit, reflow and evaluate"),
+    "progress of sample": (
+        lambda: scoresde.sample(sde(), 3, progress=True),
+        "only fit, reflow and evaluate",
+    ),
     "num_steps of solve": (lambda: scoresde.solve(sde(), 3, num_steps=5), "write steps="),
     "method of encode": (lambda: scoresde.encode(sde(), X, method="rk45"), "write solver="),
-    "dtype of decode": (lambda: scoresde.decode(sde(), X, dtype=torch.float64), r"sde\.double\(\)"),
+    "dtype of decode": (
+        lambda: scoresde.decode(sde(), X, dtype=torch.float64),
+        r"sde\.double\(\)",
+    ),
     "tol of log_prob": (lambda: scoresde.log_prob(sde(), X, tol=1e-3), "rtol= and atol="),
     "seed of likelihood": (lambda: scoresde.likelihood(sde(), X, seed=0), "manual_seed"),
-    "seed of sample_and_log_prob": (lambda: scoresde.sample_and_log_prob(sde(), seed=0), "manual_seed"),
-    "device of reflow": (lambda: scoresde.reflow(straight(), 3, device="cpu"), r"sde\.to\(device\)"),
-    "device of evaluate": (lambda: scoresde.evaluate(sde(), X, n=0, samples=0, device="cpu"), r"sde\.to\(device\)"),
+    "seed of sample_and_log_prob": (
+        lambda: scoresde.sample_and_log_prob(sde(), seed=0),
+        "manual_seed",
+    ),
+    "device of reflow": (
+        lambda: scoresde.reflow(straight(), 3, device="cpu"),
+        r"sde\.to\(device\)",
+    ),
+    "device of evaluate": (
+        lambda: scoresde.evaluate(sde(), X, n=0, samples=0, device="cpu"),
+        r"sde\.to\(device\)",
+    ),
     "seed of straightness": (lambda: scoresde.straightness(straight(), seed=0), "manual_seed"),
-    "seed of evaluations": (lambda: scoresde.evaluations(straight(), 0.1, seed=0), "manual_seed"),
+    "seed of nfe_for_error": (
+        lambda: scoresde.nfe_for_error(straight(), 0.1, seed=0),
+        "manual_seed",
+    ),
     "y of Distribution": (lambda: scoresde.Distribution(sde(), y=1), r"sde\.given\(y=\.\.\.\)"),
-    "seed beside a solver": (lambda: scoresde.sample(sde(), solver=scoresde.SOLVERS.build("ddim"), seed=0), "manual_seed"),
+    "seed beside a solver": (
+        lambda: scoresde.sample(sde(), solver=scoresde.SOLVERS.build("ddim"), seed=0),
+        "manual_seed",
+    ),
     "seed of fit": (lambda: fit(X, seed=0), "manual_seed"),
     "epochs of fit": (lambda: fit(X, epochs=3), r"steps=.*len\(data\)"),
-    "a typo of fit": (lambda: fit(X, bach_size=3), "no argument 'bach_size'. Did you mean 'batch_size'"),
+    "a typo of fit": (
+        lambda: fit(X, bach_size=3),
+        "no argument 'bach_size'. Did you mean 'batch_size'",
+    ),
     "seed of elbo": (lambda: scoresde.elbo(sde(), X, seed=0), "manual_seed"),
     "device of vlb": (lambda: scoresde.vlb(sde(), X, device="cpu"), r"sde\.to\(device\)"),
     "seed of energy_test": (lambda: scoresde.energy_test(X, X, seed=0), "manual_seed"),
-    "random_state of classifier_test": (lambda: scoresde.classifier_test(X, X, random_state=0), "manual_seed"),
+    "random_state of classifier_test": (
+        lambda: scoresde.classifier_test(X, X, random_state=0),
+        "manual_seed",
+    ),
     "seed of a density": (lambda: toy.Moons().sample(3, seed=0), "manual_seed"),
 }
 

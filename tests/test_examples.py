@@ -19,12 +19,18 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of 64 units, whatever the example asks for."""
     build = scoresde.build
-    monkeypatch.setattr(scoresde, "build", lambda *args, **options: build(*args, **options | {"width": 64}))
+    monkeypatch.setattr(
+        scoresde, "build", lambda *args, **options: build(*args, **options | {"width": 64})
+    )
 
 
 @pytest.mark.usefixtures("narrow")
-def test_digits_example_prints_finite_bits_and_draws_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """150 steps on real digits: bits/dim near or below a uniform law's log2 17 = 4.09, and a sheet of pictures on disk."""
+def test_digits_example_prints_finite_bits_and_draws_a_sheet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """150 steps on real digits: bits/dim near or below a uniform law's log2 17 = 4.09, and a sheet
+    of pictures on disk.
+    """
     pytest.importorskip("sklearn")
     main = runpy.run_path(str(EXAMPLES / "digits.py"))["main"]
     bits = main(steps=150, out=str(tmp_path / "digits.png"), held_out=10)
@@ -34,7 +40,9 @@ def test_digits_example_prints_finite_bits_and_draws_a_sheet(tmp_path: Path, cap
 
 
 def test_distribution_example_infers_and_trains_on(capsys: pytest.CaptureFixture[str]) -> None:
-    """A short run: emcee's posterior mean within 0.5 of the truth (−0.99, posterior std 0.7), and a loss no worse than before."""
+    """A short run: emcee's posterior mean within 0.5 of the truth (−0.99, posterior std 0.7), and
+    a loss no worse than before.
+    """
     pytest.importorskip("emcee")
     main = runpy.run_path(str(EXAMPLES / "distribution.py"))["main"]
     mean, before, after = main(fit_steps=300, chain=12, tuning=8)
@@ -44,8 +52,12 @@ def test_distribution_example_infers_and_trains_on(capsys: pytest.CaptureFixture
 
 
 @pytest.mark.usefixtures("narrow")
-def test_rectified_flow_example_reflows_and_draws_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A short run: after a reflow one step is better than before, and paths are straighter, by half at least."""
+def test_rectified_flow_example_reflows_and_draws_paths(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A short run: after a reflow one step is better than before, and paths are straighter, by
+    half at least.
+    """
     main = runpy.run_path(str(EXAMPLES / "rectified_flow.py"))["main"]
     before, after = main(steps=300, pairs=1500, points=500, out=str(tmp_path))
     assert after["E² of one step / floor"] < 0.5 * before["E² of one step / floor"]

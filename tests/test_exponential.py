@@ -1,4 +1,6 @@
-"""Singlestep exponential integrators against the papers' recursions, diffusers, a formula of k-diffusion, and their order."""
+"""Singlestep exponential integrators against the papers' recursions, diffusers, a formula of
+k-diffusion, and their order.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +19,54 @@ from torch import Tensor, nn
 import scoresde
 from conftest import MIXTURES, PROCESSES, generator
 from scoresde import SOLVERS, ScoreSDE, toy
-from scoresde.plan import levels, plan, problem
-from scoresde.solvers import EXPONENTIALS, AdaptiveSinglestep, Counts, Exponential, Singlestep, Solver
-from scoresde.solvers.exponential import exponentials
+from scoresde.sampling.plan import plan
+from scoresde.sampling.problem import levels, problem
+from scoresde.solvers import (
+    EXPONENTIALS,
+    AdaptiveSinglestep,
+    Counts,
+    Exponential,
+    Singlestep,
+    Solver,
+)
+from scoresde.solvers.exponential_tableaus import phi_functions
 
 FIXED = ["dpmpp_2s", "dpmpp_3s", "dpm_2", "dpm_3"]
 NAMES = [*FIXED, "dpm_adaptive"]
 MEAN, STD = 0.7, 1.3
-BUMPS = toy.GaussianMixture(torch.tensor([[0.0, 0.0], [1.5, 0.0], [0.0, 2.0]], dtype=torch.float64), [0.6, 0.8, 1.0])
-EMBEDDED = Exponential(2, "eps", (0.0, 1 / 3, 1.0), (((1.0,),), EXPONENTIALS["dpm_adaptive"].w_hat))
+BUMPS = toy.GaussianMixture(
+    torch.tensor([[0.0, 0.0], [1.5, 0.0], [0.0, 2.0]], dtype=torch.float64), [0.6, 0.8, 1.0]
+)
+EMBEDDED = Exponential(
+    2, "eps", (0.0, 1 / 3, 1.0), (((1.0,),), EXPONENTIALS["dpm_adaptive"].w_hat)
+)
 
 
-def march(sde: ScoreSDE, solver: str | Solver, z: Tensor, times: Sequence[float] | Tensor) -> tuple[Tensor, list[Tensor], Counts]:
+def march(
+    sde: ScoreSDE, solver: str | Solver, z: Tensor, times: Sequence[float] | Tensor
+) -> tuple[Tensor, list[Tensor], Counts]:
     """Run a solver over the given times: its end, every state on the way, and the counts."""
     made = SOLVERS.build(solver) if isinstance(solver, str) else solver
     path = [z]
-    task = problem(sde, levels(sde, torch.as_tensor(times, dtype=torch.float64)), made.steps is None, lambda: z)
+    task = problem(
+        sde,
+        levels(sde, torch.as_tensor(times, dtype=torch.float64)),
+        made.steps is None,
+        lambda: z,
+    )
     task.observe = lambda i, state: path.append(state.clone())
     end, counts = made.run(task, z)
     return end, path, counts
 
 
-def on_grid(sde: ScoreSDE, solver: str | Solver, z: Tensor, times: Sequence[float] | Tensor) -> list[Tensor]:
+def on_grid(
+    sde: ScoreSDE, solver: str | Solver, z: Tensor, times: Sequence[float] | Tensor
+) -> list[Tensor]:
     """All states of a solver on a fixed grid."""
-    path, task = [z], problem(sde, levels(sde, torch.as_tensor(times, dtype=torch.float64)), False, lambda: z)
+    path, task = (
+        [z],
+        problem(sde, levels(sde, torch.as_tensor(times, dtype=torch.float64)), False, lambda: z),
+    )
     task.observe = lambda i, state: path.append(state.clone())
     (SOLVERS.build(solver) if isinstance(solver, str) else solver).run(task, z)
     return path
@@ -48,11 +74,19 @@ def on_grid(sde: ScoreSDE, solver: str | Solver, z: Tensor, times: Sequence[floa
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_phi_functions_equal_their_series_in_fifty_digits(n: int) -> None:
-    """φ_k(x) = 1F1(1; k+1; x)/k! by mpmath, to 1e-14 relative, also where the recursion loses all digits."""
-    x = np.concatenate([s * np.logspace(-17, 1.5, 150) for s in (1, -1)] + [[0.0, 1.0, -1.0, 0.999999, -1.000001]])
+    """φ_k(x) = 1F1(1; k+1; x)/k! by mpmath, to 1e-14 relative, also where the recursion loses all
+    digits.
+    """
+    x = np.concatenate(
+        [s * np.logspace(-17, 1.5, 150) for s in (1, -1)] + [[0.0, 1.0, -1.0, 0.999999, -1.000001]]
+    )
     with mpmath.workdps(50):
-        wanted = np.array([float(mpmath.hyp1f1(1, n + 1, mpmath.mpf(float(v))) / mpmath.factorial(n)) for v in x])
-    np.testing.assert_allclose(exponentials(torch.tensor(x), n)[-1].numpy(), wanted, rtol=1e-14, atol=0)
+        wanted = np.array(
+            [float(mpmath.hyp1f1(1, n + 1, mpmath.mpf(float(v))) / mpmath.factorial(n)) for v in x]
+        )
+    np.testing.assert_allclose(
+        phi_functions(torch.tensor(x), n)[-1].numpy(), wanted, rtol=1e-14, atol=0
+    )
 
 
 def denoise(x: float, alpha: float, sigma: float) -> tuple[float, float]:
@@ -92,14 +126,24 @@ def paper(solver: str, x: float, a: float, s: float, a_to: float, s_to: float) -
     if solver == "dpm_3":
         d1 = denoise(a1 / a * x - s1 * e(r1) * eps, a1, s1)[1] - eps
         u2 = a2 / a * x - s2 * e(r2) * eps - s2 * r2 / r1 * (e(r2) / (r2 * h) - 1) * d1
-        return a_to / a * x - s_to * e(1) * eps - s_to / r2 * (e(1) / h - 1) * (denoise(u2, a2, s2)[1] - eps)
+        return (
+            a_to / a * x
+            - s_to * e(1) * eps
+            - s_to / r2 * (e(1) / h - 1) * (denoise(u2, a2, s2)[1] - eps)
+        )
     d1 = denoise(s1 / s * x - a1 * d(r1) * x0, a1, s1)[0] - x0
     u2 = s2 / s * x - a2 * d(r2) * x0 + a2 * r2 / r1 * (d(r2) / (r2 * h) + 1) * d1
-    return s_to / s * x - a_to * d(1) * x0 + a_to / r2 * (d(1) / h + 1) * (denoise(u2, a2, s2)[0] - x0)
+    return (
+        s_to / s * x
+        - a_to * d(1) * x0
+        + a_to / r2 * (d(1) / h + 1) * (denoise(u2, a2, s2)[0] - x0)
+    )
 
 
 def classical(order: int, x: float, here: float, there: float) -> float:
-    """One step on the arc by the midpoint rule or by Heun's third-order method, whichever λ's weights become for h → 0."""
+    """One step on the arc by the midpoint rule or by Heun's third-order method, whichever λ's
+    weights become for h → 0.
+    """
 
     def v(z: float, phi: float) -> float:
         x0, eps = denoise(z, math.cos(phi), math.sin(phi))
@@ -116,8 +160,13 @@ def classical(order: int, x: float, here: float, there: float) -> float:
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("spacing", ["logsnr", "time"])
 def test_steps_are_the_papers(name: str, solver: str, spacing: str) -> None:
-    """On a Gaussian, state by state, to 1e-12: the papers' step for h ≤ 2, the classical one beyond, up to infinite λ."""
-    sde = scoresde.oracle(toy.GaussianMixture(torch.full((1, 1), MEAN, dtype=torch.float64), STD), scoresde.PROCESSES.build(name))
+    """On a Gaussian, state by state, to 1e-12: the papers' step for h ≤ 2, the classical one
+    beyond, up to infinite λ.
+    """
+    sde = scoresde.oracle(
+        toy.GaussianMixture(torch.full((1, 1), MEAN, dtype=torch.float64), STD),
+        scoresde.PROCESSES.build(name),
+    )
     sde = sde.double()
     times = plan(sde, solver, 8, spacing, {}).times
     nodes = levels(sde, times)
@@ -125,10 +174,20 @@ def test_steps_are_the_papers(name: str, solver: str, spacing: str) -> None:
         path = on_grid(sde, solver, torch.tensor([[start]], dtype=torch.float64), times)
         x = start
         for i, (here, there) in enumerate(itertools.pairwise(nodes)):
-            if min(here.cos, there.sin) == 0 or math.log(math.tan(here.phi) / math.tan(there.phi)) > 2:
+            if (
+                min(here.cos, there.sin) == 0
+                or math.log(math.tan(here.phi) / math.tan(there.phi)) > 2
+            ):
                 x = classical(SOLVERS.build(solver).order, x, here.phi, there.phi)
             else:
-                x = paper("dpm_3" if solver == "dpm_adaptive" else solver, x, here.cos, here.sin, there.cos, there.sin)
+                x = paper(
+                    "dpm_3" if solver == "dpm_adaptive" else solver,
+                    x,
+                    here.cos,
+                    here.sin,
+                    there.cos,
+                    there.sin,
+                )
             assert abs(float(path[i + 1]) - x) < 1e-12 * max(1, abs(x)), i
 
 
@@ -141,29 +200,39 @@ class Wiggle(nn.Module):
 
 @pytest.mark.parametrize("solver", FIXED)
 def test_trajectory_equals_diffusers(solver: str) -> None:
-    """The same outputs on the same grid, DPMSolverSinglestepScheduler against ours, to 1e-5 (1e-10 is reached).
+    """The same outputs on the same grid, DPMSolverSinglestepScheduler against ours, to 1e-5 (1e-10
+    is reached).
 
-    diffusers counts every evaluation as a step, so its grid is ours with the inner nodes. At order 3 it takes the papers'
-    step only by halves: with solver_type="midpoint" its second stage has (e^h − 1)/2 where the papers have φ_2, and with
-    "heun" its last stage is another. Both are of order 3 still. Taken from "heun" and "midpoint" in turn, it is the papers'.
+    diffusers counts every evaluation as a step, so its grid is ours with the inner nodes. At order
+    3 it takes the papers' step only by halves: with solver_type="midpoint" its second stage has
+    (e^h − 1)/2 where the papers have φ_2, and with "heun" its last stage is another. Both are of
+    order 3 still. Taken from "heun" and "midpoint" in turn, it is the papers'.
     """
     diffusers = pytest.importorskip("diffusers")
-    order, kind = int(solver[-2 if solver.endswith("s") else -1]), "dpmsolver++" if "pp" in solver else "dpmsolver"
+    order, kind = (
+        int(solver[-2 if solver.endswith("s") else -1]),
+        "dpmsolver++" if "pp" in solver else "dpmsolver",
+    )
     process, steps = scoresde.VPSDE(), 12
     sde = ScoreSDE(process, Wiggle(), shape=(3, 4, 4), predict="eps", sees="raw").double()
-    lam = torch.linspace(-4.0, 5.0, steps * order + 1, dtype=torch.float64)  # inner nodes are equidistant in λ: 1/2; 1/3, 2/3
+    # Inner nodes are equidistant in λ: 1/2; 1/3, 2/3.
+    lam = torch.linspace(-4.0, 5.0, steps * order + 1, dtype=torch.float64)
     angles = torch.atan(torch.exp(-lam))
     z = torch.randn(2, 48, generator=generator(1), dtype=torch.float64)
     ours = on_grid(sde, solver, z, process.time(angles)[::order])
 
     def theirs(switch: bool) -> list[Tensor]:
-        scheduler = diffusers.DPMSolverSinglestepScheduler(solver_order=order, algorithm_type=kind, final_sigmas_type="sigma_min")
+        scheduler = diffusers.DPMSolverSinglestepScheduler(
+            solver_order=order, algorithm_type=kind, final_sigmas_type="sigma_min"
+        )
         scheduler.set_timesteps(steps * order)
         scheduler.sigmas, scheduler.order_list = angles.tan(), list(range(1, order + 1)) * steps
         scheduler.set_begin_index(0)
         x, path = z.reshape(2, 3, 4, 4), []
         for i in range(steps * order):
-            scheduler.register_to_config(solver_type="heun" if switch and order == 3 and i % 3 == 1 else "midpoint")
+            scheduler.register_to_config(
+                solver_type="heun" if switch and order == 3 and i % 3 == 1 else "midpoint"
+            )
             eps = Wiggle()(x, process.time(angles[i]).expand(2))
             x = scheduler.step(eps, scheduler.timesteps[i], x).prev_sample
             path.append(x.reshape(2, 48))
@@ -172,13 +241,18 @@ def test_trajectory_equals_diffusers(solver: str) -> None:
     worst = max(float((a - b).abs().max()) for a, b in zip(ours[1:], theirs(True), strict=True))
     assert worst < 1e-10
     if order == 3:
-        assert max(float((a - b).abs().max()) for a, b in zip(ours[1:], theirs(False), strict=True)) > 1e-5
+        assert (
+            max(float((a - b).abs().max()) for a, b in zip(ours[1:], theirs(False), strict=True))
+            > 1e-5
+        )
 
 
 def test_trajectory_equals_a_recursion_retyped_from_k_diffusion() -> None:
-    """`sample_dpmpp_2s_ancestral` with eta = 0, its formulas in its own variables (x = x0 + σ·ε), on Karras' own process.
+    """`sample_dpmpp_2s_ancestral` with eta = 0, its formulas in its own variables (x = x0 + σ·ε),
+    on Karras' own process.
 
-    It ends at σ = 0 with an Euler step, x = x̂0; ours end there at second order (`test_the_end_at_sigma_0_is_no_bottleneck`).
+    It ends at σ = 0 with an Euler step, x = x̂0; ours end there at second order
+    (`test_the_end_at_sigma_0_is_no_bottleneck`).
     """
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.EDM()).double()
     times = plan(sde, "dpmpp_2s", 15, "karras", {}).times
@@ -218,7 +292,9 @@ def errors(name: str, solver: str | Solver, counts: Sequence[int], spacing: str)
 @pytest.mark.parametrize("solver", [*NAMES, "embedded"])
 @pytest.mark.parametrize("name", ["ve", pytest.param("edm", marks=pytest.mark.slow)])
 def test_order(name: str, solver: str) -> None:
-    """Slope of the end point's RMS error over five halvings from 8 to 256 steps uniform in λ, whose ends are finite here."""
+    """Slope of the end point's RMS error over five halvings from 8 to 256 steps uniform in λ,
+    whose ends are finite here.
+    """
     made = Singlestep(EMBEDDED) if solver == "embedded" else SOLVERS.build(solver)
     error = errors(name, made, [8 * 2**k for k in range(6)], "logsnr")
     slopes = [math.log2(a / b) for a, b in itertools.pairwise(error)]
@@ -228,10 +304,12 @@ def test_order(name: str, solver: str) -> None:
 
 @pytest.mark.parametrize("solver", FIXED)
 def test_the_end_at_sigma_0_is_no_bottleneck(solver: str) -> None:
-    """From σ(1)/α(1) = ∞ to σ(0) = 0 on a grid uniform in φ: order 2 for all, where first-order ends would leave 10 times more.
+    """From σ(1)/α(1) = ∞ to σ(0) = 0 on a grid uniform in φ: order 2 for all, where first-order
+    ends would leave 10 times more.
 
-    Near σ = 0 such a grid has steps in λ that don't shrink, log 2 and log 3/2 and so on: of order 3, 2 is left, and of order 2
-    up to a logarithm 2. The docstring says so. This is their default grid.
+    Near σ = 0 such a grid has steps in λ that don't shrink, log 2 and log 3/2 and so on: of order
+    3, 2 is left, and of order 2 up to a logarithm 2. The docstring says so. This is their default
+    grid.
     """
     coarse, fine = errors("rectified", solver, [64, 256], "arc")
     assert 1.7 < math.log(coarse / fine, 4) < 2.15
@@ -241,15 +319,21 @@ def test_the_end_at_sigma_0_is_no_bottleneck(solver: str) -> None:
 @pytest.mark.parametrize("solver", NAMES)
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("steps", [1, 2, 8])
-def test_few_steps_are_exact_where_the_denoised_value_stays(name: str, solver: str, steps: int) -> None:
-    """All data at one point m: x̂0 = m and ε̂ keep their values, so steps in λ end at cos φ·m + sin φ·ε.
+def test_few_steps_are_exact_where_the_denoised_value_stays(
+    name: str, solver: str, steps: int
+) -> None:
+    """All data at one point m: x̂0 = m and ε̂ keep their values, so steps in λ end at cos φ·m +
+    sin φ·ε.
 
-    One or two of them from λ = −0.99 to 0.99; eight all the way, where only those to infinite λ are classical, and short.
+    One or two of them from λ = −0.99 to 0.99; eight all the way, where only those to infinite λ
+    are classical, and short.
     """
     process, m = scoresde.PROCESSES.build(name), torch.tensor([2.0, -1.0], dtype=torch.float64)
     sde = scoresde.oracle(toy.GaussianMixture(m[None], 1e-9), process).double()
     z = torch.randn(50, 2, generator=generator(), dtype=torch.float64)
-    inner = process.time(torch.atan(torch.exp(-torch.linspace(-0.99, 0.99, steps + 1, dtype=torch.float64))))
+    inner = process.time(
+        torch.atan(torch.exp(-torch.linspace(-0.99, 0.99, steps + 1, dtype=torch.float64)))
+    )
     times = inner if steps < 8 else plan(sde, solver, steps, "logsnr", {}).times
     first, last = levels(sde, times[[0, -1]])
     wanted = last.cos * m + last.sin * (z - first.cos * m) / first.sin
@@ -261,11 +345,21 @@ def test_few_steps_are_exact_where_the_denoised_value_stays(name: str, solver: s
 @pytest.mark.parametrize("solver", NAMES)
 @pytest.mark.parametrize("name", ["rectified", "vp", "ve"])
 def test_data_to_noise_undoes_noise_to_data(name: str, solver: str) -> None:
-    """The same code with h < 0: to 1e-4 and back again, which a wrong sign in one weight would not be."""
+    """The same code with h < 0: to 1e-4 and back again, which a wrong sign in one weight would not
+    be.
+    """
     sde = scoresde.oracle(BUMPS, scoresde.PROCESSES.build(name)).double()
-    made = SOLVERS.build(solver, rtol=1e-7, atol=1e-7) if solver == "dpm_adaptive" else SOLVERS.build(solver)
+    made = (
+        SOLVERS.build(solver, rtol=1e-7, atol=1e-7)
+        if solver == "dpm_adaptive"
+        else SOLVERS.build(solver)
+    )
     z = torch.randn(16, 2, generator=generator(3), dtype=torch.float64)
-    times = torch.tensor([1.0, 0.4, 0.0]) if solver == "dpm_adaptive" else plan(sde, solver, 200, None, {}).times
+    times = (
+        torch.tensor([1.0, 0.4, 0.0])
+        if solver == "dpm_adaptive"
+        else plan(sde, solver, 200, None, {}).times
+    )
     there = march(sde, made, z, times)[0]
     torch.testing.assert_close(march(sde, made, there, times.flip(0))[0], z, rtol=0, atol=1e-4)
 
@@ -278,7 +372,9 @@ def test_tolerance_rules_the_adaptive_error(name: str, predict: str) -> None:
     exact = march(sde, SOLVERS.build("dop853", rtol=1e-11, atol=1e-11), z, [1.0, 0.0])[0]
     before = 0.0
     for tolerance in (1e-2, 1e-3, 1e-4, 1e-5):
-        made = AdaptiveSinglestep(replace(EXPONENTIALS["dpm_adaptive"], predict=predict), rtol=tolerance, atol=tolerance)
+        made = AdaptiveSinglestep(
+            replace(EXPONENTIALS["dpm_adaptive"], predict=predict), rtol=tolerance, atol=tolerance
+        )
         end, _, counts = march(sde, made, z, [1.0, 0.0])
         assert float((end - exact).square().mean().sqrt()) < 10 * tolerance
         mean = float(counts.nfe.double().mean())
@@ -292,7 +388,9 @@ def test_adaptive_rows_are_counted_and_the_finished_cost_nothing() -> None:
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE()).double()
     z = torch.randn(100, 2, generator=generator(), dtype=torch.float64)
     made, seen = SOLVERS.build("dpm_adaptive"), []
-    task = problem(sde, levels(sde, torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)), True, lambda: z)
+    task = problem(
+        sde, levels(sde, torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64)), True, lambda: z
+    )
     inner = task.velocity
 
     def velocity(y: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
@@ -319,7 +417,10 @@ def test_batch_mates_do_not_matter_at_all(process: str, solver: str) -> None:
     sde = ScoreSDE(scoresde.PROCESSES.build(process), Elementwise(), shape=(3,), predict="edm")
     z = torch.randn(64, 3, generator=generator())
     run: Callable[[Tensor], Tensor] = lambda batch: march(  # noqa: E731
-        sde, solver, batch, [1.0, 0.0] if solver == "dpm_adaptive" else plan(sde, solver, 20, None, {}).times
+        sde,
+        solver,
+        batch,
+        [1.0, 0.0] if solver == "dpm_adaptive" else plan(sde, solver, 20, None, {}).times,
     )[0]
     wanted = run(z)[17]
     for scale in (1e-3, 1.0, 5.0):
@@ -336,9 +437,11 @@ class Broken(nn.Module):
         return torch.where(((t < 0.5) & (x[:, 0] > 0))[:, None], float("nan"), -0.1 * x)
 
 
-@pytest.mark.parametrize(("solver", "steps"), [(name, 10) for name in NAMES] + [("dpm_adaptive", None)])
+@pytest.mark.parametrize(
+    ("solver", "steps"), [(name, 10) for name in NAMES] + [("dpm_adaptive", None)]
+)
 def test_nan_is_an_error_that_keeps_the_others(solver: str, steps: int | None) -> None:
-    sde = ScoreSDE(scoresde.VPSDE(), Broken(), shape=(2,), sees="raw")
+    sde = ScoreSDE(scoresde.VPSDE(), Broken(), shape=(2,), input_convention="raw")
     with pytest.raises(scoresde.SolverError, match="the network's output is not finite") as caught:
         scoresde.sample(sde, 50, solver=solver, steps=steps, generator=generator())
     assert 0 < int(caught.value.failed.sum()) < 50
@@ -365,7 +468,9 @@ def test_nothing_hangs() -> None:
         ({"rtol": 1e-3, "steps": 10}, ValueError, "no effect together with steps="),
     ],
 )
-def test_bad_options_are_refused(options: dict[str, object], error: type[Exception], says: str) -> None:
+def test_bad_options_are_refused(
+    options: dict[str, object], error: type[Exception], says: str
+) -> None:
     sde = scoresde.oracle(BUMPS, scoresde.VPSDE())
     with pytest.raises(error, match=says):
         scoresde.sample(sde, solver="dpm_adaptive", **options)

@@ -1,4 +1,5 @@
-"""The stochastic flow sampler: the SDE it states, the methods it contains, its weak order, and its marginals on the way.
+"""The stochastic flow sampler: the SDE it states, the methods it contains, its weak order, and its
+marginals on the way.
 
 Statistical tests have fixed seeds; each says how often a fresh one would fail by chance.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 import scoresde
 from conftest import MIXTURES, PROCESSES, generator
 from scoresde import Process, ScoreSDE, toy
-from scoresde.plan import levels, problem
+from scoresde.sampling.problem import levels, problem
 from scoresde.solvers import Multistep, Problem, Stepper
 from scoresde.solvers.flow_sde import FORMS, FlowSDE
 from scoresde.solvers.multistep import Row
@@ -33,13 +34,17 @@ def w(process: Process, form: str, t: Tensor) -> Tensor:
     alpha, sigma, dsigma = process.alpha(t), process.sigma(t), process.dsigma(t)
     g2 = process.g2(t)
     r2 = alpha**2 + sigma**2
-    return {"sigma": sigma * dsigma, "sigma2": sigma**2, "bridge": g2 * alpha**2 / r2, "sde": g2}[form]
+    return {"sigma": sigma * dsigma, "sigma2": sigma**2, "bridge": g2 * alpha**2 / r2, "sde": g2}[
+        form
+    ]
 
 
 @pytest.mark.parametrize("form", list(FORMS))
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_short_step_is_euler_maruyama_of_the_stated_sde(name: str, form: str) -> None:
-    """dx = (u − ½w·s) dt + √w dW̄ in x and t, from the model's own velocity and score: the drift to h², the noise to h^{3/2}."""
+    """dx = (u − ½w·s) dt + √w dW̄ in x and t, from the model's own velocity and score: the drift
+    to h², the noise to h^{3/2}.
+    """
     sde, gaps = gaussian(name), []
     x = torch.tensor([[0.4], [0.4]], dtype=torch.float64)
     unit = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
@@ -70,7 +75,10 @@ def test_known_methods_are_rows_of_it(name: str) -> None:
         ({"noise": 0.49, "form": "sde"}, "dpmpp_2m_sde", {"tau": 0.7}),
     ]:
         for spacing in ("logsnr", "graded"):
-            maps = [affine(name, s, 12, 12, spacing, **o) for s, o in (("flow_sde", own), (solver, options))]  # type: ignore[arg-type]
+            maps = [
+                affine(name, s, 12, 12, spacing, **o)
+                for s, o in (("flow_sde", own), (solver, options))
+            ]  # type: ignore[arg-type]
             np.testing.assert_allclose(*maps, rtol=0, atol=1e-11, err_msg=f"{own} {spacing}")
 
 
@@ -82,12 +90,16 @@ def test_first_order_of_the_process_sde_is_sa_solvers_one_step() -> None:
     ends = []
     for solver in (FlowSDE(noise=0.64, form="sde", order=1), Multistep(Row("x0", 1, tau=0.8))):
         draws = iter(noise)
-        ends.append(solve_with(sde, solver, z, lambda draws=draws: next(draws), steps=30, spacing="graded"))  # type: ignore[arg-type, misc]
+        ends.append(
+            solve_with(sde, solver, z, lambda draws=draws: next(draws), steps=30, spacing="graded")
+        )  # type: ignore[arg-type, misc]
     torch.testing.assert_close(*ends, rtol=0, atol=1e-10)
 
 
 def by_hand(g: Gaussian, x: np.ndarray, noise: np.ndarray, strength: float) -> np.ndarray:
-    """w = strength·σ·σ̇ by the scheme of x itself: x' = α'·x̂0 + σ'·(ρ·ε̂ + √(1 − ρ²)·n), ρ = (σ'/σ)^{strength/2}; last Tweedie."""
+    """w = strength·σ·σ̇ by the scheme of x itself: x' = α'·x̂0 + σ'·(ρ·ε̂ + √(1 − ρ²)·n), ρ =
+    (σ'/σ)^{strength/2}; last Tweedie.
+    """
     for i in range(STEPS - 1):
         x0, eps = g.denoise(x, g.alpha[i], g.sigma[i])
         rho = (g.sigma[i + 1] / g.sigma[i]) ** (strength / 2)
@@ -106,7 +118,9 @@ def test_the_affine_map_on_a_gaussian_is_the_recursion_in_x(name: str, strength:
     sde = gaussian(name)
     times = torch.linspace(1, 0, STEPS + 1, dtype=torch.float64)
     solver = FlowSDE(noise=strength, order=1)
-    got = solve_with(sde, solver, z, lambda: next(draws), steps=STEPS, spacing="time").numpy()  # type: ignore[arg-type]
+    got = solve_with(  # type: ignore[arg-type]
+        sde, solver, z, lambda: next(draws), steps=STEPS, spacing="time"
+    ).numpy()
     g = Gaussian(sde.process, times.numpy())
     wanted = by_hand(g, z.numpy() * math.hypot(g.alpha[0], g.sigma[0]), noise.numpy(), strength)
     np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
@@ -118,7 +132,8 @@ def test_the_affine_map_on_a_gaussian_is_the_recursion_in_x(name: str, strength:
 def test_weak_order_of_every_form(name: str, form: str, order: int) -> None:
     """Slope of the exact error of mean and variance, no sampling, in the last halving.
 
-    On a grid that is refined everywhere: "logsnr", the default, ends at a noise level of its own where λ is infinite.
+    On a grid that is refined everywhere: "logsnr", the default, ends at a noise level of its own
+    where λ is infinite.
     """
     counts, how = [256, 512], {"noise": 2.0, "form": form, "order": order}
     errors = [sum(moments(affine(name, "flow_sde", n, n, "graded", **how), name)) for n in counts]
@@ -127,14 +142,16 @@ def test_weak_order_of_every_form(name: str, form: str, order: int) -> None:
     assert errors[-1] < (4e-2 if order == 1 else 4e-4)
 
 
-# ---------------------------------------------------------------------------------------------------- marginals
+# ---- marginals
 
 TIMES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)
 
 
 @dataclass(frozen=True)
 class Wrong(Stepper):
-    """The same SDE at order 1, form "sigma", with the score's term times `pull`: right for 1, and for nothing else."""
+    """The same SDE at order 1, form "sigma", with the score's term times `pull`: right for 1, and
+    for nothing else.
+    """
 
     noise: float
     pull: float
@@ -154,19 +171,27 @@ MEANS, WEIGHTS, STDS = [[1.5, 0.0], [-1.0, 1.0], [-1.0, -1.5]], [0.3, 0.5, 0.2],
 
 
 def path_of(solver: scoresde.Solver, n: int, steps: int) -> Tensor:
-    """States (5, n, 2) at the times after the start, of three Gaussians unlike in weight and width, and near each other."""
+    """States (5, n, 2) at the times after the start, of three Gaussians unlike in weight and
+    width, and near each other.
+    """
     target = toy.GaussianMixture(torch.tensor(MEANS, dtype=torch.float64), STDS, WEIGHTS)
     sde = scoresde.oracle(target, scoresde.RectifiedFlow()).double()
-    return scoresde.solve(sde, n, solver=solver, steps=steps, spacing="graded", times=TIMES, generator=generator(5)).x[1:]
+    return scoresde.solve(
+        sde, n, solver=solver, steps=steps, spacing="graded", times=TIMES, generator=generator(5)
+    ).x[1:]
 
 
 def coordinates(solver: scoresde.Solver, n: int = 10_000) -> float:
-    """The least of ten p-values: Kolmogorov–Smirnov of each coordinate at each of the five times, against its exact law."""
+    """The least of ten p-values: Kolmogorov–Smirnov of each coordinate at each of the five times,
+    against its exact law.
+    """
 
     def law(t: float, axis: int) -> Callable[[np.ndarray], np.ndarray]:
         spread = [math.hypot((1 - t) * std, t) for std in STDS]
         parts = list(zip(WEIGHTS, MEANS, spread, strict=True))
-        return lambda x: sum(w * scipy.stats.norm.cdf(x, (1 - t) * mean[axis], s) for w, mean, s in parts)
+        return lambda x: sum(
+            w * scipy.stats.norm.cdf(x, (1 - t) * mean[axis], s) for w, mean, s in parts
+        )
 
     path = path_of(solver, n, 100).numpy()
     tests = itertools.product(enumerate(TIMES[1:]), (0, 1))
@@ -174,18 +199,22 @@ def coordinates(solver: scoresde.Solver, n: int = 10_000) -> float:
 
 
 CASES = [(0.5, "sigma"), (2.0, "sigma"), (8.0, "sigma")]
-CASES += [pytest.param(2.0, form, marks=pytest.mark.slow) for form in FORMS if form != "sigma"]  # type: ignore[misc]
+CASES += [  # type: ignore[misc]
+    pytest.param(2.0, form, marks=pytest.mark.slow) for form in FORMS if form != "sigma"
+]
 
 
 @pytest.mark.parametrize(("noise", "form"), CASES)
 def test_marginals_on_the_way_are_right_at_five_times(noise: float, form: str) -> None:
     """Six cases at five times: a fresh seed fails 4 times in a hundred at most (Bonferroni).
 
-    30 energy tests of both coordinates together, of 600 points against x_t = α·x0 + σ·ε itself, at 0.001; and 60 tests of one
-    coordinate, of 10,000 points against its law, at 1e-4.
+    30 energy tests of both coordinates together, of 600 points against x_t = α·x0 + σ·ε itself, at
+    0.001; and 60 tests of one coordinate, of 10,000 points against its law, at 1e-4.
     """
     target = toy.GaussianMixture(torch.tensor(MEANS, dtype=torch.float64), STDS, WEIGHTS)
-    for i, (t, x) in enumerate(zip(TIMES[1:], path_of(FlowSDE(noise, form), 600, 60), strict=True)):
+    for i, (t, x) in enumerate(
+        zip(TIMES[1:], path_of(FlowSDE(noise, form), 600, 60), strict=True)
+    ):
         eps = torch.randn(600, 2, generator=generator(20 + i), dtype=torch.float64)
         truth = (1 - t) * target.sample(600, generator=generator(10 + i)).double() + t * eps
         assert scoresde.energy_test(x, truth, 999, generator(30 + i)) > 0.001
@@ -194,7 +223,9 @@ def test_marginals_on_the_way_are_right_at_five_times(noise: float, form: str) -
 
 @pytest.mark.parametrize("noise", [0.5, 2.0, 8.0])
 def test_the_test_of_marginals_sees_a_wrong_factor_in_the_score(noise: float) -> None:
-    """A score term 1.5 times too large, or too small by half, is found at that level; with factor 1 it is this solver."""
+    """A score term 1.5 times too large, or too small by half, is found at that level; with factor
+    1 it is this solver.
+    """
     for pull in (1.5, 0.5):
         assert coordinates(Wrong(noise, pull)) < 1e-4
     sde = gaussian("rectified")
@@ -205,15 +236,19 @@ def test_the_test_of_marginals_sees_a_wrong_factor_in_the_score(noise: float) ->
     torch.testing.assert_close(*ends, rtol=0, atol=1e-10)
 
 
-# ---------------------------------------------------------------------------------------------------- ends and options
+# ---- ends and options
 
 
 @pytest.mark.parametrize("form", list(FORMS))
 def test_any_noise_on_any_grid_stays_bounded(process: Process, form: str) -> None:
-    """Up to 10⁶ times the usual noise, from one step up: within twice the target's reach, which is 4 + 6·0.3."""
+    """Up to 10⁶ times the usual noise, from one step up: within twice the target's reach, which is
+    4 + 6·0.3.
+    """
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], process)
     for noise, steps in itertools.product((1e-6, 1.0, 1e6), (1, 2, 5, 30)):
-        x = scoresde.sample(sde, 100, solver="flow_sde", noise=noise, form=form, steps=steps, generator=generator())
+        x = scoresde.sample(
+            sde, 100, solver="flow_sde", noise=noise, form=form, steps=steps, generator=generator()
+        )
         assert float(x.norm(dim=1).max()) < 11.6, (noise, steps)
 
 
@@ -225,7 +260,9 @@ def test_times_close_to_each_other_do_not_throw_the_extrapolation() -> None:
 
 
 def test_noise_belongs_where_sigma_falls() -> None:
-    """A path whose σ is not monotone, as a user's may be: "sigma" adds none where σ grows towards the data."""
+    """A path whose σ is not monotone, as a user's may be: "sigma" adds none where σ grows towards
+    the data.
+    """
 
     class Hump(Process):
         def alpha(self, t: Tensor) -> Tensor:
@@ -236,9 +273,17 @@ def test_noise_belongs_where_sigma_falls() -> None:
 
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], Hump())
     for form in FORMS:
-        assert bool(scoresde.sample(sde, 10, solver="flow_sde", form=form, generator=generator()).isfinite().all())
+        assert bool(
+            scoresde.sample(sde, 10, solver="flow_sde", form=form, generator=generator())
+            .isfinite()
+            .all()
+        )
     nodes = levels(sde, torch.tensor([1.0, 0.8, 0.0], dtype=torch.float64))
-    assert FlowSDE()._relaxed(nodes[0], nodes[1]) == 0 < FlowSDE(form="sde")._relaxed(nodes[0], nodes[1])
+    assert (
+        FlowSDE()._relaxed(nodes[0], nodes[1])
+        == 0
+        < FlowSDE(form="sde")._relaxed(nodes[0], nodes[1])
+    )
 
 
 def test_without_noise_it_is_deterministic_and_a_model_without_score_may_use_it() -> None:
@@ -246,7 +291,7 @@ def test_without_noise_it_is_deterministic_and_a_model_without_score_may_use_it(
         def forward(self, x: Tensor, t: Tensor) -> Tensor:
             return -0.1 * x
 
-    coupled = ScoreSDE(scoresde.RectifiedFlow(), Net(), shape=(2,), kind="velocity")
+    coupled = ScoreSDE(scoresde.RectifiedFlow(), Net(), shape=(2,), outcome="velocity")
     assert not FlowSDE(noise=0.0).stochastic
     assert bool(scoresde.sample(coupled, 2, solver="flow_sde", noise=0.0).isfinite().all())
     with pytest.raises(ValueError, match="score"):
@@ -264,6 +309,9 @@ def test_without_noise_it_is_deterministic_and_a_model_without_score_may_use_it(
         ({"order": 0}, ValueError, "order is at least 1"),
     ],
 )
-def test_bad_options_say_so(options: dict[str, object], kind: type[Exception], message: str) -> None:
+def test_bad_options_say_so(
+    options: dict[str, object], kind: type[Exception], message: str
+) -> None:
+    sde = gaussian("rectified")
     with pytest.raises(kind, match=message):
-        scoresde.sample(gaussian("rectified"), solver="flow_sde", **options)  # type: ignore[arg-type]
+        scoresde.sample(sde, solver="flow_sde", **options)  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""The Fréchet distance, held against closed forms, scipy's matrix root, and features whose moments are known."""
+"""The Fréchet distance, held against closed forms, scipy's matrix root, and features whose moments
+are known.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +39,19 @@ def by_scipy(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
 @pytest.mark.parametrize("f", [1, 2, 7, 40])
 def test_exact_moments_give_the_formula_of_the_paper(f: int) -> None:
     one, other = law(f, 1), law(f, 2)
-    assert float(frechet_distance(one, other)) == pytest.approx(by_scipy(one, other), abs=1e-10 * f)
-    assert float(frechet_distance(other, one)) == pytest.approx(float(frechet_distance(one, other)), abs=1e-11 * f)
+    assert float(frechet_distance(one, other)) == pytest.approx(
+        by_scipy(one, other), abs=1e-10 * f
+    )
+    assert float(frechet_distance(other, one)) == pytest.approx(
+        float(frechet_distance(one, other)), abs=1e-11 * f
+    )
 
 
 def test_in_one_dimension_it_is_the_squared_difference_of_means_and_of_deviations() -> None:
-    one, other = (torch.tensor([2.0]), torch.tensor([[9.0]])), (torch.tensor([-1.0]), torch.tensor([[0.25]]))
+    one, other = (
+        (torch.tensor([2.0]), torch.tensor([[9.0]])),
+        (torch.tensor([-1.0]), torch.tensor([[0.25]])),
+    )
     assert float(frechet_distance(one, other)) == pytest.approx(3.0**2 + (3 - 0.5) ** 2, abs=1e-13)
 
 
@@ -56,9 +65,11 @@ def test_commuting_covariances_compare_their_deviations() -> None:
 
 @pytest.mark.parametrize("f", [30, 300])
 def test_singular_covariances_of_fewer_samples_than_features_are_exact(f: int) -> None:
-    """In orthogonal subspaces nothing is shared; in the same one, of rank 10, what counts are the moments within it.
+    """In orthogonal subspaces nothing is shared; in the same one, of rank 10, what counts are the
+    moments within it.
 
-    Roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½ are wrong by 5e-7 of tr Σ at f = 300: what is 0 is rounded before its root is taken.
+    Roots of the eigenvalues of Σ₁^½ Σ₂ Σ₁^½ are wrong by 5e-7 of tr Σ at f = 300: what is 0 is
+    rounded before its root is taken.
     """
     u = torch.linalg.qr(randn(f, 20))[0]
     a, b = u[:, :10] @ randn(10, 10, seed=3), u[:, 10:] @ randn(10, 10, seed=4)
@@ -76,7 +87,9 @@ def test_variances_that_rounding_could_have_left_cost_no_more_than_is_said() -> 
     """A hundred of 5e-14 beside 1: they count as 0, and d² is too large by at most 2k·√(F·2⁻⁵²)."""
     a, b = torch.ones(300, dtype=torch.float64), torch.ones(300, dtype=torch.float64)
     a[:100] = 5e-14
-    error = float(frechet_distance((0 * a, a.diag()), (0 * b, b.diag()))) - float((a.sqrt() - b.sqrt()).square().sum())
+    error = float(frechet_distance((0 * a, a.diag()), (0 * b, b.diag()))) - float(
+        (a.sqrt() - b.sqrt()).square().sum()
+    )
     assert -1e-11 < error < 200 * math.sqrt(300 * 2.0**-52)
 
 
@@ -85,8 +98,11 @@ def test_fewer_samples_than_features_as_scipy_has_it() -> None:
     d = frechet_distance(x, y)
     ours = [(v.flatten(1).mean(0), v.flatten(1).T.cov()) for v in (x, y)]
     c1, c2 = ours[0][1], ours[1][1]
-    roots = scipy.linalg.eigvals((c1 @ c2).numpy()).real.clip(0) ** 0.5  # sqrtm itself fails on singular matrices
-    wanted = float((ours[0][0] - ours[1][0]).square().sum() + c1.trace() + c2.trace()) - 2 * roots.sum()
+    # sqrtm itself fails on singular matrices
+    roots = scipy.linalg.eigvals((c1 @ c2).numpy()).real.clip(0) ** 0.5
+    wanted = (
+        float((ours[0][0] - ours[1][0]).square().sum() + c1.trace() + c2.trace()) - 2 * roots.sum()
+    )
     assert float(d) == pytest.approx(wanted, abs=1e-4)  # which is what roots of eigenvalues can do
     assert d.dtype == torch.float64
 
@@ -104,13 +120,19 @@ def test_moments_do_not_depend_on_the_batch_size_and_may_be_kept() -> None:
 def test_rotations_and_shifts_of_both_sets_change_nothing() -> None:
     x, y = randn(50, 8), 1 + randn(60, 8, seed=1) @ randn(8, 8, seed=2)
     u, shift = torch.linalg.qr(randn(8, 8, seed=3))[0], randn(8, seed=4)
-    assert float(frechet_distance(x @ u + shift, y @ u + shift)) == pytest.approx(float(frechet_distance(x, y)), rel=1e-12)
+    assert float(frechet_distance(x @ u + shift, y @ u + shift)) == pytest.approx(
+        float(frechet_distance(x, y)), rel=1e-12
+    )
     assert float(frechet_distance(x, x)) < 1e-12
-    assert float(frechet_distance(x, x + shift)) == pytest.approx(float(shift.square().sum()), rel=1e-12)
+    assert float(frechet_distance(x, x + shift)) == pytest.approx(
+        float(shift.square().sum()), rel=1e-12
+    )
 
 
 class Network(nn.Module):
-    """A stand-in for a feature network: linear, so that f(x) of a normal x is normal, and zero in train mode."""
+    """A stand-in for a feature network: linear, so that f(x) of a normal x is normal, and zero in
+    train mode.
+    """
 
     def __init__(self, n: int, f: int) -> None:
         super().__init__()
@@ -126,7 +148,9 @@ class Network(nn.Module):
 
 
 def test_a_network_of_known_answer_is_called_in_batches_and_left_in_its_mode() -> None:
-    """With f(x) = Wx + b exact moments are (Wμ + b, WΣWᵀ); those of 1,000 samples are exact for the law of these samples."""
+    """With f(x) = Wx + b exact moments are (Wμ + b, WΣWᵀ); those of 1,000 samples are exact for
+    the law of these samples.
+    """
     torch.manual_seed(0)
     x, y, net = randn(1000, 1, 2, 3), 0.3 + 0.8 * randn(900, 1, 2, 3, seed=1), Network(6, 4)
     net.drop.train()
@@ -142,19 +166,28 @@ def test_a_network_of_known_answer_is_called_in_batches_and_left_in_its_mode() -
 
 def test_it_converges_to_the_distance_of_the_laws() -> None:
     """|d²(n) − d²| within 5/√n of samples, at two sizes; seeds are fixed."""
-    one, other = (torch.zeros(3), torch.eye(3)), (torch.ones(3), torch.diag(torch.tensor([1.0, 4.0, 0.25])))
+    one, other = (
+        (torch.zeros(3), torch.eye(3)),
+        (torch.ones(3), torch.diag(torch.tensor([1.0, 4.0, 0.25]))),
+    )
     exact = float(frechet_distance(one, other))
     assert exact == pytest.approx(3 + 1 + 0.25)
     for n in (400, 6400):
         y = 1 + randn(n, 3, seed=n + 1) * torch.tensor([1.0, 2.0, 0.5])
-        assert abs(float(frechet_distance(randn(n, 3, seed=n), y)) - exact) < 5 * math.sqrt(exact / n)
+        assert abs(float(frechet_distance(randn(n, 3, seed=n), y)) - exact) < 5 * math.sqrt(
+            exact / n
+        )
 
 
 @pytest.mark.parametrize("f", [1, 4])
 def test_of_equal_laws_it_is_biased_upwards_by_one_over_n(f: int) -> None:
-    """At Σ = I, d² ≈ |Δμ|² + ¼·|ΔΣ|², whose mean is (2F + ½·F(F + 1))/n. Within 4 standard errors: a false alarm in 15,000."""
+    """At Σ = I, d² ≈ |Δμ|² + ¼·|ΔΣ|², whose mean is (2F + ½·F(F + 1))/n. Within 4 standard errors:
+    a false alarm in 15,000.
+    """
     n = 500
-    values = torch.stack([frechet_distance(randn(n, f, seed=i), randn(n, f, seed=1000 + i)) for i in range(100)])
+    values = torch.stack(
+        [frechet_distance(randn(n, f, seed=i), randn(n, f, seed=1000 + i)) for i in range(100)]
+    )
     wanted = (2 * f + f * (f + 1) / 2) / n
     assert abs(float(values.mean()) - wanted) < 4 * float(values.std()) / 10
 
@@ -169,10 +202,14 @@ def test_it_has_a_noise_floor_like_the_other_metrics() -> None:
 
 @pytest.fixture
 def fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for torch-fidelity: the same module, class and arguments, and features that are means of colors."""
+    """A stand-in for torch-fidelity: the same module, class and arguments, and features that are
+    means of colors.
+    """
 
     class FeatureExtractorInceptionV3(nn.Module):
-        def __init__(self, name: str, features_list: list[str], feature_extractor_weights_path: Any = None) -> None:
+        def __init__(
+            self, name: str, features_list: list[str], feature_extractor_weights_path: Any = None
+        ) -> None:
             super().__init__()
             assert (name, features_list) == ("inception-v3-compat", ["2048"])
 
@@ -221,15 +258,31 @@ PAIR = (torch.zeros(2), torch.eye(2))
         ((X, torch.zeros(4, 3)), ValueError, "x has 2 features and y 3"),
         ((X, torch.full((4, 2), math.nan)), ValueError, "NaN"),
         ((X, (torch.zeros(2), torch.eye(3))), ValueError, r"\(2,\) and .*\(3, 3\)"),
-        ((X, (torch.zeros(2), torch.tensor([[1.0, 2.0], [0.0, 1.0]]))), ValueError, "not symmetric"),
-        ((X, (torch.zeros(2), torch.diag(torch.tensor([1.0, -1.0])))), ValueError, "y has a covariance.*-1.*negative"),
-        ((PAIR, PAIR, 3), TypeError, "features is called"),
+        (
+            (X, (torch.zeros(2), torch.tensor([[1.0, 2.0], [0.0, 1.0]]))),
+            ValueError,
+            "not symmetric",
+        ),
+        (
+            (X, (torch.zeros(2), torch.diag(torch.tensor([1.0, -1.0])))),
+            ValueError,
+            "y has a covariance.*-1.*negative",
+        ),
+        ((PAIR, PAIR, 3), TypeError, "features are a function"),
         ((PAIR, PAIR, "vgg"), ValueError, "unknown features 'vgg'.*inception"),
         ((X, X, lambda x: x.sum()), ValueError, r"\(4, F\), got \(\)"),
-        ((X, X, lambda x: x[:, :0]), ValueError, r"at least one a sample, got torch.float32 of shape \(4, 0\)"),
+        (
+            (X, X, lambda x: x[:, :0]),
+            ValueError,
+            r"at least one a sample, got torch.float32 of shape \(4, 0\)",
+        ),
         ((torch.zeros(4, 0), torch.zeros(4, 0)), ValueError, "at least one a sample"),
         ((X, X, lambda x: x + 1j), ValueError, "real numbers.*complex64"),
-        ((1e160 * torch.arange(8.0, dtype=torch.float64).reshape(4, 2), X), ValueError, "too large: squared they overflow"),
+        (
+            (1e160 * torch.arange(8.0, dtype=torch.float64).reshape(4, 2), X),
+            ValueError,
+            "too large: their squares overflow",
+        ),
         ((X, (torch.zeros(2), torch.eye(2) + 0j)), ValueError, r"\(F, F\), real, got .*complex64"),
         ((X, (torch.zeros(0), torch.zeros(0, 0))), ValueError, r"\(F,\) and \(F, F\)"),
     ],

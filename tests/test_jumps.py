@@ -1,7 +1,8 @@
-"""Flow maps against the exact ones of Gaussians: the loss that learns them, the network that holds them, the solvers.
+"""Flow maps against the exact ones of Gaussians: the loss that learns them, the network that holds
+them, the solvers.
 
-For x0 ~ N(μ, c²) the state at φ is N(cos φ·μ, S(φ)²), S² = c²·cos²φ + sin²φ, and the flow keeps quantiles:
-F(z, φ, s) = cos s·μ + S(s)/S(φ)·(z − cos φ·μ).
+For x0 ~ N(μ, c²) the state at φ is N(cos φ·μ, S(φ)²), S² = c²·cos²φ + sin²φ, and the flow keeps
+quantiles: F(z, φ, s) = cos s·μ + S(s)/S(φ)·(z − cos φ·μ).
 """
 
 from __future__ import annotations
@@ -18,9 +19,15 @@ from conftest import PROCESSES, fitting, generator
 from scoresde import ScoreSDE
 from scoresde.backbones import BACKBONES, TwoTimes
 from scoresde.backbones.base import takes
-from scoresde.jumps import ConsistencyTraining, MeanFlow, average_velocity, drift, residual
-from scoresde.objective import quantiles
 from scoresde.solvers import SOLVERS
+from scoresde.training.flow_maps import (
+    ConsistencyTraining,
+    MeanFlow,
+    average_velocity,
+    drift,
+    residual,
+)
+from scoresde.training.noise_levels import stratified_quantiles
 
 MEAN, STD = 0.7, 0.4
 
@@ -42,12 +49,16 @@ def exact_w(z: Tensor, phi: Tensor, s: Tensor) -> Tensor:
     """The average velocity: (cos δ·z − F)/sin δ, and its limit at δ = 0."""
     phi, s = phi[:, None], s[:, None]
     span = phi - s
-    jump = (span.cos() * z - exact_map(z, phi, s)) / torch.where(span.abs() < 1e-6, 1.0, span.sin())
+    jump = (span.cos() * z - exact_map(z, phi, s)) / torch.where(
+        span.abs() < 1e-6, 1.0, span.sin()
+    )
     return torch.where(span.abs() < 1e-6, exact_velocity(z, phi), jump)
 
 
 class Exact(nn.Module):
-    """The exact flow map of N(MEAN, STD²) as a network that sees (x_t, t); `bend` is an error that training has to find."""
+    """The exact flow map of N(MEAN, STD²) as a network that sees (x_t, t); `bend` is an error that
+    training has to find.
+    """
 
     def __init__(self, process: scoresde.Process) -> None:
         super().__init__()
@@ -63,7 +74,9 @@ class Exact(nn.Module):
 
 def exact_model(name: str, shape: tuple[int, ...] = (3,), kind: str = "map") -> ScoreSDE:
     process = scoresde.PROCESSES.build(name)
-    return ScoreSDE(process, Exact(process), shape=shape, sees="raw", kind=kind).double()
+    return ScoreSDE(
+        process, Exact(process), shape=shape, input_convention="raw", outcome=kind
+    ).double()
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -76,12 +89,18 @@ def angles(n: int) -> tuple[Tensor, Tensor]:
 
 
 def test_the_exact_map_leaves_no_residual_and_another_does() -> None:
-    """R of the exact map is 0 but for the O(h²) of the difference, which a quarter of h² shows; of a bent one it is not."""
+    """R of the exact map is 0 but for the O(h²) of the difference, which a quarter of h² shows; of
+    a bent one it is not.
+    """
     z, (phi, s) = normal(200, 3), angles(200)
     v = exact_velocity(z, phi[:, None])
     left = []
     for h in (0.02, 0.01):
-        left.append(residual(exact_w(z, phi, s), drift(exact_w, z, v, phi, s, h), z, v, phi - s).abs().max())
+        left.append(
+            residual(exact_w(z, phi, s), drift(exact_w, z, v, phi, s, h), z, v, phi - s)
+            .abs()
+            .max()
+        )
     assert left[1] < 1e-3
     assert 3.8 < left[0] / left[1] < 4.2
 
@@ -94,12 +113,14 @@ def test_the_exact_map_leaves_no_residual_and_another_does() -> None:
 def test_the_difference_is_the_derivative_of_forward_mode() -> None:
     z, (phi, s) = normal(50, 3), angles(50)
     v = normal(50, 3, seed=3)
-    _, exact = torch.autograd.functional.jvp(lambda z, phi: exact_w(z, phi, s), (z, phi), (v, torch.ones_like(phi)))
+    _, exact = torch.autograd.functional.jvp(
+        lambda z, phi: exact_w(z, phi, s), (z, phi), (v, torch.ones_like(phi))
+    )
     torch.testing.assert_close(drift(exact_w, z, v, phi, s, 1e-3), exact, rtol=1e-3, atol=1e-4)
 
 
 def test_the_residual_is_how_the_map_changes_along_the_path() -> None:
-    """R = dF/dφ at fixed s, for any network and any path: by automatic differentiation of F itself."""
+    """R = dF/dφ at fixed s, for any network and path: by automatic differentiation of F itself."""
     z, (phi, s) = normal(20, 2), angles(20)
     v = normal(20, 2, seed=3)
 
@@ -115,11 +136,16 @@ def test_the_residual_is_how_the_map_changes_along_the_path() -> None:
     torch.testing.assert_close(got, change, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", [MeanFlow(), ConsistencyTraining(), MeanFlow(to_data=0.0)], ids=lambda o: str(o.to_data))
+@pytest.mark.parametrize(
+    "objective",
+    [MeanFlow(), ConsistencyTraining(), MeanFlow(to_data=0.0)],
+    ids=lambda o: str(o.to_data),
+)
 @pytest.mark.parametrize("name", ["rectified", "vp", "ve"])
 def test_the_gradient_vanishes_at_the_exact_map(name: str, objective: MeanFlow) -> None:
-    """Mean gradient over 64 batches of 1,024 at the exact map: within 4 standard errors of 0 in all parameters (false alarms:
-    2e-4 a case), and not so, with the sign that leads back, where the map is bent.
+    """Mean gradient over 64 batches of 1,024 at the exact map: within 4 standard errors of 0 in
+    all parameters (false alarms: 2e-4 a case), and not so, with the sign that leads back, where
+    the map is bent.
     """
     sde = exact_model(name)
     net: Any = sde.net
@@ -130,14 +156,16 @@ def test_the_gradient_vanishes_at_the_exact_map(name: str, objective: MeanFlow) 
             g = generator(100 + i)
             z0 = MEAN + STD * torch.randn(1024, 3, generator=g, dtype=torch.float64)
             eps = torch.randn(1024, 3, generator=g, dtype=torch.float64)
-            q = quantiles(1, 1024, g, torch.device("cpu"))
+            q = stratified_quantiles(1, 1024, g, torch.device("cpu"))
             net.bend.grad = None
             objective(net, sde, z0, eps, q, {}, 0.5, g).backward()
             found.append(net.bend.grad.clone())
         return torch.stack(found)
 
     there = gradients(64)
-    assert bool((there.mean(0).abs() < 4 * there.std(0) / 8 + 1e-4).all())  # 1e-4: the difference's h²
+    assert bool(
+        (there.mean(0).abs() < 4 * there.std(0) / 8 + 1e-4).all()
+    )  # 1e-4: the difference's h²
     for i in range(3):
         with torch.no_grad():
             net.bend.zero_()
@@ -148,24 +176,31 @@ def test_the_gradient_vanishes_at_the_exact_map(name: str, objective: MeanFlow) 
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 def test_rows_are_drawn_as_the_module_says(kind: str) -> None:
-    """Half of the rows on the diagonal; the others stratified over the whole arc, and `to_data` of them go to the data."""
+    """Half of the rows on the diagonal; the others stratified over the whole arc, and `to_data` of
+    them go to the data.
+    """
     sde = scoresde.build("rectified", "two_times", shape=(2,)).to(getattr(torch, kind))
-    q = quantiles(1, 4096, generator(), torch.device("cpu")).sort().values
+    q = stratified_quantiles(1, 4096, generator(), torch.device("cpu")).sort().values
     phi, s = MeanFlow(to_data=0.25).angles(sde, q, generator(1))
     assert torch.equal(phi[:2048], s[:2048])
     low = torch.arange(2048) / 2048 * math.pi / 2
     assert bool((phi[2048:] >= low).all() & (phi[2048:] <= low + math.pi / 4096 + 1e-12).all())
     assert bool((s[2048:] < phi[2048:]).all())
     share = float((s[2048:] == 0).double().mean())
-    assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 2048)  # 4 standard errors: false alarms 6e-5
+    assert abs(share - 0.25) < 4 * math.sqrt(
+        0.25 * 0.75 / 2048
+    )  # 4 standard errors: false alarms 6e-5
     way = (s / phi)[2048:][s[2048:] > 0].sort().values
-    assert abs(way - (torch.arange(len(way)) + 0.5) / len(way)).max() < 2.2 / math.sqrt(len(way))  # Kolmogorov: 1e-4
+    assert abs(way - (torch.arange(len(way)) + 0.5) / len(way)).max() < 2.2 / math.sqrt(
+        len(way)
+    )  # Kolmogorov: 1e-4
 
 
 @pytest.mark.parametrize("b", [1, 2, 3, 5])
 def test_levels_have_the_same_law_in_batches_of_every_size(b: int) -> None:
-    """Also in pieces of a batch whose gradients are accumulated: half of all rows are on the diagonal, with the usual law; the
-    others are uniform on the arc. Each within 4 standard errors, or Kolmogorov's 1e-4, which stratification only betters.
+    """Also in pieces of a batch whose gradients are accumulated: half of all rows are on the
+    diagonal, with the usual law; the others are uniform on the arc. Each within 4 standard errors,
+    or Kolmogorov's 1e-4, which stratification only betters.
     """
     seen: list[tuple[Tensor, Tensor]] = []
 
@@ -175,7 +210,7 @@ def test_levels_have_the_same_law_in_batches_of_every_size(b: int) -> None:
             return seen[-1]
 
     sde = scoresde.build("rectified", "two_times", shape=(2,), width=8)
-    whole, n = quantiles(1, 300 * b, generator(), torch.device("cpu")), 300 * b
+    whole, n = stratified_quantiles(1, 300 * b, generator(), torch.device("cpu")), 300 * b
     for i in range(0, n, b):
         z0, eps = torch.randn(2, b, 2, generator=generator(i))
         loss = Watching()(sde.net, sde, z0, eps, whole[i : i + b], {}, 0.5, generator(i + 1))
@@ -185,7 +220,9 @@ def test_levels_have_the_same_law_in_batches_of_every_size(b: int) -> None:
     assert abs(float(on.double().mean()) - 0.5) < 4 * 0.5 / math.sqrt(n)
     quantile = (torch.tan(phi[on]).log() + 1.5) / 1.5
     for levels in (torch.special.ndtr(quantile), phi[~on] / (math.pi / 2)):
-        assert (levels.sort().values - (torch.arange(len(levels)) + 0.5) / len(levels)).abs().max() < 2.2 / math.sqrt(len(levels))
+        assert (
+            levels.sort().values - (torch.arange(len(levels)) + 0.5) / len(levels)
+        ).abs().max() < 2.2 / math.sqrt(len(levels))
 
 
 # ------------------------------------------------------------------ solvers
@@ -193,7 +230,9 @@ def test_levels_have_the_same_law_in_batches_of_every_size(b: int) -> None:
 
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("shape", [(3,), (1, 2, 2)])
-def test_a_flow_map_leads_where_the_ode_does_in_any_number_of_steps(name: str, shape: tuple[int, ...]) -> None:
+def test_a_flow_map_leads_where_the_ode_does_in_any_number_of_steps(
+    name: str, shape: tuple[int, ...]
+) -> None:
     sde = exact_model(name, shape)
     ode = scoresde.sample(sde, 40, solver="adams", rtol=1e-10, atol=1e-10, generator=generator())
     for steps, n in ((1, 40), (2, 40), (5, 1)):
@@ -204,20 +243,29 @@ def test_a_flow_map_leads_where_the_ode_does_in_any_number_of_steps(name: str, s
 
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("kind", ["jump", "map"])
-def test_consistency_sampling_draws_from_the_law_at_every_number_of_steps(name: str, kind: str) -> None:
-    """Mean and variance of 60,000 independent numbers within 4 standard errors (false alarms: 1e-4 a number of steps)."""
+def test_consistency_sampling_draws_from_the_law_at_every_number_of_steps(
+    name: str, kind: str
+) -> None:
+    """Mean and variance of 60,000 independent numbers within 4 standard errors (false alarms: 1e-4
+    a number of steps).
+    """
     sde = exact_model(name, kind=kind)
     process = sde.process
     start, n = process.phi_max, 20_000
     phi0 = torch.tensor(process.phi_min, dtype=torch.float64)
     far = torch.tensor(start, dtype=torch.float64)
     for steps in (1, 2, 3):
-        x = scoresde.sample(sde, n, solver="consistency", steps=steps, generator=generator(steps)).flatten() / float(
-            process.radius(torch.zeros((), dtype=torch.float64))
-        )
+        x = scoresde.sample(
+            sde, n, solver="consistency", steps=steps, generator=generator(steps)
+        ).flatten() / float(process.radius(torch.zeros((), dtype=torch.float64)))
         mean, std = phi0.cos() * MEAN, spread(phi0)
-        if steps == 1:  # from N(0, 1), which is not quite the law at φ_max of data that were not standardized
-            mean, std = exact_map(torch.zeros((), dtype=torch.float64), far, phi0), spread(phi0) / spread(far)
+        if (
+            steps == 1
+        ):  # from N(0, 1), which is not quite the law at φ_max of data that were not standardized
+            mean, std = (
+                exact_map(torch.zeros((), dtype=torch.float64), far, phi0),
+                spread(phi0) / spread(far),
+            )
         elif start < math.pi / 2 - 0.05:
             continue
         assert abs(float(x.mean() - mean)) < 4 * float(std) / math.sqrt(3 * n) + 1e-3 * (steps > 1)
@@ -225,13 +273,19 @@ def test_consistency_sampling_draws_from_the_law_at_every_number_of_steps(name: 
 
 
 def test_consistency_steps_are_the_formula() -> None:
-    """Song et al. 2023, algorithm 1, by hand for a rectified flow: jump to the data, mix with fresh noise, jump again."""
+    """Song et al. 2023, algorithm 1, by hand for a rectified flow: jump to the data, mix with
+    fresh noise, jump again.
+    """
     sde = exact_model("rectified", kind="jump")
-    nodes = scoresde.plan.levels(sde, torch.tensor([1.0, 0.6, 0.2, 0.0], dtype=torch.float64))
+    nodes = scoresde.sampling.problem.levels(
+        sde, torch.tensor([1.0, 0.6, 0.2, 0.0], dtype=torch.float64)
+    )
     noise = normal(2, 10, 3, seed=5)
     draws = iter(noise)
     z = normal(10, 3)
-    got, counts = SOLVERS.build("consistency").run(scoresde.plan.problem(sde, nodes, False, lambda: next(draws)), z)
+    got, counts = SOLVERS.build("consistency").run(
+        scoresde.sampling.problem.problem(sde, nodes, False, lambda: next(draws)), z
+    )
     zero = torch.zeros((), dtype=torch.float64)
     for i, level in enumerate(nodes[:-1]):
         x0 = exact_map(z, torch.tensor(level.phi, dtype=torch.float64), zero)
@@ -244,8 +298,11 @@ def test_without_a_span_a_jump_is_what_the_network_says_at_the_level() -> None:
     """A distilled model has x̂0 alone: one step of "consistency" is one of "ddim"."""
     sde = scoresde.build("rectified", "mlp", shape=(2,), width=16)
     nn.init.normal_(sde.net.out.weight, std=0.5)  # type: ignore[union-attr, arg-type]
-    sde.kind = "jump"
-    a, b = (scoresde.sample(sde, 20, solver=s, steps=1, generator=generator()) for s in ("consistency", "ddim"))
+    sde.outcome = "jump"
+    a, b = (
+        scoresde.sample(sde, 20, solver=s, steps=1, generator=generator())
+        for s in ("consistency", "ddim")
+    )
     assert torch.equal(a, b)
 
 
@@ -255,7 +312,7 @@ def test_mates_and_batches_do_not_matter_and_conditions_are_told(solver: str) ->
     sde = scoresde.build("rectified", "two_times", shape=(2,), width=16, classes=3).double()
     nn.init.normal_(sde.net.net.out.weight, std=0.5)  # type: ignore[union-attr, arg-type]
     nn.init.normal_(sde.net.net.label.weight)  # type: ignore[union-attr, arg-type]
-    sde.kind = "map"
+    sde.outcome = "map"
     y = torch.arange(200) % 3
     how: dict[str, Any] = {"solver": solver, "steps": 3}
     x = scoresde.sample(sde.given(y=y), 200, generator=generator(), **how)
@@ -273,7 +330,7 @@ def test_a_map_that_says_nan_is_an_error_that_says_where(solver: str) -> None:
         def forward(self, x: Tensor, t: Tensor, span: Tensor | None = None) -> Tensor:
             return torch.where(x[:, :1] > 0, float("nan"), -0.1 * x)
 
-    sde = ScoreSDE(scoresde.VPSDE(), Broken(), shape=(2,), kind="map")
+    sde = ScoreSDE(scoresde.VPSDE(), Broken(), shape=(2,), outcome="map")
     with pytest.raises(scoresde.SolverError, match=r"\d+ of 50 samples.*t = 1") as caught:
         scoresde.sample(sde, 50, solver=solver, steps=2, generator=generator())
     assert caught.value.failed is not None
@@ -283,9 +340,18 @@ def test_a_map_that_says_nan_is_an_error_that_says_where(solver: str) -> None:
 # ------------------------------------------------------------------ the network
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "two_times" and not name.startswith(("doctest", "test"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in BACKBONES
+        if name != "two_times" and not name.startswith(("doctest", "test"))
+    ],
+)
 @pytest.mark.parametrize("shapes", [((2,), (2, 8)), ((1, 4, 4),)])
-def test_two_times_shows_any_backbone_the_span_as_one_more_channel(name: str, shapes: list[tuple[int, ...]]) -> None:
+def test_two_times_shows_any_backbone_the_span_as_one_more_channel(
+    name: str, shapes: list[tuple[int, ...]]
+) -> None:
     torch.manual_seed(0)
     shape, options = fitting(name, shapes)
     net = TwoTimes(shape, backbone=name, **options).double()
@@ -293,7 +359,9 @@ def test_two_times_shows_any_backbone_the_span_as_one_more_channel(name: str, sh
         nn.init.normal_(parameter, std=0.1)
     x, t, span = normal(5, *shape), normal(5, seed=1), normal(5, seed=2)
     channel = span.reshape(5, *(1,) * len(shape)).expand(5, 1, *shape[1:])
-    torch.testing.assert_close(net(x, t, span=span), net.net(torch.cat([x, channel], 1), t)[:, : shape[0]])
+    torch.testing.assert_close(
+        net(x, t, span=span), net.net(torch.cat([x, channel], 1), t)[:, : shape[0]]
+    )
     torch.testing.assert_close(net(x, t), net(x, t, span=torch.zeros(5)))
     assert not torch.allclose(net(x, t), net(x, t, span=span))
 
@@ -311,7 +379,7 @@ def test_the_network_is_shown_where_it_lands_and_how_far_that_is() -> None:
     got = average_velocity(sde.net, sde, {})(z, phi, s)
     assert torch.equal(got, -z)
     assert seen["x"].shape == (6, 1, 2, 2)
-    torch.testing.assert_close(seen["t"], scoresde.sde.noise_label(s))
+    torch.testing.assert_close(seen["t"], scoresde.model.network.noise_label(s))
     torch.testing.assert_close(seen["span"], phi - s)
 
 
@@ -330,14 +398,24 @@ def test_a_model_with_two_times_is_saved_and_keeps_its_velocity(tmp_path: Any) -
 
 @pytest.mark.parametrize("objective", ["meanflow", "consistency"])
 def test_fit_learns_the_map_to_two_spikes(objective: str) -> None:
-    """Of two spikes at ±1, of width 0.1, one step goes to that whose sign the noise has: E||x| − 1| is 0.08 for the exact map,
-    0.15 after 2 s of training, and 1 for a denoiser's step, which goes to the mean.
+    """Of two spikes at ±1, of width 0.1, one step goes to that whose sign the noise has: E||x| −
+    1| is 0.08 for the exact map, 0.15 after 2 s of training, and 1 for a denoiser's step, which
+    goes to the mean.
     """
     sign = torch.randint(2, (4000, 1), generator=generator(1)) * 2.0 - 1
     data = 3.0 + 2.0 * (sign + 0.1 * torch.randn(4000, 1, generator=generator(2)))
     torch.manual_seed(0)
     sde = scoresde.build("rectified", "two_times", shape=(1,), width=32, depth=2, fourier=8)
-    scoresde.fit(sde, data, objective=objective, steps=1000, lr=1e-2, batch_size=256, generator=generator(), progress=False)
+    scoresde.fit(
+        sde,
+        data,
+        objective=objective,
+        steps=1000,
+        lr=1e-2,
+        batch_size=256,
+        generator=generator(),
+        progress=False,
+    )
     solved = scoresde.solve(sde, 2000, solver="consistency", steps=1, generator=generator(3))
     start, x = solved.x[0].flatten() - 3.0, (solved.x[-1].flatten() - 3.0) / 2
     far = start.abs() > 0.5
@@ -364,12 +442,23 @@ def test_what_cannot_learn_a_map_is_refused_before_any_work() -> None:
 
 @pytest.mark.parametrize("objective", ["meanflow", "consistency"])
 def test_a_label_is_left_out_of_all_calls_of_a_step_or_of_none(objective: str) -> None:
-    """What is learnt from differences between calls must be of one condition: else E² of two classes was 0.25, not 0.01."""
-    sde = scoresde.build("rectified", "two_times", shape=(2,), width=8, classes=2, condition_dropout=0.4)
+    """What is learnt from differences between calls must be of one condition: else E² of two
+    classes was 0.25, not 0.01.
+    """
+    sde = scoresde.build(
+        "rectified", "two_times", shape=(2,), width=8, classes=2, condition_dropout=0.4
+    )
     seen: list[Tensor] = []
-    sde.net.register_forward_pre_hook(lambda net, given, named: seen.append(named["y"].clone()), with_kwargs=True)
+    sde.net.register_forward_pre_hook(
+        lambda net, given, named: seen.append(named["y"].clone()), with_kwargs=True
+    )
     x, y = normal(64, 2).float(), torch.arange(64) % 2
-    how: dict[str, Any] = {"steps": 3, "batch_size": 64, "progress": False, "generator": generator(2)}
+    how: dict[str, Any] = {
+        "steps": 3,
+        "batch_size": 64,
+        "progress": False,
+        "generator": generator(2),
+    }
     scoresde.fit(sde, x, given={"y": y}, objective=objective, **how)
     assert len(seen) == 9
     for whole, along, twice in zip(seen[::3], seen[1::3], seen[2::3], strict=True):

@@ -1,4 +1,6 @@
-"""log p against closed forms: every process, precision, rank and trace; conditions, units, prior gap."""
+"""log p against closed forms: every process, precision, rank and trace; conditions, units, prior
+gap.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,20 @@ from torch import Tensor, nn
 import scoresde
 from conftest import MIXTURES, at, generator
 from scoresde import Process, ScoreSDE, toy
-from scoresde.random import PATH, PRIOR, PROBE, Noise
+from scoresde.common.random import PATH, PRIOR, PROBE, Noise
 
 
-def true_ends(mixture: toy.GaussianMixture, process: Process) -> tuple[toy.GaussianMixture, toy.GaussianMixture]:
+def true_ends(
+    mixture: toy.GaussianMixture, process: Process
+) -> tuple[toy.GaussianMixture, toy.GaussianMixture]:
     """The mixture's law at t = 0 (smoothed by σ_min where there is one) and at t = 1."""
     return mixture.perturb(*at(process, 0.0)), mixture.perturb(*at(process, 1.0))
 
 
 def test_log_prob_is_the_closed_form(process: Process, mixture: toy.GaussianMixture) -> None:
-    """With the true p(x_1) as prior: 1e-5 nats in float64 at tight tolerance, 1e-3 in float32 at defaults; worst of 40."""
+    """With the true p(x_1) as prior: 1e-5 nats in float64 at tight tolerance, 1e-3 in float32 at
+    defaults; worst of 40.
+    """
     data, noise = true_ends(mixture, process)
     sde = scoresde.oracle(mixture, process)
     x = data.sample(40, generator=generator(), dtype=torch.float64)
@@ -36,10 +42,14 @@ def test_log_prob_is_the_closed_form(process: Process, mixture: toy.GaussianMixt
 
 
 @pytest.mark.parametrize("predict", ["x0", "eps", "v", "score"])
-def test_log_prob_does_not_depend_on_what_the_network_predicts(process: Process, predict: str) -> None:
-    """A singular pair at σ = 0 (x0) starts a hair above and says it costs O(1e-8); here it must stay below 1e-5."""
+def test_log_prob_does_not_depend_on_what_the_network_predicts(
+    process: Process, predict: str
+) -> None:
+    """A singular pair at σ = 0 (x0) starts a hair above and says it costs O(1e-8); here it must
+    stay below 1e-5.
+    """
     mixture = MIXTURES["8 Gaussians"]
-    if scoresde.prediction.singular(predict, process, process.phi_max):
+    if scoresde.processes.prediction.singular(predict, process, process.phi_max):
         pytest.skip("refused at construction")
     inner = scoresde.oracle(mixture, process)
 
@@ -48,10 +58,10 @@ def test_log_prob_does_not_depend_on_what_the_network_predicts(process: Process,
             phi = process.phi(t.clamp_min(1e-30))
             z = x / process.radius(t)[:, None]
             x0, eps = inner.coefficients(phi).solve(z, inner.net(x, t))
-            c = scoresde.prediction.coefficients(predict, process, phi)
+            c = scoresde.processes.prediction.coefficients(predict, process, phi)
             return c.a * x0 + c.b * eps
 
-    sde = ScoreSDE(process, Other(), shape=(2,), predict=predict, sees="raw")
+    sde = ScoreSDE(process, Other(), shape=(2,), predict=predict, input_convention="raw")
     data, noise = true_ends(mixture, process)
     x = data.sample(15, generator=generator(), dtype=torch.float64)
     logp = scoresde.log_prob(sde, x, prior=noise, rtol=1e-6, atol=1e-6)
@@ -73,33 +83,50 @@ def test_any_rank_batch_of_one_and_many(shape: tuple[int, ...], solver: str) -> 
             def forward(self, x: Tensor, t: Tensor) -> Tensor:
                 return inner(x[:, None], t)[:, 0]
 
-        sde = ScoreSDE(scoresde.RectifiedFlow(), Scalar(), shape=(), sees="raw")
+        sde = ScoreSDE(scoresde.RectifiedFlow(), Scalar(), shape=(), input_convention="raw")
     x = mixture.sample(4, generator=generator(), dtype=torch.float64)
     truth = mixture.log_prob(x)
     x = x.reshape(4, *shape)
     how = {"rtol": 1e-7, "atol": 1e-7} if solver == "rk45" else {"steps": 25}
     many = scoresde.log_prob(sde, x, solver=solver, **how)
     torch.testing.assert_close(many, truth, rtol=0, atol=1e-5 if solver == "rk45" else 1e-4)
-    torch.testing.assert_close(scoresde.log_prob(sde, x, solver=solver, batch_size=3, **how), many, rtol=0, atol=1e-9)
-    torch.testing.assert_close(scoresde.log_prob(sde, x[:1], solver=solver, **how), many[:1], rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        scoresde.log_prob(sde, x, solver=solver, batch_size=3, **how), many, rtol=0, atol=1e-9
+    )
+    torch.testing.assert_close(
+        scoresde.log_prob(sde, x[:1], solver=solver, **how), many[:1], rtol=0, atol=1e-9
+    )
 
 
 def test_standardization_enters_with_its_jacobian(process: Process) -> None:
-    """A model that knows N(0, 1) and was standardized to N(m, s²) has exactly that density, in the units of the data."""
-    m, s = torch.tensor([3.0, -40.0], dtype=torch.float64), torch.tensor([0.01, 20.0], dtype=torch.float64)
+    """A model that knows N(0, 1) and was standardized to N(m, s²) has exactly that density, in the
+    units of the data.
+    """
+    m, s = (
+        torch.tensor([3.0, -40.0], dtype=torch.float64),
+        torch.tensor([0.01, 20.0], dtype=torch.float64),
+    )
     low, _ = at(process, 0.0)
     start = math.hypot(*at(process, 0.0))
     sde = scoresde.oracle(toy.GaussianMixture(torch.zeros(1, 2), 1.0), process).double()
     sde.standardize(torch.stack([m - s, m + s]))
     x = m + s * torch.randn(20, 2, generator=generator(), dtype=torch.float64)
     wanted = torch.distributions.Normal(m * low / low, s * start).log_prob(x).sum(1)
-    torch.testing.assert_close(scoresde.log_prob(sde, x, rtol=1e-9, atol=1e-9), wanted, rtol=0, atol=1e-7)
-    prior = torch.distributions.Independent(torch.distributions.Normal(m, s * math.hypot(*at(process, 1.0))), 1)
-    torch.testing.assert_close(scoresde.log_prob(sde, x, prior=prior, rtol=1e-9, atol=1e-9), wanted, rtol=0, atol=1e-7)
+    torch.testing.assert_close(
+        scoresde.log_prob(sde, x, rtol=1e-9, atol=1e-9), wanted, rtol=0, atol=1e-7
+    )
+    prior = torch.distributions.Independent(
+        torch.distributions.Normal(m, s * math.hypot(*at(process, 1.0))), 1
+    )
+    torch.testing.assert_close(
+        scoresde.log_prob(sde, x, prior=prior, rtol=1e-9, atol=1e-9), wanted, rtol=0, atol=1e-7
+    )
 
 
 def test_model_density_integrates_to_one() -> None:
-    """A trained network's density is a density, whatever it has learned: quadrature over a box that holds it."""
+    """A trained network's density is a density, whatever it has learned: quadrature over a box
+    that holds it.
+    """
     torch.manual_seed(0)
     sde = scoresde.build("vp", "mlp", shape=(2,), width=32)
     target = toy.GaussianMixture([[-1.0, 0.0], [1.5, 0.5]], [0.7, 1.0])
@@ -111,7 +138,9 @@ def test_model_density_integrates_to_one() -> None:
 
 @pytest.mark.parametrize("trace", ["hutchinson", "hutchinson_gaussian"])
 def test_hutchinson_is_unbiased(trace: str) -> None:
-    """Mean over 400 runs of one point within 4 standard errors (false alarm 6e-5 a point, 5 points)."""
+    """Mean over 400 runs of one point within 4 standard errors (false alarm 6e-5 a point, 5
+    points).
+    """
     mixture = MIXTURES["16-D"]
     sde = scoresde.oracle(mixture, scoresde.VPSDE())
     x = mixture.sample(5, generator=generator()).float()
@@ -137,7 +166,9 @@ def test_a_single_probe_has_no_standard_error_and_an_exact_trace_none_to_state()
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 6])
 def test_as_many_signs_as_dimensions_are_the_exact_trace(dim: int) -> None:
-    """They cost as much; in 2-D two signs had no spread to see half of the time, and ±2 errors held 50%."""
+    """They cost as much; in 2-D two signs had no spread to see half of the time, and ±2 errors
+    held 50%.
+    """
     mixture = toy.GaussianMixture(torch.randn(4, dim, generator=generator(dim)), 0.5)
     sde, x = scoresde.oracle(mixture, scoresde.VPSDE()), mixture.sample(20, generator=generator())
     exact = scoresde.log_prob(sde, x, steps=10)
@@ -159,7 +190,9 @@ def test_as_many_signs_as_dimensions_are_the_exact_trace(dim: int) -> None:
         ("hutchinson", 80, (1, 2, 4, 16, 64)),
     ],
 )
-def test_probes_are_independent_and_their_error_is_stated(trace: str, dim: int, counts: tuple[int, ...]) -> None:
+def test_probes_are_independent_and_their_error_is_stated(
+    trace: str, dim: int, counts: tuple[int, ...]
+) -> None:
     """Against exact traces of the same steps, 400 points: the RMS error falls as 1/√probes, to 25%,
     and ±2 errors hold ≥ 82%. What 64 equal probes give: an RMS 8 times too large, coverage 0."""
     means = torch.randn(5, dim, generator=generator(dim), dtype=torch.float64)
@@ -170,7 +203,9 @@ def test_probes_are_independent_and_their_error_is_stated(trace: str, dim: int, 
     exact = scoresde.log_prob(sde, x, **how)
     rms = {}
     for probes in counts:
-        found = scoresde.likelihood(sde, x, trace=trace, probes=probes, generator=generator(3), **how)
+        found = scoresde.likelihood(
+            sde, x, trace=trace, probes=probes, generator=generator(3), **how
+        )
         error = (found.log_prob - exact).abs()
         rms[probes] = float(error.square().mean().sqrt())
         held = float((error <= 2 * found.stderr).double().mean())
@@ -188,10 +223,13 @@ def test_later_draws_leave_earlier_ones_alone(stream: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "shape"), [(1, (1,)), (1, (3, 4, 4, 2)), (6, (1,)), (6, (8,)), (6, (1, 8, 8)), (6, (3, 4, 4, 2))]
+    ("count", "shape"),
+    [(1, (1,)), (1, (3, 4, 4, 2)), (6, (1,)), (6, (8,)), (6, (1, 8, 8)), (6, (3, 4, 4, 2))],
 )
 def test_log_prob_in_many_dimensions(count: int, shape: tuple[int, ...]) -> None:
-    """|Δ log p| ≤ 1e-3 in float32 at the default tolerance, ≤ 1e-5 in float64 at 1e-7; worst of 12 points."""
+    """|Δ log p| ≤ 1e-3 in float32 at the default tolerance, ≤ 1e-5 in float64 at 1e-7; worst of 12
+    points.
+    """
     means = torch.randn(count, *shape, generator=generator(math.prod(shape)), dtype=torch.float64)
     mixture = toy.GaussianMixture(means, torch.linspace(0.3, 0.7, count, dtype=torch.float64))
     for process in (scoresde.VPSDE(), scoresde.VESDE(), scoresde.RectifiedFlow()):
@@ -206,12 +244,16 @@ def test_log_prob_in_many_dimensions(count: int, shape: tuple[int, ...]) -> None
 
 @pytest.mark.parametrize("name", ["8 Gaussians", "16-D"])
 def test_a_tolerance_means_something_over_six_decades(name: str) -> None:
-    """From 1e-3 to 1e-9 the worst error of 40 points stays below 10 and above 1/20 of the tolerance."""
+    """From 1e-3 to 1e-9 the worst error of 40 points stays below 10 and above 1/20 of the
+    tolerance.
+    """
     mixture, process = MIXTURES[name], scoresde.VPSDE()
     sde = scoresde.oracle(mixture, process).double()
     x = mixture.sample(40, generator=generator(), dtype=torch.float64)
     for tolerance in (1e-3, 1e-5, 1e-7, 1e-9):
-        found = scoresde.likelihood(sde, x, prior=mixture.perturb(*at(process, 1.0)), rtol=tolerance, atol=tolerance)
+        found = scoresde.likelihood(
+            sde, x, prior=mixture.perturb(*at(process, 1.0)), rtol=tolerance, atol=tolerance
+        )
         error = (found.log_prob - mixture.log_prob(x)).abs()
         assert tolerance / 20 <= float(error.max()) <= 10 * tolerance
         covered = (error <= found.solver_error).double().mean()
@@ -222,7 +264,9 @@ def test_a_tolerance_means_something_over_six_decades(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> list[tuple[ScoreSDE, Tensor, Tensor]]:
-    """Small networks, as rough as training leaves them; 100 points, and log p of each at 1e-10 in float64."""
+    """Small networks, as rough as training leaves them; 100 points, and log p of each at 1e-10 in
+    float64.
+    """
     means = torch.randn(6, 8, generator=generator(8)) * 1.5
     found = []
     for target, process in (
@@ -263,7 +307,9 @@ def test_solvers_whose_estimates_do_not_hold_say_nan(solver: str) -> None:
 def test_float64_and_grids_have_errors_that_hold_too(
     trained: list[tuple[ScoreSDE, Tensor, Tensor]],
 ) -> None:
-    """Truncation alone, where rounding hides none of it: at 1e-6 6 points of 7; on grids at most 100 times too large."""
+    """Truncation alone, where rounding hides none of it: at 1e-6 6 points of 7; on grids at most
+    100 times too large.
+    """
     for sde, x, exact in trained:
         double = copy.deepcopy(sde).double()
         for how, least, most in [
@@ -288,7 +334,9 @@ def test_mates_do_not_matter_to_a_likelihood() -> None:
     other = 4 * torch.randn(64, 3, generator=generator(1))
     other[17] = x[17]
     for how in ({}, {"solver": "rk4", "steps": 10}):
-        assert torch.equal(scoresde.log_prob(sde, x, **how)[17], scoresde.log_prob(sde, other, **how)[17])
+        assert torch.equal(
+            scoresde.log_prob(sde, x, **how)[17], scoresde.log_prob(sde, other, **how)[17]
+        )
 
 
 def test_latent_is_where_the_flow_ends_and_sampling_comes_back() -> None:
@@ -300,8 +348,12 @@ def test_latent_is_where_the_flow_ends_and_sampling_comes_back() -> None:
     assert found.nfe.shape == (50,)
 
 
-def test_prior_gap_is_the_only_error_left_and_is_stated(process: Process, mixture: toy.GaussianMixture) -> None:
-    """Without `prior=`, log p is off by log N(x_1) − log p(x_1); `prior_gap` covers that, not twice as large on average."""
+def test_prior_gap_is_the_only_error_left_and_is_stated(
+    process: Process, mixture: toy.GaussianMixture
+) -> None:
+    """Without `prior=`, log p is off by log N(x_1) − log p(x_1); `prior_gap` covers that, not
+    twice as large on average.
+    """
     data, noise = true_ends(mixture, process)
     sde = scoresde.oracle(mixture, process).double()
     x = data.sample(25, generator=generator(), dtype=torch.float64)
@@ -316,8 +368,12 @@ def test_prior_gap_is_the_only_error_left_and_is_stated(process: Process, mixtur
 @pytest.mark.parametrize("dim", [1, 2, 8])
 @pytest.mark.parametrize("name", ["vp", "vp that ends early", "ve"])
 def test_prior_gap_holds_on_standardized_data(name: str, dim: int) -> None:
-    """The lowest orders vanish there. 95% of points; the default VP's is at most a fifth too large on average."""
-    process = {"vp": scoresde.VPSDE(), "ve": scoresde.VESDE()}.get(name, scoresde.VPSDE(beta_max=6.0))
+    """The lowest orders vanish there. 95% of points; the default VP's is at most a fifth too large
+    on average.
+    """
+    process = {"vp": scoresde.VPSDE(), "ve": scoresde.VESDE()}.get(
+        name, scoresde.VPSDE(beta_max=6.0)
+    )
     means = torch.randn(4, dim, generator=generator(dim), dtype=torch.float64)
     means, std = means - means.mean(0), torch.linspace(0.1, 0.4, 4, dtype=torch.float64)
     scale = (means.square().mean() + std.square().mean()).sqrt()
@@ -332,16 +388,26 @@ def test_prior_gap_holds_on_standardized_data(name: str, dim: int) -> None:
 
 
 def test_samples_come_with_the_log_prob_that_is_found_for_them(process: Process) -> None:
-    """To 10 × the tolerance, and they are the samples that `sample` draws; encode and decode likewise."""
+    """To 10 × the tolerance, and they are the samples that `sample` draws; encode and decode
+    likewise.
+    """
     mixture = MIXTURES["8 Gaussians"]
     sde = scoresde.oracle(mixture, process).double()
     tolerance = 1e-5
     how = {"rtol": tolerance, "atol": tolerance}
     x, value = scoresde.sample_and_log_prob(sde, 30, generator=generator(), **how)
-    torch.testing.assert_close(value, scoresde.log_prob(sde, x, **how), rtol=0, atol=10 * tolerance)
-    torch.testing.assert_close(x, scoresde.sample(sde, 30, generator=generator(), **how), rtol=0, atol=30 * tolerance)
-    torch.testing.assert_close(scoresde.decode(sde, scoresde.encode(sde, x, **how), **how), x, rtol=0, atol=30 * tolerance)
-    again, parts = scoresde.sample_and_log_prob(sde, 30, generator=generator(), batch_size=17, **how)
+    torch.testing.assert_close(
+        value, scoresde.log_prob(sde, x, **how), rtol=0, atol=10 * tolerance
+    )
+    torch.testing.assert_close(
+        x, scoresde.sample(sde, 30, generator=generator(), **how), rtol=0, atol=30 * tolerance
+    )
+    torch.testing.assert_close(
+        scoresde.decode(sde, scoresde.encode(sde, x, **how), **how), x, rtol=0, atol=30 * tolerance
+    )
+    again, parts = scoresde.sample_and_log_prob(
+        sde, 30, generator=generator(), batch_size=17, **how
+    )
     torch.testing.assert_close(again, x, rtol=0, atol=1e-12)
     torch.testing.assert_close(parts, value, rtol=0, atol=1e-11)
 
@@ -367,18 +433,32 @@ def small(process: str = "vp", **options: object) -> ScoreSDE:
         ("test_linear", "v", "rk45", None),
     ],
 )
-def test_gradients_equal_finite_differences(solver: str, steps: int | None, predict: str, backbone: str) -> None:
+def test_gradients_equal_finite_differences(
+    solver: str, steps: int | None, predict: str, backbone: str
+) -> None:
     """Of log p with respect to x and to every weight along a random direction, to 1e-4."""
     torch.manual_seed(3)
-    sde = scoresde.build("vp", backbone, shape=(2,), predict=predict, **(SMALL if backbone == "mlp" else {})).double().eval()
+    sde = (
+        scoresde.build(
+            "vp", backbone, shape=(2,), predict=predict, **(SMALL if backbone == "mlp" else {})
+        )
+        .double()
+        .eval()
+    )
     for p in sde.net.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    how = {"solver": solver, "steps": steps} if steps else {"solver": solver, "rtol": 1e-8, "atol": 1e-8}
+    how = (
+        {"solver": solver, "steps": steps}
+        if steps
+        else {"solver": solver, "rtol": 1e-8, "atol": 1e-8}
+    )
     x = torch.randn(2, 2, generator=generator(), dtype=torch.float64, requires_grad=True)
     weights = list(sde.net.parameters())
     value = scoresde.log_prob(sde, x, differentiable=True, **how)
     gradients = torch.autograd.grad(value.sum(), [x, *weights])
-    directions = [torch.randn(p.shape, generator=generator(9), dtype=p.dtype) for p in (x, *weights)]
+    directions = [
+        torch.randn(p.shape, generator=generator(9), dtype=p.dtype) for p in (x, *weights)
+    ]
     slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=True))
     ends = []
     for sign in (1, -1):
@@ -403,10 +483,14 @@ def test_a_graph_only_where_one_is_wanted() -> None:
 
 
 def test_fine_tuning_by_maximum_likelihood_trains_the_raw_weights() -> None:
-    """20 steps on a Gaussian raise its log-likelihood by more than 0.3 nats; the averaged network stays as it was."""
+    """20 steps on a Gaussian raise its log-likelihood by more than 0.3 nats; the averaged network
+    stays as it was.
+    """
     torch.manual_seed(0)
     sde = scoresde.build("rectified", "mlp", shape=(2,), width=16, depth=2)
-    data = torch.randn(256, 2, generator=generator()) * torch.tensor([1.0, 0.1]) + torch.tensor([1.0, 0.0])
+    data = torch.randn(256, 2, generator=generator()) * torch.tensor([1.0, 0.1]) + torch.tensor(
+        [1.0, 0.0]
+    )
     scoresde.fit(sde, data, steps=2, progress=False, lr=1e-6)
     data = sde.from_data(data).roll(1, 1) * 0.3  # another law, in standardized units
     before = [p.clone() for p in sde.ema.parameters()]
@@ -447,7 +531,9 @@ class Middle(nn.Module):
         return self.last(self.middle(torch.tanh(self.first(torch.cat([x, t[:, None]], 1)))))
 
 
-@pytest.mark.parametrize("middle", [nn.Dropout(0.5), nn.BatchNorm1d(16), nn.Identity()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "middle", [nn.Dropout(0.5), nn.BatchNorm1d(16), nn.Identity()], ids=lambda m: type(m).__name__
+)
 def test_gradients_of_a_model_in_train_mode_are_those_of_eval_mode(middle: nn.Module) -> None:
     """backward() comes when the model is in train mode again, and computes activations anew."""
     torch.manual_seed(0)
@@ -464,7 +550,9 @@ def test_gradients_of_a_model_in_train_mode_are_those_of_eval_mode(middle: nn.Mo
 
 def test_weights_that_moved_before_backward_are_noticed() -> None:
     sde = small()
-    value = scoresde.log_prob(sde, torch.ones(1, 2, dtype=torch.float64), differentiable=True, steps=4)
+    value = scoresde.log_prob(
+        sde, torch.ones(1, 2, dtype=torch.float64), differentiable=True, steps=4
+    )
     with torch.no_grad():
         sde.net.out.weight.mul_(2)
     with pytest.raises(RuntimeError, match="changed between log_prob and backward"):
@@ -472,7 +560,9 @@ def test_weights_that_moved_before_backward_are_noticed() -> None:
 
 
 def test_a_gradient_to_x_alone_is_that_of_the_average_and_weights_need_train_mode() -> None:
-    """log p does not depend on whether x requires grad; only `differentiable` in train mode means the raw weights."""
+    """log p does not depend on whether x requires grad; only `differentiable` in train mode means
+    the raw weights.
+    """
     sde = small()
     sde.ema = small().net.requires_grad_(False)
     with torch.no_grad():
@@ -480,14 +570,22 @@ def test_a_gradient_to_x_alone_is_that_of_the_average_and_weights_need_train_mod
     sde.train()
     x = torch.randn(3, 2, generator=generator(), dtype=torch.float64)
     plain = scoresde.log_prob(sde, x, steps=12)
-    assert torch.equal(scoresde.log_prob(sde, x.clone().requires_grad_(), steps=12).detach(), plain)
-    assert not torch.allclose(scoresde.log_prob(sde, x, differentiable=True, steps=12).detach(), plain)
-    with pytest.raises(ValueError, match=r"no weight of the network in use requires grad: call sde.train()"):
+    assert torch.equal(
+        scoresde.log_prob(sde, x.clone().requires_grad_(), steps=12).detach(), plain
+    )
+    assert not torch.allclose(
+        scoresde.log_prob(sde, x, differentiable=True, steps=12).detach(), plain
+    )
+    with pytest.raises(
+        ValueError, match=r"no weight of the network in use requires grad: call sde.train()"
+    ):
         scoresde.log_prob(sde.eval(), x, differentiable=True)
 
 
 def test_the_raw_network_is_traced_as_it_is() -> None:
-    """A layer of the raw network was replaced, the average's was not: the closed form serves only the latter."""
+    """A layer of the raw network was replaced, the average's was not: the closed form serves only
+    the latter.
+    """
     sde = small()
     sde.ema = small().net.requires_grad_(False)
 
@@ -502,10 +600,14 @@ def test_the_raw_network_is_traced_as_it_is() -> None:
     x = torch.randn(3, 2, generator=generator(), dtype=torch.float64)
     found = scoresde.log_prob(sde.train(), x, differentiable=True, steps=20)
     alone = ScoreSDE(sde.process, sde.net, shape=(2,)).double().eval()
-    torch.testing.assert_close(found.detach(), scoresde.log_prob(alone, x, steps=20), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        found.detach(), scoresde.log_prob(alone, x, steps=20), rtol=0, atol=1e-9
+    )
 
 
-@pytest.mark.parametrize("validate", [True, False])  # torch.compile turns it off for a whole process
+@pytest.mark.parametrize(
+    "validate", [True, False]
+)  # torch.compile turns it off for a whole process
 def test_a_prior_gives_one_number_a_sample(validate: bool) -> None:
     sde, x, law = small(), torch.zeros(2, 2, dtype=torch.float64), torch.distributions
     for prior in (
@@ -513,7 +615,7 @@ def test_a_prior_gives_one_number_a_sample(validate: bool) -> None:
         law.MultivariateNormal(torch.zeros(4, 2), torch.eye(2), validate_args=validate),
         law.MultivariateNormal(torch.zeros(3), torch.eye(3), validate_args=validate),
     ):
-        with pytest.raises(ValueError, match="prior must be one law of samples of shape"):
+        with pytest.raises(ValueError, match="prior must be one distribution of samples of shape"):
             scoresde.log_prob(sde, x, prior=prior)
 
     class Two:
@@ -570,11 +672,13 @@ def test_dropout_does_not_act_in_a_likelihood_and_the_mode_comes_back() -> None:
     assert sde.net.drop.training
 
 
-# ---------------------------------------------------------------------------------------------------- constant features
+# ------------------------------------------------------------------ constant features
 
 
 class Padded(nn.Module):
-    """The denoiser of some elements of a sample; what it says in the place of the others depends on all that it is shown."""
+    """The denoiser of some elements of a sample; what it says in the place of the others depends
+    on all that it is shown.
+    """
 
     def __init__(self, inner: nn.Module, free: list[int]) -> None:
         super().__init__()
@@ -583,17 +687,23 @@ class Padded(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         flat = x.flatten(1)
         out = 5 + flat.sum(1, keepdim=True) + 3 * flat
-        return out.index_copy(1, torch.tensor(self.free), self.inner(flat[:, self.free], t)).reshape(x.shape)
+        return out.index_copy(
+            1, torch.tensor(self.free), self.inner(flat[:, self.free], t)
+        ).reshape(x.shape)
 
 
-def constants(shape: tuple[int, ...], values: dict[int, float]) -> tuple[ScoreSDE, ScoreSDE, list[int]]:
-    """A model with constants along the first axis, and the exact one of the elements that vary, standardized alike."""
+def constants(
+    shape: tuple[int, ...], values: dict[int, float]
+) -> tuple[ScoreSDE, ScoreSDE, list[int]]:
+    """A model with constants along the first axis, and the exact one of the elements that vary,
+    standardized alike.
+    """
     size = math.prod(shape) // shape[0]
     free = [i for i in range(math.prod(shape)) if i // size not in values]
     means = torch.randn(3, len(free), generator=generator(1), dtype=torch.float64)
     process = scoresde.VPSDE()
     bare = scoresde.oracle(toy.GaussianMixture(means, 0.3), process)
-    whole = ScoreSDE(process, Padded(bare.net, free), shape=shape, sees="raw")
+    whole = ScoreSDE(process, Padded(bare.net, free), shape=shape, input_convention="raw")
     scale = torch.linspace(0.5, 20, shape[0], dtype=torch.float64)
     mean = torch.linspace(-3, 8, shape[0], dtype=torch.float64)
     for i, value in values.items():
@@ -614,7 +724,9 @@ def constants(shape: tuple[int, ...], values: dict[int, float]) -> tuple[ScoreSD
         ((3, 2, 2), {1: 0.1}),
     ],
 )
-def test_a_constant_feature_is_left_out_everywhere(shape: tuple[int, ...], values: dict[int, float]) -> None:
+def test_a_constant_feature_is_left_out_everywhere(
+    shape: tuple[int, ...], values: dict[int, float]
+) -> None:
     """All verbs answer for the others, bit for bit, as a model that never had it."""
     whole, bare, free = constants(shape, values)
 
@@ -625,20 +737,39 @@ def test_a_constant_feature_is_left_out_everywhere(shape: tuple[int, ...], value
         assert torch.equal(x.flatten(1)[:, rest], full[rest].expand(len(x), -1))
         return x.flatten(1)[:, free]
 
-    for how in ({}, {"solver": "rk45"}, {"solver": "heun", "steps": 10}, {"solver": "em", "steps": 20}):
+    for how in (
+        {},
+        {"solver": "rk45"},
+        {"solver": "heun", "steps": 10},
+        {"solver": "em", "steps": 20},
+    ):
         x = scoresde.sample(whole, 5, generator=generator(), **how)  # type: ignore[arg-type]
-        assert torch.equal(without(x), scoresde.sample(bare, 5, generator=generator(), **how))  # type: ignore[arg-type]
+        wanted = scoresde.sample(bare, 5, generator=generator(), **how)  # type: ignore[arg-type]
+        assert torch.equal(without(x), wanted)
     y = without(x)
     assert torch.equal(without(scoresde.encode(whole, x)), scoresde.encode(bare, y))
     latent = scoresde.encode(whole, x)
-    assert torch.equal(without(scoresde.decode(whole, latent + 0)), scoresde.decode(bare, without(latent)))
+    assert torch.equal(
+        without(scoresde.decode(whole, latent + 0)), scoresde.decode(bare, without(latent))
+    )
     for trace in ("exact", "hutchinson"):
-        mine, theirs = (scoresde.likelihood(m, v, trace=trace, generator=generator()) for m, v in ((whole, x), (bare, y)))
-        for name in ("log_prob", "stderr", "prior_gap"):  # to the tolerance: rounding may choose other steps
-            torch.testing.assert_close(getattr(mine, name), getattr(theirs, name), rtol=1e-4, atol=1e-4)
+        mine, theirs = (
+            scoresde.likelihood(m, v, trace=trace, generator=generator())
+            for m, v in ((whole, x), (bare, y))
+        )
+        for name in (
+            "log_prob",
+            "stderr",
+            "prior_gap",
+        ):  # to the tolerance: rounding may choose other steps
+            torch.testing.assert_close(
+                getattr(mine, name), getattr(theirs, name), rtol=1e-4, atol=1e-4
+            )
         without(mine.latent)
     for verb in (scoresde.elbo, scoresde.vlb):
-        bounds = [verb(m, v, generator=generator(), draws=4).log_prob for m, v in ((whole, x), (bare, y))]  # type: ignore[operator]
+        bounds = [
+            verb(m, v, generator=generator(), draws=4).log_prob for m, v in ((whole, x), (bare, y))
+        ]  # type: ignore[operator]
         torch.testing.assert_close(*bounds)
     bits = [scoresde.bits_per_dim(m, v, None).bits for m, v in ((whole, x), (bare, y))]
     torch.testing.assert_close(*bits)
@@ -664,8 +795,18 @@ def test_a_point_off_a_constant_has_density_0() -> None:
     wanted[1:3] = -math.inf
     torch.testing.assert_close(scoresde.log_prob(whole, x), wanted)
     assert scoresde.elbo(whole, x).log_prob.isneginf().tolist() == [False, True, True, False]
-    assert scoresde.vlb(whole, x, steps=4).log_prob.isneginf().tolist() == [False, True, True, False]
-    assert scoresde.bits_per_dim(whole, x, None).bits.isinf().tolist() == [False, True, True, False]
+    assert scoresde.vlb(whole, x, steps=4).log_prob.isneginf().tolist() == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert scoresde.bits_per_dim(whole, x, None).bits.isinf().tolist() == [
+        False,
+        True,
+        True,
+        False,
+    ]
     x.requires_grad_()
     scoresde.log_prob(whole, x)[0].backward()
     assert x.grad is not None

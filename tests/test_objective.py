@@ -1,5 +1,5 @@
-"""The loss against each paper's own formula, the noise laws against scipy, the adaptive law against its optimum, and
-validation against a computation of its own.
+"""The loss against each paper's own formula, the noise laws against scipy, the adaptive law
+against its optimum, and validation against a computation of its own.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 import scoresde
 from conftest import PROCESSES, generator
-from scoresde import NOISES, PREDICTIONS, WEIGHTS, Process, ScoreSDE, training
-from scoresde.history import History
-from scoresde.objective import AdaptiveLaw, corrupt, errors
-from scoresde.prediction import singular
-from scoresde.random import FIXED, seeded
+from scoresde import NOISES, PREDICTIONS, WEIGHTS, Process, ScoreSDE
+from scoresde.common.random import FIXED, seeded
+from scoresde.processes.prediction import singular
+from scoresde.training import trainer as training
+from scoresde.training.history import History
+from scoresde.training.noise_levels import AdaptiveLevels
+from scoresde.training.regression import denoising_examples, squared_errors
 
 PAIRS = [
     (name, predict)
@@ -42,18 +44,26 @@ class Answers(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         self.seen.append((x.detach().clone(), t.detach().clone()))
-        return self.answers.reshape(x.shape) if self.answers.numel() == x.numel() else 0 * x + self.answers.sum()
+        return (
+            self.answers.reshape(x.shape)
+            if self.answers.numel() == x.numel()
+            else 0 * x + self.answers.sum()
+        )
 
 
-# ---------------------------------------------------------------------------------------------------- the loss
+# ----------------------------------------------------------------------------------------- the loss
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 3, 3)])
 def test_rectified_flow_is_flow_matching(shape: tuple[int, ...]) -> None:
-    """E‖net(x_t, t) − (ε − x0)‖²/D (Lipman et al. 2023, eq. 23), with the draws of the same generator."""
+    """E‖net(x_t, t) − (ε − x0)‖²/D (Lipman et al. 2023, eq. 23), with the draws of the same
+    generator.
+    """
     torch.manual_seed(0)
     net = scoresde.BACKBONES.build("test_linear", shape).double()
-    sde = ScoreSDE(scoresde.RectifiedFlow(), net, shape=shape, predict="v", sees="raw").double()
+    sde = ScoreSDE(
+        scoresde.RectifiedFlow(), net, shape=shape, predict="v", input_convention="raw"
+    ).double()
     x0 = 2 + 3 * torch.randn(64, *shape, generator=generator(1), dtype=torch.float64)
     sde.standardize(x0)
     got = scoresde.loss(sde, x0, weight="velocity", noise="uniform", generator=generator(7))
@@ -72,7 +82,12 @@ def test_rectified_flow_is_flow_matching(shape: tuple[int, ...]) -> None:
 
 def denoised(process: Process, predict: str, x: Tensor, out: Tensor, t: Tensor) -> Tensor:
     """x̂0 as the papers write it, from a network's output."""
-    alpha, sigma, dalpha, dsigma = process.alpha(t), process.sigma(t), process.dalpha(t), process.dsigma(t)
+    alpha, sigma, dalpha, dsigma = (
+        process.alpha(t),
+        process.sigma(t),
+        process.dalpha(t),
+        process.dsigma(t),
+    )
     if predict == "x0":
         return out
     if predict == "eps":  # Ho et al. 2020, eq. 15
@@ -86,7 +101,9 @@ def denoised(process: Process, predict: str, x: Tensor, out: Tensor, t: Tensor) 
     return c_skip * x / alpha + c_out * out
 
 
-def objective(process: Process, weight: str, x0: Tensor, guess: Tensor, eps: Tensor, x: Tensor, t: Tensor) -> Tensor:
+def objective(
+    process: Process, weight: str, x0: Tensor, guess: Tensor, eps: Tensor, x: Tensor, t: Tensor
+) -> Tensor:
     """The papers' objectives, per element."""
     alpha, sigma = process.alpha(t), process.sigma(t)
     if weight == "min_snr":  # Hang et al. 2023, section 3.4
@@ -105,12 +122,14 @@ def objective(process: Process, weight: str, x0: Tensor, guess: Tensor, eps: Ten
 @pytest.mark.parametrize("weight", list(WEIGHTS))
 @pytest.mark.parametrize(("name", "predict"), PAIRS)
 def test_loss_is_the_objective_of_its_paper(name: str, predict: str, weight: str) -> None:
-    """In float64, from a network of random answers; noise between the ends, where the papers' divisions lose nothing."""
+    """In float64, from a network of random answers; noise between the ends, where the papers'
+    divisions lose nothing.
+    """
     process = scoresde.PROCESSES.build(name)
     x0 = torch.randn(32, 3, generator=generator(1), dtype=torch.float64)
     answers = torch.randn(32, 3, generator=generator(2), dtype=torch.float64)
     net = Answers(answers)
-    sde = ScoreSDE(process, net, shape=(3,), predict=predict, sees="raw").double()
+    sde = ScoreSDE(process, net, shape=(3,), predict=predict, input_convention="raw").double()
     got = scoresde.loss(sde, x0, weight=weight, generator=generator(3))
     (_, t), t = net.seen[0], net.seen[0][1][:, None]
     eps = torch.randn(32, 3, generator=generator(3), dtype=torch.float64)
@@ -130,7 +149,10 @@ def test_gradient_of_the_loss_is_its_slope(weight: str) -> None:
     x0 = cloud(64).double()
     sde.standardize(x0)
     parameters = list(sde.net.parameters())
-    direction = [torch.randn(p.shape, generator=generator(i), dtype=p.dtype) for i, p in enumerate(parameters)]
+    direction = [
+        torch.randn(p.shape, generator=generator(i), dtype=p.dtype)
+        for i, p in enumerate(parameters)
+    ]
 
     def moved(h: float) -> float:
         with torch.no_grad():
@@ -141,7 +163,9 @@ def test_gradient_of_the_loss_is_its_slope(weight: str) -> None:
                 p.sub_(d, alpha=h)
         return value
 
-    gradients = torch.autograd.grad(scoresde.loss(sde, x0, weight=weight, generator=generator(5)), parameters)
+    gradients = torch.autograd.grad(
+        scoresde.loss(sde, x0, weight=weight, generator=generator(5)), parameters
+    )
     slope = sum(float((g * d).sum()) for g, d in zip(gradients, direction, strict=True))
     assert all(bool(g.abs().sum() > 0) for g in gradients)
     assert slope == pytest.approx((moved(1e-5) - moved(-1e-5)) / 2e-5, rel=1e-6)
@@ -149,9 +173,14 @@ def test_gradient_of_the_loss_is_its_slope(weight: str) -> None:
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_noise_laws_are_what_they_say(name: str) -> None:
-    """Quantiles against scipy, and draws by Kolmogorov–Smirnov: a false alarm in 10,000 per law and process."""
+    """Quantiles against scipy, and draws by Kolmogorov–Smirnov: a false alarm in 10,000 per law
+    and process.
+    """
     process = scoresde.PROCESSES.build(name)
-    low, high = (math.log(math.tan(min(max(p, 1e-6), math.pi / 2 - 1e-6))) for p in (process.phi_min, process.phi_max))
+    low, high = (
+        math.log(math.tan(min(max(p, 1e-6), math.pi / 2 - 1e-6)))
+        for p in (process.phi_min, process.phi_max)
+    )
     law = scipy.stats.truncnorm((low + 1.5) / 1.5, (high + 1.5) / 1.5, loc=-1.5, scale=1.5)
     q = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
     got = torch.log(torch.tan(NOISES["lognormal"](process, q)))
@@ -167,7 +196,7 @@ def test_noise_laws_are_what_they_say(name: str) -> None:
 @pytest.mark.parametrize("b", [1, 7, 64])
 def test_one_noise_level_falls_into_each_stratum_in_random_order(b: int) -> None:
     net = Answers(torch.zeros(b, 2))
-    sde = ScoreSDE(scoresde.RectifiedFlow(), net, shape=(2,), predict="v", sees="raw")
+    sde = ScoreSDE(scoresde.RectifiedFlow(), net, shape=(2,), predict="v", input_convention="raw")
     for seed in range(20):
         scoresde.loss(sde, torch.zeros(b, 2), noise="uniform", generator=generator(seed))
     strata = torch.stack([torch.floor(t.double() * b).long() for _, t in net.seen])
@@ -197,28 +226,30 @@ def test_train_mode_uses_the_network_and_eval_mode_its_average() -> None:
     assert float(raw) != float(averaged)
 
 
-# ---------------------------------------------------------------------------------------------------- the adaptive law
+# --------------------------------------------------------------------------------- the adaptive law
 
 VP = scoresde.VPSDE()
 CPU = torch.device("cpu")
 
 
-def taught(root: Tensor, rounds: int = 300) -> AdaptiveLaw:
-    """A law of quantiles themselves that has seen the loss `root` in each interval, again and again."""
-    law = AdaptiveLaw(lambda process, q: q, CPU)
+def taught(root: Tensor, rounds: int = 300) -> AdaptiveLevels:
+    """A law of quantiles themselves that has seen the loss `root` in each interval, again and
+    again.
+    """
+    law = AdaptiveLevels(lambda process, q: q, CPU)
     for _ in range(rounds):
-        law.note(torch.arange(law.BINS), root)
-        law.learn()
+        law.record(torch.arange(law.BINS), root)
+        law.update()
     return law
 
 
 def profile(kind: str) -> Tensor:
-    q = (torch.arange(AdaptiveLaw.BINS, dtype=torch.float64) + 0.5) / AdaptiveLaw.BINS
+    q = (torch.arange(AdaptiveLevels.BINS, dtype=torch.float64) + 0.5) / AdaptiveLevels.BINS
     return {
         "smooth": 0.3 + (q - 0.7).square() * 5,
         "steep": torch.exp(-12 * q),
-        "one": (torch.arange(AdaptiveLaw.BINS) == 17).double(),
-        "none": torch.zeros(AdaptiveLaw.BINS, dtype=torch.float64),
+        "one": (torch.arange(AdaptiveLevels.BINS) == 17).double(),
+        "none": torch.zeros(AdaptiveLevels.BINS, dtype=torch.float64),
         "tiny": 1e-150 * (1 + q),
         "huge": 1e150 * (1 + q),
     }[kind]
@@ -226,7 +257,9 @@ def profile(kind: str) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["smooth", "steep", "one", "none", "tiny", "huge"])
 def test_the_adaptive_law_learns_the_optimum(kind: str) -> None:
-    """p ∝ √E[loss²|q] but for a tenth: its distribution function is the inverse of the map of quantiles, to 1e-9."""
+    """p ∝ √E[loss²|q] but for a tenth: its distribution function is the inverse of the map of
+    stratified_quantiles, to 1e-9.
+    """
     root = profile(kind)
     law = taught(root, 8000 if kind in ("tiny", "none") else 300)
     share = root / root.mean() if kind != "none" else torch.ones_like(root)
@@ -244,15 +277,19 @@ def test_the_adaptive_law_learns_the_optimum(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["smooth", "steep", "one"])
 def test_the_adaptive_law_lowers_the_variance_by_what_theory_says(kind: str) -> None:
-    """Of 200,000 losses f(q)·χ²₁ each: mean within 5 standard errors (a false alarm in 1.7 million), variance within a twentieth.
+    """Of 200,000 losses f(q)·χ²₁ each: mean within 5 standard errors (a false alarm in 1.7
+    million), variance within a twentieth.
 
-    Predicted: E f²·3/p − (E f)², 3 being χ²₁'s second moment; a tenth of the draws being uniform, at most 1/0.9 of the optimum's
-    first term.
+    Predicted: E f²·3/p − (E f)², 3 being χ²₁'s second moment; a tenth of the draws being uniform,
+    at most 1/0.9 of the optimum's first term.
     """
     root, n = profile(kind), 200_000
     law = taught(math.sqrt(3) * root)
     chi = torch.randn(2, n, generator=generator(1), dtype=torch.float64).square()
-    q = (torch.randperm(n, generator=generator(2)) + torch.rand(n, generator=generator(3), dtype=torch.float64)) / n
+    q = (
+        torch.randperm(n, generator=generator(2))
+        + torch.rand(n, generator=generator(3), dtype=torch.float64)
+    ) / n
     _, ratio, bins = law(VP, q)
     drawn, plain = root[bins] * chi[0] * ratio, root[(q * 64).long()] * chi[1]
     density = 0.9 * root / root.mean() + 0.1
@@ -261,21 +298,27 @@ def test_the_adaptive_law_lowers_the_variance_by_what_theory_says(kind: str) -> 
     assert float((3 * root**2 / density).mean()) <= 3 * float(root.mean() ** 2) / 0.9 + 1e-12
     for value in (drawn, plain):
         assert abs(float(value.mean() - root.mean())) < 5 * float(value.std()) / math.sqrt(n)
-    assert float(3 * (root**2).mean() - root.mean() ** 2) / float(drawn.var()) > {"smooth": 1.2, "steep": 4, "one": 40}[kind]
+    assert (
+        float(3 * (root**2).mean() - root.mean() ** 2) / float(drawn.var())
+        > {"smooth": 1.2, "steep": 4, "one": 40}[kind]
+    )
 
 
 def test_the_adaptive_law_keeps_the_expectation_of_a_networks_loss() -> None:
-    """That of noise="likelihood" by quadrature over 2¹⁴ quantiles, with fixed data and noise: to 1e-4."""
+    """That of noise="likelihood" by quadrature over 2¹⁴ quantiles, with fixed data and noise: to
+    1e-4.
+    """
     sde = ScoreSDE(VP, Answers(torch.full((2,), 0.7)), shape=(2,)).double()
     n = 2**14
     x0, eps = torch.ones(n, 2, dtype=torch.float64), torch.full((n, 2), 0.4, dtype=torch.float64)
 
     def each(phi: Tensor, ratio: Tensor | None) -> Tensor:
-        examples = corrupt(sde, x0, eps, phi, "sigma2", {}, ratio)
+        z0 = sde.from_data(x0)
+        examples = denoising_examples(sde, z0, eps, phi, "sigma2", {}, ratio)
         with torch.no_grad():
-            return errors(sde.net.answers.expand(n, 2), examples)
+            return squared_errors(sde.net.answers.expand(n, 2), examples)
 
-    law = AdaptiveLaw(NOISES["likelihood"], CPU)
+    law = AdaptiveLevels(NOISES["likelihood"], CPU)
     q = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     wanted = each(NOISES["likelihood"](VP, q), None)
     spread = []
@@ -284,8 +327,8 @@ def test_the_adaptive_law_keeps_the_expectation_of_a_networks_loss() -> None:
         got = each(phi, ratio)
         spread.append(float(got.std()))
         assert float(got.mean()) == pytest.approx(float(wanted.mean()), rel=1e-4)
-        law.note(bins, got / ratio)
-        law.learn()
+        law.record(bins, got / ratio)
+        law.update()
     assert spread[-1] < 0.6 * spread[0]
 
 
@@ -295,52 +338,68 @@ def test_losses_that_are_not_finite_do_not_spoil_the_adaptive_law() -> None:
     bins = torch.arange(64)
     bad = profile("smooth").clone()
     bad[5], bad[6], bad[7] = math.nan, math.inf, 1e200  # whose square is not
-    laws[0].note(bins, bad)
+    laws[0].record(bins, bad)
     keep = torch.tensor([i not in (5, 6, 7) for i in range(64)])
-    laws[1].note(bins[keep], bad[keep])
+    laws[1].record(bins[keep], bad[keep])
     for law in laws:
-        law.learn()
+        law.update()
     assert torch.equal(laws[0].moments, laws[1].moments)
 
 
 def test_the_adaptive_law_goes_on_from_its_state() -> None:
     law = taught(profile("steep"), 3)
-    law.note(torch.tensor([3, 3, 60]), torch.tensor([1.0, 2.0, 5.0]))
-    other = AdaptiveLaw(law.base, CPU)
+    law.record(torch.tensor([3, 3, 60]), torch.tensor([1.0, 2.0, 5.0]))
+    other = AdaptiveLevels(law.base, CPU)
     other.moments.copy_(law.moments)
     other.sums.copy_(law.sums)
     q = torch.rand(100, generator=generator(), dtype=torch.float64)
     for _ in range(3):
         assert all(torch.equal(a, b) for a, b in zip(law(VP, q), other(VP, q), strict=True))
-        law.learn()
-        other.learn()
+        law.update()
+        other.update()
 
 
-# ---------------------------------------------------------------------------------------------------- validation
+# --------------------------------------------------------------------------------------- validation
 
 
 def linear(process: str = "rectified", predict: str = "v", **options: Any) -> ScoreSDE:
     torch.manual_seed(0)
     net = scoresde.BACKBONES.build("test_linear", (2,))
-    return ScoreSDE(scoresde.PROCESSES.build(process), net, shape=(2,), predict=predict, sees="raw", **options)
+    return ScoreSDE(
+        scoresde.PROCESSES.build(process),
+        net,
+        shape=(2,),
+        predict=predict,
+        input_convention="raw",
+        **options,
+    )
 
 
 def test_the_validation_loss_is_the_averages_on_fixed_examples() -> None:
-    """Flow matching's loss by hand (Lipman et al. 2023, eq. 23), for each of the averages there were; whatever the run's seed."""
+    """Flow matching's loss by hand (Lipman et al. 2023, eq. 23), for each of the averages there
+    were; whatever the run's seed.
+    """
     held_out, found = cloud(300, 5), []
-    how: dict[str, Any] = {"weight": "velocity", "noise": "uniform", "validation": held_out, "steps": 30, "every": 10}
+    how: dict[str, Any] = {
+        "objective": scoresde.Denoising(weight="velocity", noise="uniform"),
+        "validation": scoresde.Validation(held_out, every=10),
+        "steps": 30,
+    }
     for seed in (1, 2):
         sde = linear()
         averages: list[list[Tensor]] = []
-        original = training.Run.validate
+        original = training.Trainer.validate
 
-        def noting(run: Any, patience: Any, kept: Any = averages, original: Any = original) -> None:
-            kept.append([p.clone() for p in run.weights.named(run.average.parts).values()])
-            original(run, patience)
+        def noting(run: Any, kept: Any = averages, original: Any = original) -> None:
+            average = run.weights.named(run.averages.main.parts)
+            kept.append([p.clone() for p in average.values()])
+            original(run)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training.Run, "validate", noting)
-            history = scoresde.fit(sde, cloud(), lr=0.01, progress=False, generator=generator(seed), **how)
+            patch.setattr(training.Trainer, "validate", noting)
+            history = scoresde.fit(
+                sde, cloud(), lr=0.01, progress=False, generator=generator(seed), **how
+            )
         assert history.checked == [10, 20, 30]
         rows = torch.arange(300).repeat(28)  # 8,192 examples at least
         g = seeded("cpu", FIXED)
@@ -356,7 +415,10 @@ def test_the_validation_loss_is_the_averages_on_fixed_examples() -> None:
         found.append(history)
     assert found[0].validation != found[1].validation  # the weights differ
     still = [
-        scoresde.fit(linear(), cloud(), lr=1e-30, progress=False, generator=generator(seed), **how).validation for seed in (1, 2)
+        scoresde.fit(
+            linear(), cloud(), lr=1e-30, progress=False, generator=generator(seed), **how
+        ).validation
+        for seed in (1, 2)
     ]
     assert still[0] == still[1]
     assert still[0] == pytest.approx([still[0][0]] * 3, rel=1e-5)
@@ -366,36 +428,57 @@ def test_the_validation_loss_is_the_averages_on_fixed_examples() -> None:
 def test_patience_stops_and_keeps_the_best_average(patience: int) -> None:
     """Validation data of another law: the loss on them rises as the training data are learnt."""
     sde, averages = linear("vp", "edm"), {}
-    original = training.Run.validate
+    original = training.Trainer.validate
 
-    def noting(run: Any, patience: Any) -> None:
-        averages[run.step] = {name: p.clone() for name, p in run.weights.named(run.average.parts).items()}
-        original(run, patience)
+    def noting(run: Any) -> None:
+        average = run.weights.named(run.averages.main.parts)
+        averages[run.step] = {name: p.clone() for name, p in average.items()}
+        original(run)
 
     held_out = cloud(300, 5) * torch.tensor([1.0, -0.2]) - 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Run, "validate", noting)
+        patch.setattr(training.Trainer, "validate", noting)
         history = scoresde.fit(
-            sde, cloud(), validation=held_out, patience=patience, steps=2000, every=10, lr=0.02, progress=False,
+            sde,
+            cloud(),
+            validation=scoresde.Validation(held_out, every=10, patience=patience),
+            steps=2000,
+            lr=0.02,
+            progress=False,
             generator=generator(),
-        )  # fmt: skip
+        )
     i = int(np.argmin(history.validation))
     assert history.best == history.checked[i]
     assert history.checked[-1] == history.best + 10 * patience < 2000
     assert sde.ema is not None
-    assert all(torch.equal(p, averages[history.best][name]) for name, p in sde.ema.named_parameters())
-    assert not all(torch.equal(p, averages[history.checked[-1]][name]) for name, p in sde.ema.named_parameters())
+    assert all(
+        torch.equal(p, averages[history.best][name]) for name, p in sde.ema.named_parameters()
+    )
+    assert not all(
+        torch.equal(p, averages[history.checked[-1]][name])
+        for name, p in sde.ema.named_parameters()
+    )
 
 
 def test_conditions_of_the_validation_data_are_used() -> None:
     x, y = cloud(90), torch.arange(90) % 3
     sde = small(classes=3)
     values = []
-    scoresde.fit(sde, x + 5 * y[:, None], given={"y": y}, steps=300, lr=0.01, progress=False, generator=generator())
+    scoresde.fit(
+        sde,
+        x + 5 * y[:, None],
+        given={"y": y},
+        steps=300,
+        lr=0.01,
+        progress=False,
+        generator=generator(),
+    )
     for labels in (y, (y + 1) % 3):
         held_out = (x + 5 * y[:, None], {"y": labels})
         how = {"steps": 1, "lr": 1e-30, "progress": False, "generator": generator()}
-        values.append(scoresde.fit(sde, x, given={"y": y}, validation=held_out, **how).validation[0])
+        values.append(
+            scoresde.fit(sde, x, given={"y": y}, validation=held_out, **how).validation[0]
+        )
     assert values[0] < 0.9 * values[1]
 
 
@@ -404,9 +487,21 @@ BAD: dict[str, tuple[Any, type[Exception], str]] = {
     "integers": (torch.zeros(5, 2, dtype=torch.int32), TypeError, "floating point"),
     "NaN": (torch.full((5, 2), math.nan), ValueError, "NaN"),
     "nothing": (torch.zeros(0, 2), ValueError, "no samples"),
-    "an unknown condition": ((torch.zeros(5, 2), {"z": torch.zeros(5)}), ValueError, "no condition 'z'"),
-    "few labels": ((torch.zeros(5, 2), {"y": torch.zeros(4, dtype=torch.long)}), ValueError, "for 5 samples"),
-    "a class that is not": ((torch.zeros(5, 2), {"y": torch.full((5,), 3)}), ValueError, "from 0 to 2"),
+    "an unknown condition": (
+        (torch.zeros(5, 2), {"z": torch.zeros(5)}),
+        ValueError,
+        "no condition 'z'",
+    ),
+    "few labels": (
+        (torch.zeros(5, 2), {"y": torch.zeros(4, dtype=torch.long)}),
+        ValueError,
+        "for 5 samples",
+    ),
+    "a class that is not": (
+        (torch.zeros(5, 2), {"y": torch.full((5,), 3)}),
+        ValueError,
+        "from 0 to 2",
+    ),
     "a law": (scoresde.toy.Moons(), TypeError, "Moons"),
     "three": ((torch.zeros(5, 2),) * 3, TypeError, "tuple"),
 }
@@ -427,7 +522,9 @@ def test_a_history_draws_its_losses_and_the_step_that_was_kept(tmp_path: Path) -
     figure: Any = history.plot(tmp_path / "losses.png")
     axes = figure.axes[0]
     for line, (x, y) in zip(
-        axes.lines, [([10, 20, 30], [0.9, 0.6, 0.5]), ([10, 20, 30], [1.0, 0.7, 0.8]), ([20] * 2, [0, 1])], strict=True
+        axes.lines,
+        [([10, 20, 30], [0.9, 0.6, 0.5]), ([10, 20, 30], [1.0, 0.7, 0.8]), ([20] * 2, [0, 1])],
+        strict=True,
     ):
         assert list(line.get_xdata()) == x
         assert list(line.get_ydata()) == y
@@ -437,7 +534,7 @@ def test_a_history_draws_its_losses_and_the_step_that_was_kept(tmp_path: Path) -
     assert History().plot().axes[0].get_xlabel() == "step"  # type: ignore[attr-defined]
 
 
-# ---------------------------------------------------------------------------------------------------- torch.compile
+# ------------------------------------------------------------------------------------ torch.compile
 
 
 @pytest.mark.slow
@@ -446,7 +543,13 @@ def test_compiling_changes_no_loss() -> None:
 
     def losses(compiled: bool) -> tuple[list[float], list[float]]:
         history = scoresde.fit(
-            small(), cloud(), steps=60, validation=cloud(50, 3), every=20, compile=compiled, progress=False, generator=generator()
+            small(),
+            cloud(),
+            steps=60,
+            validation=scoresde.Validation(cloud(50, 3), every=20),
+            backend=scoresde.Backend(compile=compiled),
+            progress=False,
+            generator=generator(),
         )
         return history.loss, history.validation
 
@@ -460,7 +563,9 @@ def test_compiling_changes_no_loss() -> None:
 
 
 @pytest.mark.parametrize("when", ["called", "made"])
-def test_a_failed_compile_is_a_warning_and_the_run_is_that_without(when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_compile_is_a_warning_and_the_run_is_that_without(
+    when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = small()
     scoresde.fit(plain, cloud(), steps=5, progress=False, generator=generator())
 
@@ -470,45 +575,76 @@ def test_a_failed_compile_is_a_warning_and_the_run_is_that_without(when: str, mo
     monkeypatch.setattr(torch, "compile", failing if when == "made" else lambda net, **__: failing)
     sde = small()
     with pytest.warns(UserWarning, match="torch.compile failed, .* no compiler here$"):
-        scoresde.fit(sde, cloud(), steps=5, compile=True, progress=False, generator=generator())
+        scoresde.fit(
+            sde, cloud(), steps=5, backend="compile", progress=False, generator=generator()
+        )
     assert same(weights(sde), weights(plain))
 
 
-def test_what_is_wrong_with_a_network_is_said_whether_compiled_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_wrong_with_a_network_is_said_whether_compiled_or_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Wrong(nn.Linear):
         def forward(self, x: Tensor, t: Tensor) -> Tensor:  # type: ignore[override]
             raise ZeroDivisionError("my mistake")
 
     monkeypatch.setattr(torch, "compile", lambda net, **_: net.forward)
     with pytest.raises(ZeroDivisionError, match="my mistake"):
-        scoresde.fit(ScoreSDE(VP, Wrong(2, 2), shape=(2,)), cloud(), steps=5, compile=True, progress=False)
+        scoresde.fit(
+            ScoreSDE(VP, Wrong(2, 2), shape=(2,)),
+            cloud(),
+            steps=5,
+            backend="compile",
+            progress=False,
+        )
 
 
-# ---------------------------------------------------------------------------------------------------- odd arguments
+# ------------------------------------------------------------------------------------ odd arguments
 
 
-@pytest.mark.parametrize("name", ["steps", "batch_size", "every", "snapshots", "patience"])
+COUNTS: dict[str, Any] = {
+    "steps": lambda n: scoresde.fit(small(), cloud(), progress=False, steps=n),
+    "batch_size": lambda n: scoresde.fit(small(), cloud(), progress=False, batch_size=n),
+    "every": lambda n: scoresde.Checkpoints("run", every=n),
+    "every of validations": lambda n: scoresde.Validation(cloud(), every=n),
+    "patience": lambda n: scoresde.Validation(cloud(), patience=n),
+    "snapshots": lambda n: scoresde.Averaging(snapshots=n),
+    "steps of ddim": lambda n: scoresde.Distilled(n),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("value", [True, 2.0, "3", -1])
 def test_counts_are_integers(name: str, value: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match=name):
-        scoresde.fit(small(), cloud(), progress=False, **{name: value})
+    with pytest.raises((TypeError, ValueError), match=name.split()[0]):
+        COUNTS[name](value)
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     """Also in what a checkpoint says of the run, and it goes on with Python's."""
-    how = {"steps": np.int64(6), "batch_size": np.int32(8), "lr": np.float32(0.25), "ema": np.int64(5), "every": np.int16(3)}
+    how = {
+        "steps": np.int64(6),
+        "batch_size": np.int32(8),
+        "lr": np.float32(0.25),
+        "ema": np.int64(5),
+    }
+    rest: dict[str, Any] = {"progress": False, "validation": cloud(9), "generator": generator()}
     sde = small()
-    scoresde.fit(sde, cloud(), progress=False, out=tmp_path, validation=cloud(9), generator=generator(), **how)
+    begun = scoresde.Checkpoints(tmp_path, every=np.int16(3))  # type: ignore[arg-type]
+    scoresde.fit(sde, cloud(), checkpoints=begun, **how, **rest)
     plain = {name: value.item() for name, value in how.items()}
     again = small()
-    scoresde.fit(again, cloud(), progress=False, out=tmp_path, validation=cloud(9), resume=True, **plain)
+    resumed = scoresde.Checkpoints(tmp_path, every=3, resume=True)
+    scoresde.fit(again, cloud(), checkpoints=resumed, **plain, **rest)
     assert same(weights(sde), weights(again))
 
 
 @pytest.mark.parametrize(("n", "steps", "batch_size"), [(2, 1, 512), (3, 7, 1), (200, 1, 1)])
 def test_few_data_and_few_steps(n: int, steps: int, batch_size: int) -> None:
     sde = small()
-    history = scoresde.fit(sde, cloud(n), steps=steps, batch_size=batch_size, progress=False, generator=generator())
+    history = scoresde.fit(
+        sde, cloud(n), steps=steps, batch_size=batch_size, progress=False, generator=generator()
+    )
     assert history.step[-1] == steps
     assert bool(scoresde.log_prob(sde, cloud(3)).isfinite().all())
 
@@ -521,37 +657,55 @@ def test_a_rate_that_is_much_too_high_is_an_error_and_the_model_is_as_good_as_be
     assert bool(scoresde.sample(sde, 3, generator=generator()).isfinite().all())
 
 
-# ---------------------------------------------------------------------------------------------------- laws of t for flows
+# ------------------------------------------------------------------------------ laws of t for flows
 
 
 class Cosh(scipy.stats.rv_continuous):
-    """Density ∝ e^{4t} + e^{4(1 − t)} on [0, 1] (Lee et al. 2024), of which scipy is told the distribution function."""
+    """Density ∝ e^{4t} + e^{4(1 − t)} on [0, 1] (Lee et al. 2024), of which scipy is told the
+    distribution function.
+    """
 
     def _cdf(self, t: Any) -> Any:
-        return ((np.exp(4 * t) - 1) + (np.exp(4.0) - np.exp(4 * (1 - t)))) / (2 * (np.exp(4.0) - 1))
+        return ((np.exp(4 * t) - 1) + (np.exp(4.0) - np.exp(4 * (1 - t)))) / (
+            2 * (np.exp(4.0) - 1)
+        )
 
 
 T_LAWS: dict[str, tuple[Any, Any]] = {  # the distribution function of t, and its quantiles
-    "logit_normal": (lambda t: scipy.stats.norm.cdf(np.log(t / (1 - t))), lambda q: scipy.special.expit(scipy.stats.norm.ppf(q))),
+    "logit_normal": (
+        lambda t: scipy.stats.norm.cdf(np.log(t / (1 - t))),
+        lambda q: scipy.special.expit(scipy.stats.norm.ppf(q)),
+    ),
     "u_shaped": (Cosh(a=0, b=1).cdf, Cosh(a=0, b=1, xtol=1e-15).ppf),
 }
 
 
 @pytest.mark.parametrize("law", list(T_LAWS))
 def test_quantiles_of_time_laws_are_scipys(law: str) -> None:
-    """To 1e-12 in t where t is φ's own clock; elsewhere in the process's own t, through φ and back."""
+    """To 1e-12 in t where t is φ's own clock; elsewhere in the process's t, through φ and back."""
     q = torch.linspace(0.001, 0.999, 333, dtype=torch.float64)
     wanted = torch.as_tensor(T_LAWS[law][1](q.numpy()))
     for name in PROCESSES:
         process = scoresde.PROCESSES.build(name)
         got = process.time(NOISES[law](process, q))
-        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-12 if name in ("rectified", "cosine") else 1e-9)
-    ends = NOISES[law](scoresde.RectifiedFlow(), torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64))
-    torch.testing.assert_close(ends, torch.tensor([1e-6, math.pi / 4, math.pi / 2], dtype=torch.float64), rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            got, wanted, rtol=0, atol=1e-12 if name in ("rectified", "cosine") else 1e-9
+        )
+    ends = NOISES[law](
+        scoresde.RectifiedFlow(), torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+    )
+    torch.testing.assert_close(
+        ends,
+        torch.tensor([1e-6, math.pi / 4, math.pi / 2], dtype=torch.float64),
+        rtol=0,
+        atol=1e-12,
+    )
 
 
 def test_the_u_shaped_density_is_the_papers() -> None:
-    """The distribution function of the tests, differentiated: ∝ e^{4t} + e^{4(1 − t)}, and of integral 1."""
+    """The distribution function of the tests, differentiated: ∝ e^{4t} + e^{4(1 − t)}, and of
+    integral 1.
+    """
     t = np.linspace(0.01, 0.99, 99)
     slope = (T_LAWS["u_shaped"][0](t + 1e-5) - T_LAWS["u_shaped"][0](t - 1e-5)) / 2e-5
     density = 2 * (np.exp(4 * t) + np.exp(4 * (1 - t))) / (np.exp(4.0) - 1)
@@ -561,14 +715,19 @@ def test_the_u_shaped_density_is_the_papers() -> None:
 
 @pytest.mark.parametrize("law", list(T_LAWS))
 def test_the_loss_draws_t_by_its_law(law: str) -> None:
-    """What the network is shown, 20 batches of 64: one t in each 64th of the law, so its distance from the law is a 64th at most.
+    """What the network is shown, 20 batches of 64: one t in each 64th of the law, so its distance
+    from the law is a 64th at most.
 
     And the places within the strata by Kolmogorov–Smirnov: a false alarm in 10,000.
     """
     net = Answers(torch.zeros(64, 2, dtype=torch.float64))
-    sde = ScoreSDE(scoresde.RectifiedFlow(), net, shape=(2,), predict="v", sees="raw").double()
+    sde = ScoreSDE(
+        scoresde.RectifiedFlow(), net, shape=(2,), predict="v", input_convention="raw"
+    ).double()
     for seed in range(20):
-        scoresde.loss(sde, torch.zeros(64, 2, dtype=torch.float64), noise=law, generator=generator(seed))
+        scoresde.loss(
+            sde, torch.zeros(64, 2, dtype=torch.float64), noise=law, generator=generator(seed)
+        )
     strata = 64 * T_LAWS[law][0](torch.stack([t for _, t in net.seen]).numpy())
     assert np.array_equal(np.sort(np.floor(strata), 1), np.tile(np.arange(64.0), (20, 1)))
     assert scipy.stats.kstest(strata.ravel() % 1, "uniform").pvalue > 1e-4

@@ -1,4 +1,6 @@
-"""Pairs of reflow: on the map that is known in closed form, the same however they are drawn, and safe on the disk."""
+"""Pairs of reflow: on the map that is known in closed form, the same however they are drawn, and
+safe on the disk.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,10 @@ from torch import Tensor, nn
 
 import scoresde
 from conftest import Polynomial, generator
-from scoresde import CheckpointError, ScoreSDE, SolverError, pairs, pairstore, storage, toy
-from scoresde.pairs import Pairs, reflow
+from scoresde import CheckpointError, Pairs, ScoreSDE, SolverError, reflow, toy
+from scoresde.data import pair_drawing, pair_store, pairs
+from scoresde.storage import records as storage
+from scoresde.storage.lock import Lock
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 QUIET: dict[str, Any] = {"progress": False}
@@ -30,7 +34,9 @@ N, ROWS = 300, 64
 
 
 class Labeled(nn.Module):
-    """The `edm` output for x0 ~ N(y·(1, …, 1), s²·I) under the rectified flow: its ODE takes x_1 to y + s·x_1."""
+    """The `edm` output for x0 ~ N(y·(1, …, 1), s²·I) under the rectified flow: its ODE takes x_1
+    to y + s·x_1.
+    """
 
     def __init__(self, shape: tuple[int, ...], s: float = 0.5) -> None:
         super().__init__()
@@ -49,7 +55,9 @@ class Labeled(nn.Module):
 
 
 def labeled(shape: tuple[int, ...] = (2,), s: float = 0.5) -> ScoreSDE:
-    return ScoreSDE(scoresde.RectifiedFlow(), Labeled(shape, s), shape=shape, sees="raw").double()
+    return ScoreSDE(
+        scoresde.RectifiedFlow(), Labeled(shape, s), shape=shape, input_convention="raw"
+    ).double()
 
 
 def bend() -> ScoreSDE:
@@ -65,7 +73,7 @@ def draw(sde: ScoreSDE, n: int = N, **options: Any) -> Pairs:
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "PART", (ROWS, 2**21))
+    monkeypatch.setattr(pair_drawing, "PART_PAIRS", ROWS)
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -74,33 +82,57 @@ def files(folder: Path) -> dict[str, str]:
 
 def equal(a: Pairs, b: Pairs) -> bool:
     assert a.given.keys() == b.given.keys()
-    columns = [(a.x, b.x), (a.latent, b.latent), *((a.given[name], b.given[name]) for name in a.given)]
-    return all(np.array_equal(np.asarray(x), np.asarray(y)) and str(x.dtype)[-7:] == str(y.dtype)[-7:] for x, y in columns)
+    columns = [
+        (a.x, b.x),
+        (a.latent, b.latent),
+        *((a.given[name], b.given[name]) for name in a.given),
+    ]
+    return all(
+        np.array_equal(np.asarray(x), np.asarray(y)) and str(x.dtype)[-7:] == str(y.dtype)[-7:]
+        for x, y in columns
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- what they are
+# ---------------------------------------------------------------------- what they are
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 3, 2)])
-@pytest.mark.parametrize("process", [scoresde.RectifiedFlow(), scoresde.Cosine(), Polynomial()], ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize(
+    "process",
+    [scoresde.RectifiedFlow(), scoresde.Cosine(), Polynomial()],
+    ids=lambda p: type(p).__name__,
+)
 @pytest.mark.parametrize("n", [1, 70])
-def test_pairs_lie_on_the_map_that_is_known_in_closed_form(process: scoresde.Process, shape: tuple[int, ...], n: int) -> None:
+def test_pairs_lie_on_the_map_that_is_known_in_closed_form(
+    process: scoresde.Process, shape: tuple[int, ...], n: int
+) -> None:
     """For x0 ~ N(m, s²) the ODE takes x_1 to m + s·x_1/σ(1), in the units of standardized data."""
     m = torch.randn(1, *shape, generator=generator(), dtype=torch.float64)
-    sde = scoresde.oracle(toy.GaussianMixture(m, torch.tensor([0.3], dtype=torch.float64)), process).double()
+    sde = scoresde.oracle(
+        toy.GaussianMixture(m, torch.tensor([0.3], dtype=torch.float64)), process
+    ).double()
     sde.mean.fill_(2.0)
     sde.scale.fill_(5.0)
     how: dict[str, Any] = {"solver": "rk45", "rtol": 3e-8, "atol": 3e-8}
     found = draw(sde, n, steps=None, **how)
     assert (len(found), found.shape, found.x.dtype) == (n, shape, torch.float64)
-    wanted = 2 + 5 * (m + 0.3 * (found.latent - 2) / 5 / float(process.sigma(torch.tensor(1.0, dtype=torch.float64))))
+    wanted = 2 + 5 * (
+        m
+        + 0.3
+        * (found.latent - 2)
+        / 5
+        / float(process.sigma(torch.tensor(1.0, dtype=torch.float64)))
+    )
     assert float((found.x - wanted).abs().max()) < 1e-6
     assert float((scoresde.decode(sde, found.latent, **how) - found.x).abs().max()) < 1e-12
 
 
 def test_latents_are_those_that_solve_starts_from() -> None:
     sde = bend()
-    found, solution = draw(sde), scoresde.solve(sde, N, solver="heun", steps=4, generator=generator(3))
+    found, solution = (
+        draw(sde),
+        scoresde.solve(sde, N, solver="heun", steps=4, generator=generator(3)),
+    )
     assert torch.equal(found.latent, solution.x[0])
     assert torch.allclose(found.x, solution.x[1], atol=1e-5)
 
@@ -108,10 +140,12 @@ def test_latents_are_those_that_solve_starts_from() -> None:
 def test_a_source_is_where_they_start() -> None:
     rows = 3 + torch.rand(50, 2, generator=generator())
     net = Labeled((2,)).float()
-    sde = ScoreSDE(scoresde.RectifiedFlow(), net, shape=(2,), sees="raw", source=rows)
+    sde = ScoreSDE(scoresde.RectifiedFlow(), net, shape=(2,), input_convention="raw", source=rows)
     found = draw(sde)
     assert bool(((found.latent[:, None] - rows).abs().amax(2).amin(1) < 1e-6).all())
-    assert torch.allclose(scoresde.decode(sde, found.latent, solver="heun", steps=4), found.x, atol=1e-5)
+    assert torch.allclose(
+        scoresde.decode(sde, found.latent, solver="heun", steps=4), found.x, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("solver", ["adams", "rk45", "heun"])
@@ -130,7 +164,9 @@ def test_a_pair_depends_on_the_seed_and_its_number_alone(solver: str) -> None:
 
 @pytest.mark.parametrize("out", [False, True])
 def test_labels_go_with_their_pairs(out: bool, tmp_path: Path) -> None:
-    """x_0 = y + s·x_1 says which label a pair was drawn with; Heun's 50 steps leave an error below 2e-3."""
+    """x_0 = y + s·x_1 says which label a pair was drawn with; Heun's 50 steps leave an error below
+    2e-3.
+    """
     labels = torch.arange(N) % 5
     for y in (labels, torch.tensor(2), torch.tensor([1.5])):
         folder: dict[str, Any] = {"out": tmp_path / f"pairs-{y.numel()}-{y.dtype}"} if out else {}
@@ -138,13 +174,15 @@ def test_labels_go_with_their_pairs(out: bool, tmp_path: Path) -> None:
         given = found.given["y"]
         assert given.shape == (N,)
         assert torch.equal(given, y.expand(N))
-        x, latent = (torch.as_tensor(rows[:].copy() if out else rows) for rows in (found.x, found.latent))
+        x, latent = (
+            torch.as_tensor(rows[:].copy() if out else rows) for rows in (found.x, found.latent)
+        )
         assert float((x - given.reshape(-1, 1, 1, 1) - 0.5 * latent).abs().max()) < 2e-3
     with pytest.raises(ValueError, match="7"):
         draw(labeled().given(y=torch.arange(7)), 9)
 
 
-# ---------------------------------------------------------------------------------------------------- anyone's pairs
+# ---------------------------------------------------------------------- anyone's pairs
 
 
 def test_pairs_are_cut_by_slices() -> None:
@@ -157,11 +195,13 @@ def test_pairs_are_cut_by_slices() -> None:
         whole[3]  # type: ignore[index]
     with pytest.raises(ValueError, match="none of 10"):
         whole[10:]
-    with pytest.raises(ValueError, match="forwards"):
+    with pytest.raises(ValueError, match="a positive step"):
         whole[::-1]
 
 
-def test_arrays_of_any_order_and_maps_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_of_any_order_and_maps_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = np.random.default_rng(0).normal(size=(10, 3, 2))
     tensor = torch.from_numpy(x)
     assert torch.equal(Pairs(x.astype(">f8"), np.asfortranarray(x)).x, tensor)
@@ -171,7 +211,7 @@ def test_arrays_of_any_order_and_maps_are_taken(tmp_path: Path, monkeypatch: pyt
     assert isinstance(Pairs(mapped, mapped).latent, np.memmap)
     mixed = Pairs(mapped, tensor)
     assert torch.equal(mixed.x, mixed.latent)
-    monkeypatch.setattr(pairs, "PART", (1, 12))
+    monkeypatch.setattr(pairs, "CHECKED_NUMBERS", 12)
     x[7, 1, 1] = math.nan
     np.save(tmp_path / "nan.npy", x)
     with pytest.raises(ValueError, match="latent has NaN"):
@@ -181,17 +221,37 @@ def test_arrays_of_any_order_and_maps_are_taken(tmp_path: Path, monkeypatch: pyt
 GOOD = torch.ones(5, 2)
 WRONG: dict[str, tuple[tuple[Any, ...], type[Exception], str]] = {
     "unequal numbers": ((GOOD, GOOD[:4]), ValueError, "x has 5 rows and latent has 4"),
-    "other shapes": ((GOOD, torch.ones(5, 3)), ValueError, r"x has samples of shape \(2,\) and latent of shape \(3,\)"),
+    "other shapes": (
+        (GOOD, torch.ones(5, 3)),
+        ValueError,
+        r"x has samples of shape \(2,\) and latent of shape \(3,\)",
+    ),
     "empty": ((GOOD[:0], GOOD[:0]), ValueError, "x has no samples"),
-    "no rows": ((torch.ones(5), torch.ones(5)), ValueError, r"x has shape \(5,\), wanted \(n, \*shape\)"),
-    "NaN": ((GOOD, GOOD * torch.tensor([1.0, math.nan])), ValueError, "latent has NaN or infinite values in 5 of 5"),
+    "no rows": (
+        (torch.ones(5), torch.ones(5)),
+        ValueError,
+        r"x has shape \(5,\), wanted \(n, \*shape\)",
+    ),
+    "NaN": (
+        (GOOD, GOOD * torch.tensor([1.0, math.nan])),
+        ValueError,
+        "latent has NaN or infinite values in 5 of 5",
+    ),
     "integers": ((GOOD.long(), GOOD), TypeError, "x has dtype torch.int64"),
     "integer arrays": ((GOOD, np.ones((5, 2), int)), TypeError, "latent has dtype torch.int64"),
     "words": (("pairs", GOOD), TypeError, "x is a tensor or array, got str"),
     "given": ((GOOD, GOOD, torch.ones(5)), TypeError, "given is a mapping"),
-    "few labels": ((GOOD, GOOD, {"y": torch.ones(4)}), ValueError, r"condition 'y' has shape \(4,\) for 5 pairs"),
+    "few labels": (
+        (GOOD, GOOD, {"y": torch.ones(4)}),
+        ValueError,
+        r"condition 'y' has shape \(4,\) for 5 pairs",
+    ),
     "one label": ((GOOD, GOOD, {"y": 1}), ValueError, r"condition 'y' has shape \(\) for 5 pairs"),
-    "NaN labels": ((GOOD, GOOD, {"y": torch.full((5,), math.nan)}), ValueError, "condition 'y' has NaN"),
+    "NaN labels": (
+        (GOOD, GOOD, {"y": torch.full((5,), math.nan)}),
+        ValueError,
+        "condition 'y' has NaN",
+    ),
 }
 
 
@@ -204,8 +264,18 @@ def test_wrong_pairs_are_named(what: str) -> None:
 
 REFUSED: dict[str, tuple[Callable[[], ScoreSDE], dict[str, Any], type[Exception], str]] = {
     "stochastic": (bend, {"solver": "em"}, ValueError, "'em' is stochastic; try 'adams'"),
-    "VP": (lambda: scoresde.oracle(toy.Moons(), scoresde.VPSDE()), {}, ValueError, r"try RectifiedFlow\(\) or Cosine\(\)"),
-    "VE": (lambda: scoresde.oracle(toy.Moons(), scoresde.VESDE()), {}, ValueError, r"α\(1\) = 1; try"),
+    "VP": (
+        lambda: scoresde.oracle(toy.Moons(), scoresde.VPSDE()),
+        {},
+        ValueError,
+        r"try RectifiedFlow\(\) or Cosine\(\)",
+    ),
+    "VE": (
+        lambda: scoresde.oracle(toy.Moons(), scoresde.VESDE()),
+        {},
+        ValueError,
+        r"α\(1\) = 1; try",
+    ),
     "unknown solver": (bend, {"solver": "heum"}, ValueError, "Did you mean 'heun'"),
     "no pairs": (bend, {"n": 0}, ValueError, "n is at least 1"),
     "half": (bend, {"n": 1.5}, TypeError, "n is an integer"),
@@ -229,13 +299,17 @@ def test_a_seed_is_no_generator() -> None:
         reflow(bend(), 2, generator=3)  # type: ignore[arg-type]
 
 
-# ---------------------------------------------------------------------------------------------------- in a folder
+# ---------------------------------------------------------------------- in a folder
 
 
 @pytest.mark.parametrize("n", [1, ROWS, N])
 @pytest.mark.parametrize("shape", [(2,), (1, 3, 2)])
 def test_a_folder_holds_what_memory_would(n: int, shape: tuple[int, ...], tmp_path: Path) -> None:
-    for sde in (labeled(shape), labeled(shape).given(y=torch.linspace(0, 1, n)), labeled(shape).given(y=torch.arange(n))):
+    for sde in (
+        labeled(shape),
+        labeled(shape).given(y=torch.linspace(0, 1, n)),
+        labeled(shape).given(y=torch.arange(n)),
+    ):
         folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
         whole, found = draw(sde, n), draw(sde, n, out=folder)
         assert isinstance(found.x, np.memmap)
@@ -244,9 +318,13 @@ def test_a_folder_holds_what_memory_would(n: int, shape: tuple[int, ...], tmp_pa
         assert equal(whole, found)
         assert equal(whole, Pairs.open(str(folder)))
         assert equal(whole[: n // 2 + 1], found[: n // 2 + 1])
-        assert np.array_equal(np.load(folder / "x.npy", allow_pickle=False), whole.x)  # a file that anyone can read
+        assert np.array_equal(
+            np.load(folder / "x.npy", allow_pickle=False), whole.x
+        )  # a file that anyone can read
         before = files(folder)
-        assert equal(whole, draw(sde, n, out=folder, seed=17))  # done is done, whatever the generator
+        assert equal(
+            whole, draw(sde, n, out=folder, seed=17)
+        )  # done is done, whatever the generator
         assert files(folder) == before
         assert set(before) - {"given-0.npy", "x.npy", "latent.npy", "pairs.json"} == {
             next(iter(folder.glob("*.safetensors"))).name
@@ -254,7 +332,9 @@ def test_a_folder_holds_what_memory_would(n: int, shape: tuple[int, ...], tmp_pa
 
 
 def hooked(at: int) -> None:
-    """Die by SIGKILL at the k-th operation of the disk: before or after it by turns; of a write, in its middle."""
+    """Die by SIGKILL at the k-th operation of the disk: before or after it by turns; of a write,
+    in its middle.
+    """
     left = [at]
 
     def wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -293,7 +373,7 @@ def hooked(at: int) -> None:
     def opened(path: Any, mode: str = "r") -> Any:
         return File(path, mode) if mode == "r+b" else builtins.open(path, mode)
 
-    pairstore.open = opened  # type: ignore[attr-defined]
+    pair_store.open = opened  # type: ignore[attr-defined]
     for name in ("replace", "fsync", "unlink", "truncate"):
         setattr(os, name, wrapped(getattr(os, name)))
 
@@ -331,7 +411,10 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
                 done = storage.read(folder, "pairs")[0]["done"]
                 seen.add(done)
                 if done < N:
-                    with pytest.raises(CheckpointError, match=f"holds {done} of {N} pairs: reflow with this folder as out="):
+                    with pytest.raises(
+                        CheckpointError,
+                        match=f"holds {done} of {N} pairs: reflow with this folder as out=",
+                    ):
                         Pairs.open(folder)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
@@ -343,19 +426,51 @@ def test_killed_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path) -> Non
 
 
 DAMAGE: dict[str, tuple[Callable[[Path], object], int | None, str]] = {
-    "x cut short": (lambda f: os.truncate(f / "x.npy", 128 + 8 * 150), 128, "from pair 128 on, in x.npy"),
-    "latent cut to nothing": (lambda f: os.truncate(f / "latent.npy", 0), 0, "from pair 0 on, in latent.npy"),
-    "one byte short": (lambda f: os.truncate(f / "x.npy", 128 + 8 * N - 1), 256, "from pair 256 on, in x.npy"),
-    "a byte more": (lambda f: (f / "x.npy").write_bytes((f / "x.npy").read_bytes() + b"!"), N, "longer than was written"),
-    "a flipped bit": (lambda f: flip(f / "latent.npy", 128 + 8 * 70), 64, "from pair 64 on, in latent.npy"),
+    "x cut short": (
+        lambda f: os.truncate(f / "x.npy", 128 + 8 * 150),
+        128,
+        "from pair 128 on, in x.npy",
+    ),
+    "latent cut to nothing": (
+        lambda f: os.truncate(f / "latent.npy", 0),
+        0,
+        "from pair 0 on, in latent.npy",
+    ),
+    "one byte short": (
+        lambda f: os.truncate(f / "x.npy", 128 + 8 * N - 1),
+        256,
+        "from pair 256 on, in x.npy",
+    ),
+    "a byte more": (
+        lambda f: (f / "x.npy").write_bytes((f / "x.npy").read_bytes() + b"!"),
+        N,
+        "longer than was written",
+    ),
+    "a flipped bit": (
+        lambda f: flip(f / "latent.npy", 128 + 8 * 70),
+        64,
+        "from pair 64 on, in latent.npy",
+    ),
     "the last bit": (lambda f: flip(f / "x.npy", 127 + 8 * N), 256, "from pair 256 on, in x.npy"),
     "another header": (lambda f: flip(f / "x.npy", 22), 0, "from pair 0 on, in x.npy"),
-    "a missing file": (lambda f: (f / "latent.npy").unlink(), 0, "in latent.npy, which can't be read"),
+    "a missing file": (
+        lambda f: (f / "latent.npy").unlink(),
+        0,
+        "in latent.npy, which can't be read",
+    ),
     "a link": (lambda f: linked(f / "x.npy"), None, "in x.npy"),
     "the record": (lambda f: flip(f / "pairs.json", 200), None, "pairs.json is"),
-    "the digests": (lambda f: flip(next(f.glob("*.safetensors")), 100), None, "safetensors is damaged"),
+    "the digests": (
+        lambda f: flip(next(f.glob("*.safetensors")), 100),
+        None,
+        "safetensors is damaged",
+    ),
     "no record": (lambda f: (f / "pairs.json").unlink(), None, "no pairs at"),
-    "a model's record": (lambda f: storage.write(f, "pairs", {"w": torch.ones(2)}, {"kind": "model"}), None, "is not of pairs"),
+    "a model's record": (
+        lambda f: storage.write(f, "pairs", {"w": torch.ones(2)}, {"kind": "model"}),
+        None,
+        "is not of pairs",
+    ),
 }
 
 
@@ -386,7 +501,9 @@ def test_damage_is_found_and_what_can_be_drawn_again_is(what: str, tmp_path: Pat
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         draw(sde, out=folder, seed=99)
-    assert [f"is damaged from pair {sound} of {N} on" in str(w.message) for w in told] == [True] * (sound < N)
+    assert [f"is damaged from pair {sound} of {N} on" in str(w.message) for w in told] == [
+        True
+    ] * (sound < N)
     assert files(folder) == wanted
 
 
@@ -406,7 +523,11 @@ def test_a_folder_goes_on_with_the_same_only(tmp_path: Path) -> None:
         (labeled().given(y=y + 1), {}, "given="),
         (shifted, {}, "weights="),
         (labeled((2, 1)).given(y=y), {}, "model="),
-        (labeled(s=0.6).given(y=y), {}, "are of another model, or another source"),  # which no name or weight says
+        (
+            labeled(s=0.6).given(y=y),
+            {},
+            "are of another model, or another source",
+        ),  # which no name or weight says
     ]
     before = files(folder)
     for other, options, message in others:
@@ -419,12 +540,15 @@ def test_a_failing_solve_loses_nothing_that_was_saved(tmp_path: Path) -> None:
     folder, sde = tmp_path / "pairs", labeled()
     whole = draw(sde, seed=5)
     order = whole.latent.abs().amax(1)
-    bad = int((order > order[:ROWS].max()).nonzero()[0])  # the first that goes farther than all of the first part
+    bad = int(
+        (order > order[:ROWS].max()).nonzero()[0]
+    )  # the first that goes farther than all of the first part
     part = bad // ROWS * ROWS
     sde.net.fails_above = float(order[:ROWS].max())  # type: ignore[assignment]
     for _ in range(2):
         with pytest.raises(
-            SolverError, match=rf"of pairs {part} to {part + ROWS - 1}; the {part} pairs before them are kept"
+            SolverError,
+            match=rf"of pairs {part} to {part + ROWS - 1}; the {part} pairs before them are kept",
         ) as told:
             draw(sde, out=folder, seed=5)
         assert told.value.first == part
@@ -455,7 +579,9 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, monkeypatch: pytest.Mo
 
 @forks
 def test_a_limit_of_the_system_is_an_error_of_ours(tmp_path: Path) -> None:
-    """Files that may not grow beyond 2,000 bytes: written as plain files, not through memory, that is an error, not a crash."""
+    """Files that may not grow beyond 2,000 bytes: written as plain files, not through memory, that
+    is an error, not a crash.
+    """
     resource = pytest.importorskip("resource")
     folder, sde = tmp_path / "pairs", bend()
 
@@ -482,12 +608,17 @@ def test_folders_of_others_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="folder is a path, got int"):
         Pairs.open(3)  # type: ignore[arg-type]
     assert files(tmp_path) == {"notes.txt": hashlib.sha256(b"mine").hexdigest()}
-    with storage.Lock(tmp_path / "busy"), pytest.raises(CheckpointError, match="is being written by this process"):
+    with (
+        Lock(tmp_path / "busy"),
+        pytest.raises(CheckpointError, match="is being written by this process"),
+    ):
         draw(bend(), out=tmp_path / "busy")
 
 
 def test_a_model_and_a_solver_that_have_names_and_objects(tmp_path: Path) -> None:
-    """A registered model is described by name, a solver object by what it holds; both go on in a later session."""
+    """A registered model is described by name, a solver object by what it holds; both go on in a
+    later session.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         sde = scoresde.build("rectified", "mlp", shape=(2,), width=16)
@@ -496,7 +627,15 @@ def test_a_model_and_a_solver_that_have_names_and_objects(tmp_path: Path) -> Non
     first = draw(sde, 80, solver=solver, steps=None, out=tmp_path)
     scoresde.save(sde, tmp_path.parent / "reflowed")
     again = scoresde.load(tmp_path.parent / "reflowed")
-    assert equal(draw(again, 80, solver=scoresde.SOLVERS.build("rk45", rtol=1e-3), steps=None, out=tmp_path), first)
-    for model, how, message in [(other, solver, "weights="), (sde, scoresde.SOLVERS.build("rk45", rtol=1e-4), "solver=")]:
+    assert equal(
+        draw(
+            again, 80, solver=scoresde.SOLVERS.build("rk45", rtol=1e-3), steps=None, out=tmp_path
+        ),
+        first,
+    )
+    for model, how, message in [
+        (other, solver, "weights="),
+        (sde, scoresde.SOLVERS.build("rk45", rtol=1e-4), "solver="),
+    ]:
         with pytest.raises(CheckpointError, match=message):
             draw(model, 80, solver=how, steps=None, out=tmp_path)

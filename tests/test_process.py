@@ -1,4 +1,6 @@
-"""Paths against their definitions: derivatives, SDE coefficients, kernels, inverses, ends, the discrete grid."""
+"""Paths against their definitions: derivatives, SDE coefficients, kernels, inverses, ends, the
+discrete grid.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,18 @@ import torch
 
 import scoresde
 from scoresde import EDM, VESDE, VPSDE, Cosine, Process, RectifiedFlow, SubVPSDE
+from scoresde.processes.prediction import coefficients, singular
 
 T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
 
 
 def test_derivatives_equal_autodiff(process: Process) -> None:
-    torch.testing.assert_close(process.dalpha(T), Process.dalpha(process, T), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(process.dsigma(T), Process.dsigma(process, T), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        process.dalpha(T), Process.dalpha(process, T), rtol=1e-12, atol=1e-12
+    )
+    torch.testing.assert_close(
+        process.dsigma(T), Process.dsigma(process, T), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_time_inverts_phi_in_closed_form_and_by_bisection(process: Process) -> None:
@@ -31,7 +38,9 @@ def test_sde_has_the_marginals(process: Process) -> None:
     f, g2 = process.f(T), process.g2(T)
     torch.testing.assert_close(process.dalpha(T), f * process.alpha(T), rtol=1e-12, atol=1e-12)
     variance_rate = 2 * process.sigma(T) * process.dsigma(T)
-    torch.testing.assert_close(variance_rate, 2 * f * process.sigma(T) ** 2 + g2, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(
+        variance_rate, 2 * f * process.sigma(T) ** 2 + g2, rtol=1e-10, atol=1e-10
+    )
     assert bool((g2 > 0).all())
 
 
@@ -39,7 +48,9 @@ def test_transition_composes_with_the_marginal(process: Process) -> None:
     s, t = T[:-1], T[1:]
     for early, late in ((s, t), (torch.zeros_like(t), t), (s, torch.ones_like(s)), (s, s)):
         a, v = process.transition(early, late)
-        torch.testing.assert_close(a * process.alpha(early), process.alpha(late), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            a * process.alpha(early), process.alpha(late), rtol=1e-12, atol=1e-12
+        )
         total = a**2 * process.sigma(early) ** 2 + v
         torch.testing.assert_close(total, process.sigma(late) ** 2, rtol=1e-12, atol=1e-12)
 
@@ -65,7 +76,7 @@ def test_edm_grid_is_equation_5() -> None:
     i, n = torch.arange(10, dtype=torch.float64), 10
     wanted = (80 ** (1 / 7) + i / (n - 1) * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
     torch.testing.assert_close(EDM().sigma(1 - i / (n - 1)), wanted)
-    times = scoresde.grids.grid(EDM(), n - 1, "karras")
+    times = scoresde.processes.spacings.grid(EDM(), n - 1, "karras")
     torch.testing.assert_close(EDM().sigma(times), wanted)
 
 
@@ -80,14 +91,21 @@ def test_vp_sigma_keeps_its_digits_in_float32() -> None:
 def test_ddpm_times_have_the_discrete_noise_levels(steps: int) -> None:
     beta = torch.linspace(0.1 / steps, 20.0 / steps, steps, dtype=torch.float64)
     times = VPSDE().ddpm_times(steps)
-    torch.testing.assert_close(VPSDE().alpha(times[1:]) ** 2, torch.cumprod(1 - beta, 0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        VPSDE().alpha(times[1:]) ** 2, torch.cumprod(1 - beta, 0), rtol=1e-12, atol=0
+    )
     a, v = VPSDE().transition(times[:-1], times[1:])
     torch.testing.assert_close(a**2, 1 - beta, rtol=1e-10, atol=0)
     torch.testing.assert_close(v, beta, rtol=1e-9, atol=0)
 
 
 def test_ends() -> None:
-    assert [p.ends_in_noise for p in (VPSDE(), VESDE(), Cosine(), RectifiedFlow())] == [False, False, True, True]
+    assert [p.ends_in_noise for p in (VPSDE(), VESDE(), Cosine(), RectifiedFlow())] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     assert VPSDE().phi_min == RectifiedFlow().phi_min == Cosine().phi_min == 0.0
     assert RectifiedFlow().phi_max == Cosine().phi_max == math.pi / 2
     assert VESDE().phi_min == math.atan(0.01)
@@ -100,7 +118,9 @@ def test_reverse_noise_is_g2_unless_that_is_infinite(process: Process) -> None:
     if not process.ends_in_noise:
         torch.testing.assert_close(process.reverse_g2(T), process.g2(T))
     else:
-        torch.testing.assert_close(process.reverse_g2(T), process.g2(T) * torch.cos(process.phi(T)) ** 2)
+        torch.testing.assert_close(
+            process.reverse_g2(T), process.g2(T) * torch.cos(process.phi(T)) ** 2
+        )
 
 
 def test_prior_has_the_second_moment_of_standardized_data(process: Process) -> None:
@@ -115,9 +135,9 @@ def test_prior_has_the_second_moment_of_standardized_data(process: Process) -> N
 def test_grids_run_from_noise_to_data(process: Process, spacing: str, steps: int) -> None:
     if spacing == "ddpm" and (process != VPSDE() or 1000 % steps):
         with pytest.raises(ValueError, match="ddpm"):
-            scoresde.grids.grid(process, steps, spacing)
+            scoresde.processes.spacings.grid(process, steps, spacing)
         return
-    times = scoresde.grids.grid(process, steps, spacing)
+    times = scoresde.processes.spacings.grid(process, steps, spacing)
     assert len(times) == steps + 1
     assert float(times[-1]) == 0
     assert abs(float(times[0]) - 1) < (0.004 if spacing == "ddpm" else 1e-15)
@@ -130,12 +150,12 @@ def test_grid_spacings_are_uniform_in_what_they_say() -> None:
         return bool(((steps - steps.mean()).abs() < 1e-9 * steps.abs().mean()).all())
 
     ve = VESDE()
-    assert even(ve.phi(scoresde.grids.grid(ve, 20, "arc")))
-    assert even(scoresde.grids.grid(ve, 20, "time"))
-    assert even(ve.sigma(scoresde.grids.grid(ve, 20, "logsnr")).log())
-    assert even(ve.sigma(scoresde.grids.grid(ve, 20, "karras")) ** (1 / 7))
+    assert even(ve.phi(scoresde.processes.spacings.grid(ve, 20, "arc")))
+    assert even(scoresde.processes.spacings.grid(ve, 20, "time"))
+    assert even(ve.sigma(scoresde.processes.spacings.grid(ve, 20, "logsnr")).log())
+    assert even(ve.sigma(scoresde.processes.spacings.grid(ve, 20, "karras")) ** (1 / 7))
     flow = RectifiedFlow()
-    inner = scoresde.grids.grid(flow, 20, "logsnr")[1:-1]
+    inner = scoresde.processes.spacings.grid(flow, 20, "logsnr")[1:-1]
     assert even(torch.log(flow.sigma(inner) / flow.alpha(inner)))
 
 
@@ -144,3 +164,30 @@ def test_discrete_sigma_range_of_a_users_process_is_found() -> None:
     assert process.ends_in_noise
     assert process.phi_min == 0.0
     assert abs(float(process.phi(process.time(0.7))) - 0.7) < 1e-14
+
+
+def test_predictions_by_hand() -> None:
+    """At t = 0 of a rectified flow v = ε − x0; at t = 1 ε says nothing about the data."""
+    flow = RectifiedFlow()
+    at_data = coefficients("v", flow, torch.tensor(0.0, dtype=torch.float64))
+    assert [float(c) for c in at_data] == [1.0, 0.0, -1.0, 1.0, 1.0]
+    lost = [name for name in scoresde.PREDICTIONS if singular(name, flow, flow.phi_max)]
+    assert lost == ["eps", "score"]
+
+
+def test_a_grid_by_hand() -> None:
+    wanted = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0], dtype=torch.float64)
+    assert torch.equal(scoresde.processes.spacings.grid(VPSDE(), 4, "time"), wanted)
+
+
+def test_the_floor_has_its_old_name_for_a_version() -> None:
+    with pytest.warns(DeprecationWarning, match="Floored.hair is now .phi_floor") as told:
+
+        class Floored(scoresde.RectifiedFlow):
+            hair = 1e-3
+
+    assert told[0].filename == __file__
+    assert Floored().phi_floor == 1e-3
+    with pytest.warns(DeprecationWarning, match="hair is now .phi_floor"):
+        assert Floored().hair == 1e-3
+    assert scoresde.RectifiedFlow().phi_floor == 1e-4

@@ -1,7 +1,8 @@
 """Two gloo processes compute what one does, and fail together.
 
-One pair of processes is started for the whole file. It runs every case of `CASES` inside `sharded()`; the tests run the same
-functions here, without a process group, and compare. Nothing is random but by fixed seeds: there are no false alarms.
+One pair of processes is started for the whole file. It runs every case of `CASES` inside
+`sharded()`; the tests run the same functions here, without a process group, and compare. Nothing
+is random but by fixed seeds: there are no false alarms.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 import scoresde
-from scoresde.ranks import gather, share
+from scoresde.common.sharding import gather, share
 
 WORLD, LIMIT = 2, 180  # processes; seconds for all they do, also on a busy machine
 
@@ -36,14 +37,18 @@ def case(function: Callable[[int], Any]) -> Callable[[int], Any]:
 
 
 class Sine(nn.Module):
-    """A velocity that oscillates in z at a pace of its own for each sample, and is NaN for a negative one."""
+    """A velocity that oscillates in z at a pace of its own for each sample, and is NaN for a
+    negative one.
+    """
 
     def forward(self, x: Tensor, t: Tensor, pace: Tensor) -> Tensor:
         pace = pace.reshape(-1, 1).to(x)
         return torch.sin(pace * x + t[:, None]) * torch.where(pace < 0, math.nan, 1.0)
 
 
-def generator(seed: int = 0) -> torch.Generator:  # not conftest's: a new process may find another conftest first
+def generator(
+    seed: int = 0,
+) -> torch.Generator:  # not conftest's: a new process may find another conftest first
     return torch.Generator().manual_seed(seed)
 
 
@@ -79,7 +84,7 @@ def points(n: int) -> Tensor:
     return scoresde.toy.EightGaussians(4.0, 0.3).sample(n, generator(3)).double()
 
 
-# ---------------------------------------------------------------------- what has to be as in one process
+# ------------------------------------------------------ what has to be as in one process
 
 SOLVERS: dict[str, dict[str, Any]] = {
     "adams": {},
@@ -99,13 +104,19 @@ for solver, options in SOLVERS.items():
         mixture(), 37, solver=solver, generator=generator(), **options
     )
 for n in (1, 2, 3, 65, 1000):
-    CASES[f"sample_{n}"] = lambda rank, n=n: scoresde.sample(flat(), n, solver="em", steps=5, generator=generator(n))
-    CASES[f"log_prob_{n}"] = lambda rank, n=n: scoresde.log_prob(flat(), points(n), rtol=1e-3, atol=1e-3)
+    CASES[f"sample_{n}"] = lambda rank, n=n: scoresde.sample(
+        flat(), n, solver="em", steps=5, generator=generator(n)
+    )
+    CASES[f"log_prob_{n}"] = lambda rank, n=n: scoresde.log_prob(
+        flat(), points(n), rtol=1e-3, atol=1e-3
+    )
 
 
 @case
 def in_batches(rank: int) -> Any:
-    return scoresde.sample(mixture(), 150, solver="em", steps=10, generator=generator(), batch_size=17)
+    return scoresde.sample(
+        mixture(), 150, solver="em", steps=10, generator=generator(), batch_size=17
+    )
 
 
 @case
@@ -137,7 +148,9 @@ def exact_likelihood(rank: int) -> Any:
 
 @case
 def estimated_likelihood(rank: int) -> Any:
-    found = scoresde.likelihood(mixture(), sixteen().sample(13, generator()), trace="hutchinson", generator=generator(1))
+    found = scoresde.likelihood(
+        mixture(), sixteen().sample(13, generator()), trace="hutchinson", generator=generator(1)
+    )
     return tuple(vars(found).values())
 
 
@@ -165,10 +178,14 @@ def discrete_bound(rank: int) -> Any:
 
 @case
 def bits(rank: int) -> Any:
-    sde = scoresde.oracle(scoresde.toy.GaussianMixture([[0.3, 0.6]], stds=0.2), scoresde.VPSDE()).double()
+    sde = scoresde.oracle(
+        scoresde.toy.GaussianMixture([[0.3, 0.6]], stds=0.2), scoresde.VPSDE()
+    ).double()
     values = torch.arange(14).reshape(7, 2)
     uniform = scoresde.dequantize.Uniform(16)
-    return tuple(vars(scoresde.bits_per_dim(sde, values, uniform, draws=3, generator=generator())).values())
+    return tuple(
+        vars(scoresde.bits_per_dim(sde, values, uniform, draws=3, generator=generator())).values()
+    )
 
 
 @case
@@ -182,7 +199,11 @@ def images(rank: int) -> Any:
 def conditions_of_each_sample(rank: int) -> Any:
     sde = trained(shape=(2,), classes=7).given(y=torch.arange(7))
     x = scoresde.sample(sde, 7, generator=generator())
-    return x, scoresde.log_prob(sde, x), scoresde.elbo(sde, x, draws=8, generator=generator()).log_prob
+    return (
+        x,
+        scoresde.log_prob(sde, x),
+        scoresde.elbo(sde, x, draws=8, generator=generator()).log_prob,
+    )
 
 
 @case
@@ -192,7 +213,9 @@ def one_condition_for_all(rank: int) -> Any:
 
 @case
 def distribution(rank: int) -> Any:
-    law = scoresde.Distribution(trained(shape=(2,), classes=7).given(y=torch.arange(3)), solver="heun", steps=8)
+    law = scoresde.Distribution(
+        trained(shape=(2,), classes=7).given(y=torch.arange(3)), solver="heun", steps=8
+    )
     torch.manual_seed(5 + rank)
     x = law.sample((4,))
     return x, law.log_prob(x)
@@ -201,7 +224,9 @@ def distribution(rank: int) -> Any:
 @case
 def without_a_generator(rank: int) -> Any:
     torch.manual_seed(rank)
-    return scoresde.sample(mixture(), 7, solver="em", steps=5), scoresde.elbo(flat(), points(5), draws=8).log_prob
+    return scoresde.sample(mixture(), 7, solver="em", steps=5), scoresde.elbo(
+        flat(), points(5), draws=8
+    ).log_prob
 
 
 @case
@@ -221,9 +246,13 @@ def very_different_numbers_of_evaluations(rank: int) -> Any:
 @case
 def a_solve_that_calls_verbs(rank: int) -> Any:
     prior = scoresde.Distribution(
-        scoresde.oracle(scoresde.toy.GaussianMixture([[0.0, 0.0]], stds=1.0), scoresde.VPSDE()).double()
+        scoresde.oracle(
+            scoresde.toy.GaussianMixture([[0.0, 0.0]], stds=1.0), scoresde.VPSDE()
+        ).double()
     )
-    return scoresde.log_prob(flat(), points(3), prior=prior, batch_size=1)  # one such call on rank 0, two on rank 1
+    return scoresde.log_prob(
+        flat(), points(3), prior=prior, batch_size=1
+    )  # one such call on rank 0, two on rank 1
 
 
 @case
@@ -234,7 +263,7 @@ def a_wrapped_network(rank: int) -> Any:
     return scoresde.sample(sde, 9, generator=generator())
 
 
-# ---------------------------------------------------------------------- what has to fail on all ranks
+# ------------------------------------------------------------------ what has to fail on all ranks
 
 
 def lost(i: int) -> scoresde.ScoreSDE:
@@ -287,7 +316,9 @@ def bad_data_on_one_rank(rank: int) -> Any:
 
 @case
 def bad_pixels_on_one_rank(rank: int) -> Any:
-    scoresde.bits_per_dim(flat(), torch.full((3, 2), 3 + 250 * rank), scoresde.dequantize.Uniform(16))
+    scoresde.bits_per_dim(
+        flat(), torch.full((3, 2), 3 + 250 * rank), scoresde.dequantize.Uniform(16)
+    )
 
 
 @case
@@ -298,7 +329,9 @@ def a_long_foreign_error_on_one_rank(rank: int) -> Any:
                 raise RuntimeError("φ\x00" * 4000)
             return -x
 
-    scoresde.sample(scoresde.ScoreSDE(scoresde.VPSDE(), Foreign(), shape=(2,)), 4, steps=2, solver="ddim")
+    scoresde.sample(
+        scoresde.ScoreSDE(scoresde.VPSDE(), Foreign(), shape=(2,)), 4, steps=2, solver="ddim"
+    )
 
 
 @case
@@ -321,7 +354,7 @@ def gradients_to_weights(rank: int) -> Any:
     scoresde.log_prob(trained(shape=(2,)), points(5), differentiable=True)
 
 
-# ---------------------------------------------------------------------- what is seen only from inside
+# ------------------------------------------------------------------ what is seen only from inside
 
 
 @case
@@ -340,7 +373,9 @@ def any_columns(rank: int) -> Any:
             rows.new_zeros((n, 2)).to(torch.uint8),
         ]
         got = gather([column[start:stop] for column in wanted], n)
-        found.append(all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(got, wanted, strict=True)))
+        found.append(
+            all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(got, wanted, strict=True))
+        )
     return torch.tensor(found)
 
 
@@ -372,7 +407,9 @@ def work(rank: int, folder: str) -> None:
     """What each process does; the second leaves at the end without a word."""
     torch.set_num_threads(1)
     timeout = datetime.timedelta(seconds=LIMIT)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD, timeout=timeout)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD, timeout=timeout
+    )
     with scoresde.sharded():
         outcomes = {name: attempt(function, rank) for name, function in CASES.items()}
         torch.save(outcomes, f"{folder}/{rank}.pt")
@@ -388,11 +425,15 @@ def work(rank: int, folder: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("ranks")
     torch.multiprocessing.set_forkserver_preload(["scoresde"])  # imported once for both
-    pair = torch.multiprocessing.start_processes(work, (str(folder),), WORLD, join=False, start_method="forkserver")
+    pair = torch.multiprocessing.start_processes(
+        work, (str(folder),), WORLD, join=False, start_method="forkserver"
+    )
     assert pair is not None
     try:
         end = time.monotonic() + LIMIT
-        while not pair.join(max(end - time.monotonic(), 0)):  # it returns when one of them has ended, too
+        while not pair.join(
+            max(end - time.monotonic(), 0)
+        ):  # it returns when one of them has ended, too
             assert time.monotonic() < end, f"the ranks hang: not done in {LIMIT} s"
         yield folder
     finally:
@@ -405,17 +446,40 @@ def outcomes(folder: Path) -> list[dict[str, Outcome]]:
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
-FAIL = {  # what each rank raises, the number of the sample that its batch begins with, and words of its message
-    "nan_in_an_adaptive_solve": [("SolverError", 5, "rank 1 failed"), ("SolverError", 5, "the batch of samples 5 to 6")],
-    "nan_on_a_grid": [("SolverError", 3, "rank 1 failed: SolverError"), ("SolverError", 3, "the batch of samples 3 to 6")],
-    "nan_on_the_first_rank": [("SolverError", 0, "the batch of samples 0 to 2"), ("SolverError", 0, "rank 0 failed")],
-    "nan_in_a_likelihood": [("SolverError", 3, "rank 1 failed"), ("SolverError", 3, "the batch of samples 3 to 6")],
+# what each rank raises, the number of the sample that its batch begins with, and words of its
+# message
+FAIL = {
+    "nan_in_an_adaptive_solve": [
+        ("SolverError", 5, "rank 1 failed"),
+        ("SolverError", 5, "the batch of samples 5 to 6"),
+    ],
+    "nan_on_a_grid": [
+        ("SolverError", 3, "rank 1 failed: SolverError"),
+        ("SolverError", 3, "the batch of samples 3 to 6"),
+    ],
+    "nan_on_the_first_rank": [
+        ("SolverError", 0, "the batch of samples 0 to 2"),
+        ("SolverError", 0, "rank 0 failed"),
+    ],
+    "nan_in_a_likelihood": [
+        ("SolverError", 3, "rank 1 failed"),
+        ("SolverError", 3, "the batch of samples 3 to 6"),
+    ],
     "nan_in_a_bound": [("SolverError", 0, "the bound of 1 of 7 samples")] * 2,
     "a_bad_argument": [("ValueError", None, "Did you mean 'rk45'?")] * 2,
     "another_bad_argument": [("ValueError", None, "n is at least 1, got 0")] * 2,
-    "bad_data_on_one_rank": [("SolverError", 0, "rank 1 failed: ValueError: x has NaN"), ("ValueError", None, "x has NaN")],
-    "bad_pixels_on_one_rank": [("SolverError", 0, "rank 1 failed: ValueError"), ("ValueError", None, "from 0 to 15")],
-    "a_long_foreign_error_on_one_rank": [("SolverError", 0, "rank 1 failed: RuntimeError"), ("RuntimeError", None, "φ")],
+    "bad_data_on_one_rank": [
+        ("SolverError", 0, "rank 1 failed: ValueError: x has NaN"),
+        ("ValueError", None, "x has NaN"),
+    ],
+    "bad_pixels_on_one_rank": [
+        ("SolverError", 0, "rank 1 failed: ValueError"),
+        ("ValueError", None, "from 0 to 15"),
+    ],
+    "a_long_foreign_error_on_one_rank": [
+        ("SolverError", 0, "rank 1 failed: RuntimeError"),
+        ("RuntimeError", None, "φ"),
+    ],
     "batches_of_different_length": [("ValueError", None, "rank 0 came for 5 samples of")] * 2,
     "models_of_different_precision": [("ValueError", None, "give all of them the same model")] * 2,
     "gradients_to_data": [("ValueError", None, "give x.detach()")] * 2,
@@ -429,7 +493,9 @@ def tensors(result: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in {*FAIL, *WITHIN}])
-def test_two_ranks_compute_what_one_process_does(name: str, outcomes: list[dict[str, Outcome]]) -> None:
+def test_two_ranks_compute_what_one_process_does(
+    name: str, outcomes: list[dict[str, Outcome]]
+) -> None:
     wanted = tensors(CASES[name](0))
     for rank in range(WORLD):
         how, result = outcomes[rank][name]
@@ -437,12 +503,16 @@ def test_two_ranks_compute_what_one_process_does(name: str, outcomes: list[dict[
         for got, one in zip(tensors(result), wanted, strict=True):
             assert got.dtype == one.dtype
             torch.testing.assert_close(got, one, rtol=1e-5, atol=1e-5, equal_nan=True)
-    for first, second in zip(*(tensors(outcomes[rank][name][1]) for rank in range(WORLD)), strict=True):
+    for first, second in zip(
+        *(tensors(outcomes[rank][name][1]) for rank in range(WORLD)), strict=True
+    ):
         assert torch.equal(first.nan_to_num(), second.nan_to_num())
 
 
 @pytest.mark.parametrize("name", list(FAIL))
-def test_when_one_rank_fails_all_raise_and_none_waits(name: str, outcomes: list[dict[str, Outcome]]) -> None:
+def test_when_one_rank_fails_all_raise_and_none_waits(
+    name: str, outcomes: list[dict[str, Outcome]]
+) -> None:
     for rank, (kind, first, words) in enumerate(FAIL[name]):
         how, result = outcomes[rank][name]
         assert how == kind, f"rank {rank}: {how}: {result}"
@@ -451,7 +521,9 @@ def test_when_one_rank_fails_all_raise_and_none_waits(name: str, outcomes: list[
         assert begin == first
 
 
-def test_ranks_did_need_different_numbers_of_evaluations(outcomes: list[dict[str, Outcome]]) -> None:
+def test_ranks_did_need_different_numbers_of_evaluations(
+    outcomes: list[dict[str, Outcome]],
+) -> None:
     nfe = outcomes[0]["very_different_numbers_of_evaluations"][1][1]
     assert nfe[6:].min() > 4 * nfe[:6].max()
 

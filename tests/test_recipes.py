@@ -1,4 +1,6 @@
-"""Recipes: every one runs from real files of the right format, saves, resumes, and gives way to what the user says."""
+"""Recipes: every one runs from real files of the right format, saves, resumes, and gives way to
+what the user says.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import json
 import re
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,20 +16,28 @@ import pytest
 import torch
 
 import scoresde
-from scoresde.cli import main
-from scoresde.recipes import PLAIN, RECIPES, Recipe
+from scoresde.cli.commands import main
+from scoresde.training.recipes import PLAIN, RECIPES, Recipe
 
 RNG = np.random.default_rng(7)
-SMALL = {"unet": ["channels=8", "multipliers=[1,1]", "blocks=1"], "mlp": ["width=8", "depth=1", "fourier=0"]}
+SMALL = {
+    "unet": ["channels=8", "multipliers=[1,1]", "blocks=1"],
+    "mlp": ["width=8", "depth=1", "fourier=0"],
+}
 """Networks of some thousand numbers: a step of the recipes' own takes seconds on one core."""
 
 
 def mnist(folder: Path, train: int = 40, test: int = 20) -> Path:
     for stem, n in (("train", train), ("t10k", test)):
-        images, labels = RNG.integers(0, 256, (n, 28, 28), np.uint8), RNG.integers(0, 10, n, np.uint8)
+        images, labels = (
+            RNG.integers(0, 256, (n, 28, 28), np.uint8),
+            RNG.integers(0, 10, n, np.uint8),
+        )
         head = struct.pack(">BBBBiii", 0, 0, 8, 3, n, 28, 28)
         (folder / f"{stem}-images-idx3-ubyte").write_bytes(head + images.tobytes())
-        (folder / f"{stem}-labels-idx1-ubyte").write_bytes(struct.pack(">BBBBi", 0, 0, 8, 1, n) + labels.tobytes())
+        (folder / f"{stem}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">BBBBi", 0, 0, 8, 1, n) + labels.tobytes()
+        )
     return folder
 
 
@@ -60,7 +71,20 @@ def test_every_recipe_runs_saves_and_resumes_bit_for_bit(name: str, tmp_path: Pa
     folder.mkdir()
     FILES[recipe.shape](folder)
     out = tmp_path / "run"
-    command = ["fit", "--recipe", name, folder, "--steps", 20, "--batch-size", 2, "--every", 12, "--device", "cpu"]
+    command = [
+        "fit",
+        "--recipe",
+        name,
+        folder,
+        "--steps",
+        20,
+        "--batch-size",
+        2,
+        "--every",
+        12,
+        "--device",
+        "cpu",
+    ]
     command += ["--out", out, *options(recipe)]
     run(*command)
     one = scoresde.load(out)
@@ -90,7 +114,9 @@ def test_the_recipes_own_network_fits_its_data_and_can_be_described(name: str) -
     assert set(recipe.how) >= {"steps", "batch_size", "lr", "transforms"}
 
 
-def test_what_the_user_says_goes_before_what_the_recipe_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_user_says_goes_before_what_the_recipe_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Asked of the arguments that `fit` is given."""
     seen: list[dict[str, Any]] = []
 
@@ -105,23 +131,53 @@ def test_what_the_user_says_goes_before_what_the_recipe_says(tmp_path: Path, mon
     for name in ("steps", "batch_size", "lr"):
         assert seen[-1][name] == recipe.how[name]
     assert seen[-1]["transforms"] == ["flip", "dequantize"]
-    assert seen[-1]["every"] == PLAIN.how["every"]
-    said = ["--steps", 7, "--lr", 1e-4, "--every", 3, "--transform", "dequantize", "--process", "rectified"]
-    run(*command, "--recipe", "fashion-mnist", *said, "--net", "mlp", "--option", "width=8", "--option", "depth=1")
-    assert [seen[-1][name] for name in ("steps", "batch_size", "lr", "every")] == [7, recipe.how["batch_size"], 1e-4, 3]
+    assert seen[-1]["checkpoints"].every == PLAIN.every
+    said = [
+        "--steps",
+        7,
+        "--lr",
+        1e-4,
+        "--every",
+        3,
+        "--transform",
+        "dequantize",
+        "--process",
+        "rectified",
+    ]
+    run(
+        *command,
+        "--recipe",
+        "fashion-mnist",
+        *said,
+        "--net",
+        "mlp",
+        "--option",
+        "width=8",
+        "--option",
+        "depth=1",
+    )
+    chosen = [seen[-1][name] for name in ("steps", "batch_size", "lr")]
+    assert chosen == [7, recipe.how["batch_size"], 1e-4]
+    assert seen[-1]["checkpoints"].every == 3
     assert seen[-1]["transforms"] == ["dequantize"]
     assert seen[-1]["sde"].process == scoresde.RectifiedFlow()
     assert isinstance(seen[-1]["sde"].net, scoresde.MLP)  # which does not know the unet's options
     run(*command, "--option", "width=8", "--option", "depth=1")
-    assert {name: seen[-1][name] for name in PLAIN.how} == {**PLAIN.how, "transforms": ["dequantize"]}
+    assert {name: seen[-1][name] for name in PLAIN.how} == {
+        **PLAIN.how,
+        "transforms": ["dequantize"],
+    }
     run(*command, "--recipe", "mnist", "--condition", "y", *options(recipe))
-    assert scoresde.BACKBONES.options_of(seen[-1]["sde"].net)["classes"] == int(seen[-1]["given"]["y"].max()) + 1
+    assert (
+        scoresde.BACKBONES.options_of(seen[-1]["sde"].net)["classes"]
+        == int(seen[-1]["given"]["y"].max()) + 1
+    )
 
 
 def test_from_python_it_is_the_command(tmp_path: Path) -> None:
     recipe, folder = RECIPES["mnist"], mnist(tmp_path)
-    run("fit", folder, "--recipe", "mnist", "--out", tmp_path / "run", "--steps", 3, "--batch-size", 4, "--seed", 5,
-        "--device", "cpu", *options(recipe))  # fmt: skip
+    command = ["fit", folder, "--recipe", "mnist", "--out", tmp_path / "run", "--device", "cpu"]
+    run(*command, "--steps", 3, "--batch-size", 4, "--seed", 5, *options(recipe))
     torch.manual_seed(5)
     pairs = (option.split("=") for option in SMALL[recipe.net])
     sde = recipe.build(**{name: json.loads(value) for name, value in pairs})
@@ -136,27 +192,36 @@ def test_on_a_gpu_it_compiles_and_computes_in_bfloat16_unless_told_otherwise() -
     from accelerate.state import AcceleratorState, GradientState
 
     recipe = RECIPES["cifar10"]
-    assert "compile" not in recipe.keywords("cpu")
+    assert "backend" not in recipe.keywords("cpu")
     AcceleratorState._reset_state()  # what other tests have left
     GradientState._reset_state()
-    how = recipe.keywords("cuda", accelerator=None, steps=3)
-    assert (how["compile"], how["steps"]) == (True, 3)
-    assert how["accelerator"].mixed_precision == "bf16"
+    how = recipe.keywords("cuda", backend=None, steps=3)
+    assert (how["backend"].compile, how["steps"]) == (True, 3)
+    assert how["backend"].accelerator.mixed_precision == "bf16"
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-    mine = object()
-    how = recipe.keywords("cuda", accelerator=mine, compile=False)
-    assert (how["compile"], how["accelerator"]) == (False, mine)
-    assert "accelerator" not in RECIPES["mnist"].keywords("cuda")
-    assert "compile" not in recipe.keywords("mps")
+    mine = SimpleNamespace(distributed_type="NO", backward=print)
+    how = recipe.keywords("cuda", backend=scoresde.Backend(mine, compile=False))
+    assert (how["backend"].compile, how["backend"].accelerator) == (False, mine)
+    how = recipe.keywords("cuda", backend=mine)
+    assert (how["backend"].compile, how["backend"].accelerator) == (True, mine)
+    with pytest.warns(DeprecationWarning, match="backend=Backend"):
+        old = recipe.keywords("cuda", accelerator=mine)
+    assert old == how
+    assert "backend" not in RECIPES["mnist"].keywords("cuda")
+    assert "backend" not in recipe.keywords("mps")
 
 
 def test_another_gpu_is_the_one_that_accelerate_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its devices have no number: it takes CUDA's current one. And one of another precision is named."""
+    """Its devices have no number: it takes CUDA's current one. And one of another precision is
+    named.
+    """
     accelerate = pytest.importorskip("accelerate")
     said: list[Any] = []
     monkeypatch.setattr(torch.cuda, "set_device", said.append)
-    monkeypatch.setattr(accelerate, "Accelerator", lambda mixed_precision: said.append(mixed_precision))
+    monkeypatch.setattr(
+        accelerate, "Accelerator", lambda mixed_precision: said.append(mixed_precision)
+    )
     RECIPES["cifar10"].keywords("cuda:1")
     assert said == [torch.device("cuda:1"), "bf16"]
 
@@ -172,7 +237,10 @@ def test_another_gpu_is_the_one_that_accelerate_takes(monkeypatch: pytest.Monkey
     ("recipe", "said"),
     [
         ("fashion_mnist", "unknown recipe 'fashion_mnist'. Did you mean 'fashion-mnist'"),
-        ("cifar10", r"samples of shape \(3, 32, 32\), got \(1, 28, 28\). Those go with: mnist, fashion-mnist"),
+        (
+            "cifar10",
+            r"samples of shape \(3, 32, 32\), got \(1, 28, 28\). Those go with: mnist, fashion-",
+        ),
     ],
 )
 def test_a_recipe_for_other_data_is_refused_at_once(
@@ -191,9 +259,15 @@ def test_from_python_too_the_users_options_go_first() -> None:
     recipe = RECIPES["cifar10"]
     sde = recipe.build(channels=8, blocks=1)
     wanted = {**recipe.options, "channels": 8, "blocks": 1}
-    assert {name: value for name, value in scoresde.BACKBONES.options_of(sde.net).items() if name in wanted} == wanted
+    assert {
+        name: value
+        for name, value in scoresde.BACKBONES.options_of(sde.net).items()
+        if name in wanted
+    } == wanted
     assert recipe.keywords() == recipe.how
     assert recipe.keywords(steps=3, ema=5) == {**recipe.how, "steps": 3, "ema": 5}
+    how = recipe.keywords(checkpoints="run", validation=torch.zeros(2))
+    assert (how["checkpoints"].every, how["validation"].every) == (2000, 2000)
     with pytest.raises(ValueError, match="unknown process ''"):
         recipe.build(process="")
 
@@ -202,10 +276,21 @@ def test_floats_and_unknown_devices_are_refused() -> None:
     with pytest.raises(ValueError, match=r"integers 0 … 255, which it dequantizes, got float32"):
         RECIPES["mnist"].check(torch.zeros(2, 1, 28, 28))
     with pytest.raises(ValueError, match=r"got \(5,\). Without a recipe"):
-        RECIPES["mnist"].fit(RECIPES["mnist"].build(net="mlp", width=8), np.zeros((2, 5), np.uint8))
+        RECIPES["mnist"].fit(
+            RECIPES["mnist"].build(net="mlp", width=8), np.zeros((2, 5), np.uint8)
+        )
 
 
 def test_an_unknown_device_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        run("fit", mnist(tmp_path), "--out", tmp_path / "run", "--device", "gpu", "--option", "width=8")
+        run(
+            "fit",
+            mnist(tmp_path),
+            "--out",
+            tmp_path / "run",
+            "--device",
+            "gpu",
+            "--option",
+            "width=8",
+        )
     assert "device 'gpu' can't be used; there are: cpu" in capsys.readouterr().err

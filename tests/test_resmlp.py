@@ -1,4 +1,6 @@
-"""The residual perceptron against its equations, written out from the weights alone, and Jacobians taken apart."""
+"""The residual perceptron against its equations, written out from the weights alone, and Jacobians
+taken apart.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 import scoresde
 from conftest import generator
 from scoresde.backbones.resmlp import ResMLP
-from scoresde.trace import exact_trace, hutchinson_trace
+from scoresde.density.trace import exact_trace, hutchinson_trace
 
 F64 = torch.float64
 SIZES = {"width": 10, "depth": 2, "fourier": 6, "told": 7, "features": 8}
@@ -50,12 +52,20 @@ def equations(net: ResMLP, x: Tensor, t: Tensor, y: Tensor, blur: bool) -> Tenso
     """The module's docstring, with φ from tan φ = e^t."""
     w = dict(net.state_dict())
     turn = t[:, None] * w["embed.rates"]
-    told = linear(w, "embed.last", silu(linear(w, "embed.first", torch.cat([torch.sin(turn), torch.cos(turn)], 1))))
+    told = linear(
+        w,
+        "embed.last",
+        silu(linear(w, "embed.first", torch.cat([torch.sin(turn), torch.cos(turn)], 1))),
+    )
     c = silu(told + w["embed.label.weight"][y])
     flat, omega = x.flatten(1), w["frequencies"]
-    sin = torch.sin(torch.atan(torch.exp(t)))[:, None] if blur else torch.zeros(len(x), 1, dtype=F64)
+    sin = (
+        torch.sin(torch.atan(torch.exp(t)))[:, None] if blur else torch.zeros(len(x), 1, dtype=F64)
+    )
     s = torch.exp(-0.5 * omega.square().sum(0) * sin**2)
-    h = linear(w, "first", torch.cat([flat, s * torch.sin(flat @ omega), s * torch.cos(flat @ omega)], 1))
+    h = linear(
+        w, "first", torch.cat([flat, s * torch.sin(flat @ omega), s * torch.cos(flat @ omega)], 1)
+    )
     turns = linear(w, "turn", c).chunk(8, 1)
     for i in range(2):
         beta, gamma, alpha = turns[3 * i : 3 * i + 3]
@@ -72,11 +82,14 @@ def test_it_is_what_its_docstring_says(shape: tuple[int, ...], blur: bool) -> No
     x, t, y = normal(4, *shape), 2 * normal(4, seed=1), torch.tensor([0, 2, 1, 3])
     wanted = equations(net, x, t, y, blur)
     torch.testing.assert_close(net(x[:3], t[:3], y=y[:3]), wanted[:3], rtol=0, atol=1e-12)
-    torch.testing.assert_close(net(x[3:], t[3:]), wanted[3:], rtol=0, atol=1e-12)  # the last row of the table: no label
+    # the last row of the table: no label
+    torch.testing.assert_close(net(x[3:], t[3:]), wanted[3:], rtol=0, atol=1e-12)
 
 
 def test_fading_is_the_mean_over_the_noise() -> None:
-    """E_ξ exp(iω·(x + sin φ·ξ)) over 200,000 draws, within 5 standard errors: a false alarm in 10⁵ for 24 numbers."""
+    """E_ξ exp(iω·(x + sin φ·ξ)) over 200,000 draws, within 5 standard errors: a false alarm in 10⁵
+    for 24 numbers.
+    """
     net = built((2,), bandwidth=0.1)
     x, t = normal(2, 2), torch.tensor([-1.0, 0.5], dtype=F64)
     sin = torch.sin(torch.atan(torch.exp(t)))[:, None, None]
@@ -108,7 +121,10 @@ def test_the_traces_are_the_jacobian_s(shape: tuple[int, ...]) -> None:
         return net(z.view_as(x), t).flatten(1)
 
     n = x[0].numel()
-    jacobians = [torch.autograd.functional.jacobian(lambda z, i=i: net(z[None], t[i : i + 1])[0], x[i]) for i in range(2)]
+    jacobians = [
+        torch.autograd.functional.jacobian(lambda z, i=i: net(z[None], t[i : i + 1])[0], x[i])
+        for i in range(2)
+    ]
     wanted = torch.stack([j.reshape(n, n).diagonal().sum() for j in jacobians])
     torch.testing.assert_close(exact_trace(f, x.flatten(1))[1], wanted, rtol=0, atol=1e-11)
     probes = torch.randint(2, (400, 2, n), generator=generator(3)).double() * 2 - 1
@@ -118,7 +134,13 @@ def test_the_traces_are_the_jacobian_s(shape: tuple[int, ...]) -> None:
 
 def test_rows_do_not_influence_one_another() -> None:
     net = built((3, 4, 4), classes=3, vector=2, image=1)
-    x, t, y, v, im = normal(5, 3, 4, 4), normal(5, seed=1), torch.tensor([0, 1, 2, 0, 1]), normal(5, 2), normal(5, 1, 4, 4)
+    x, t, y, v, im = (
+        normal(5, 3, 4, 4),
+        normal(5, seed=1),
+        torch.tensor([0, 1, 2, 0, 1]),
+        normal(5, 2),
+        normal(5, 1, 4, 4),
+    )
     together = net(x, t, y, v, im)
     alone = torch.cat([net(*(each[i : i + 1] for each in (x, t, y, v, im))) for i in range(5)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
@@ -137,11 +159,15 @@ def test_every_condition_is_heard_and_its_absence_is_a_null(shape: tuple[int, ..
     given = {"y": torch.tensor([0, 2]), "vector": normal(2, 2)}
     nothing = {"y": torch.tensor([3, 3]), "vector": torch.full((2, 2), math.nan)}
     if joined:
-        given["image"], nothing["image"] = normal(2, 1, *shape[1:]), torch.full((2, 1, *shape[1:]), math.nan)
+        given["image"], nothing["image"] = (
+            normal(2, 1, *shape[1:]),
+            torch.full((2, 1, *shape[1:]), math.nan),
+        )
     net.check_condition(**given)
     for name, value in given.items():
         assert ((net(x, t, **{name: value}) - none).flatten(1).norm(dim=1) > 1e-2).all(), name
-        assert ((net(x, t, **{name: 0 * value}) - none).flatten(1).norm(dim=1) > 1e-2).all(), name  # zeros are not none
+        # zeros are not none
+        assert ((net(x, t, **{name: 0 * value}) - none).flatten(1).norm(dim=1) > 1e-2).all(), name
     torch.testing.assert_close(net(x, t, **nothing), none, rtol=0, atol=1e-14)
 
 
@@ -175,9 +201,11 @@ def test_the_compiler_and_low_precision_agree_with_it() -> None:
 
 
 def test_a_narrow_one_takes_off_the_noise_of_wide_data() -> None:
-    """N(0, s²) in 32 dimensions, s = 2, through 4 units: the best output is a gain of x, with all dimensions in it.
+    """N(0, s²) in 32 dimensions, s = 2, through 4 units: the best output is a gain of x, with all
+    dimensions in it.
 
-    The optimum of E‖(sin φ·x0 − cos φ·ε) − out(x)‖² is out = g·x, g = sin φ·cos φ·(s² − 1)/(s²·cos²φ + sin²φ).
+    The optimum of E‖(sin φ·x0 − cos φ·ε) − out(x)‖² is out = g·x, g = sin φ·cos φ·(s² −
+    1)/(s²·cos²φ + sin²φ).
     """
     net = ResMLP((32,), width=4, depth=1, fourier=0, told=16)
     torch.manual_seed(0)
@@ -219,7 +247,9 @@ def test_mistakes_are_said_in_a_sentence(options: dict[str, object], message: st
 
 
 def test_a_sample_of_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"built for samples of shape \(5,\).* got x of shape \(2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"built for samples of shape \(5,\).* got x of shape \(2, 4\)"
+    ):
         ResMLP((5,))(torch.zeros(2, 4), torch.zeros(2))
     strict = ResMLP((5,), classes=3, condition_dropout=0)
     with pytest.raises(ValueError, match="always with y"):

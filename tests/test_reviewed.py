@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import scoresde
-from conftest import generator
+from conftest import fit_keywords, generator
 from scoresde import CheckpointError, ScoreSDE, TrainingError
 
 X = torch.randn(200, 2, generator=generator(1))
@@ -22,11 +22,14 @@ X = torch.randn(200, 2, generator=generator(1))
 
 def small(**options: Any) -> ScoreSDE:
     torch.manual_seed(0)
-    return scoresde.build("vp", "mlp", shape=(2,), **({"width": 8, "depth": 1, "fourier": 2} | options))
+    return scoresde.build(
+        "vp", "mlp", shape=(2,), **({"width": 8, "depth": 1, "fourier": 2} | options)
+    )
 
 
 def fit(sde: ScoreSDE, data: Any = X, **options: Any) -> scoresde.History:
-    return scoresde.fit(sde, data, **({"steps": 30, "batch_size": 16, "progress": False, "generator": generator()} | options))
+    common = {"steps": 30, "batch_size": 16, "progress": False, "generator": generator()}
+    return scoresde.fit(sde, data, **fit_keywords(**(common | options)))
 
 
 class Wandering(Dataset[Tensor]):
@@ -43,7 +46,9 @@ class Wandering(Dataset[Tensor]):
         return X[i]
 
 
-def test_a_relative_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_folder_stays_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -93,20 +98,22 @@ class Counting(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:the run can be resumed")
-def test_buffers_that_are_not_persistent_are_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_buffers_that_are_not_persistent_are_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def sde() -> ScoreSDE:
         torch.manual_seed(0)
         return ScoreSDE(scoresde.VPSDE(), Counting(), shape=(2,))
 
     whole = sde()
     fit(whole)
-    save = scoresde.checkpoint.Checkpoints.save
+    save = scoresde.training.checkpoint.CheckpointFolder.save
 
-    def stopping(self: Any, run: Any) -> None:
-        save(self, run)
+    def stopping(self: Any, sde: ScoreSDE, state: Any) -> None:
+        save(self, sde, state)
         raise Stop
 
-    monkeypatch.setattr(scoresde.checkpoint.Checkpoints, "save", stopping)
+    monkeypatch.setattr(scoresde.training.checkpoint.CheckpointFolder, "save", stopping)
     with pytest.raises(Stop):
         fit(sde(), out=tmp_path, every=15)
     monkeypatch.undo()
@@ -142,9 +149,14 @@ class Spoiled(nn.Module):
 
 @pytest.mark.parametrize(
     ("net", "options", "message"),
-    [(Late, {}, "came or went.*scale"), (Spoiled, {"validation": X, "every": 10, "patience": 3}, "validation loss is nan")],
+    [
+        (Late, {}, "came or went.*scale"),
+        (Spoiled, {"validation": X, "every": 10, "patience": 3}, "validation loss is nan"),
+    ],
 )
-def test_what_can_not_be_trained_is_an_error(net: Callable[[], nn.Module], options: dict[str, Any], message: str) -> None:
+def test_what_can_not_be_trained_is_an_error(
+    net: Callable[[], nn.Module], options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(TrainingError, match=message):
         fit(ScoreSDE(scoresde.VPSDE(), net(), shape=(2,)), **options)
 
@@ -160,7 +172,7 @@ def test_a_compile_that_fails_later_is_a_warning_too(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(torch, "compile", fails_without_gradients)
     with pytest.warns(UserWarning, match="recompile failed"):
-        history = fit(small(), validation=X, every=10, compile=True)
+        history = fit(small(), validation=X, every=10, backend="compile")
     assert len(history.validation) == 3
 
 
@@ -189,12 +201,14 @@ def test_conditions_are_finite_and_of_the_models_dtype() -> None:
 
 
 def test_classes_of_another_file_are_numbered_as_in_training(tmp_path: Path) -> None:
-    from scoresde.schema import Schema
+    from scoresde.model.schema import Schema
 
     (tmp_path / "a.csv").write_text("u,kind\n1,x\n2,y\n3,z\n")
     (tmp_path / "b.csv").write_text("u,kind\n1,z\n2,x\n")
     (tmp_path / "c.csv").write_text("u,kind\n1,w\n2,x\n")
-    a, b, c = (scoresde.files.read(tmp_path / f"{name}.csv", conditions=["kind"]) for name in "abc")
+    a, b, c = (
+        scoresde.files.read(tmp_path / f"{name}.csv", conditions=["kind"]) for name in "abc"
+    )
     schema = Schema()
     schema.learn(a, None)
     assert schema.take(b)[1]["kind"].tolist() == [2, 0]

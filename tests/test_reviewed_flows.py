@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import scoresde
 from conftest import generator
 from scoresde import toy
-from scoresde.coupling import Coupling, Pairing
-from scoresde.data import Source
+from scoresde.data.stream import TrainingStream
+from scoresde.training.couplings import Coupling
+from scoresde.training.pairing import Pairing
 
 QUIET: dict[str, Any] = {"progress": False, "batch_size": 32}
 
@@ -41,7 +42,9 @@ class Still(nn.Module):
 class Counting(Coupling):
     """Joins nothing, and says how many rows it was asked for."""
 
-    def join(self, x0: Any, x1: Any, condition: Mapping[str, Any], rng: np.random.Generator) -> Any:
+    def join(
+        self, x0: Any, x1: Any, condition: Mapping[str, Any], rng: np.random.Generator
+    ) -> Any:
         SEEN.append(len(x0))
         return np.arange(len(x0))
 
@@ -56,7 +59,15 @@ SEEN: list[int] = []
 def test_flow_maps_are_learnt_with_accumulated_gradients(objective: str) -> None:
     accelerate = pytest.importorskip("accelerate")
     four = accelerate.Accelerator(gradient_accumulation_steps=4)
-    scoresde.fit(flow("two_times"), moons(), objective=objective, steps=30, accelerator=four, generator=generator(0), **QUIET)
+    scoresde.fit(
+        flow("two_times"),
+        moons(),
+        objective=objective,
+        steps=30,
+        backend=four,
+        generator=generator(0),
+        **QUIET,
+    )
 
 
 def test_a_student_starts_where_its_pairs_do() -> None:
@@ -69,22 +80,45 @@ def test_a_student_starts_where_its_pairs_do() -> None:
 
 def test_a_distilled_model_is_sampled_at_the_levels_it_learnt() -> None:
     teacher, student = scoresde.oracle(toy.Moons(), scoresde.RectifiedFlow()), flow()
-    scoresde.fit(student, scoresde.reflow(teacher, 200, progress=False), noise="nodes:1", steps=20, **QUIET)
+    scoresde.fit(
+        student,
+        scoresde.reflow(teacher, 200, progress=False),
+        objective="distilled",
+        steps=20,
+        **QUIET,
+    )
     assert scoresde.solve(student, 3, generator=generator(0)).nfe.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_a_distilled_model_remembers_its_steps_and_takes_no_others(k: int, tmp_path: Any) -> None:
     teacher, student = scoresde.oracle(toy.Moons(), scoresde.RectifiedFlow()), flow()
-    scoresde.fit(student, scoresde.reflow(teacher, 50, progress=False), noise=f"nodes:{k}", steps=5, **QUIET)
+    scoresde.fit(
+        student,
+        scoresde.reflow(teacher, 50, progress=False),
+        objective=scoresde.Distilled(k),
+        steps=5,
+        **QUIET,
+    )
     scoresde.save(student, tmp_path / "model")
     plain = flow()
-    plain.load_state_dict(student.state_dict())  # the same weights, as a model that may be sampled at any levels
+    plain.load_state_dict(
+        student.state_dict()
+    )  # the same weights, as a model that may be sampled at any levels
     loaded = scoresde.load(tmp_path / "model").eval()
-    assert (loaded.kind, loaded.solver, loaded.nodes) == (f"nodes:{k}", "ddim", k)
-    by_hand = scoresde.sample(plain, 9, solver="ddim", steps=k, spacing="time", generator=generator(1))
+    assert (loaded.outcome.name, loaded.default_solver, loaded.distilled_steps) == (
+        "distilled",
+        "ddim",
+        k,
+    )
+    by_hand = scoresde.sample(
+        plain, 9, solver="ddim", steps=k, spacing="time", generator=generator(1)
+    )
     assert torch.equal(scoresde.sample(loaded, 9, generator=generator(1)), by_hand)
-    assert torch.equal(scoresde.sample(loaded, 9, solver="ddim", steps=k, spacing="time", generator=generator(1)), by_hand)
+    assert torch.equal(
+        scoresde.sample(loaded, 9, solver="ddim", steps=k, spacing="time", generator=generator(1)),
+        by_hand,
+    )
     assert len(scoresde.solve(loaded, 3, times=[j / k for j in range(k, -1, -1)]).t) == k + 1
     wrong: list[dict[str, Any]] = [
         {"solver": "adams"},
@@ -98,7 +132,12 @@ def test_a_distilled_model_remembers_its_steps_and_takes_no_others(k: int, tmp_p
     for how in wrong:
         with pytest.raises(ValueError, match=rf"'ddim' with steps={k} and spacing='time'"):
             scoresde.solve(loaded, **how)
-    for call in (scoresde.log_prob, scoresde.elbo, lambda sde, x: sde.velocity(x, 0.5), lambda sde, x: sde.score(x, 0.5)):
+    for call in (
+        scoresde.log_prob,
+        scoresde.elbo,
+        lambda sde, x: sde.velocity(x, 0.5),
+        lambda sde, x: sde.score(x, 0.5),
+    ):
         with pytest.raises(ValueError, match=rf"steps={k}"):
             call(loaded, moons(2))
 
@@ -106,7 +145,7 @@ def test_a_distilled_model_remembers_its_steps_and_takes_no_others(k: int, tmp_p
 @pytest.mark.parametrize(("kind", "solver"), [("map", "flow_map"), ("jump", "ddim")])
 def test_jumps_do_not_go_from_data_to_noise(kind: str, solver: str) -> None:
     sde = flow("two_times")
-    sde.kind = kind
+    sde.outcome = kind
     with pytest.raises(ValueError, match="noise"):
         scoresde.encode(sde, moons(3), solver=solver, steps=1)
 
@@ -125,18 +164,33 @@ def test_flow_sde_without_noise_encodes_as_dpmpp_2m_does(process: str, spacing: 
     sde = scoresde.oracle(toy.EightGaussians(), scoresde.PROCESSES.build(process)).double()
     x = toy.EightGaussians().sample(20, generator=generator(0)).double()
     ways = [("flow_sde", {"noise": 0.0}), ("dpmpp_2m", {})]
-    how: dict[str, Any] = {"start": x, "times": [0.0, 0.3, 0.9, 1.0], "steps": 50, "spacing": spacing}
-    ours, theirs = (scoresde.solve(sde, solver=solver, **how, **options).x for solver, options in ways)
+    how: dict[str, Any] = {
+        "start": x,
+        "times": [0.0, 0.3, 0.9, 1.0],
+        "steps": 50,
+        "spacing": spacing,
+    }
+    ours, theirs = (
+        scoresde.solve(sde, solver=solver, **how, **options).x for solver, options in ways
+    )
     same = slice(0, -1 if process == "rectified" else None)
     torch.testing.assert_close(ours[same], theirs[same], rtol=1e-9, atol=1e-9)
 
 
 def test_flow_sde_without_noise_encodes_with_order_2() -> None:
-    """Also where E[x0] is not 0, on which the last step into pure noise depends: the error falls by 4 as steps double."""
+    """Also where E[x0] is not 0, on which the last step into pure noise depends: the error falls
+    by 4 as steps double.
+    """
     law = toy.GaussianMixture([[1.0, 2.0], [2.5, 1.0]], 0.3)
-    sde, x = scoresde.oracle(law, scoresde.RectifiedFlow()).double(), law.sample(50, generator=generator(0)).double()
+    sde, x = (
+        scoresde.oracle(law, scoresde.RectifiedFlow()).double(),
+        law.sample(50, generator=generator(0)).double(),
+    )
     exact = scoresde.encode(sde, x, rtol=1e-9, atol=1e-9)
-    ends = (scoresde.encode(sde, x, solver="flow_sde", noise=0.0, steps=steps) for steps in (80, 160, 320))
+    ends = (
+        scoresde.encode(sde, x, solver="flow_sde", noise=0.0, steps=steps)
+        for steps in (80, 160, 320)
+    )
     errors = [float((end - exact).abs().max()) for end in ends]
     assert errors[0] > 3.4 * errors[1] > 3.4**2 * errors[2]
 
@@ -151,14 +205,20 @@ def test_a_source_of_several_laws_is_refused_by_sample_and_log_prob() -> None:
 @pytest.mark.parametrize("given", [True, False])
 def test_outside_of_a_bounded_source_there_is_no_density(given: bool) -> None:
     """A network that says 0 leaves all states where they are, and so log p(x) is the source's."""
-    square = torch.distributions.Independent(torch.distributions.Uniform(torch.zeros(2), 2 * torch.ones(2)), 1)
-    sde = scoresde.ScoreSDE(scoresde.RectifiedFlow(), Still(), shape=(2,), kind="velocity", source=square)
+    square = torch.distributions.Independent(
+        torch.distributions.Uniform(torch.zeros(2), 2 * torch.ones(2)), 1
+    )
+    sde = scoresde.ScoreSDE(
+        scoresde.RectifiedFlow(), Still(), shape=(2,), outcome="velocity", source=square
+    )
     sde.mean.fill_(0.5)
     sde.scale.fill_(3.0)
     x = torch.tensor([[0.5, 1.0], [2.5, 1.0], [1.5, 1.9], [-0.1, 0.1]])
     how = {"prior": square} if given else {}
     log_p = scoresde.log_prob(sde, x, **how)
-    torch.testing.assert_close(log_p[[0, 2]], torch.full((2,), -2 * float(np.log(2))), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        log_p[[0, 2]], torch.full((2,), -2 * float(np.log(2))), rtol=1e-5, atol=1e-5
+    )
     assert log_p[[1, 3]].tolist() == [-np.inf] * 2
     assert scoresde.log_prob(sde, x[1:2], **how).tolist() == [-np.inf]
 
@@ -167,7 +227,9 @@ def test_loss_draws_the_levels_that_fit_does() -> None:
     sde, x = flow(), moons(64)
     for noise, source in (("lognormal", None), ("uniform", toy.EightGaussians())):
         sde.source = source
-        ours, told = (scoresde.loss(sde, x, generator=generator(3), **how) for how in ({}, {"noise": noise}))
+        ours, told = (
+            scoresde.loss(sde, x, generator=generator(3), **how) for how in ({}, {"noise": noise})
+        )
         assert torch.equal(ours, told)
 
 
@@ -181,7 +243,7 @@ def test_condition_aware_transport_moves_rows_of_small_groups() -> None:
 def test_rows_are_joined_in_the_size_that_was_asked_for() -> None:
     SEEN.clear()
     sde = flow()
-    pairing = Pairing(Source(moons(), sde, 64, seed=0), sde, Counting(size=1000), 0, 0)
+    pairing = Pairing(TrainingStream(moons(), sde, 64, seed=0), sde, Counting(size=1000), 0, 0)
     next(pairing.batches(0))
     pairing.close()
     assert set(SEEN) == {1000}
@@ -190,7 +252,7 @@ def test_rows_are_joined_in_the_size_that_was_asked_for() -> None:
 def test_a_loaders_batches_are_not_repeated_at_once() -> None:
     sde = flow()
     loader = DataLoader(TensorDataset(moons(128)), 32)
-    pairing = Pairing(Source(loader, sde, 32, seed=0), sde, scoresde.MinibatchOT(), 0, 0)
+    pairing = Pairing(TrainingStream(loader, sde, 32, seed=0), sde, scoresde.MinibatchOT(), 0, 0)
     x, _, _, sizes = next(pairing.batches(0, None, 1000))
     pairing.close()
     first, second = (part.sort(0).values for part in x.split(sizes)[:2])
@@ -212,7 +274,7 @@ def test_a_source_can_be_taken_back() -> None:
     sde = flow()
     sde.source = toy.Moons()
     sde.source = None
-    assert sde.kind == "score"
+    assert sde.outcome.name == "score"
 
 
 def test_a_run_is_not_resumed_with_another_source(tmp_path: Any) -> None:
@@ -220,9 +282,10 @@ def test_a_run_is_not_resumed_with_another_source(tmp_path: Any) -> None:
         sde = flow()
         sde.source = moons() + shift
         if not shift:
-            scoresde.fit(sde, moons(), steps=4, out=tmp_path / "run", **QUIET)
+            scoresde.fit(sde, moons(), steps=4, checkpoints=tmp_path / "run", **QUIET)
+    again = scoresde.Checkpoints(tmp_path / "run", resume=True)
     with pytest.raises(scoresde.CheckpointError, match="source"):
-        scoresde.fit(sde, moons(), steps=4, out=tmp_path / "run", resume=True, **QUIET)
+        scoresde.fit(sde, moons(), steps=4, checkpoints=again, **QUIET)
 
 
 def test_a_likelihood_says_that_the_source_was_not_saved(tmp_path: Any) -> None:
@@ -248,26 +311,35 @@ def test_a_source_that_counts_as_false_is_saved(tmp_path: Any) -> None:
     assert scoresde.load(tmp_path / "model").source is not None
 
 
-def test_a_conditioned_view_follows_the_kind() -> None:
+def test_a_conditioned_view_follows_the_outcome() -> None:
     sde = flow(classes=2)
     view = sde.given(y=1)
     scoresde.fit(sde, moons(), coupling="minibatch_ot", steps=2, **QUIET)
-    assert view.kind == "velocity"
+    assert view.outcome.name == "velocity"
     sde.source = toy.Moons()
     assert view.source is sde.source
 
 
-def test_an_unknown_kind_is_refused() -> None:
+def test_an_unknown_outcome_is_refused() -> None:
     sde = flow()
-    for wrong in ("velocty", "nodes", "nodes:0", "nodes:x", "score:2", "score:", None):
-        with pytest.raises(ValueError, match="unknown kind"):
-            sde.kind = wrong  # type: ignore[assignment]
-    assert sde.kind == "score"
+    for wrong in (
+        "velocty",
+        "distilled",
+        "nodes",
+        "nodes:0",
+        "nodes:x",
+        "score:2",
+        "score:",
+        None,
+    ):
+        with pytest.raises(ValueError, match="unknown outcome"):
+            sde.outcome = wrong  # type: ignore[assignment]
+    assert sde.outcome.name == "score"
 
 
 def test_a_model_without_a_velocity_says_so() -> None:
     sde = flow("two_times")
-    sde.kind = "jump"
+    sde.outcome = "jump"
     with pytest.raises(ValueError, match="not its velocity"):
         sde.velocity(moons(2), 0.5)
 
@@ -300,21 +372,29 @@ def test_warnings_of_couplings_point_at_the_caller() -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         labels = {"y": torch.zeros(500, dtype=torch.long)}
-        scoresde.fit(flow(classes=2), moons(), given=labels, coupling="minibatch_ot", steps=1, **QUIET)
-    assert [w.filename for w in caught if "condition_aware_ot" in str(w.message)] == [inspect.getfile(Counting)]
+        scoresde.fit(
+            flow(classes=2), moons(), given=labels, coupling="minibatch_ot", steps=1, **QUIET
+        )
+    assert [w.filename for w in caught if "condition_aware_ot" in str(w.message)] == [
+        inspect.getfile(Counting)
+    ]
 
 
 def test_no_rows_are_joined_that_no_step_takes() -> None:
     SEEN.clear()
     wide = scoresde.build("rectified", "mlp", shape=(4096,), width=8, fourier=0)
-    scoresde.fit(wide, torch.randn(64, 4096, generator=generator(0)), coupling=Counting(), steps=1, **QUIET)
+    scoresde.fit(
+        wide, torch.randn(64, 4096, generator=generator(0)), coupling=Counting(), steps=1, **QUIET
+    )
     assert len(SEEN) == 1
 
 
 class Short(Coupling):
     """Returns too few rows."""
 
-    def join(self, x0: Any, x1: Any, condition: Mapping[str, Any], rng: np.random.Generator) -> Any:
+    def join(
+        self, x0: Any, x1: Any, condition: Mapping[str, Any], rng: np.random.Generator
+    ) -> Any:
         return np.arange(len(x0) // 2)
 
 
@@ -338,17 +418,20 @@ def test_entropic_plans_keep_the_law_of_the_source() -> None:
 # ---------------------------------------------------------------- metrics
 
 
-def test_evaluations_draw_from_their_generator_alone() -> None:
+def test_nfe_for_error_draws_from_their_generator_alone() -> None:
     sde = scoresde.oracle(toy.EightGaussians(), scoresde.RectifiedFlow())
     before = torch.get_rng_state()
-    scoresde.metrics.evaluations(sde, 0.5, n=4, generator=generator(0))
+    scoresde.metrics.nfe_for_error(sde, 0.5, n=4, generator=generator(0))
     assert torch.equal(before, torch.get_rng_state())
 
 
 def test_noise_floor_takes_a_torch_distribution() -> None:
     law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
     truth: Any = law
-    assert scoresde.noise_floor(scoresde.energy_distance, truth, 20, 3, generator=generator(0)).rms > 0
+    assert (
+        scoresde.noise_floor(scoresde.energy_distance, truth, 20, 3, generator=generator(0)).rms
+        > 0
+    )
 
 
 class Plain(nn.Module):
@@ -360,4 +443,4 @@ class Plain(nn.Module):
 
 def test_a_map_wants_a_second_time() -> None:
     with pytest.raises(ValueError, match="span"):
-        scoresde.ScoreSDE(scoresde.RectifiedFlow(), Plain(), shape=(2,), kind="map")
+        scoresde.ScoreSDE(scoresde.RectifiedFlow(), Plain(), shape=(2,), outcome="map")

@@ -1,10 +1,13 @@
-"""Solvers against recursions written out by hand, against diffusers, and against their own stated order."""
+"""Solvers against recursions written out by hand, against diffusers, and against their own stated
+order.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,16 +19,22 @@ from torch import Tensor, nn
 import scoresde
 from conftest import MIXTURES, ORDINARY, PROCESSES, at, generator
 from scoresde import SOLVERS, Process, ScoreSDE, toy
-from scoresde.plan import levels, plan, problem
-from scoresde.solvers import Problem
+from scoresde.sampling.plan import plan
+from scoresde.sampling.problem import levels, problem
+from scoresde.solvers import Counts, Problem
 from scoresde.solvers.external import LIBRARIES
+from scoresde.solvers.problem import column, rms, split
 
 STEPS = 8
 MEAN, STD = 0.7, 1.3
 
 
-def solve_with(sde: ScoreSDE, solver: str, z: Tensor, noise: Callable[[], Tensor], **how: object) -> Tensor:
-    """Run a solver from given arc states with given noise, and return x at t = 0 (the model is not standardized)."""
+def solve_with(
+    sde: ScoreSDE, solver: str, z: Tensor, noise: Callable[[], Tensor], **how: object
+) -> Tensor:
+    """Run a solver from given arc states with given noise, and return x at t = 0 (the model is not
+    standardized).
+    """
     options = {k: v for k, v in how.items() if k not in ("steps", "spacing")}
     made = plan(sde, solver, how.get("steps"), how.get("spacing"), options)
     nodes = levels(sde, made.times)
@@ -34,7 +43,9 @@ def solve_with(sde: ScoreSDE, solver: str, z: Tensor, noise: Callable[[], Tensor
 
 
 class Gaussian:
-    """N(MEAN, STD²) under a process: x̂0 and ε̂ at (x, t) in closed form, with plain floats and arrays."""
+    """N(MEAN, STD²) under a process: x̂0 and ε̂ at (x, t) in closed form, with plain floats and
+    arrays.
+    """
 
     def __init__(self, process: Process, times: np.ndarray) -> None:
         self.t, self.process = times, process
@@ -56,7 +67,12 @@ def runge_kutta(a: list[list[float]], b: list[float], c: list[float]) -> Callabl
         for here, there in zip(g.phi, g.phi[1:], strict=False):
             h, ks = there - here, []
             for row, node in zip(a, c, strict=True):
-                ks.append(g.arc(z + h * sum((w * k for w, k in zip(row, ks, strict=False)), 0.0), here + node * h))
+                ks.append(
+                    g.arc(
+                        z + h * sum((w * k for w, k in zip(row, ks, strict=False)), 0.0),
+                        here + node * h,
+                    )
+                )
             z = z + h * sum(w * k for w, k in zip(b, ks, strict=True))
         return z * math.hypot(g.alpha[-1], g.sigma[-1])
 
@@ -78,7 +94,9 @@ def posterior(g: Gaussian, x: np.ndarray, i: int, n: np.ndarray) -> np.ndarray:
         return g.alpha[-1] * x0
     a = g.alpha[i] / g.alpha[i + 1]
     v = g.sigma[i] ** 2 - a**2 * g.sigma[i + 1] ** 2
-    mean = a * g.sigma[i + 1] ** 2 / g.sigma[i] ** 2 * x + g.alpha[i + 1] * v / g.sigma[i] ** 2 * x0
+    mean = (
+        a * g.sigma[i + 1] ** 2 / g.sigma[i] ** 2 * x + g.alpha[i + 1] * v / g.sigma[i] ** 2 * x0
+    )
     return mean + g.sigma[i + 1] * math.sqrt(v) / g.sigma[i] * n
 
 
@@ -89,13 +107,19 @@ def ancestral(g: Gaussian, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 
 def em(g: Gaussian, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """x' = x − Δt·(f·x − g²·s) + g·√Δt·n (Song et al. 2021, eq. 6); with damped noise where g is infinite."""
+    """x' = x − Δt·(f·x − g²·s) + g·√Δt·n (Song et al. 2021, eq. 6); with damped noise where g is
+    infinite.
+    """
     for i in range(STEPS - 1):
         t, dt = torch.tensor(g.t[i]), g.t[i] - g.t[i + 1]
         x0, eps = g.denoise(x, g.alpha[i], g.sigma[i])
         if g.process.ends_in_noise:
             noise2 = float(g.process.reverse_g2(t))
-            drift = float(g.process.dalpha(t)) * x0 + float(g.process.dsigma(t)) * eps + 0.5 * noise2 * eps / g.sigma[i]
+            drift = (
+                float(g.process.dalpha(t)) * x0
+                + float(g.process.dsigma(t)) * eps
+                + 0.5 * noise2 * eps / g.sigma[i]
+            )
         else:
             noise2 = float(g.process.g2(t))
             drift = float(g.process.f(t)) * x + noise2 * eps / g.sigma[i]
@@ -118,11 +142,17 @@ _DOPRI = scipy.integrate.RK45
 RECURSIONS: dict[str, Callable[..., np.ndarray]] = {
     "euler": runge_kutta([[]], [1.0], [0.0]),
     "heun": runge_kutta([[], [1.0]], [0.5, 0.5], [0.0, 1.0]),
-    "rk4": runge_kutta([[], [0.5], [0.0, 0.5], [0.0, 0.0, 1.0]], [1 / 6, 1 / 3, 1 / 3, 1 / 6], [0.0, 0.5, 0.5, 1.0]),
+    "rk4": runge_kutta(
+        [[], [0.5], [0.0, 0.5], [0.0, 0.0, 1.0]],
+        [1 / 6, 1 / 3, 1 / 3, 1 / 6],
+        [0.0, 0.5, 0.5, 1.0],
+    ),
     "rk45": runge_kutta(_DOPRI.A.tolist(), _DOPRI.B.tolist(), _DOPRI.C.tolist()),
     "midpoint": runge_kutta([[], [0.5]], [0.0, 1.0], [0.0, 0.5]),
     "bosh3": runge_kutta(*(getattr(scipy.integrate.RK23, row).tolist() for row in "ABC")),
-    "tsit5": runge_kutta(*(list(getattr(scoresde.solvers.TABLEAUS["tsit5"], row)) for row in "abc")),  # see its order conditions
+    "tsit5": runge_kutta(
+        *(list(getattr(scoresde.solvers.TABLEAUS["tsit5"], row)) for row in "abc")
+    ),  # see its order conditions
     "dop853": runge_kutta(*(getattr(scipy.integrate.DOP853, row).tolist() for row in "ABC")),
     "ddim": ddim,
     "ancestral": ancestral,
@@ -158,16 +188,23 @@ OTHER_ORACLES = {  # in a file of their own
 
 
 def test_every_solver_of_ours_has_a_recursion() -> None:
-    assert set(RECURSIONS) | OTHER_ORACLES == {name for name in SOLVERS if not name.startswith(("test", "doctest"))}
+    assert set(RECURSIONS) | OTHER_ORACLES == {
+        name for name in SOLVERS if not name.startswith(("test", "doctest"))
+    }
 
 
 @pytest.mark.parametrize("solver", list(RECURSIONS))
 @pytest.mark.parametrize("name", PROCESSES)
 def test_gaussian_map_is_the_closed_form_recursion(name: str, solver: str) -> None:
-    """On a Gaussian a sampler is an affine map of (x_T, noise): read it with unit vectors, all rows at once."""
+    """On a Gaussian a sampler is an affine map of (x_T, noise): read it with unit vectors, all
+    rows at once.
+    """
     process = scoresde.PROCESSES.build(name)
-    sde = scoresde.oracle(toy.GaussianMixture(torch.full((1, 1), MEAN, dtype=torch.float64), STD), process).double()
-    rows = 2 + 2 * STEPS  # the offset, x_T, and each draw of noise: one a step, two with a corrector
+    sde = scoresde.oracle(
+        toy.GaussianMixture(torch.full((1, 1), MEAN, dtype=torch.float64), STD), process
+    ).double()
+    # The offset, x_T, and each draw of noise: one a step, two with a corrector.
+    rows = 2 + 2 * STEPS
     z = torch.zeros(rows, 1, dtype=torch.float64)
     z[1] = 1
     noise = torch.eye(rows, dtype=torch.float64)[2:].unsqueeze(2)
@@ -188,21 +225,36 @@ class Wiggle(nn.Module):
 
 @pytest.mark.parametrize("solver", ["ddim", "ancestral"])
 @pytest.mark.parametrize("steps", [1000, 50])
-def test_ddpm_and_ddim_equal_diffusers_step_for_step(solver: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ddpm_and_ddim_equal_diffusers_step_for_step(
+    solver: str, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     diffusers = pytest.importorskip("diffusers")
     kind = {"ddim": diffusers.DDIMScheduler, "ancestral": diffusers.DDPMScheduler}[solver]
-    theirs = kind(beta_start=1e-4, beta_end=0.02, beta_schedule="linear", clip_sample=False, timestep_spacing="trailing")
-    theirs.alphas_cumprod = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64), 0)  # theirs: float32
+    theirs = kind(
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        clip_sample=False,
+        timestep_spacing="trailing",
+    )
+    # Theirs are in float32.
+    beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    theirs.alphas_cumprod = torch.cumprod(1 - beta, 0)
     theirs.final_alpha_cumprod = theirs.one = torch.ones((), dtype=torch.float64)
     theirs.set_timesteps(steps)
     shape = (3, 4, 4)
-    sde = ScoreSDE(scoresde.VPSDE(), Wiggle(), shape=shape, predict="eps", sees="raw").double()
+    sde = ScoreSDE(
+        scoresde.VPSDE(), Wiggle(), shape=shape, predict="eps", input_convention="raw"
+    ).double()
     made = plan(sde, solver, steps, "ddpm", {})
     nodes = levels(sde, made.times)
     draws = torch.randn(steps, 2, 48, generator=generator(), dtype=torch.float64)
     at_step = [0]
     task = problem(sde, nodes, False, lambda: draws[at_step[0]])
-    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *a, **k: draws[at_step[0]].reshape(2, *shape))
+    monkeypatch.setattr(
+        "diffusers.schedulers.scheduling_ddpm.randn_tensor",
+        lambda *a, **k: draws[at_step[0]].reshape(2, *shape),
+    )
     z = torch.randn(2, 48, generator=generator(1), dtype=torch.float64)
     worst = 0.0
     for i, timestep in enumerate(theirs.timesteps):
@@ -219,19 +271,25 @@ def test_ddpm_and_ddim_equal_diffusers_step_for_step(solver: str, steps: int, mo
 def three_modes(name: str) -> tuple[ScoreSDE, Tensor, Tensor]:
     """A mixture's exact score under a process, states to begin with, and where each ends."""
     means = torch.tensor([[0.0, 0.0], [1.5, 0.0], [0.0, 2.0]], dtype=torch.float64)
-    sde = scoresde.oracle(toy.GaussianMixture(means, [0.6, 0.8, 1.0]), scoresde.PROCESSES.build(name)).double()
+    sde = scoresde.oracle(
+        toy.GaussianMixture(means, [0.6, 0.8, 1.0]), scoresde.PROCESSES.build(name)
+    ).double()
     z = torch.randn(64, sde.dim, generator=generator(5), dtype=torch.float64)
     return sde, z, solve_with(sde, "rk45", z, None, steps=500, spacing="arc")
 
 
-@pytest.mark.parametrize("solver", [name for name in ORDINARY if not SOLVERS.build(name).stochastic])
+@pytest.mark.parametrize(
+    "solver", [name for name in ORDINARY if not SOLVERS.build(name).stochastic]
+)
 @pytest.mark.parametrize("name", ["edm", pytest.param("ve", marks=pytest.mark.slow)])
 def test_deterministic_solvers_have_their_order(solver: str, name: str) -> None:
-    """Slope of the end point's RMS error over four halvings, by least squares: within 0.15 of the stated order.
+    """Slope of the end point's RMS error over four halvings, by least squares: within 0.15 of the
+    stated order.
 
-    Methods in φ step evenly in φ, those in λ evenly in λ, on paths that are finite there. From order 5 on float64's floor
-    comes before the leading term is alone on this problem: there it is only bounded from below, and the order proven where a
-    problem was chosen for it (test_runge_kutta, test_multistep).
+    Methods in φ step evenly in φ, those in λ evenly in λ, on paths that are finite there. From
+    order 5 on float64's floor comes before the leading term is alone on this problem: there it is
+    only bounded from below, and the order proven where a problem was chosen for it
+    (test_runge_kutta, test_multistep).
     """
     built = SOLVERS.build(solver)
     sde, z, exact = three_modes(name)
@@ -268,7 +326,8 @@ def density(tree: tuple) -> int:
 
 @pytest.mark.parametrize("name", list(scoresde.solvers.TABLEAUS))
 def test_tableaus_satisfy_every_order_condition(name: str) -> None:
-    """Σ b_i·Φ_i(tree) = 1/γ(tree) for all rooted trees up to the order (Butcher 1963); b̂ to one order less; to 1e-14.
+    """Σ b_i·Φ_i(tree) = 1/γ(tree) for all rooted trees up to the order (Butcher 1963); b̂ to one
+    order less; to 1e-14.
 
     Where there is a third row of weights, b̂ and it have orders 5 and 3.
     """
@@ -292,7 +351,9 @@ def test_tolerance_rules_the_error_and_each_sample_has_its_own_steps(solver: str
     fine = scoresde.solve(sde, 200, solver=solver, rtol=1e-12, atol=1e-12, generator=generator())
     before = 0.0
     for tolerance in (1e-3, 1e-5, 1e-7, 1e-9):
-        coarse = scoresde.solve(sde, 200, solver=solver, rtol=tolerance, atol=tolerance, generator=generator())
+        coarse = scoresde.solve(
+            sde, 200, solver=solver, rtol=tolerance, atol=tolerance, generator=generator()
+        )
         error = float((coarse.x[-1] - fine.x[-1]).square().mean().sqrt())
         assert error < 100 * tolerance
         assert float(coarse.nfe.double().mean()) > before
@@ -327,18 +388,18 @@ def test_finished_samples_cost_nothing() -> None:
         seen.clear()
 
 
-def model_for(needs: tuple[str, ...]) -> ScoreSDE:
-    """A model in 2-D that offers one of what is needed; its network is random unless a score will do."""
+def model_for(needs: Set[str]) -> ScoreSDE:
+    """A model in 2-D that offers what is needed; its network is random unless a score will do."""
     torch.manual_seed(0)
-    if {"score", "velocity"} & set(needs):
+    if set(needs) <= {"score", "velocity"}:
         return scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE())
     if "bridge" in needs:
         net = scoresde.BACKBONES.build("two_drifts", (2,), width=16)
-        sde = ScoreSDE(scoresde.PROCESSES.build("bridge"), net, shape=(2,), kind="bridge")
+        sde = ScoreSDE(scoresde.PROCESSES.build("bridge"), net, shape=(2,), outcome="bridge")
         sde.source = MIXTURES["8 Gaussians"]
         return sde
     net = scoresde.BACKBONES.build("two_times", (2,), width=16)
-    return ScoreSDE(scoresde.VPSDE(), net, shape=(2,), kind="map")
+    return ScoreSDE(scoresde.VPSDE(), net, shape=(2,), outcome="map")
 
 
 def counting(sde: ScoreSDE) -> list[int]:
@@ -354,9 +415,11 @@ LISTED += [f"{library}:{method}" for library, table in LIBRARIES.items() for met
 
 @pytest.mark.parametrize("name", LISTED)
 def test_reported_evaluations_are_forward_calls(name: str) -> None:
-    """All registered solvers, on a fixed grid and adaptive: the sum over a batch, and each sample by itself."""
+    """All registered solvers, on a fixed grid and adaptive: the sum over a batch, and each sample
+    by itself.
+    """
     solver = SOLVERS.build(name)
-    sde = model_for(solver.needs)
+    sde = model_for(solver.all_needs)
     seen = counting(sde)
     ways: list[dict[str, float]] = [{"rtol": 0.02, "atol": 0.02}] if solver.steps is None else []
     if solver.steps is not None or ":" not in name:
@@ -372,14 +435,20 @@ def test_reported_evaluations_are_forward_calls(name: str) -> None:
             assert int(alone.nfe.sum()) == len(seen), way
 
 
-@pytest.mark.parametrize("predictor", ["ddim", "edm", "heun", "dpmpp_3s", "flow_map", "consistency", "torchsde:srk"])
+@pytest.mark.parametrize(
+    "predictor", ["ddim", "edm", "heun", "dpmpp_3s", "flow_map", "consistency", "torchsde:srk"]
+)
 def test_evaluations_of_a_predictor_are_counted(predictor: str) -> None:
     """Also where the predictor, or a solver of one's own, states another number than it takes."""
-    needs = SOLVERS.build(predictor).needs
-    sde = model_for(needs)
+    sde = model_for(SOLVERS.build(predictor).all_needs)
     seen = counting(sde)
-    for corrector in ("none", "langevin") if "score" in sde.offers else ("none",):
-        how = {"predictor": predictor, "corrector": corrector, "steps": 5, "generator": generator()}
+    for corrector in ("none", "langevin") if "score" in sde.capabilities else ("none",):
+        how = {
+            "predictor": predictor,
+            "corrector": corrector,
+            "steps": 5,
+            "generator": generator(),
+        }
         seen.clear()
         solution = scoresde.solve(sde, 3, solver="pc", **how)
         assert solution.nfe.tolist() == [len(seen)] * 3
@@ -405,12 +474,84 @@ def test_a_solver_cannot_misreport_its_evaluations() -> None:
     assert scoresde.likelihood(sde, x, solver=Twice(), steps=3).nfe.tolist() == [6, 3, 6, 3]
 
 
+def test_one_wrapper_reaches_every_evaluation() -> None:
+    """All callables of a problem that evaluate the network are wrapped: those that give states."""
+
+    def velocity(z: Tensor, *_: object) -> Tensor:
+        return z
+
+    def pair(z: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+        return z, z
+
+    sde = model_for({"score"})
+    nodes = levels(sde, torch.tensor([1.0, 0.0], dtype=torch.float64))
+    bare = Problem(nodes, velocity, pair, lambda: torch.zeros(1), jump=pair)
+    seen: list[tuple[object, ...]] = []
+    wrapped = bare.wrapped(lambda *call: seen.append(call))
+    changed = {
+        field.name
+        for field in dataclasses.fields(Problem)
+        if getattr(bare, field.name) is not getattr(wrapped, field.name)
+    }
+    assert changed == {
+        field.name for field in dataclasses.fields(Problem) if field.type in EVALUATING
+    }
+    z = torch.ones(1, 2)
+    wrapped.velocity(z, 0.5, None)
+    wrapped.denoise(z, 0)
+    wrapped.jump(z, 0, 1)
+    assert [call[2] for call in seen] == [0.5, 0, 0]
+    with pytest.warns(DeprecationWarning, match="wrapped"):
+        bare.watched(print)
+
+
+EVALUATING = ("Velocity", "Denoise", "Jump")
+
+
+def test_needs_of_ones_own_are_names_and_join_those_of_parts() -> None:
+    class Own(scoresde.Solver):
+        needs = ("velocity",)  # type: ignore[assignment]
+
+        def __init__(self, *inner: scoresde.Solver) -> None:
+            for i, solver in enumerate(inner):
+                setattr(self, f"inner{i}", solver)
+
+        def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
+            raise NotImplementedError
+
+    class Old(Own):
+        needs = ("map",)  # type: ignore[assignment]
+
+    class Wrong(Own):
+        needs = "velocty"  # type: ignore[assignment]
+
+    assert Own().all_needs == {"velocity"}
+    inner = Own(SOLVERS.build("consistency"), Own(SOLVERS.build("bridge")))
+    assert inner.all_needs == {"velocity", "endpoint", "bridge"}
+    with pytest.warns(DeprecationWarning, match="'map' is now called 'flow_map'"):
+        assert Own(Old()).all_needs == {"velocity", "flow_map"}
+    with pytest.raises(ValueError, match="Did you mean 'velocity'"):
+        Wrong().all_needs  # noqa: B018
+
+
+def test_norms_columns_and_splits_in_numbers() -> None:
+    torch.testing.assert_close(
+        rms(torch.tensor([[3.0, 3.0], [0.0, 2.0]])), torch.tensor([3.0, 2**0.5])
+    )
+    factors = column(torch.tensor([1.0, 2.0], dtype=torch.float64), torch.zeros(2, 3))
+    assert torch.equal(factors, torch.tensor([[1.0], [2.0]]))
+    x0, eps = split(torch.tensor([[3.0]]), torch.tensor([[-2.0]]), 0.0, 1.0)
+    assert (float(x0), float(eps)) == (2.0, 3.0)
+
+
 def test_what_a_nested_predictor_needs_is_checked() -> None:
-    """Each of a composed solver's parts has needs: those of the predictor, and of a corrector a score."""
-    score = model_for(("score",))
-    velocity = model_for(("score",))
+    """Each of a composed solver's parts has needs: those of the predictor, and of a corrector a
+    score.
+    """
+    score = model_for({"score"})
+    velocity = model_for({"score"})
     velocity.kind = "velocity"
-    jumps = model_for(("map",))
+    jumps = model_for({"flow_map"})
     pc = scoresde.solvers.langevin.PredictorCorrector
     refused = [
         (score, pc("consistency"), "not where it leads"),
@@ -441,7 +582,9 @@ def test_what_a_nested_predictor_needs_is_checked() -> None:
         scoresde.sample(score, 3, solver=Twofold(SOLVERS.build("flow_map")), steps=4)
 
     def drawn(sde: ScoreSDE, solver: str | scoresde.Solver) -> Tensor:
-        return scoresde.sample(sde, 3, solver=solver, steps=4, spacing="arc", generator=generator())
+        return scoresde.sample(
+            sde, 3, solver=solver, steps=4, spacing="arc", generator=generator()
+        )
 
     assert torch.equal(drawn(velocity, pc("ddim", corrector="none")), drawn(score, "ddim"))
     assert torch.equal(drawn(jumps, pc("flow_map", corrector="none")), drawn(jumps, "flow_map"))
@@ -458,7 +601,9 @@ class Elementwise(nn.Module):
 @pytest.mark.parametrize("solver", ORDINARY)
 @pytest.mark.parametrize("steps", [None, 20])
 def test_batch_mates_do_not_matter_at_all(solver: str, steps: int | None) -> None:
-    """Replace the mates of a sample, which has three places among 64: it is the same to the last bit."""
+    """Replace the mates of a sample, which has three places among 64: it is the same to the last
+    bit.
+    """
     sde = ScoreSDE(scoresde.VPSDE(), Elementwise(), shape=(3,), predict="edm")
     z = torch.randn(64, 3, generator=generator())
     noise = torch.randn(600, 64, 3, generator=generator(1))
@@ -473,7 +618,9 @@ def test_batch_mates_do_not_matter_at_all(solver: str, steps: int | None) -> Non
         mates = noise.flip(1) if others is not z else noise.clone()
         mates[:, keep] = noise[:, 17:18]
         draws = iter(mates)
-        results += solve_with(sde, solver, batch, lambda draws=draws: next(draws), steps=steps)[keep]
+        results += solve_with(sde, solver, batch, lambda draws=draws: next(draws), steps=steps)[
+            keep
+        ]
     for result in results[1:]:
         assert torch.equal(result, results[0])
 
@@ -483,10 +630,13 @@ def test_samples_do_not_depend_on_batch_size_or_number(solver: str) -> None:
     torch.manual_seed(0)
     sde = scoresde.build("vp", "mlp", shape=(2,), width=32)
     nn.init.normal_(sde.net.out.weight, std=0.1)
-    steps = None if solver in ("adams", "rk45") else 20  # others may accept a step here and reject it there
+    # Others may accept a step here and reject it there.
+    steps = None if solver in ("adams", "rk45") else 20
     whole = scoresde.sample(sde, 300, solver=solver, steps=steps, generator=generator(3))
     for batch_size in (64, 133):
-        again = scoresde.sample(sde, 300, solver=solver, steps=steps, generator=generator(3), batch_size=batch_size)
+        again = scoresde.sample(
+            sde, 300, solver=solver, steps=steps, generator=generator(3), batch_size=batch_size
+        )
         torch.testing.assert_close(again, whole, rtol=0, atol=1e-5)
     few = scoresde.sample(sde, 3, solver=solver, steps=steps, generator=generator(3), batch_size=1)
     torch.testing.assert_close(few, whole[:3], rtol=0, atol=1e-5)
@@ -497,8 +647,10 @@ def test_global_random_state_is_left_alone(solver: str) -> None:
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE())
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002
-    before, before_np = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first = scoresde.sample(sde, 5, solver=solver, generator=(g := generator()))
+    before = torch.random.get_rng_state()
+    before_np = np.random.get_state()[1].copy()  # noqa: NPY002
+    g = generator()
+    first = scoresde.sample(sde, 5, solver=solver, generator=g)
     second = scoresde.sample(sde, 5, solver=solver, generator=g)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], before_np)  # noqa: NPY002
@@ -519,8 +671,17 @@ def test_trajectory_passes_through_the_wanted_times() -> None:
     fixed = scoresde.solve(sde, 20, solver="rk4", steps=500, times=times, generator=generator())
     torch.testing.assert_close(fixed.x, path.x, rtol=0, atol=1e-5)
     # dx/dt along the path is the velocity
-    near = scoresde.solve(sde, 20, times=[1.0, 0.5001, 0.5, 0.4999, 0.0], rtol=1e-10, atol=1e-10, generator=generator()).x
-    torch.testing.assert_close((near[1] - near[3]) / 2e-4, sde.velocity(near[2], 0.5), rtol=1e-4, atol=1e-4)
+    near = scoresde.solve(
+        sde,
+        20,
+        times=[1.0, 0.5001, 0.5, 0.4999, 0.0],
+        rtol=1e-10,
+        atol=1e-10,
+        generator=generator(),
+    ).x
+    torch.testing.assert_close(
+        (near[1] - near[3]) / 2e-4, sde.velocity(near[2], 0.5), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_no_graph_is_kept_and_modes_are_restored() -> None:
@@ -547,8 +708,10 @@ class Broken(nn.Module):
 @pytest.mark.parametrize("solver", ORDINARY)
 @pytest.mark.parametrize("steps", [None, 10])
 def test_nan_is_an_error_that_says_where(solver: str, steps: int | None) -> None:
-    sde = ScoreSDE(scoresde.VPSDE(), Broken(0.5), shape=(2,), sees="raw")
-    with pytest.raises(scoresde.SolverError, match=r"\d+ of 50 samples.*(t = |φ = ).*; ") as caught:
+    sde = ScoreSDE(scoresde.VPSDE(), Broken(0.5), shape=(2,), input_convention="raw")
+    with pytest.raises(
+        scoresde.SolverError, match=r"\d+ of 50 samples.*(t = |φ = ).*; "
+    ) as caught:
         scoresde.sample(sde, 50, solver=solver, steps=steps, generator=generator())
     assert caught.value.failed is not None
     assert 0 < int(caught.value.failed.sum()) < 50
@@ -572,17 +735,28 @@ class Half(nn.Module):
     """A mild field, but stiff or NaN for the samples whose condition says so."""
 
     def forward(self, x: Tensor, t: Tensor, bad: Tensor) -> Tensor:
-        worse = torch.where(bad == 1, 1e3 * torch.sign(torch.sin(1e4 * x[:, 0])), torch.where(t < 0.5, math.nan, 0.1))
+        worse = torch.where(
+            bad == 1,
+            1e3 * torch.sign(torch.sin(1e4 * x[:, 0])),
+            torch.where(t < 0.5, math.nan, 0.1),
+        )
         return torch.where((bad > 0)[:, None], worse[:, None], -0.1 * x)
 
 
 @pytest.mark.parametrize(("kind", "match"), [(1, "max_steps"), (2, "not finite")])
 @pytest.mark.parametrize("solver", ADAPTIVE)
-def test_failures_leave_the_other_half_of_the_batch_as_it_was(solver: str, kind: int, match: str) -> None:
+def test_failures_leave_the_other_half_of_the_batch_as_it_was(
+    solver: str, kind: int, match: str
+) -> None:
     """Every second sample fails; the others are, bit for bit, those of a run in which none does."""
-    sde, bad = ScoreSDE(scoresde.VPSDE(), Half(), shape=(2,), sees="raw").double(), kind * (torch.arange(40) % 2)
+    sde, bad = (
+        ScoreSDE(scoresde.VPSDE(), Half(), shape=(2,), input_convention="raw").double(),
+        kind * (torch.arange(40) % 2),
+    )
     how = {"solver": solver, "max_steps": 100}
-    if solver == "adams":  # it may name the step size instead, if a sample's last tiny step happens to be a finite one
+    if (
+        solver == "adams"
+    ):  # it may name the step size instead, if a sample's last tiny step happens to be a finite one
         match = match.replace("not finite", "not finite|step size fell")
     clean = scoresde.sample(sde.given(bad=torch.zeros_like(bad)), 40, generator=generator(), **how)
     with pytest.raises(scoresde.SolverError, match=match) as caught:
@@ -592,8 +766,12 @@ def test_failures_leave_the_other_half_of_the_batch_as_it_was(solver: str, kind:
 
 
 @pytest.mark.parametrize("solver", ["tsit5", "bosh3", "dop853", "dpm_adaptive"])
-def test_adaptive_samples_depend_on_the_batch_size_no_more_than_on_the_tolerance(solver: str) -> None:
-    """In float32 a matrix product's last bits depend on its size, so a step may be accepted here and rejected there."""
+def test_adaptive_samples_depend_on_the_batch_size_no_more_than_on_the_tolerance(
+    solver: str,
+) -> None:
+    """In float32 a matrix product's last bits depend on its size, so a step may be accepted here
+    and rejected there.
+    """
     torch.manual_seed(0)
     sde = scoresde.build("vp", "mlp", shape=(2,), width=32)
     nn.init.normal_(sde.net.out.weight, std=0.1)
@@ -606,19 +784,28 @@ def test_adaptive_samples_depend_on_the_batch_size_no_more_than_on_the_tolerance
 
 
 def test_end_points_equal_torchdiffeq_and_scipy() -> None:
-    """The same flow in the process's own x and t, by two other libraries: dopri8 and LSODA at 1e-10."""
+    """The same flow in the process's own x and t, by two other libraries: dopri8 and LSODA at
+    1e-10.
+    """
     import torchdiffeq
 
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.RectifiedFlow()).double()
     ours = scoresde.solve(sde, 6, rtol=1e-11, atol=1e-11, generator=generator())
     times = torch.tensor([1.0, 0.0], dtype=torch.float64)
     theirs = torchdiffeq.odeint(
-        lambda t, x: sde.velocity(x, t.clamp(1e-12, 1)), ours.x[0], times, rtol=1e-10, atol=1e-10, method="dopri8"
+        lambda t, x: sde.velocity(x, t.clamp(1e-12, 1)),
+        ours.x[0],
+        times,
+        rtol=1e-10,
+        atol=1e-10,
+        method="dopri8",
     )
     torch.testing.assert_close(ours.x[-1], theirs[-1], rtol=0, atol=1e-6)
     for start, end in zip(ours.x[0], ours.x[-1], strict=True):
         flow = scipy.integrate.solve_ivp(
-            lambda t, x: sde.velocity(torch.as_tensor(x)[None], float(min(max(t, 1e-12), 1.0)))[0].numpy(),
+            lambda t, x: sde.velocity(torch.as_tensor(x)[None], float(min(max(t, 1e-12), 1.0)))[
+                0
+            ].numpy(),
             (1.0, 0.0),
             start.numpy(),
             method="LSODA",
@@ -629,11 +816,15 @@ def test_end_points_equal_torchdiffeq_and_scipy() -> None:
 
 
 def test_em_has_the_moments_of_torchsde() -> None:
-    """Mean and variance of the reverse VP-SDE on a Gaussian, ours and torchsde's Euler on the same grid, 5 standard errors."""
+    """Mean and variance of the reverse VP-SDE on a Gaussian, ours and torchsde's Euler on the same
+    grid, 5 standard errors.
+    """
     import torchsde
 
     process, n, steps = scoresde.VPSDE(), 4000, 50
-    sde = scoresde.oracle(toy.GaussianMixture(torch.full((1, 1), MEAN, dtype=torch.float64), STD), process)
+    sde = scoresde.oracle(
+        toy.GaussianMixture(torch.full((1, 1), MEAN, dtype=torch.float64), STD), process
+    )
 
     class Reverse(nn.Module):
         noise_type, sde_type = "diagonal", "ito"
@@ -646,9 +837,13 @@ def test_em_has_the_moments_of_torchsde() -> None:
 
     torch.manual_seed(0)
     x = torch.randn(n, 1, generator=generator())
-    theirs = torchsde.sdeint(Reverse(), x, torch.tensor([0.0, 1 - 1 / steps]), method="euler", dt=1 / steps)[-1]
+    theirs = torchsde.sdeint(
+        Reverse(), x, torch.tensor([0.0, 1 - 1 / steps]), method="euler", dt=1 / steps
+    )[-1]
     times = [1.0, 1 / steps, 0.0]
-    ours = scoresde.solve(sde, n, solver="em", steps=steps, times=times, generator=generator(1)).x[1]
+    ours = scoresde.solve(sde, n, solver="em", steps=steps, times=times, generator=generator(1)).x[
+        1
+    ]
     error = float(ours.std()) / n**0.5
     assert abs(float(ours.mean() - theirs.mean())) < 5 * 2**0.5 * error
     assert abs(float(ours.std() - theirs.std())) < 5 * error

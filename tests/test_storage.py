@@ -1,4 +1,6 @@
-"""Records on disk: whole or refused, whatever happens to the files, to the writer, or to who wrote them."""
+"""Records on disk: whole or refused, whatever happens to the files, to the writer, or to who wrote
+them.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,11 @@ from torch import Tensor
 
 import scoresde
 from conftest import generator
-from scoresde import CheckpointError, storage
-from scoresde.io import describe, weights
-from scoresde.storage import Lock
+from scoresde import CheckpointError
+from scoresde.storage import records as storage
+from scoresde.storage.description import describe, weights
+from scoresde.storage.lock import Lock
+from scoresde.storage.sealed import LIMIT, seal
 
 MANY = {
     "double": torch.randn(3, 5, generator=generator(1), dtype=torch.float64),
@@ -64,7 +68,9 @@ def model() -> scoresde.ScoreSDE:
 
 def checkpoint(folder: Path, stem: str, sde: scoresde.ScoreSDE) -> None:
     """A training checkpoint as `fit` writes it: the model among other things."""
-    tensors = {f"model.{name}": value for name, value in weights(sde).items()} | {"optimizer.step": torch.ones(3)}
+    tensors = {f"model.{name}": value for name, value in weights(sde).items()} | {
+        "optimizer.step": torch.ones(3)
+    }
     storage.write(folder, stem, tensors, {"model": describe(sde), "step": 500})
 
 
@@ -73,7 +79,11 @@ def same(a: Any, b: Any) -> bool:
     return a.keys() == b.keys() and all(
         a[k].dtype == b[k].dtype
         and a[k].shape == b[k].shape
-        and a[k].contiguous().reshape(-1).view(torch.uint8).equal(b[k].contiguous().reshape(-1).view(torch.uint8))
+        and a[k]
+        .contiguous()
+        .reshape(-1)
+        .view(torch.uint8)
+        .equal(b[k].contiguous().reshape(-1).view(torch.uint8))
         for k in a
     )
 
@@ -83,7 +93,9 @@ def names(folder: Path) -> list[str]:
 
 
 def in_child(work: Callable[[], Any]) -> Any:
-    """Run a function in a child of this process, for what must not happen to ours, and return what it returns, as JSON."""
+    """Run a function in a child of this process, for what must not happen to ours, and return what
+    it returns, as JSON.
+    """
     out, into = os.pipe()
     pid = os.fork()
     if not pid:
@@ -102,11 +114,17 @@ def in_child(work: Callable[[], Any]) -> Any:
     return answer
 
 
-# ---------------------------------------------------------------------------------------------------- sound records
+# ---------------------------------------------------------------------- sound records
 
 
 def test_the_same_comes_back_and_the_formats_own_library_agrees(tmp_path: Path) -> None:
-    about = {"text": "ä\u2028\0", "numbers": [0, -1, 10**30, 0.1, 5e-324, 1.7e308], "none": None, "yes": True, "deep": {"a": {}}}
+    about = {
+        "text": "ä\u2028\0",
+        "numbers": [0, -1, 10**30, 0.1, 5e-324, 1.7e308],
+        "none": None,
+        "yes": True,
+        "deep": {"a": {}},
+    }
     path = storage.write(tmp_path / "a" / "b", "step-00000500", MANY, about)
     found, tensors = storage.read(tmp_path / "a" / "b", "step-00000500")
     assert found == about
@@ -122,9 +140,13 @@ def test_the_same_tensors_give_the_same_bytes_in_whatever_order_and_memory(tmp_p
     shuffled = {name: MANY[name] for name in sorted(MANY, key=hash)}
     shared = torch.arange(12.0).reshape(3, 4)
     shuffled |= {"part": shared[:, 1], "turned": MANY["turned"].contiguous()}
-    for k, tensors in enumerate((MANY, shuffled, {name: value.clone() for name, value in MANY.items()})):
+    for k, tensors in enumerate(
+        (MANY, shuffled, {name: value.clone() for name, value in MANY.items()})
+    ):
         storage.write(tmp_path / str(k), "model", tensors, {"a": 1})
-    files = [{path.name: path.read_bytes() for path in (tmp_path / str(k)).iterdir()} for k in range(3)]
+    files = [
+        {path.name: path.read_bytes() for path in (tmp_path / str(k)).iterdir()} for k in range(3)
+    ]
     assert files[0] == files[1] == files[2]
     storage.write(tmp_path / "0", "model", MANY, {"a": 1})  # over itself
     assert {path.name: path.read_bytes() for path in (tmp_path / "0").iterdir()} == files[0]
@@ -135,7 +157,11 @@ def test_the_json_is_readable_sealed_and_says_what_sha256sum_says(tmp_path: Path
     record = json.loads(path.read_text())
     (file,) = tmp_path.glob("*.safetensors")
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert record["tensors"] == {"file": f"model-{digest[:12]}.safetensors", "size": file.stat().st_size, "sha256": digest}
+    assert record["tensors"] == {
+        "file": f"model-{digest[:12]}.safetensors",
+        "size": file.stat().st_size,
+        "sha256": digest,
+    }
     assert (record["format"], file.name) == ("scoresde-2", record["tensors"]["file"])
     body = path.read_bytes().split(b',\n  "sha256": "' + record["sha256"].encode())[0]
     assert record["sha256"] == hashlib.sha256(body).hexdigest()
@@ -146,15 +172,37 @@ def test_the_json_is_readable_sealed_and_says_what_sha256sum_says(tmp_path: Path
 
 def test_records_are_listed_removed_and_swept_and_nothing_else_is(tmp_path: Path) -> None:
     for step in (1500, 500, 1000):
-        storage.write(tmp_path, f"step-{step:08d}", {"w": torch.full((2,), float(step))}, {"step": step})
+        storage.write(
+            tmp_path, f"step-{step:08d}", {"w": torch.full((2,), float(step))}, {"step": step}
+        )
     storage.write(tmp_path, "model", {"w": torch.ones(1)}, {})
     storage.write(tmp_path, "model", {"w": torch.zeros(1)}, {})  # leaves the tensors of the first
-    strangers = ["thesis.txt", "step-1.json", "step-000005000.json", "weights.safetensors", "model-xyz.safetensors", "a.partial"]
-    strangers += ["step-00000700-0123456789ab.safetensors.bak", ".model-0123.partial", ".lock", "config.json"]
-    litter = [".model-01234567.partial", "step-00000700-0123456789ab.safetensors", ".step-00000700-89abcdef.partial"]
+    strangers = [
+        "thesis.txt",
+        "step-1.json",
+        "step-000005000.json",
+        "weights.safetensors",
+        "model-xyz.safetensors",
+        "a.partial",
+    ]
+    strangers += [
+        "step-00000700-0123456789ab.safetensors.bak",
+        ".model-0123.partial",
+        ".lock",
+        "config.json",
+    ]
+    litter = [
+        ".model-01234567.partial",
+        "step-00000700-0123456789ab.safetensors",
+        ".step-00000700-89abcdef.partial",
+    ]
     for name in strangers + litter:
         (tmp_path / name).write_bytes(b"x")
-    assert storage.records(tmp_path, "step-") == ["step-00000500", "step-00001000", "step-00001500"]
+    assert storage.records(tmp_path, "step-") == [
+        "step-00000500",
+        "step-00001000",
+        "step-00001500",
+    ]
     assert storage.records(tmp_path, "model") == []
     storage.remove(tmp_path, "step-00001000")
     storage.remove(tmp_path, "step-00001000")
@@ -180,7 +228,7 @@ def test_records_are_listed_removed_and_swept_and_nothing_else_is(tmp_path: Path
         ("model", {}, {"a": float("nan")}, "JSON"),
         ("model", {}, {"a": {1, 2}}, "JSON"),
         ("model", {}, {"a": torch.ones(1)}, "JSON"),
-        ("model", {}, {"a": "x" * storage.LIMIT}, "large things are tensors"),
+        ("model", {}, {"a": "x" * LIMIT}, "large things are tensors"),
         ("model", {"w": [1.0]}, {}, "tensors are Tensors"),
         ("model", {7: torch.ones(1)}, {}, "tensors are Tensors"),
         ("model", {"__metadata__": torch.ones(1)}, {}, "tensors are Tensors"),
@@ -199,7 +247,9 @@ def test_what_can_not_be_written_is_refused_before_anything_is(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss in KiB")
 def test_writing_copies_one_tensor_at_a_time(tmp_path: Path) -> None:
-    tensors = {str(k): torch.ones(2**19).as_strided((2**10, 2**9), (1, 2**10)) for k in range(40)}  # not contiguous, 2 MiB
+    tensors = {
+        str(k): torch.ones(2**19).as_strided((2**10, 2**9), (1, 2**10)) for k in range(40)
+    }  # not contiguous, 2 MiB
 
     def grown() -> float:
         storage.write(tmp_path, "model", {"w": torch.ones(9)}, {})
@@ -210,7 +260,7 @@ def test_writing_copies_one_tensor_at_a_time(tmp_path: Path) -> None:
     assert in_child(grown) < 25  # MiB, of 80
 
 
-# ---------------------------------------------------------------------------------------------------- damage
+# ---------------------------------------------------------------------- damage
 
 
 def cut(data: bytes, rng: random.Random) -> bytes:
@@ -229,14 +279,24 @@ def flipped(data: bytes, rng: random.Random) -> bytes:
 
 
 def header(data: bytes, rng: random.Random) -> bytes:
-    """One character of the JSON, or of the safetensors header or its length, becomes another that could stand there."""
+    """One character of the JSON, or of the safetensors header or its length, becomes another that
+    could stand there.
+    """
     end = len(data) if data[:1] == b"{" else 8 + int.from_bytes(data[:8], "little")
     place = rng.randrange(end)
-    return data[:place] + rng.choice(b'0123456789abcdef",:{}[]eE-. ').to_bytes(1, "little") + data[place + 1 :]
+    return (
+        data[:place]
+        + rng.choice(b'0123456789abcdef",:{}[]eE-. ').to_bytes(1, "little")
+        + data[place + 1 :]
+    )
 
 
-def damaged_are_refused(damage: Callable[[bytes, random.Random], bytes], count: int, tmp_path: Path) -> None:
-    """A quarter of `count` each over the JSON and the tensors, of a saved model and of a checkpoint: all are refused by name."""
+def damaged_are_refused(
+    damage: Callable[[bytes, random.Random], bytes], count: int, tmp_path: Path
+) -> None:
+    """A quarter of `count` each over the JSON and the tensors, of a saved model and of a
+    checkpoint: all are refused by name.
+    """
     rng, refused, sde = random.Random(17), 0, model()
     for stem in ("model", "step-00000500"):
         folder = tmp_path / stem
@@ -263,7 +323,9 @@ def damaged_are_refused(damage: Callable[[bytes, random.Random], bytes], count: 
 
 
 @pytest.mark.parametrize("damage", [cut, zeroed, flipped, header])
-def test_a_thousand_damaged_checkpoints_of_each_kind_are_refused(damage: Any, tmp_path: Path) -> None:
+def test_a_thousand_damaged_checkpoints_of_each_kind_are_refused(
+    damage: Any, tmp_path: Path
+) -> None:
     damaged_are_refused(damage, 1000, tmp_path)
 
 
@@ -271,7 +333,11 @@ def test_every_byte_of_a_json_counts_and_every_length(tmp_path: Path) -> None:
     path = storage.write(tmp_path, "model", {"w": torch.ones(1)}, {"beta_max": 20.0})
     data = path.read_bytes()
     bad = [data[:i] + bytes([data[i] ^ 1 << i % 8]) + data[i + 1 :] for i in range(len(data))]
-    bad += [data[:i] for i in range(len(data))] + [data + tail for tail in (b"\n", b" ", b"\0", b"}", data)] + [b" " + data]
+    bad += (
+        [data[:i] for i in range(len(data))]
+        + [data + tail for tail in (b"\n", b" ", b"\0", b"}", data)]
+        + [b" " + data]
+    )
     for wrong in bad:
         path.write_bytes(wrong)
         with pytest.raises(CheckpointError):
@@ -280,7 +346,9 @@ def test_every_byte_of_a_json_counts_and_every_length(tmp_path: Path) -> None:
     assert storage.read(tmp_path, "model")[0] == {"beta_max": 20.0}
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_with_a_warning(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_with_a_warning(
+    tmp_path: Path,
+) -> None:
     old, new = model(), model()
     torch.nn.init.ones_(new.net.out.bias)
     checkpoint(tmp_path, "step-00000500", old)
@@ -288,24 +356,31 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_with_a_warning(t
     assert torch.equal(scoresde.load(tmp_path).net.out.bias, torch.ones(2))
     path = tmp_path / "step-00001000.json"
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.warns(UserWarning, match=r"step-00000500 instead of the newest.*step-00001000\.json is damaged"):
+    with pytest.warns(
+        UserWarning, match=r"step-00000500 instead of the newest.*step-00001000\.json is damaged"
+    ):
         assert torch.equal(scoresde.load(tmp_path).net.out.bias, old.net.out.bias)
     (tmp_path / "step-00000500.json").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"step-00001000\.json"):
         scoresde.load(tmp_path)
     scoresde.save(new, tmp_path)
     assert torch.equal(scoresde.load(tmp_path).net.out.bias, torch.ones(2))
-    (tmp_path / "model.json").write_bytes(b"")  # a model that was saved is not replaced by something else in silence
+    (tmp_path / "model.json").write_bytes(
+        b""
+    )  # a model that was saved is not replaced by something else in silence
     with pytest.raises(CheckpointError, match=r"model\.json"):
         scoresde.load(tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------- failing writes
+# ---------------------------------------------------------------------- failing writes
 
 
 def contents(k: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What the k-th record holds."""
-    return {"w": torch.full((5000,), float(k)), "v": torch.full((30,), k)}, {"k": k, "note": f"{k} " * 2000}
+    return {"w": torch.full((5000,), float(k)), "v": torch.full((30,), k)}, {
+        "k": k,
+        "note": f"{k} " * 2000,
+    }
 
 
 def check(folder: Path, *allowed: int) -> int:
@@ -320,7 +395,9 @@ def check(folder: Path, *allowed: int) -> int:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs limits of a child process")
 @pytest.mark.parametrize("large", ["tensors", "JSON"])
 @pytest.mark.parametrize("share", [0.0, 1e-4, 0.3, 0.9, 0.9999])
-def test_a_full_disk_is_an_error_that_leaves_the_previous_record_and_no_litter(large: str, share: float, tmp_path: Path) -> None:
+def test_a_full_disk_is_an_error_that_leaves_the_previous_record_and_no_litter(
+    large: str, share: float, tmp_path: Path
+) -> None:
     storage.write(tmp_path, "model", *contents(1))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     tensors, about = contents(2)
@@ -356,7 +433,10 @@ def test_a_read_only_folder_is_an_error_and_can_be_read(tmp_path: Path) -> None:
         if os.geteuid() == 0:  # root may write anywhere
             os.setuid(65534)
         said = []
-        for attempt in (lambda: storage.write(".", "model", *contents(2)), lambda: Lock(".").__enter__()):
+        for attempt in (
+            lambda: storage.write(".", "model", *contents(2)),
+            lambda: Lock(".").__enter__(),
+        ):
             try:
                 attempt()
             except CheckpointError as error:
@@ -368,14 +448,20 @@ def test_a_read_only_folder_is_an_error_and_can_be_read(tmp_path: Path) -> None:
         said = in_child(work)
     finally:
         tmp_path.chmod(0o700)
-    assert said == ["can't write model.json: Permission denied", "can't write to .: Permission denied"]
+    assert said == [
+        "can't write model.json: Permission denied",
+        "can't write to .: Permission denied",
+    ]
     assert names(tmp_path) == before
 
 
 def test_a_file_where_the_folder_should_be_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
-        for attempt in (lambda f: storage.write(f, "model", {}, {}), lambda f: Lock(f).__enter__()):
+        for attempt in (
+            lambda f: storage.write(f, "model", {}, {}),
+            lambda f: Lock(f).__enter__(),
+        ):
             with pytest.raises(CheckpointError, match="can't write"):
                 attempt(folder)
         assert storage.records(folder, "step-") == storage.leftovers(folder) == []
@@ -386,7 +472,9 @@ def test_a_file_where_the_folder_should_be_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize(("name", "calls"), [("replace", 2), ("fsync", 4)])
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError(5, "Input/output error"), MemoryError])
+@pytest.mark.parametrize(
+    "kind", [KeyboardInterrupt, OSError(5, "Input/output error"), MemoryError]
+)
 def test_an_interrupt_at_any_call_leaves_one_record_or_the_other(
     kind: Any, name: str, calls: int, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,7 +496,11 @@ def test_an_interrupt_at_any_call_leaves_one_record_or_the_other(
             storage.write(folder, "model", *contents(2))
         monkeypatch.undo()
         k = check(folder, 1, 2)
-        assert k == 1 or (name, which, when) in [("replace", 1, "after"), ("fsync", 3, "before"), ("fsync", 3, "after")]
+        assert k == 1 or (name, which, when) in [
+            ("replace", 1, "after"),
+            ("fsync", 3, "before"),
+            ("fsync", 3, "after"),
+        ]
         assert len(names(folder)) == 1 + k  # the old tensors wait for `sweep`
         storage.sweep(folder)
         assert len(names(folder)) == 2
@@ -416,7 +508,9 @@ def test_an_interrupt_at_any_call_leaves_one_record_or_the_other(
         check(folder, 3)
 
 
-def test_an_interrupt_over_the_same_tensors_does_not_take_them_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_over_the_same_tensors_does_not_take_them_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The new tensors file is the old one then, and the old JSON still names it."""
     storage.write(tmp_path, "model", contents(1)[0], {"k": 1})
     real, count = os.replace, [0]
@@ -436,7 +530,9 @@ def test_an_interrupt_over_the_same_tensors_does_not_take_them_along(tmp_path: P
 
 
 def killed(kills: int, tmp_path: Path) -> None:
-    """A child writes, replaces and removes records without end, saying when each was done, and is killed at a random moment."""
+    """A child writes, replaces and removes records without end, saying when each was done, and is
+    killed at a random moment.
+    """
     rng, last, inside = random.Random(3), 0, 0
     storage.write(tmp_path, "model", *contents(0))
     for _ in range(kills):
@@ -492,12 +588,16 @@ def test_who_reads_while_another_replaces_gets_one_or_the_other(tmp_path: Path) 
         try:
             for k in range(1, 10**6):
                 storage.write(tmp_path, "model", *contents(k))
-                storage.sweep(tmp_path)  # takes the old tensors, which a reader may be about to open
+                storage.sweep(
+                    tmp_path
+                )  # takes the old tensors, which a reader may be about to open
         finally:
             os._exit(1)
     try:
         last, reads, late = 0, 0, time.monotonic() + 60
-        while (reads < 300 or last <= 10) and time.monotonic() < late:  # how soon the other gets on is the machine's business
+        while (
+            reads < 300 or last <= 10
+        ) and time.monotonic() < late:  # how soon the other gets on is the machine's business
             last, reads = check(tmp_path, *range(last, last + 10**4)), reads + 1
     finally:
         os.kill(pid, signal.SIGKILL)
@@ -505,7 +605,7 @@ def test_who_reads_while_another_replaces_gets_one_or_the_other(tmp_path: Path) 
     assert last > 10
 
 
-# ---------------------------------------------------------------------------------------------------- two writers
+# ---------------------------------------------------------------------- two writers
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -521,8 +621,13 @@ def test_a_second_writer_is_told_who_the_first_is_until_that_dies(tmp_path: Path
         os._exit(0)
     try:
         assert os.read(out, 1) == b"x"
-        for attempt in (lambda: Lock(tmp_path / "run").__enter__(), lambda: scoresde.save(sde, tmp_path / "run")):
-            with pytest.raises(CheckpointError, match=rf"is being written by another process \(pid {pid}\)"):
+        for attempt in (
+            lambda: Lock(tmp_path / "run").__enter__(),
+            lambda: scoresde.save(sde, tmp_path / "run"),
+        ):
+            with pytest.raises(
+                CheckpointError, match=rf"is being written by another process \(pid {pid}\)"
+            ):
                 attempt()
         scoresde.load(tmp_path / "run")  # reading is free
     finally:
@@ -532,10 +637,15 @@ def test_a_second_writer_is_told_who_the_first_is_until_that_dies(tmp_path: Path
     assert len(names(tmp_path / "run")) == 2
 
 
-def test_a_process_does_not_write_twice_at_a_time_and_gives_back_what_it_took(tmp_path: Path) -> None:
+def test_a_process_does_not_write_twice_at_a_time_and_gives_back_what_it_took(
+    tmp_path: Path,
+) -> None:
     for _ in range(3):
         with Lock(tmp_path / "run") as lock:
-            with pytest.raises(CheckpointError, match="by this process already"), Lock(tmp_path / "run"):
+            with (
+                pytest.raises(CheckpointError, match="by this process already"),
+                Lock(tmp_path / "run"),
+            ):
                 pass
             with pytest.raises(CheckpointError, match="by this process already"), lock:
                 pass
@@ -574,7 +684,9 @@ def test_a_forked_worker_that_outlives_its_parent_does_not_hold_the_lock(tmp_pat
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_four_processes_in_a_race_are_never_two_at_a_time(tmp_path: Path) -> None:
-    """Each adds 1 to a number in a file, by reading and writing, 100 times; a lock that lets two in loses some."""
+    """Each adds 1 to a number in a file, by reading and writing, 100 times; a lock that lets two
+    in loses some.
+    """
     (tmp_path / "n").write_text("0")
     children = []
     for _ in range(4):
@@ -608,7 +720,7 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
-# ---------------------------------------------------------------------------------------------------- hostility
+# ---------------------------------------------------------------------- hostility
 
 HOSTILE = """
 import json, os, pathlib, resource, sys, time
@@ -618,14 +730,17 @@ import scoresde
 root = pathlib.Path(sys.argv[1])
 scoresde.load(root / "sound")  # what a sound load imports is imported now
 seen, watching = [], False
-WATCHED = ("pickle.find_class", "exec", "compile", "import", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove",
-           "os.rename", "subprocess.Popen", "marshal.loads", "ctypes.dlopen", "socket.connect", "shutil.rmtree")
+WATCHED = ("pickle.find_class", "exec", "compile", "import", "os.system", "os.exec",
+           "os.posix_spawn", "os.fork", "os.remove", "os.rename", "subprocess.Popen",
+           "marshal.loads", "ctypes.dlopen", "socket.connect", "shutil.rmtree")
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 def hook(event, args):
-    if watching and (event in WATCHED or event == "open" and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+    if watching and (event in WATCHED or event == "open" and (args[2] or 0) & WRITES):
         seen.append(event + " " + repr(args[:1])[:80])
 sys.addaudithook(hook)
 virtual = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (virtual + 2**30, virtual + 2**30))  # a bomb must not take the machine along
+# A bomb must not take the machine along.
+resource.setrlimit(resource.RLIMIT_AS, (virtual + 2**30, virtual + 2**30))
 def peak(reset=False):
     if reset:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
@@ -659,13 +774,17 @@ class Payload:
 
 
 class Forge:
-    """Writes records as an attacker would, who knows the format: seals and checksums are right unless they are the point."""
+    """Writes records as an attacker would, who knows the format: seals and checksums are right
+    unless they are the point.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         sde = model()
         self.about, self.tensors = describe(sde), weights(sde)
-        self.sound = safetensors.torch.save({name: value.clone() for name, value in self.tensors.items()})
+        self.sound = safetensors.torch.save(
+            {name: value.clone() for name, value in self.tensors.items()}
+        )
 
     def folder(self, name: str) -> Path:
         folder = self.root / name
@@ -682,7 +801,9 @@ class Forge:
         text: Callable[[str], str] = lambda text: text,
         stem: str = "model",
     ) -> Path:
-        """`data` are the tensors' bytes, `edits` change `about` by dotted paths, `entry` the record of the tensors."""
+        """`data` are the tensors' bytes, `edits` change `about` by dotted paths, `entry` the
+        record of the tensors.
+        """
         folder, data = self.folder(name), self.sound if data is None else data
         about = json.loads(json.dumps(self.about))
         for keys, value in (edits or {}).items():
@@ -695,12 +816,18 @@ class Forge:
         file = f"{stem}-{digest[:12]}.safetensors"
         (folder / file).write_bytes(data)
         tensors = {"file": file, "size": len(data), "sha256": digest} | (entry or {})
-        record = {"format": "scoresde-2", "tensors": tensors, "about": about if stem == "model" else {"model": about}}
+        record = {
+            "format": "scoresde-2",
+            "tensors": tensors,
+            "about": about if stem == "model" else {"model": about},
+        }
         body = text(json.dumps(record, indent=2)).removesuffix("\n}").encode()
-        (folder / f"{stem}.json").write_bytes(storage.seal(body))
+        (folder / f"{stem}.json").write_bytes(seal(body))
         return folder
 
-    def header(self, name: str, change: Callable[[dict[str, Any]], Any], tail: bytes = b"") -> None:
+    def header(
+        self, name: str, change: Callable[[dict[str, Any]], Any], tail: bytes = b""
+    ) -> None:
         """Tensors whose safetensors header is another one."""
         n = int.from_bytes(self.sound[:8], "little")
         about = json.loads(self.sound[8 : 8 + n])
@@ -731,8 +858,12 @@ def hostile(root: Path) -> None:
     forge.record("a pickle of torch", zipped.getvalue())
     forge.record("a zip bomb", bomb.getvalue())
     (forge.folder("a pickle for JSON") / "model.json").write_bytes(pickle.dumps(Payload(pwned)))
-    (forge.folder("a gzip bomb for JSON") / "model.json").write_bytes(gzip.compress(bytes(5 * 10**7)))
-    (forge.folder("Python for JSON") / "model.json").write_text(f"__import__('os').system({pwned!r})")
+    (forge.folder("a gzip bomb for JSON") / "model.json").write_bytes(
+        gzip.compress(bytes(5 * 10**7))
+    )
+    (forge.folder("Python for JSON") / "model.json").write_text(
+        f"__import__('os').system({pwned!r})"
+    )
     folder = forge.record("a module beside")
     (folder / "evil.py").write_text(f"import os; os.system({pwned!r})")
     forge.record("a module beside, named", edits={"net.name": "evil", "process.name": "evil"})
@@ -773,26 +904,42 @@ def hostile(root: Path) -> None:
     folder = forge.record("64 GB of tensors", entry={"size": 2**36})
     with open(folder / inside.name, "wb") as file:
         file.truncate(2**36)
-    (forge.folder("17 MB of JSON") / "model.json").write_bytes(storage.seal(b'{"a": "' + b"x" * 17 * 2**20 + b'"'))
+    (forge.folder("17 MB of JSON") / "model.json").write_bytes(
+        seal(b'{"a": "' + b"x" * 17 * 2**20 + b'"')
+    )
     for size in (-1, 2**70, "many", None, [1], 1e300, 0.5):
         forge.record(f"size {size}", entry={"size": size})
     forge.record("a checksum of another type", entry={"sha256": 7})
-    forge.record("a short checksum", entry={"sha256": hashlib.sha256(forge.sound).hexdigest()[:12]})
+    forge.record(
+        "a short checksum", entry={"sha256": hashlib.sha256(forge.sound).hexdigest()[:12]}
+    )
 
     # safetensors headers
     first = next(iter(forge.tensors))
     forge.record("a header of 2^63 bytes", b"\xff" * 7 + b"\x7f" + b"{}")
     forge.record("a header of 90 MB that is not there", (9 * 10**7).to_bytes(8, "little") + b"{}")
     forge.record("no header", b"")
-    forge.header("offsets that overlap", lambda h: h[first].update(data_offsets=h["scale"]["data_offsets"]))
-    forge.header("offsets that exceed", lambda h: h["net.out.bias"].update(data_offsets=[0, 10**12]))
-    forge.header("offsets that go back", lambda h: h["net.out.bias"].update(data_offsets=h["net.out.bias"]["data_offsets"][::-1]))
+    forge.header(
+        "offsets that overlap", lambda h: h[first].update(data_offsets=h["scale"]["data_offsets"])
+    )
+    forge.header(
+        "offsets that exceed", lambda h: h["net.out.bias"].update(data_offsets=[0, 10**12])
+    )
+    forge.header(
+        "offsets that go back",
+        lambda h: h["net.out.bias"].update(data_offsets=h["net.out.bias"]["data_offsets"][::-1]),
+    )
     forge.header("negative offsets", lambda h: h["net.out.bias"].update(data_offsets=[-8, 0]))
     forge.header("a dtype of another size", lambda h: h["net.out.bias"].update(dtype="F64"))
     forge.header("a dtype of another kind", lambda h: h["net.out.bias"].update(dtype="I32"))
     forge.header("an unknown dtype", lambda h: h["net.out.bias"].update(dtype="os.system"))
-    forge.header("a shape that overflows", lambda h: h["net.out.bias"].update(shape=[2**40, 2**40]))
-    forge.header("names that come twice", lambda h: json.dumps(h).encode()[:-1] + b"," + json.dumps(h).encode()[1:])
+    forge.header(
+        "a shape that overflows", lambda h: h["net.out.bias"].update(shape=[2**40, 2**40])
+    )
+    forge.header(
+        "names that come twice",
+        lambda h: json.dumps(h).encode()[:-1] + b"," + json.dumps(h).encode()[1:],
+    )
     forge.header("data that no name has", lambda h: None, tail=bytes(64))
     forge.header("a header of deep lists", lambda h: b'{"a":' + b"[" * 10**5 + b"]" * 10**5 + b"}")
 
@@ -806,8 +953,12 @@ def hostile(root: Path) -> None:
     # names and options
     options = {
         "os.system for a network": {"net": {"name": "os.system", "options": {"command": pwned}}},
-        "os.system for a process": {"process": {"name": "os.system", "options": {"command": pwned}}},
-        "a class by path": {"net": {"name": "torch.nn.Linear", "options": {"in_features": 2, "out_features": 2}}},
+        "os.system for a process": {
+            "process": {"name": "os.system", "options": {"command": pwned}}
+        },
+        "a class by path": {
+            "net": {"name": "torch.nn.Linear", "options": {"in_features": 2, "out_features": 2}}
+        },
         "a class by entry point": {"net.name": "evil:Network"},
         "__class__ for a network": {"net.name": "__class__"},
         "__class__ among options": {"net.options.__class__": "os.system"},
@@ -838,29 +989,53 @@ def hostile(root: Path) -> None:
     # JSON that is not what it looks like
     there = '"shape": ['
     forge.record("1e999", text=lambda text: text.replace('"width": 8', '"width": 1e999'))
-    forge.record("a number of 10^5 digits", text=lambda text: text.replace('"width": 8', f'"width": {"9" * 10**5}'))
-    forge.record("keys that come twice", text=lambda text: text.replace(there, '"shape": [2], ' + there))
-    forge.record("deep lists", text=lambda text: text.replace(there, there + "[" * 10**5 + "]" * 10**5 + ","))
-    forge.record("lists of depth 900", text=lambda text: text.replace('"width": 8', '"width": ' + "[" * 900 + "]" * 900))
+    forge.record(
+        "a number of 10^5 digits",
+        text=lambda text: text.replace('"width": 8', f'"width": {"9" * 10**5}'),
+    )
+    forge.record(
+        "keys that come twice", text=lambda text: text.replace(there, '"shape": [2], ' + there)
+    )
+    forge.record(
+        "deep lists",
+        text=lambda text: text.replace(there, there + "[" * 10**5 + "]" * 10**5 + ","),
+    )
+    forge.record(
+        "lists of depth 900",
+        text=lambda text: text.replace('"width": 8', '"width": ' + "[" * 900 + "]" * 900),
+    )
     forge.record("deep file name", entry={"file": json.loads("[" * 900 + "]" * 900)})
     forge.record("a byte-order mark", text=lambda text: "\ufeff" + text)
     forge.record("a list", text=lambda text: f"[{text}]")
     forge.record("about nothing", text=lambda text: text.replace('"about"', '"aboot"'))
-    forge.record("one thing more", text=lambda text: text.replace('"about"', '"exec": "x", "about"'))
+    forge.record(
+        "one thing more", text=lambda text: text.replace('"about"', '"exec": "x", "about"')
+    )
     forge.record("another format", text=lambda text: text.replace("scoresde-2", "scoresde-1"))
-    forge.record("a format of depth 900", text=lambda text: text.replace('"scoresde-2"', "[" * 900 + "]" * 900))
+    forge.record(
+        "a format of depth 900",
+        text=lambda text: text.replace('"scoresde-2"', "[" * 900 + "]" * 900),
+    )
 
     # the same through a checkpoint
     step = "step-00000500"
     forge.record("a pickle in a checkpoint", pickle.dumps(Payload(pwned)), stem=step)
     forge.record("a checkpoint with foreign weights", stem=step)  # not under "model."
     forge.record("os.system in a checkpoint", edits=options["os.system for a network"], stem=step)
-    forge.record("a checkpoint without a model", text=lambda text: text.replace('"model": {', '"modal": {'), stem=step)
+    forge.record(
+        "a checkpoint without a model",
+        text=lambda text: text.replace('"model": {', '"modal": {'),
+        stem=step,
+    )
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory, reads /proc")
-def test_hostile_records_run_nothing_write_nothing_and_take_neither_memory_nor_time(tmp_path: Path) -> None:
-    """In a process of its own, watched by an audit hook: no unpickling, no import, no code, an error of ours in seconds."""
+def test_hostile_records_run_nothing_write_nothing_and_take_neither_memory_nor_time(
+    tmp_path: Path,
+) -> None:
+    """In a process of its own, watched by an audit hook: no unpickling, no import, no code, an
+    error of ours in seconds.
+    """
     hostile(tmp_path)
     before = sorted(tmp_path.rglob("*"))
     done = subprocess.run(
@@ -885,7 +1060,9 @@ def test_hostile_records_run_nothing_write_nothing_and_take_neither_memory_nor_t
 
 
 def test_the_oldest_versions_that_are_allowed_are_those_that_are_tested() -> None:
-    """`make test-oldest` installs what pyproject.toml allows; safetensors 0.4.0 reads no empty tensor back."""
+    """`make test-oldest` installs what pyproject.toml allows; safetensors 0.4.0 reads no empty
+    tensor back.
+    """
     root = Path(__file__).parent.parent
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"].values()

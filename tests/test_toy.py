@@ -1,7 +1,7 @@
 """Toy densities against scipy, autograd, quadrature and their own samples.
 
-Seeds are fixed. Statistical bounds are 4 standard errors, a false alarm in 16,000 draws of the seed;
-permutation tests fail at p ≤ 0.001, a false alarm in 1,000.
+Seeds are fixed. Statistical bounds are 4 standard errors, a false alarm in 16,000 draws of the
+seed; permutation tests fail at p ≤ 0.001, a false alarm in 1,000.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ def test_denoise_is_tweedie(shape: tuple[int, ...], kind: str, batch: int) -> No
         a, s, xi = float(alpha[i]), float(sigma[i]), x[i : i + 1].clone().requires_grad_()
         (score,) = torch.autograd.grad(p.perturb(a, s).log_prob(xi).sum(), xi)
         torch.testing.assert_close(eps[i : i + 1], -s * score, rtol=1e-10, atol=1e-10)
-        torch.testing.assert_close(x0[i : i + 1], (xi.detach() + s**2 * score) / a, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            x0[i : i + 1], (xi.detach() + s**2 * score) / a, rtol=1e-10, atol=1e-10
+        )
         one = p.denoise(x[i : i + 1], a, s)  # alone, with numbers for levels
         torch.testing.assert_close(one, (x0[i : i + 1], eps[i : i + 1]), rtol=1e-12, atol=1e-12)
     leaf = x.clone().requires_grad_()
@@ -234,7 +236,9 @@ def test_twice_the_nodes_change_nothing(curve: type[NoisyCurve], noise: float | 
     p = curve() if noise is None else curve(noise)  # type: ignore[call-arg]
     q = type("Finer", (curve,), {"resolution": 2 * curve.resolution})(p.noise)
     low, high = p.bounds()
-    torch.testing.assert_close(p.log_prob(x := grid(low, high, 40)[0]), q.log_prob(x), rtol=0, atol=1e-9)
+    torch.testing.assert_close(
+        p.log_prob(x := grid(low, high, 40)[0]), q.log_prob(x), rtol=0, atol=1e-9
+    )
     middle = (low + high) / 2
     far = middle + 2 * (x - middle)
     torch.testing.assert_close(p.log_prob(far), q.log_prob(far), rtol=1e-10, atol=1e-7)
@@ -244,7 +248,11 @@ def test_rings_by_bessel_functions() -> None:
     x = grid(torch.full((2,), -4.0), torch.full((2,), 4.0), 60)[0]
     r = x.norm(dim=1, keepdim=True)
     R, s = torch.tensor([3.0, 2.25, 1.5, 0.75], dtype=torch.float64), 0.08
-    each = -0.5 * ((r - R) / s) ** 2 + torch.special.i0e(r * R / s**2).log() - math.log(4 * 2 * math.pi * s**2)
+    each = (
+        -0.5 * ((r - R) / s) ** 2
+        + torch.special.i0e(r * R / s**2).log()
+        - math.log(4 * 2 * math.pi * s**2)
+    )
     torch.testing.assert_close(Rings().log_prob(x), each.logsumexp(1), rtol=1e-11, atol=1e-11)
 
 
@@ -261,22 +269,30 @@ def test_curves_are_those_of_scikit_learn_and_ffjord() -> None:
     torch.testing.assert_close(TwoSpirals().curve(u, zero), arm)
     torch.testing.assert_close(TwoSpirals().curve(u, one), -arm)
     t = 1.5 * math.pi * (1 + 2 * u)
-    torch.testing.assert_close(SwissRoll().curve(u, zero), torch.stack([t * t.cos(), t * t.sin()], 1) / 5)
+    torch.testing.assert_close(
+        SwissRoll().curve(u, zero), torch.stack([t * t.cos(), t * t.sin()], 1) / 5
+    )
 
 
 def test_pinwheel_without_twist_is_a_mixture() -> None:
-    # one arm, no twist: a single Gaussian; and turning the plane by a fifth changes nothing with five arms
+    # one arm, no twist: a single Gaussian; and turning the plane by a fifth changes nothing with
+    # five arms
     x = grid(torch.full((2,), -6.0), torch.full((2,), 6.0), 40)[0]
     expected = stats.norm(2, 0.6).logpdf(x[:, 0]) + stats.norm(0, 0.2).logpdf(x[:, 1])
-    np.testing.assert_allclose(Pinwheel(arms=1, rate=0.0).log_prob(x), expected, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(
+        Pinwheel(arms=1, rate=0.0).log_prob(x), expected, rtol=1e-11, atol=1e-11
+    )
     p, a = Pinwheel(), 2 * math.pi / 5
-    turn = torch.tensor([[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]], dtype=torch.float64)
+    turn = torch.tensor(
+        [[math.cos(a), math.sin(a)], [-math.sin(a), math.cos(a)]], dtype=torch.float64
+    )
     x = x[x.norm(dim=1) < 5]
     torch.testing.assert_close(p.log_prob(x @ turn), p.log_prob(x), rtol=1e-9, atol=1e-9)
 
 
 def test_pinwheel_by_change_of_variables() -> None:
-    # p(x(f)) is p(f)/(4·arms·|F′|) and what other features bring: never less, equal where the arms are apart
+    # p(x(f)) is p(f)/(4·arms·|F′|) and what other features bring: never less, equal where the arms
+    # are apart
     p = Pinwheel()
     z = torch.randn(2000, 2, generator=seeded(), dtype=torch.float64).clamp(-2, 2)
     f = p._features(z)
@@ -288,7 +304,9 @@ def test_pinwheel_by_change_of_variables() -> None:
     assert excess.median() < 1e-9
 
 
-@pytest.mark.parametrize("kw", [{"radial_std": 0.5, "rate": 0.6, "arms": 3}, {"tangential_std": 0.3, "arms": 1}])
+@pytest.mark.parametrize(
+    "kw", [{"radial_std": 0.5, "rate": 0.6, "arms": 3}, {"tangential_std": 0.3, "arms": 1}]
+)
 def test_folded_pinwheels_follow_their_density(kw: dict[str, float]) -> None:
     # folds make p infinite on lines, which a grid of 20×20 per cell still integrates
     p = Pinwheel(**kw)  # type: ignore[arg-type]
@@ -297,14 +315,19 @@ def test_folded_pinwheels_follow_their_density(kw: dict[str, float]) -> None:
     mass = p.log_prob(points).exp().reshape(8, 20, 8, 20).sum((1, 3)).flatten() * cell
     index = (x[(x.abs() < 4).all(1)] + 4).long()
     count = torch.bincount(index[:, 0] * 8 + index[:, 1], minlength=64).double()
-    chi2 = float(((count - mass * 20_000).square() / (mass * 20_000))[keep := mass * 20_000 > 50].sum())
+    chi2 = float(
+        ((count - mass * 20_000).square() / (mass * 20_000))[keep := mass * 20_000 > 50].sum()
+    )
     assert stats.chi2(int(keep.sum())).sf(chi2) > 1e-4
     with pytest.raises(ValueError, match="fold too much"):
         p.entropy()
 
 
 def test_far_away_and_not_a_number() -> None:
-    far = torch.tensor([[20.0, 3.0], [1e9, 0.0], [0.0, 0.0], [math.inf, 0.0], [math.nan, 0.0]], dtype=torch.float64)
+    far = torch.tensor(
+        [[20.0, 3.0], [1e9, 0.0], [0.0, 0.0], [math.inf, 0.0], [math.nan, 0.0]],
+        dtype=torch.float64,
+    )
     for name in NAMES:
         value = DENSITIES[name]().log_prob(far)
         assert value[4].isnan(), name
@@ -382,7 +405,9 @@ def test_a_curve_of_any_thinness_has_a_density_at_once_or_says_why_not(density: 
     ahead, behind = (thin.curve(tau + d, arc) for d in (1e-5, -1e-5))
     tangent = (ahead - behind) / 2e-5
     normal = torch.stack([-tangent[:, 1], tangent[:, 0]], 1) / tangent.norm()
-    log_p = thin.log_prob(thin.curve(tau, arc) + torch.tensor([[0.0], [noise], [2 * noise]]) * normal)
+    log_p = thin.log_prob(
+        thin.curve(tau, arc) + torch.tensor([[0.0], [noise], [2 * noise]]) * normal
+    )
     expected = torch.tensor([0.0, -0.5, -2.0], dtype=torch.float64)
     torch.testing.assert_close(log_p - log_p[0], expected, atol=2e-3, rtol=0)
     with pytest.raises(ValueError, match="nodes of quadrature along one arc; take at least"):

@@ -1,4 +1,6 @@
-"""DiT and U-ViT against their papers' equations, written out here from the weights alone, with explicit softmax and loops."""
+"""DiT and U-ViT against their papers' equations, written out here from the weights alone, with
+explicit softmax and loops.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,17 @@ from torch import Tensor, nn
 
 import scoresde
 from conftest import generator
-from scoresde.backbones.dit import DiT
+from scoresde.backbones.dit import DiT, modulate
 from scoresde.backbones.tokens import divisors, grid, patchify, positions, unpatchify
 from scoresde.backbones.uvit import UViT
-from scoresde.trace import exact_trace, hutchinson_trace
+from scoresde.density.trace import exact_trace, hutchinson_trace
 
 F64 = torch.float64
 SHAPES = [(2, 8), (3, 8, 8), (1, 4, 4, 4)]
-SIZES = {DiT: {"width": 12, "depth": 2, "heads": 2, "features": 8}, UViT: {"width": 12, "depth": 5, "heads": 2}}
+SIZES = {
+    DiT: {"width": 12, "depth": 2, "heads": 2, "features": 8},
+    UViT: {"width": 12, "depth": 5, "heads": 2},
+}
 NETS = [DiT, UViT]
 Net = type[DiT] | type[UViT]
 each_net = pytest.mark.parametrize("cls", NETS)
@@ -79,7 +84,10 @@ def silu(x: Tensor) -> Tensor:
 
 def corners(shape: tuple[int, ...], p: int) -> list[tuple[slice, ...]]:
     """The patches of a sample, one slice an axis."""
-    return [tuple(slice(i, i + p) for i in at) for at in itertools.product(*(range(0, n, p) for n in shape[1:]))]
+    return [
+        tuple(slice(i, i + p) for i in at)
+        for at in itertools.product(*(range(0, n, p) for n in shape[1:]))
+    ]
 
 
 def cut(x: Tensor, p: int) -> Tensor:
@@ -101,23 +109,35 @@ def waves(w: Weights, name: str, t: Tensor) -> Tensor:
 def dit(net: DiT, x: Tensor, t: Tensor, y: Tensor, heads: int) -> Tensor:
     """Peebles & Xie 2023, figure 3, right: the block with adaLN-zero; and the final layer."""
     w = dict(net.state_dict())
-    c = silu(linear(w, "embed.last", silu(linear(w, "embed.first", waves(w, "embed", t)))) + w["embed.label.weight"][y])
+    c = silu(
+        linear(w, "embed.last", silu(linear(w, "embed.first", waves(w, "embed", t))))
+        + w["embed.label.weight"][y]
+    )
     h = linear(w, "first", cut(x, net.patch)) + places(grid(net.shape, net.patch), 12)
     for i in range(2):
         b1, g1, a1, b2, g2, a2 = linear(w, f"blocks.{i}.turn", c)[:, None].chunk(6, -1)
-        h = h + a1 * attention(w, f"blocks.{i}.attention", layer_norm(h, 1e-6) * (1 + g1) + b1, heads)
-        hidden = tanh_gelu(linear(w, f"blocks.{i}.perceptron.up", layer_norm(h, 1e-6) * (1 + g2) + b2))
+        h = h + a1 * attention(
+            w, f"blocks.{i}.attention", layer_norm(h, 1e-6) * (1 + g1) + b1, heads
+        )
+        hidden = tanh_gelu(
+            linear(w, f"blocks.{i}.perceptron.up", layer_norm(h, 1e-6) * (1 + g2) + b2)
+        )
         h = h + a2 * linear(w, f"blocks.{i}.perceptron.down", hidden)
     b, g = linear(w, "turn", c)[:, None].chunk(2, -1)
     return paste(linear(w, "last", layer_norm(h, 1e-6) * (1 + g) + b), net.shape, net.patch)
 
 
 def places(sizes: tuple[int, ...], width: int) -> Tensor:
-    """Vaswani et al. 2017, section 3.5, number by number, with a part of the width for each axis."""
+    """Vaswani et al. 2017, section 3.5, number by number, a part of the width for each axis."""
     count = width // (2 * len(sizes))
     rows = []
     for at in itertools.product(*map(range, sizes)):
-        row = [f(i / 10_000 ** (k / count)) for i in at for f in (math.sin, math.cos) for k in range(count)]
+        row = [
+            f(i / 10_000 ** (k / count))
+            for i in at
+            for f in (math.sin, math.cos)
+            for k in range(count)
+        ]
         rows.append(row + [0.0] * (width - len(row)))
     return torch.tensor(rows, dtype=F64).float().double()
 
@@ -135,7 +155,11 @@ def uvit(net: UViT, x: Tensor, t: Tensor, y: Tensor, heads: int) -> Tensor:
         return h + linear(w, f"{name}.perceptron.down", hidden)
 
     told = silu(waves(w, "embed", t)) + w["embed.label.weight"][y]
-    tokens = [silu(waves(w, "noise", t))[:, None], told[:, None], linear(w, "first", cut(x, net.patch))]
+    tokens = [
+        silu(waves(w, "noise", t))[:, None],
+        told[:, None],
+        linear(w, "first", cut(x, net.patch)),
+    ]
     h = torch.cat(tokens, 1) + w["places"]
     h1 = block("rising.0", h)
     h2 = block("rising.1", h1)
@@ -154,14 +178,17 @@ def uvit(net: UViT, x: Tensor, t: Tensor, y: Tensor, heads: int) -> Tensor:
 
 @each_shape
 @pytest.mark.parametrize(("cls", "equations"), [(DiT, dit), (UViT, uvit)])
-def test_they_are_the_papers_equations(cls: Net, equations: object, shape: tuple[int, ...]) -> None:
+def test_they_are_the_papers_equations(
+    cls: Net, equations: object, shape: tuple[int, ...]
+) -> None:
     net = built(cls, shape, classes=3)
     x, t, y = normal(4, *shape), 2 * normal(4, seed=1), torch.tensor([0, 2, 1, 3])
     given = net(x[:3], t[:3], y=y[:3])
     wanted = equations(net, x, t, y, heads=2)
     assert wanted.std() > 0.05
     torch.testing.assert_close(given, wanted[:3], rtol=0, atol=1e-12)
-    torch.testing.assert_close(net(x[3:], t[3:]), wanted[3:], rtol=0, atol=1e-12)  # the last row of the table: no label
+    # the last row of the table: no label
+    torch.testing.assert_close(net(x[3:], t[3:]), wanted[3:], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("p", [1, 2, 4])
@@ -179,7 +206,9 @@ def test_positions_are_the_paper_s(sizes: tuple[int, ...]) -> None:
 
 @each_shape
 @each_net
-def test_patches_that_trade_places_take_their_positions_with_them(cls: Net, shape: tuple[int, ...]) -> None:
+def test_patches_that_trade_places_take_their_positions_with_them(
+    cls: Net, shape: tuple[int, ...]
+) -> None:
     net, p = built(cls, shape), 2
     if isinstance(net, UViT):  # a convolution knows its neighbours: leave it out
         nn.init.dirac_(net.smooth.weight)
@@ -210,7 +239,10 @@ def test_the_output_starts_at_zero_and_learns(cls: Net) -> None:
 
 def test_a_block_of_dit_starts_as_the_identity() -> None:
     net = DiT((3, 8, 8), **SIZES[DiT])
-    h, c = torch.randn(4, 16, 12, generator=generator()), torch.randn(4, 12, generator=generator(1))
+    h, c = (
+        torch.randn(4, 16, 12, generator=generator()),
+        torch.randn(4, 12, generator=generator(1)),
+    )
     for block in net.blocks:
         assert torch.equal(block(h, c), h)
 
@@ -224,7 +256,10 @@ def test_the_exact_trace_is_the_jacobian_s(cls: Net, shape: tuple[int, ...]) -> 
     net = built(cls, shape)
     x, t = normal(2, *shape), normal(2, seed=1)
     out, trace = exact_trace(lambda z: net(z.view_as(x), t).flatten(1), x.flatten(1))
-    jacobians = [torch.autograd.functional.jacobian(lambda z, i=i: net(z[None], t[i : i + 1])[0], x[i]) for i in range(2)]
+    jacobians = [
+        torch.autograd.functional.jacobian(lambda z, i=i: net(z[None], t[i : i + 1])[0], x[i])
+        for i in range(2)
+    ]
     wanted = torch.stack([j.reshape(x[0].numel(), -1).diagonal().sum() for j in jacobians])
     torch.testing.assert_close(out.view_as(x), net(x, t).detach(), rtol=0, atol=1e-12)
     torch.testing.assert_close(trace, wanted, rtol=0, atol=1e-11)
@@ -253,7 +288,9 @@ def test_gradients_flow_through_the_trace(cls: Net) -> None:
     x, d, t = normal(2, 16), normal(2, 16, seed=5), normal(2, seed=1)
 
     def trace(z: Tensor, create_graph: bool = False) -> Tensor:
-        return exact_trace(lambda z: net(z.view(2, 1, 4, 4), t).flatten(1), z, create_graph=create_graph)[1]
+        return exact_trace(
+            lambda z: net(z.view(2, 1, 4, 4), t).flatten(1), z, create_graph=create_graph
+        )[1]
 
     source = x.clone().requires_grad_()
     (pulled,) = torch.autograd.grad(trace(source, create_graph=True).sum(), source)
@@ -267,7 +304,13 @@ def test_gradients_flow_through_the_trace(cls: Net) -> None:
 @each_net
 def test_rows_do_not_influence_one_another(cls: Net) -> None:
     net = built(cls, (3, 8, 8), classes=3, vector=2, image=1)
-    x, t, y, v, im = normal(5, 3, 8, 8), normal(5, seed=1), torch.tensor([0, 1, 2, 0, 1]), normal(5, 2), normal(5, 1, 8, 8)
+    x, t, y, v, im = (
+        normal(5, 3, 8, 8),
+        normal(5, seed=1),
+        torch.tensor([0, 1, 2, 0, 1]),
+        normal(5, 2),
+        normal(5, 1, 8, 8),
+    )
     together = net(x, t, y, v, im)
     alone = torch.cat([net(*(each[i : i + 1] for each in (x, t, y, v, im))) for i in range(5)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
@@ -279,7 +322,9 @@ def test_rows_do_not_influence_one_another(cls: Net) -> None:
 
 @each_shape
 @each_net
-def test_every_condition_is_heard_and_its_absence_is_a_null(cls: Net, shape: tuple[int, ...]) -> None:
+def test_every_condition_is_heard_and_its_absence_is_a_null(
+    cls: Net, shape: tuple[int, ...]
+) -> None:
     net = built(cls, shape, classes=3, vector=2, image=1)
     x, t = normal(2, *shape), normal(2, seed=1)
     none = net(x, t)
@@ -287,15 +332,20 @@ def test_every_condition_is_heard_and_its_absence_is_a_null(cls: Net, shape: tup
     net.check_condition(**given)
     for name, value in given.items():
         assert ((net(x, t, **{name: value}) - none).flatten(1).norm(dim=1) > 1e-2).all(), name
-        assert ((net(x, t, **{name: 0 * value}) - none).flatten(1).norm(dim=1) > 1e-3).all(), name  # zeros are not none
-    nothing = {name: torch.full_like(value, torch.nan) for name, value in given.items() if name != "y"}
+        # zeros are not none
+        assert ((net(x, t, **{name: 0 * value}) - none).flatten(1).norm(dim=1) > 1e-3).all(), name
+    nothing = {
+        name: torch.full_like(value, torch.nan) for name, value in given.items() if name != "y"
+    }
     nothing["y"] = torch.tensor([3, 3])
     torch.testing.assert_close(net(x, t, **nothing), none, rtol=0, atol=1e-14)
 
 
 @each_net
 def test_dropout_is_of_what_is_added_and_of_training_alone(cls: Net) -> None:
-    """With everything dropped, DiT's blocks are the identity, and U-ViT's the linear maps of tokens and earlier ones."""
+    """With everything dropped, DiT's blocks are the identity, and U-ViT's the linear maps of
+    tokens and earlier ones.
+    """
     net = built(cls, (1, 4, 4), dropout=1.0)
     x, t = normal(2, 1, 4, 4), normal(2, seed=1)
     same = built(cls, (1, 4, 4))
@@ -309,8 +359,10 @@ def test_dropout_is_of_what_is_added_and_of_training_alone(cls: Net) -> None:
 
 
 def test_a_small_dit_learns_what_is_known() -> None:
-    """±a pattern with noise of 0.3, D = 8, standardized already: of the excess loss of a network that says zero over that of the
-    exact score, the least there is, on the same noise, no fifth is left."""
+    """±a pattern with noise of 0.3, D = 8, standardized already: of the excess loss of a network
+    that says zero over that of the exact score, the least there is, on the same noise, no fifth is
+    left.
+    """
     pattern = math.sqrt(1 - 0.3**2) * torch.tensor([[[1.0, 1, -1, 1, -1, -1, 1, 1]]])
     mixture = scoresde.toy.GaussianMixture(torch.cat([pattern, -pattern]), 0.3)
     process = scoresde.VPSDE()
@@ -359,22 +411,35 @@ def test_the_compiler_and_low_precision_agree_with_it(cls: Net) -> None:
     ],
     ids=["S/2", "B/2", "L/2", "XL/2"],
 )
-def test_dit_has_the_published_number_of_parameters(width: int, depth: int, heads: int, millions: int, ours: int) -> None:
-    """But for the variance that the paper's gives out beside the mean: as many channels again, 4 of 2×2, each with a bias."""
+def test_dit_has_the_published_number_of_parameters(
+    width: int, depth: int, heads: int, millions: int, ours: int
+) -> None:
+    """But for the variance that the paper's gives out beside the mean: as many channels again, 4
+    of 2×2, each with a bias.
+    """
     with torch.device("meta"):
         net = DiT((4, 32, 32), patch=2, width=width, depth=depth, heads=heads, classes=1000)
     count = sum(p.numel() for p in net.parameters())
     theirs = count + 4 * 2 * 2 * (width + 1)
     assert count == ours
     assert round(theirs / 1e6) == millions
-    maps = [(1, 3), (1, 1), (1, 4), (4, 1), (1, 6)]  # of a block, in widths: attention, perceptron, modulation
+    # of a block, in widths: attention, perceptron, modulation
+    maps = [
+        (1, 3),
+        (1, 1),
+        (1, 4),
+        (4, 1),
+        (1, 6),
+    ]
     block = sum((a * width + 1) * b * width for a, b in maps)
     rest = (16 + 1) * width + (256 + 1 + width + 1 + 1001) * width + (width + 1) * (2 * width + 32)
     assert theirs == depth * block + rest
 
 
 def test_uvit_has_the_published_number_of_parameters() -> None:
-    """To the last: 13 blocks, 6 of them with a linear map of twice the width, without a perceptron of the noise label."""
+    """To the last: 13 blocks, 6 of them with a linear map of twice the width, without a perceptron
+    of the noise label.
+    """
     with torch.device("meta"):
         net = UViT((3, 32, 32), patch=2, width=512, depth=13, heads=8)
     w = 512
@@ -391,7 +456,11 @@ def test_uvit_has_the_published_number_of_parameters() -> None:
 @pytest.mark.parametrize(
     ("shape", "options", "message"),
     [
-        ((6,), {}, r"samples of shape \(C, \*space\) with 1 to 3 axes of space, got \(6,\); try 'resmlp'"),
+        (
+            (6,),
+            {},
+            r"samples of shape \(C, \*space\) with 1 to 3 axes of space, got \(6,\); try 'resmlp'",
+        ),
         ((1, 2, 2, 2, 2), {}, "1 to 3 axes of space"),
         ((3, 7, 7), {}, "patches of 2 do not fill samples of 7×7; patches of 1 or 7 do"),
         ((3, 28, 28), {"patch": 8}, "patches of 1, 2, 4, 7, 14 or 28 do"),
@@ -406,7 +475,9 @@ def test_uvit_has_the_published_number_of_parameters() -> None:
     ],
 )
 @each_net
-def test_mistakes_are_said_in_a_sentence(cls: Net, shape: tuple[int, ...], options: dict[str, object], message: str) -> None:
+def test_mistakes_are_said_in_a_sentence(
+    cls: Net, shape: tuple[int, ...], options: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         cls(shape, **{**SIZES[cls], **options})
 
@@ -422,7 +493,9 @@ def test_uvit_wants_an_odd_depth_and_an_even_width() -> None:
 def test_a_sample_of_another_shape_is_refused(cls: Net) -> None:
     net = cls((3, 8, 8), **SIZES[cls])
     for shape in ((2, 1, 8, 8), (2, 3, 8), (2, 3, 8, 10)):
-        with pytest.raises(ValueError, match=r"built for samples of shape \(3, 8, 8\).* got x of shape"):
+        with pytest.raises(
+            ValueError, match=r"built for samples of shape \(3, 8, 8\).* got x of shape"
+        ):
             net(torch.zeros(shape), torch.zeros(2))
     with pytest.raises(ValueError, match="takes no condition y; build it with classes=n"):
         net.check_condition(y=torch.tensor([0]))
@@ -431,6 +504,11 @@ def test_a_sample_of_another_shape_is_refused(cls: Net) -> None:
     strict = cls((3, 8, 8), **SIZES[cls], classes=3, condition_dropout=0)
     with pytest.raises(ValueError, match="always with y"):
         strict(torch.zeros(2, 3, 8, 8), torch.zeros(2))
+
+
+def test_modulation_is_of_layer_norms() -> None:
+    h = modulate(torch.tensor([1.0, 3.0]), torch.ones(2), torch.ones(2))
+    torch.testing.assert_close(h, torch.tensor([-1.0, 3.0]), rtol=0, atol=1e-5)
 
 
 def test_divisors() -> None:

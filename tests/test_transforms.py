@@ -1,4 +1,6 @@
-"""Transforms of training batches: their laws, their Jacobians, and that they leave everything else alone."""
+"""Transforms of training batches: their laws, their Jacobians, and that they leave everything else
+alone.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ from torch import Tensor
 import scoresde
 from conftest import generator
 from scoresde import transforms
-from scoresde.transforms import TRANSFORMS, Dequantize, Flip, Transform, apply, log_det, resolve
+from scoresde.data.transforms import (
+    TRANSFORMS,
+    Dequantize,
+    Flip,
+    Transform,
+    apply,
+    log_det,
+    resolve,
+)
 
 SHAPES = [(5,), (4, 6), (3, 4, 6)]
 IMAGES = [(4, 6), (1, 4, 6), (3, 5, 4), (2, 3, 4, 5)]
@@ -25,7 +35,9 @@ def images(n: int, shape: tuple[int, ...], dtype: torch.dtype = torch.uint8) -> 
 
 @pytest.mark.parametrize("shape", IMAGES)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32, torch.float64])
-def test_flip_gives_each_image_or_its_mirror_image(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_flip_gives_each_image_or_its_mirror_image(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
     x = images(200, shape, dtype)
     y = Flip()(x, generator())
     assert y.dtype == dtype
@@ -54,7 +66,9 @@ def test_flip_refuses_what_are_no_images(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("levels", [2, 16, 256, 1000])
 def test_dequantize_is_uniform_in_every_bin(levels: int) -> None:
-    """Kolmogorov–Smirnov at level 1e-4 in 4 cases, a false alarm in 2,500 seeds; u and v are independent by Spearman's test."""
+    """Kolmogorov–Smirnov at level 1e-4 in 4 cases, a false alarm in 2,500 seeds; u and v are
+    independent by Spearman's test.
+    """
     v = torch.randint(levels, (20_000, 1), generator=generator(4))
     x = Dequantize(levels)(v, generator(5))
     assert torch.equal(scoresde.dequantize.Uniform(levels).values(x), v)
@@ -63,12 +77,18 @@ def test_dequantize_is_uniform_in_every_bin(levels: int) -> None:
     assert stats.spearmanr(u, v.ravel().numpy()).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.float32, torch.float64])
-def test_dequantize_keeps_every_value_in_its_bin_and_below_one(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "dtype", [torch.uint8, torch.int16, torch.int64, torch.float32, torch.float64]
+)
+def test_dequantize_keeps_every_value_in_its_bin_and_below_one(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where u comes out as the least or the greatest number that float32 has in [0, 1]."""
     v = torch.arange(256).to(dtype)[:, None]
     for u in (0.0, 1 - 2**-24, 1.0):
-        monkeypatch.setattr(torch, "rand", lambda shape, u=u, dtype=None, **_: torch.full(shape, u, dtype=dtype))
+        monkeypatch.setattr(
+            torch, "rand", lambda shape, u=u, dtype=None, **_: torch.full(shape, u, dtype=dtype)
+        )
         x = Dequantize()(v)
         assert x.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert torch.equal((x * 256).floor().long(), v.long())
@@ -90,12 +110,16 @@ def test_dequantize_refuses_what_are_no_such_integers() -> None:
 def test_log_det_is_that_of_the_jacobian_at_fixed_noise(
     name: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By autograd, with the noise fixed by the generator, and without the check of integers, which has no derivative."""
+    """By autograd, with the noise fixed by the generator, and without the check of integers, which
+    has no derivative.
+    """
     transform = TRANSFORMS.build(name)
     monkeypatch.setattr(scoresde.dequantize.Uniform, "_accept", lambda self, values: values)
     x = images(1, shape, torch.float64)
     for seed in range(4):
-        jacobian = torch.autograd.functional.jacobian(lambda x, seed=seed: transform(x, generator(seed)), x)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda x, seed=seed: transform(x, generator(seed)), x
+        )
         d = math.prod(shape)
         found = torch.linalg.slogdet(jacobian.reshape(d, d)).logabsdet
         assert float(found) == pytest.approx(transform.log_det(shape), rel=1e-12)
@@ -116,7 +140,9 @@ def test_the_generator_decides_and_what_is_drawn_does_not_depend_on_the_data(nam
     with torch.random.fork_rng(devices=[]):
         before = torch.get_rng_state()
         transform(x, g)
-        assert torch.equal(before, torch.get_rng_state())  # with a generator torch's own is left alone
+        assert torch.equal(
+            before, torch.get_rng_state()
+        )  # with a generator torch's own is left alone
 
 
 @pytest.mark.parametrize("name", list(TRANSFORMS))
@@ -137,12 +163,16 @@ def test_apply_goes_in_order_and_hands_on_one_generator() -> None:
     wanted = Dequantize()(flipped, g)
     assert torch.equal(apply(resolve(("flip", "dequantize")), x, generator(9)), wanted)
     sums = apply(resolve(("flip", "dequantize")), x, generator(9)).mul(256).floor().sum((1, 2, 3))
-    assert torch.equal(sums.long(), x.long().sum((1, 2, 3)))  # each row is still the same image, so its label is right
+    assert torch.equal(
+        sums.long(), x.long().sum((1, 2, 3))
+    )  # each row is still the same image, so its label is right
     assert apply((), torch.ones(2, 2)).tolist() == [[1, 1], [1, 1]]
 
 
 def test_a_uniform_image_has_eight_bits_whatever_the_transforms() -> None:
-    """−(log p + log|det|)/(D·log 2) with p = 1 on the unit cube, the density of dequantized uniform bytes: exactly 8."""
+    """−(log p + log|det|)/(D·log 2) with p = 1 on the unit cube, the density of dequantized
+    uniform bytes: exactly 8.
+    """
     shape = (1, 8, 8)
     nats = math.prod(shape) * math.log(2)
     assert -log_det(resolve(("flip", "dequantize")), shape) / nats == pytest.approx(8, rel=1e-15)
@@ -154,7 +184,9 @@ def test_a_uniform_image_has_eight_bits_whatever_the_transforms() -> None:
 def test_integers_are_refused_unless_dequantized(dtype: torch.dtype) -> None:
     x = torch.ones(2, 3, 3, dtype=dtype)
     for given in ((), ("flip",)):
-        with pytest.raises(TypeError, match=rf"integers \({dtype}\).*transforms=\('dequantize',\)"):
+        with pytest.raises(
+            TypeError, match=rf"integers \({dtype}\).*transforms=\('dequantize',\)"
+        ):
             apply(resolve(given), x)
     assert apply(resolve("flip"), x.float()).dtype == torch.float32
 
@@ -186,20 +218,48 @@ def test_users_register_their_own() -> None:
     try:
         x = torch.rand(2, 1, 4, 4)
         assert torch.equal(apply(resolve(("test_rotate", Rotate(3))), x), x)
-        assert (TRANSFORMS.name_of(Rotate(3)), TRANSFORMS.options_of(Rotate(3))) == ("test_rotate", {"times": 3})
+        assert (TRANSFORMS.name_of(Rotate(3)), TRANSFORMS.options_of(Rotate(3))) == (
+            "test_rotate",
+            {"times": 3},
+        )
     finally:
         TRANSFORMS.remove("test_rotate")
     assert TRANSFORMS.options_of(transforms.Dequantize(16)) == {"levels": 16}
 
 
 def test_a_mirror_image_does_not_go_with_a_condition_that_has_pixels() -> None:
-    """It would mirror x alone. At the door of fit, of tables and of datasets; numbers and labels are free to come along."""
-    sde = scoresde.build("vp", "unet", shape=(1, 4, 4), channels=4, multipliers=(1,), blocks=1, image=1, vector=2, classes=2)
+    """It would mirror x alone. At the door of fit, of tables and of datasets; numbers and labels
+    are free to come along.
+    """
+    sde = scoresde.build(
+        "vp",
+        "unet",
+        shape=(1, 4, 4),
+        channels=4,
+        multipliers=(1,),
+        blocks=1,
+        image=1,
+        vector=2,
+        classes=2,
+    )
     x, vector, y = torch.rand(8, 1, 4, 4), torch.rand(8, 2), torch.arange(8) % 2
     few: dict[str, Any] = {"steps": 1, "batch_size": 4, "progress": False}
-    with pytest.raises(ValueError, match=r"Flip\(\) moves pixels and would leave those of the condition 'image' \(8, 1, 4, 4\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"Flip\(\) moves pixels and would leave those of the condition 'image' "
+        r"\(8, 1, 4, 4\)",
+    ):
         scoresde.fit(sde, x, given={"image": x}, transforms="flip", **few)
-    with pytest.raises(ValueError, match=r"Flip\(\) moves pixels and would leave those of the condition 'image' \(4, 1, 4, 4\)"):
-        scoresde.fit(sde, torch.utils.data.DataLoader([(v, {"image": v}) for v in x], 4), transforms="flip", **few)
+    with pytest.raises(
+        ValueError,
+        match=r"Flip\(\) moves pixels and would leave those of the condition 'image' "
+        r"\(4, 1, 4, 4\)",
+    ):
+        scoresde.fit(
+            sde,
+            torch.utils.data.DataLoader([(v, {"image": v}) for v in x], 4),
+            transforms="flip",
+            **few,
+        )
     scoresde.fit(sde, x, given={"vector": vector, "y": y}, transforms="flip", **few)
     scoresde.fit(sde, (255 * x).byte(), given={"image": x}, transforms="dequantize", **few)

@@ -21,8 +21,10 @@ from torch.utils.hooks import RemovableHandle
 
 import scoresde
 from conftest import generator
-from scoresde import ScoreSDE, engine, storage
-from scoresde.weights import Average, Weights, exponent, half_life, power, width
+from scoresde import ScoreSDE
+from scoresde.storage import records as storage
+from scoresde.training import backend as engine
+from scoresde.training.averaging import Average, Weights, exponent, half_life, power, width
 
 
 class Zoo(nn.Module):
@@ -44,16 +46,23 @@ def values(net: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in net.named_parameters()}
 
 
-def test_flat_parameters_are_views_of_one_tensor_per_dtype_with_the_values_and_strides_they_had() -> None:
+def test_flat_parameters_are_views_of_one_tensor_per_dtype_with_their_values_and_strides() -> None:
     torch.manual_seed(0)
     net = Zoo()
     before, strides = values(net), {name: p.stride() for name, p in net.named_parameters()}
     weights = Weights(net)
     assert weights.flat
-    assert {part.dtype for part in weights.parts} == {torch.float32, torch.float64, torch.bfloat16, torch.complex64}
+    assert {part.dtype for part in weights.parts} == {
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        torch.complex64,
+    }
     assert len(weights.parts) == 4
     trained = [p for p in net.parameters() if p.requires_grad]
-    assert sum(part.numel() for part in weights.parts) == sum(p.numel() for p in trained)  # the tied one counts once
+    assert sum(part.numel() for part in weights.parts) == sum(
+        p.numel() for p in trained
+    )  # the tied one counts once
     assert net.first.weight is net.tied.weight
     for name, p in net.named_parameters():
         assert torch.equal(p, before[name])
@@ -66,10 +75,14 @@ def test_flat_parameters_are_views_of_one_tensor_per_dtype_with_the_values_and_s
     seen = torch.cat([p.detach().abs().double().flatten() for p in trained])
     wanted = torch.cat([part.detach().abs().double().flatten() for part in weights.parts])
     assert torch.equal(seen.sort().values, wanted.sort().values)
-    assert all(torch.equal(named[name], p) for name, p in net.named_parameters() if p.requires_grad)
+    assert all(
+        torch.equal(named[name], p) for name, p in net.named_parameters() if p.requires_grad
+    )
     assert torch.equal(net.frozen.weight, before["frozen.weight"])
 
-    weights.fill([part.detach() for part in weights.parts], {"a." + k: v for k, v in before.items()}, "a.")
+    weights.fill(
+        [part.detach() for part in weights.parts], {"a." + k: v for k, v in before.items()}, "a."
+    )
     assert all(torch.equal(p, before[name]) for name, p in net.named_parameters())
     weights.release()
     places = {p.untyped_storage().data_ptr() for p in trained if p.numel()}
@@ -136,14 +149,18 @@ def test_clip_is_torchs(mixed: bool, scale: float) -> None:
     weights.clip(1.0)
     nn.utils.clip_grad_norm_(other.parameters(), 1.0)
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, rtol=1e-7 if p.dtype == torch.float64 else 1e-6, atol=0)
+        torch.testing.assert_close(
+            p.grad, q.grad, rtol=1e-7 if p.dtype == torch.float64 else 1e-6, atol=0
+        )
     net[0].weight.grad[0, 0] = float("nan")
     weights.clip(1.0)
     assert bool(net[0].bias.grad.isnan().all())
 
 
 class Odd(nn.Module):
-    """A parameter that gets no gradient, one reparametrized, one tied; the network is copied and read while it is trained."""
+    """A parameter that gets no gradient, one reparametrized, one tied; the network is copied and
+    read while it is trained.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,8 +175,14 @@ class Odd(nn.Module):
         if len(self.copies) < 3:
             kept, self.copies = self.copies, []
             other = copy.deepcopy(self)
-            self.copies = [*kept, {name: value.clone() for name, value in other.state_dict().items()}]
-            assert all(torch.equal(value, self.state_dict()[name]) for name, value in other.state_dict().items())
+            self.copies = [
+                *kept,
+                {name: value.clone() for name, value in other.state_dict().items()},
+            ]
+            assert all(
+                torch.equal(value, self.state_dict()[name])
+                for name, value in other.state_dict().items()
+            )
         h = torch.tanh(self.first(torch.cat([x, t[:, None]], 1)))
         return self.last(torch.tanh(self.again(torch.tanh(self.middle(h)))))
 
@@ -185,7 +208,9 @@ def test_training_flat_is_training_separate_parameters(monkeypatch: pytest.Monke
 
 
 def test_flat_steps_are_adam_by_hand() -> None:
-    """w −= lr·m̂/(√v̂ + 1e-8) (Kingma & Ba 2015, algorithm 1) of each tensor by itself, in float64 to 1e-12."""
+    """w −= lr·m̂/(√v̂ + 1e-8) (Kingma & Ba 2015, algorithm 1) of each tensor by itself, in float64
+    to 1e-12.
+    """
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
     other, weights = copy.deepcopy(net), Weights(net)
@@ -215,10 +240,14 @@ def test_networks_of_other_dtypes_are_trained(dtype: torch.dtype) -> None:
     before = values(sde.net)
     scoresde.fit(sde, cloud(), steps=20, progress=False, generator=generator())
     assert all(p.dtype == dtype and bool(p.isfinite().all()) for p in sde.net.parameters())
-    assert sum(not torch.equal(p, before[name]) for name, p in sde.net.named_parameters()) == len(before)
+    assert sum(not torch.equal(p, before[name]) for name, p in sde.net.named_parameters()) == len(
+        before
+    )
 
 
-def test_a_network_that_takes_its_parameters_elsewhere_is_an_error_rather_than_not_trained() -> None:
+def test_a_network_that_takes_its_parameters_elsewhere_is_an_error_rather_than_not_trained() -> (
+    None
+):
     class Clipped(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -233,7 +262,7 @@ def test_a_network_that_takes_its_parameters_elsewhere_is_an_error_rather_than_n
         scoresde.fit(sde, cloud(), steps=10, progress=False)
 
 
-# ---------------------------------------------------------------------------------------------------- averages
+# ----------------------------------------------------------------------------------------- averages
 
 HISTORY = torch.randn(500, generator=generator(2), dtype=torch.float64).cumsum(0)
 
@@ -260,7 +289,9 @@ def test_half_life_is_the_recursion_and_what_its_name_says(steps: float) -> None
 
 @pytest.mark.parametrize("gamma", [0.0, 1.0, 6.94, 16.97])
 def test_power_average_is_its_profile(gamma: float) -> None:
-    """Step τ weighs ∫ (γ + 1)·u^γ/t^(γ+1) du over (τ − 1, τ), which is what β_k = (1 − 1/k)^(γ+1) (eq. 127) telescopes to."""
+    """Step τ weighs ∫ (γ + 1)·u^γ/t^(γ+1) du over (τ − 1, τ), which is what β_k = (1 − 1/k)^(γ+1)
+    (eq. 127) telescopes to.
+    """
     t = len(HISTORY)
     tau = torch.arange(t + 1, dtype=torch.float64)
     profile = (tau / t).pow(gamma + 1).diff()
@@ -272,7 +303,10 @@ def test_power_average_is_its_profile(gamma: float) -> None:
 def test_width_is_the_standard_deviation_of_the_profile(sigma: float) -> None:
     gamma = exponent(sigma)
     moments = [
-        scipy.integrate.quad(lambda u, i=i: (gamma + 1) * u ** (gamma + i), 0, 1, epsabs=1e-13, limit=200)[0] for i in range(3)
+        scipy.integrate.quad(
+            lambda u, i=i: (gamma + 1) * u ** (gamma + i), 0, 1, epsabs=1e-13, limit=200
+        )[0]
+        for i in range(3)
     ]
     assert moments[0] == pytest.approx(1, rel=1e-9)
     assert np.sqrt(moments[2] - moments[1] ** 2) == pytest.approx(sigma, rel=1e-7)
@@ -287,7 +321,9 @@ class Weighing:
         self.stop = stop
 
     def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        self.history.append(torch.cat([p.detach().flatten().double() for p in optimizer.param_groups[0]["params"]]))
+        self.history.append(
+            torch.cat([p.detach().flatten().double() for p in optimizer.param_groups[0]["params"]])
+        )
         if self.stop is not None and len(self.history) >= self.stop:
             raise KeyboardInterrupt
 
@@ -318,20 +354,31 @@ def linear() -> ScoreSDE:
 def test_an_average_composed_afterwards_is_the_power_average_of_the_history(
     tmp_path: Path, weighing: Any, snapshots: int
 ) -> None:
-    """Of 400 steps, relative to how far the weights moved: 1e-6 where a snapshot has that width, else about twice what is seen.
+    """Of 400 steps, relative to how far the weights moved: 1e-6 where a snapshot has that width,
+    else about twice what is seen.
 
-    Seen for σ = 0.07, 0.15, 0.2: with 8 snapshots 1.7e-3, 7.3e-3, 2.8e-2; with 16 1.2e-4, 7.1e-4, 4.8e-3; with 32 8e-6,
-    5.7e-5, 7.6e-4.
+    Seen for σ = 0.07, 0.15, 0.2: with 8 snapshots 1.7e-3, 7.3e-3, 2.8e-2; with 16 1.2e-4, 7.1e-4,
+    4.8e-3; with 32 8e-6, 5.7e-5, 7.6e-4.
     """
     noted = weighing()
     sde = linear()
     scoresde.fit(
-        sde, cloud(), steps=400, batch_size=32, lr=0.02, snapshots=snapshots, out=tmp_path, progress=False, generator=generator()
+        sde,
+        cloud(),
+        steps=400,
+        batch_size=32,
+        lr=0.02,
+        ema=scoresde.Averaging(snapshots=snapshots),
+        checkpoints=tmp_path,
+        progress=False,
+        generator=generator(),
     )
     history = torch.stack(noted.history)
     assert len(history) == 400
     moved = float((history.amax(0) - history.amin(0)).norm())
-    seen = {8: (3e-3, 1.5e-2, 6e-2), 16: (3e-4, 1.5e-3, 1e-2), 32: (2e-5, 1.2e-4, 1.5e-3)}[snapshots]
+    seen = {8: (3e-3, 1.5e-2, 6e-2), 16: (3e-4, 1.5e-3, 1e-2), 32: (2e-5, 1.2e-4, 1.5e-3)}[
+        snapshots
+    ]
     bounds = {0.05: 1e-6, 0.1: 1e-6, **dict(zip((0.07, 0.15, 0.2), seen, strict=True))}
     errors = {}
     for sigma in bounds:
@@ -350,8 +397,18 @@ def test_an_average_composed_afterwards_is_the_power_average_of_the_history(
 
 
 def test_a_width_that_the_snapshots_do_not_span_is_said(tmp_path: Path) -> None:
-    """The profile's error in L², found again by quadrature of the best fit: 7.7% at 0.25 with 16 snapshots, 2.3% at 0.2."""
-    scoresde.fit(linear(), cloud(), steps=64, snapshots=16, out=tmp_path, progress=False, generator=generator())
+    """The profile's error in L², found again by quadrature of the best fit: 7.7% at 0.25 with 16
+    snapshots, 2.3% at 0.2.
+    """
+    scoresde.fit(
+        linear(),
+        cloud(),
+        steps=64,
+        ema=scoresde.Averaging(snapshots=16),
+        checkpoints=tmp_path,
+        progress=False,
+        generator=generator(),
+    )
     t = (torch.arange(64_000, dtype=torch.float64) + 0.5) / 64_000
     profiles = []
     for i, narrow in itertools.product(range(1, 17), (0.05, 0.1)):
@@ -370,21 +427,38 @@ def test_a_width_that_the_snapshots_do_not_span_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("noise", ["lognormal", "adaptive"])
-def test_a_resumed_run_has_the_snapshots_of_one_that_was_never_stopped(tmp_path: Path, weighing: Any, noise: str) -> None:
+def test_a_resumed_run_has_the_snapshots_of_one_that_was_never_stopped(
+    tmp_path: Path, weighing: Any, noise: str
+) -> None:
     held_out = cloud(100, 5)
-    how: dict[str, Any] = {
-        "steps": 120, "batch_size": 256, "snapshots": 6, "every": 25, "noise": noise, "progress": False, "validation": held_out,
-        "patience": 100,
-    }  # fmt: skip
+
+    def fit(sde: ScoreSDE, folder: str, seed: int) -> scoresde.History:
+        return scoresde.fit(
+            sde,
+            cloud(),
+            steps=120,
+            batch_size=256,
+            objective=scoresde.Denoising(noise=noise),
+            validation=scoresde.Validation(held_out, every=25, patience=100),
+            ema=scoresde.Averaging(snapshots=6),
+            checkpoints=scoresde.Checkpoints(tmp_path / folder, every=25, resume=True),
+            generator=generator(seed),
+            progress=False,
+        )
+
     whole = linear()
-    history = scoresde.fit(whole, cloud(), out=tmp_path / "whole", generator=generator(1), **how)
+    history = fit(whole, "whole", 1)
     weighing(stop=67)
     with pytest.raises(KeyboardInterrupt):
-        scoresde.fit(linear(), cloud(), out=tmp_path / "cut", generator=generator(1), **how)
+        fit(linear(), "cut", 1)
     weighing()
     resumed = linear()
-    again = scoresde.fit(resumed, cloud(), out=tmp_path / "cut", resume=True, generator=generator(9), **how)
-    assert (history.loss, history.validation, history.best) == (again.loss, again.validation, again.best)
+    again = fit(resumed, "cut", 9)
+    assert (history.loss, history.validation, history.best) == (
+        again.loss,
+        again.validation,
+        again.best,
+    )
     stems = storage.records(tmp_path / "whole", "average-")
     assert stems == storage.records(tmp_path / "cut", "average-")
     assert len(stems) == 6
@@ -392,4 +466,9 @@ def test_a_resumed_run_has_the_snapshots_of_one_that_was_never_stopped(tmp_path:
         ours, theirs = (storage.read(tmp_path / folder, stem)[1] for folder in ("cut", "whole"))
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), stem
-    assert all(torch.equal(a, b) for a, b in itertools.zip_longest(whole.state_dict().values(), resumed.state_dict().values()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in itertools.zip_longest(
+            whole.state_dict().values(), resumed.state_dict().values()
+        )
+    )

@@ -11,4 +11,16 @@ from .twotimes import TwoTimes
 from .unet import UNet
 from .uvit import UViT
 
-__all__ = ["BACKBONES", "MLP", "PRESETS", "DiT", "Diffusers", "Preset", "ResMLP", "TwoDrifts", "TwoTimes", "UNet", "UViT"]
+__all__ = [
+    "BACKBONES",
+    "MLP",
+    "PRESETS",
+    "DiT",
+    "Diffusers",
+    "Preset",
+    "ResMLP",
+    "TwoDrifts",
+    "TwoTimes",
+    "UNet",
+    "UViT",
+]

@@ -1,16 +1,19 @@
-"""A transformer on patches whose blocks are told the noise label and the conditions by scales, shifts and gates: DiT.
+"""DiT, a transformer on patches; the noise label and the conditions scale, shift and gate blocks.
 
-With tokens h (see `scoresde.backbones.tokens`), h = X·W + b + positions, and c = silu(embedding) one vector a sample, a block is
+With tokens h (see `scoresde.backbones.tokens`), h = X·W + b + positions, and one vector
+c = silu(embedding) a sample, a block is
 
     (β_1, γ_1, α_1, β_2, γ_2, α_2) = W_c·c + b_c,
     h ← h + α_1 ∘ Attention((1 + γ_1) ∘ LN(h) + β_1),
     h ← h + α_2 ∘ Perceptron((1 + γ_2) ∘ LN(h) + β_2),
 
-where LN is layer normalization without weights of its own, and after the last block tokens become patches again by
+where LN is layer normalization without weights of its own. After the last block tokens become
+patches again by
 
     (β, γ) = W_c'·c + b_c',      out = W_o·((1 + γ) ∘ LN(h) + β) + b_o.
 
-W_c and b_c start at zero, "adaLN-zero": at first each block is the identity. So do W_o and b_o: the output starts at zero.
+W_c and b_c start at zero ("adaLN-zero"), so that each block starts as the identity; W_o and b_o
+start at zero, and so does the output.
 """
 
 from __future__ import annotations
@@ -19,18 +22,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..inputs import event_shape
+from ..common.inputs import event_shape
 from .base import BACKBONES, weights_dtype
 from .embedding import Conditioned, Embedding
-from .tokens import Attention, Perceptron, check_sample, check_transformer, grid, patchify, positions, unpatchify
+from .tokens import (
+    Attention,
+    Perceptron,
+    check_sample,
+    check_transformer,
+    grid,
+    patchify,
+    positions,
+    unpatchify,
+)
 
 
 @BACKBONES.register("dit")
 class DiT(Conditioned):
-    """A diffusion transformer for samples (C, *space) with 1 to 3 axes of space, which patches have to fill.
+    """A diffusion transformer for samples (C, *space) with 1 to 3 axes of space.
 
-    Named sizes are DiT-S (width 384, depth 12, 6 heads), B (768, 12, 12), L (1024, 24, 16) and XL (1152, 28, 16); "/2" is the
-    patch. The output has as many channels as x: unlike the paper's, it has no variance.
+    Patches have to fill the samples. Named sizes are DiT-S (width 384, depth 12, 6 heads),
+    B (768, 12, 12), L (1024, 24, 16) and XL (1152, 28, 16); "/2" is the patch. The output has as
+    many channels as x: unlike the paper's, it has no variance.
 
     Parameters
     ----------
@@ -39,22 +52,23 @@ class DiT(Conditioned):
     patch : int
         Elements of a patch along each axis.
     width, depth, heads : int
-        Numbers a token, blocks, and heads of attention, which divide the width.
+        Numbers a token; blocks; and heads of attention, which divide the width.
     ratio : float
         Hidden units of a block's perceptron, in widths.
     dropout : float
-        Of what a block adds to its tokens, in training.
+        Probability, in training, for what a block adds to its tokens.
     features, waves, classes, vector, image, condition_dropout, octaves
         See `Embedding`.
 
     Raises
     ------
     ValueError
-        For sizes that are not positive, heads that do not divide the width, or patches that do not fill a sample.
+        For sizes that are not positive, heads that do not divide the width, or patches that do not
+        fill a sample.
 
     References
     ----------
-    Peebles & Xie, Scalable diffusion models with transformers, ICCV 2023, section 3.2 and figure 3.
+    Peebles & Xie, Scalable diffusion models with transformers, ICCV 2023, section 3.2, figure 3.
 
     Examples
     --------
@@ -83,19 +97,24 @@ class DiT(Conditioned):
         octaves: int = 0,
     ) -> None:
         super().__init__()
-        self.shape, self.patch = event_shape(shape), patch
+        self.shape = event_shape(shape)
+        self.patch = patch
         places = grid(self.shape, patch)
         check_transformer(width, depth, heads, ratio, dropout)
-        self.embed = Embedding(self.shape, width, features, waves, classes, vector, image, condition_dropout, octaves)
+        self.embed = Embedding(
+            self.shape, width, features, waves, classes, vector, image, condition_dropout, octaves
+        )
         area = patch ** len(places)
         self.first = nn.Linear(self.embed.channels * area, width)
         self.register_buffer("places", positions(places, width), persistent=False)
-        self.blocks = nn.ModuleList(Block(width, heads, int(ratio * width), dropout) for _ in range(depth))
-        self.turn, self.last = nn.Linear(width, 2 * width), nn.Linear(width, shape[0] * area)
+        hidden = int(ratio * width)
+        self.blocks = nn.ModuleList(Block(width, heads, hidden, dropout) for _ in range(depth))
+        self.turn = nn.Linear(width, 2 * width)
+        self.last = nn.Linear(width, shape[0] * area)
         self._start()
 
     def _start(self) -> None:
-        """Weights as the paper's code draws them."""
+        """Draw the weights as the paper's code does."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
@@ -112,7 +131,12 @@ class DiT(Conditioned):
             nn.init.zeros_(linear.weight)
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, vector: Tensor | None = None, image: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        vector: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
         """Return the network's output.
 
@@ -138,10 +162,11 @@ class DiT(Conditioned):
         See `DiT`.
         """
         check_sample(x, self.shape)
-        x, told = self.embed(x, t, y, vector, image)
-        c = functional.silu(told)
-        # in the weights' type, not in that of h, which autocast makes less of
-        h = self.first(patchify(x.to(weights_dtype(self.first, x)), self.patch)) + self.places.to(self.first.weight.dtype)
+        x, embedding = self.embed(x, t, y, vector, image)
+        c = functional.silu(embedding)
+        h = self.first(patchify(x.to(weights_dtype(self.first, x)), self.patch))
+        # in the dtype of the weights, not in that of h, which autocast lowers
+        h = h + self.places.to(self.first.weight.dtype)
         for block in self.blocks:
             h = block(h, c)
         shift, scale = self.turn(c).unsqueeze(1).chunk(2, 2)
@@ -149,69 +174,24 @@ class DiT(Conditioned):
 
 
 class Block(nn.Module):
-    """A block of DiT: attention and a perceptron, each with a scale, a shift and a gate by c.
-
-    Parameters
-    ----------
-    width, heads, hidden : int
-        Numbers a token, heads of attention, and units of the perceptron.
-    dropout : float
-        Of what is added to the tokens.
-
-    Examples
-    --------
-    >>> block = Block(8, 2, 32)
-    >>> nn.init.zeros_(block.turn.weight); nn.init.zeros_(block.turn.bias)
-    Parameter...
-    >>> h = torch.randn(5, 3, 8)
-    >>> torch.equal(block(h, torch.randn(5, 8)), h)
-    True
-    """
+    """A block of DiT: attention and a perceptron, each with a scale, a shift and a gate by c."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.attention, self.perceptron = Attention(width, heads), Perceptron(width, hidden, approximate="tanh")
-        self.turn, self.dropout = nn.Linear(width, 6 * width), dropout
+        self.attention = Attention(width, heads)
+        self.perceptron = Perceptron(width, hidden, approximate="tanh")
+        self.turn = nn.Linear(width, 6 * width)
+        self.dropout = dropout
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        """Return the tokens after the block.
-
-        Parameters
-        ----------
-        h : Tensor, shape (B, N, width)
-        c : Tensor, shape (B, width)
-
-        Returns
-        -------
-        Tensor, shape (B, N, width)
-
-        Examples
-        --------
-        See `Block`.
-        """
+        """Return the tokens after the block."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.turn(c).unsqueeze(1).chunk(6, 2)
-        heard = self.attention(modulate(h, shift1, scale1))
-        h = torch.addcmul(h, gate1, functional.dropout(heard, self.dropout, self.training))
-        made = self.perceptron(modulate(h, shift2, scale2))
-        return torch.addcmul(h, gate2, functional.dropout(made, self.dropout, self.training))
+        change = self.attention(modulate(h, shift1, scale1))
+        h = torch.addcmul(h, gate1, functional.dropout(change, self.dropout, self.training))
+        change = self.perceptron(modulate(h, shift2, scale2))
+        return torch.addcmul(h, gate2, functional.dropout(change, self.dropout, self.training))
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Return (1 + γ) ∘ LN(h) + β, with layer normalization of the last axis.
-
-    Parameters
-    ----------
-    h : Tensor, shape (…, width)
-    shift, scale : Tensor
-        β and γ, of shapes that broadcast with h.
-
-    Returns
-    -------
-    Tensor, shape (…, width)
-
-    Examples
-    --------
-    >>> modulate(torch.tensor([1.0, 3.0]), torch.ones(2), torch.ones(2))
-    tensor([-1.0000,  3.0000])
-    """
+    """Return (1 + γ) ∘ LN(h) + β, with layer normalization of the last axis."""
     return torch.addcmul(shift, 1 + scale, functional.layer_norm(h, h.shape[-1:], eps=1e-6))

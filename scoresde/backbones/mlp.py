@@ -1,33 +1,36 @@
 """A multilayer perceptron for points, tables and small images: the default backbone.
 
-Random Fourier features of the state (Tancik et al. 2020) let a small network draw sharp edges; a sinusoidal embedding of
-the noise label tells it how sharp they are; the output starts at zero. To it comes g(t)∘x, the state times a gain of each
-element that depends on the noise label: without it a network that is narrower than the data could not take off their noise,
-which has as many dimensions as they have.
+Random Fourier features of the state (Tancik et al. 2020) let a small network draw sharp edges, and
+a sinusoidal embedding of the noise label says how sharp they are. The output starts at zero. Added
+to it is g(t)∘x, the state times a gain of each element that depends on the noise label: without it
+a network that is narrower than the data could not remove their noise, which has as many dimensions
+as they have.
 
-What a noise of sin φ has blurred has no fine structure left, so a feature that is finer than the noise can only do harm: there
-it bends a velocity that is smooth, and log p collects the divergence of every such ripple. The features are therefore those of
-the state blurred once more by the noise it already has,
+A noise of sin φ leaves no fine structure, so a feature that is finer than the noise does harm: it
+bends a velocity that is smooth, and log p adds up the divergence of every such ripple. The features
+are therefore those of the state blurred once more by the noise that it has,
 
     E_ξ exp(iω·(x + sin φ·ξ)) = exp(iω·x)·exp(−½|ω|²·sin²φ),      ξ ~ N(0, I),
 
-the integrated positional encoding of Barron et al. (2021, mip-NeRF, eq. 13 and 14) with the blur of diffusion in place of a
-pixel's. With the noise label t = log tan φ, sin²φ = 1/(1 + e^{−2t}).
+the integrated positional encoding of Barron et al. (2021, mip-NeRF, eq. 13 and 14), with the noise
+in place of a pixel. With the noise label t = log tan φ, sin²φ = 1/(1 + e^{−2t}).
 
-Its trace has a closed form. With S_l = diag(s_l), the derivatives of the activations of layer l = 1 … L, and
-C = diag(s·cos ωx, −s·sin ωx), those of the Fourier features, s = exp(−½|ω|²·sin²φ),
+The trace has a closed form. With S_l = diag(s_l), the derivatives of the activations of layer l =
+1 … L, and C = diag(s·cos ωx, −s·sin ωx), those of the Fourier features, s = exp(−½|ω|²·sin²φ),
 
     ∂out/∂x = W_out·S_L·W_L ⋯ W_2·S_1·(A + W_c·C·Φ) + diag(g),
 
-where A and W_c are the columns of W_1 that see x and its features, and Φ = (ω; ω). As tr XY = tr YX, a trace over D > h
-dimensions is one over the h units of the last layer: W_out is split as V·R with R of q = min(D, h) rows, (V, R) = (I, W_out)
-or (W_out, I), and the trace is that of R·S_L ⋯ S_1·(A + W_c·C·Φ)·V, a q×q matrix. It is multilinear in the derivatives. With
-two of them (two hidden layers without Fourier features, or one with) it is a bilinear form,
+where A and W_c are the columns of W_1 for x and its features, and Φ = (ω; ω). As tr XY = tr YX, a
+trace over D > h dimensions is one over the h units of the last layer: W_out = V·R, where R has q =
+min(D, h) rows, (V, R) = (I, W_out) or (W_out, I), and the trace is that of the q×q matrix R·S_L ⋯
+S_1·(A + W_c·C·Φ)·V. It is multilinear in the derivatives. With two of them (two hidden layers
+without Fourier features, or one with) it is a bilinear form,
 
     tr = s_2ᵀ·(W_2 ∘ (A·W_out)ᵀ)·s_1,
 
-one h×h product at any D. With more, q rows are carried from the left and q columns from the right, and they meet at the last
-layer but one: the weights are multiplied beforehand, so that the first step of either is one product with s_1 (or C) and s_L.
+one h×h product at any D. With more, q rows are multiplied from the left and q columns from the
+right, up to the last layer but one. The outermost weights are multiplied beforehand, so that the
+first step on either side is one product, with s_1 (or C) and with s_L.
 """
 
 from __future__ import annotations
@@ -40,20 +43,22 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..checks import flag, number, whole
-from ..inputs import event_shape
-from ..registry import nearest
+from ..common.checks import real_number, true_or_false, whole_number
+from ..common.inputs import event_shape
+from ..common.names import nearest
 from .base import BACKBONES, BUDGET, ExactWaves, weights_dtype, wide
 from .embedding import WAVES
-from .labels import check_labels, hide, need, show_labels
+from .labels import check_labels, drop_conditions, label_indices, require_conditions
+
+LABEL_WAVES = 16  # frequencies of the noise label
 
 
 @BACKBONES.register("mlp")
 class MLP(ExactWaves):
-    """A perceptron on [x, s·sin ωx, s·cos ωx, embedding(t), embedding(y)] with SiLU activations, plus g(t)∘x.
+    """A perceptron on [x, s·sin ωx, s·cos ωx, embedding(t), embedding(y)], plus g(t)∘x.
 
-    ω = 2πF are random frequencies, s = exp(−½|ω|²/(1 + e^{−2t})) fades those that are finer than the noise: the label t is
-    understood as log σ/α, as a ScoreSDE that sees the "arc" hands it over.
+    Activations are SiLU. ω = 2πF are random frequencies, and s = exp(−½|ω|²/(1 + e^{−2t})) fades
+    those that are finer than the noise: t is log σ/α, the label of a ScoreSDE with sees="arc".
 
     Parameters
     ----------
@@ -66,18 +71,20 @@ class MLP(ExactWaves):
     fourier : int
         Number of random Fourier features of the state, rows of F; 0 for none.
     bandwidth : float
-        Their frequencies: entries of F are N(0, bandwidth²·2/D), in cycles per standard deviation of the data, D = ∏shape.
-        Faded by the noise, they can be higher than those of a plain encoding.
+        Scale of their frequencies: entries of F are N(0, bandwidth²·2/D), in cycles per standard
+        deviation of the data, D = ∏shape. As they fade, they can be higher than those of a plain
+        encoding.
     blur : bool
-        Whether to fade them. Not for what is sharp where the noise is greatest: flows from another source than noise, reflowed
-        and distilled ones.
+        Whether to fade them. False for models that are sharp where the noise is greatest: flows
+        from another source than noise, and reflowed or distilled flows.
     classes : int
-        If positive, the network takes a label `y` in 0 … classes − 1, shape (B,); without one it is unconditional.
+        If positive, the network takes a label `y` in 0 … classes − 1, shape (B,); without one it
+        is unconditional.
     waves : str
-        How it sees the noise label t: "sinusoidal", with frequencies in a geometric row from 0.2 to 4 radians per unit, or
-        "fourier", with random ones, N(0, 2²).
+        Frequencies for the noise label t: "sinusoidal", from 0.2 to 4 radians per unit in a
+        geometric row, or "fourier", random ones, N(0, 2²).
     condition_dropout : float
-        Probability that a training sample is shown without its label; with 0, a label that is left out is an error.
+        Probability that a training sample loses its label; with 0 a missing label is an error.
 
     Raises
     ------
@@ -86,8 +93,8 @@ class MLP(ExactWaves):
 
     References
     ----------
-    Tancik et al., Fourier features let networks learn high frequency functions in low dimensional domains, NeurIPS 2020, eq. 5.
-    Barron et al., Mip-NeRF, ICCV 2021, eq. 14.
+    Tancik et al., Fourier features let networks learn high frequency functions in low dimensional
+    domains, NeurIPS 2020, eq. 5. Barron et al., Mip-NeRF, ICCV 2021, eq. 14.
 
     Examples
     --------
@@ -101,7 +108,7 @@ class MLP(ExactWaves):
     out: nn.Linear
     exact_buffers = ("frequencies", "rates")
     labels = ("y",)
-    layer_types = (nn.Linear, nn.Embedding, nn.ModuleList)  # all that `value_and_trace` knows of
+    layer_types = (nn.Linear, nn.Embedding, nn.ModuleList)  # all that `value_and_trace` supports
 
     def __init__(
         self,
@@ -116,31 +123,36 @@ class MLP(ExactWaves):
         condition_dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("width", width, 1),
-            ("depth", depth, 1),
-            ("fourier", fourier, 0),
-            ("classes", classes, 0),
-        ):
-            whole(name, value, least)
-        number("bandwidth", bandwidth, 0, math.inf, hint="try 0.5")
-        number("condition_dropout", condition_dropout, 0, 1, closed=True, hint="try 0.1")
-        flag("blur", blur)
+        whole_number("width", width)
+        whole_number("depth", depth)
+        whole_number("fourier", fourier, 0)
+        whole_number("classes", classes, 0)
+        real_number("bandwidth", bandwidth, 0, math.inf, hint="try 0.5")
+        real_number("condition_dropout", condition_dropout, 0, 1, closed=True, hint="try 0.1")
+        true_or_false("blur", blur)
         if waves not in WAVES:
             raise ValueError(f"unknown waves={waves!r}. {nearest(waves, WAVES)}")
-        n, labels = math.prod(event_shape(shape)), 16
-        self.register_buffer("frequencies", torch.randn(n, fourier) * (2 * math.pi * bandwidth * math.sqrt(2 / n)))
-        row = torch.exp(torch.linspace(math.log(0.2), math.log(4.0), labels))
-        self.register_buffer("rates", row if waves == "sinusoidal" else 2 * torch.randn(labels))
-        sizes = itertools.chain([n + 2 * fourier + 2 * labels], itertools.repeat(width, depth))  # no list: a file may ask for 10⁹
+        n = math.prod(event_shape(shape))
+        scale = 2 * math.pi * bandwidth * math.sqrt(2 / n)
+        self.register_buffer("frequencies", torch.randn(n, fourier) * scale)
+        if waves == "sinusoidal":
+            rates = torch.exp(torch.linspace(math.log(0.2), math.log(4.0), LABEL_WAVES))
+        else:
+            rates = 2 * torch.randn(LABEL_WAVES)
+        self.register_buffer("rates", rates)
+        # no list: a file may ask for 10⁹ layers
+        inputs = n + 2 * fourier + 2 * LABEL_WAVES
+        sizes = itertools.chain([inputs], itertools.repeat(width, depth))
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.out = nn.Linear(width, n)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
-        self.gain = nn.Linear(2 * labels, n)
+        self.gain = nn.Linear(2 * LABEL_WAVES, n)
         nn.init.zeros_(self.gain.weight)
         nn.init.zeros_(self.gain.bias)
-        self.blur, self.classes, self.condition_dropout = blur, classes, condition_dropout
+        self.blur = blur
+        self.classes = classes
+        self.condition_dropout = condition_dropout
         if classes:
             self.label = nn.Embedding(classes + 1, width)  # the last row means "no label"
             nn.init.zeros_(self.label.weight)
@@ -174,13 +186,17 @@ class MLP(ExactWaves):
         h, gain, *_ = self._first(x, t, y)
         for layer in self.hidden[1:]:
             h = layer(nn.functional.silu(h))
-        out = torch.addcmul(self.out(nn.functional.silu(h)), gain, x.reshape(len(x), -1).to(weights_dtype(self.out, x)))
+        flat = x.reshape(len(x), -1).to(weights_dtype(self.out, x))
+        out = torch.addcmul(self.out(nn.functional.silu(h)), gain, flat)
         return out.reshape(x.shape)
 
-    def value_and_trace(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def value_and_trace(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the network's output and its exact trace Σ_i ∂out_i/∂x_i, in closed form.
 
-        Gradients flow through both. No automatic differentiation takes part; memory is bounded whatever B and D.
+        Gradients flow through both. It needs no automatic differentiation, and memory is bounded
+        whatever B and D.
 
         Parameters
         ----------
@@ -213,37 +229,57 @@ class MLP(ExactWaves):
             h = a * gate
             derivatives.append(torch.lerp(h, one, gate))  # silu'(a) = h + σ(a)·(1 − h)
             a = layer(h)
-        out = torch.addcmul(a, gain, x.reshape(len(x), -1).to(weights_dtype(self.out, x)))
+        flat = x.reshape(len(x), -1).to(weights_dtype(self.out, x))
+        out = torch.addcmul(a, gain, flat)
         return out.reshape(x.shape), self._trace(derivatives) + gain.sum(1)
 
-    def _first(self, x: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What the first layer makes of x, t and y, the gain of x itself, and the Fourier features, sin and cos."""
-        flat, t, dtype = wide(x.reshape(len(x), -1)), wide(t), weights_dtype(self.hidden[0], x)
-        phase, turn = flat @ self.frequencies.to(flat.dtype), t.unsqueeze(1) * self.rates
-        sin, cos = phase.sin(), phase.cos()
+    def _first(
+        self, x: Tensor, t: Tensor, y: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The first layer's output (B, h), the gain (B, D), and s·sin ωx and s·cos ωx."""
+        flat = wide(x.reshape(len(x), -1))
+        t = wide(t)
+        dtype = weights_dtype(self.hidden[0], x)
+        phase = flat @ self.frequencies.to(flat.dtype)
+        turn = t.unsqueeze(1) * self.rates
+        sin = phase.sin()
+        cos = phase.cos()
         if self.blur:
-            fade = torch.exp(torch.outer(torch.sigmoid(2 * t), -0.5 * self.frequencies.square().sum(0)))
-            sin, cos = sin * fade, cos * fade
+            exponent = -0.5 * self.frequencies.square().sum(0)
+            fade = torch.exp(torch.outer(torch.sigmoid(2 * t), exponent))
+            sin = sin * fade
+            cos = cos * fade
         label = torch.cat([turn.sin(), turn.cos()], 1).to(dtype)
-        sin, cos = sin.to(dtype), cos.to(dtype)
+        sin = sin.to(dtype)
+        cos = cos.to(dtype)
         h: Tensor = self.hidden[0](torch.cat([flat.to(dtype), sin, cos, label], 1))
         if self.classes:
-            need({"y": y}, self.condition_dropout)
-            h = h + self.label(show_labels(x, y, self.classes))
+            require_conditions({"y": y}, self.condition_dropout)
+            h = h + self.label(label_indices(x, y, self.classes))
         return h, self.gain(label), sin, cos
 
     def _trace(self, s: list[Tensor]) -> Tensor:
-        """The trace from the activations' derivatives s, one (B, h) per layer, after the features' one, C, if there are any."""
-        (n, waves), r = self.frequencies.shape, self.out.weight
+        """The trace (B,) from the derivatives: C of the features, if any, and s_l (B, h)."""
+        n, waves = self.frequencies.shape
+        r: Tensor = self.out.weight
         weights = [cast(nn.Linear, layer).weight for layer in self.hidden]
-        a, phi = weights[0][:, :n], self.frequencies.T.repeat(2, 1).to(r.dtype)
+        a: Tensor = weights[0][:, :n]
+        phi = self.frequencies.T.repeat(2, 1).to(r.dtype)
         if n > r.shape[1]:
-            a, phi, r = a @ r, phi @ r, torch.eye(r.shape[1], dtype=r.dtype, device=r.device)
-        # All is W_L·S ⋯ W·S·c + b, where c is the end that x comes in at, and b what joins after the first S.
+            a = a @ r
+            phi = phi @ r
+            r = torch.eye(r.shape[1], dtype=r.dtype, device=r.device)
+        # The matrix is R·S_L·W_L ⋯ S·(W·S·c + b): c is the rightmost factor, and b, if there are
+        # features, is added after the first product.
+        c = a
+        b = None
         if waves:
-            weights[0], c, b = weights[0][:, n : n + 2 * waves], phi, a
+            features = weights[0][:, n : n + 2 * waves]
+            weights = [cast(nn.Parameter, features), *weights[1:]]
+            c = phi
+            b = a
         else:
-            weights, c, b = weights[1:], a, None
+            weights = weights[1:]
         if len(s) == 1:
             return s[0] @ (c * r.T).sum(1)
         if len(s) == 2:
@@ -251,7 +287,8 @@ class MLP(ExactWaves):
             return trace if b is None else trace + s[1] @ (b * r.T).sum(1)
         h = len(weights[0])
         columns = max(1, BUDGET // (h * max(len(c), h)))
-        rows = max(128, BUDGET // (16 * h * min(columns, len(r))))  # what stays in a cache is fastest
+        # fewer rows stay in a cache
+        rows = max(128, BUDGET // (16 * h * min(columns, len(r))))
         parts = list(zip(*(torch.split(each, rows) for each in s), strict=True))
         trace = s[0].new_zeros(len(s[0]))
         for i in range(0, len(r), columns):
@@ -259,11 +296,14 @@ class MLP(ExactWaves):
             left = (c[:, cut].unsqueeze(2) * weights[0].T.unsqueeze(1)).flatten(1)
             right = (r[cut].T.unsqueeze(2) * weights[-1].unsqueeze(1)).flatten(1)
             joins = None if b is None else b[:, cut].T.flatten()
-            trace = trace + torch.cat([_meet(part, left, joins, weights[1:-1], right) for part in parts])
+            sums = [_meet(part, left, joins, weights[1:-1], right) for part in parts]
+            trace = trace + torch.cat(sums)
         return trace
 
-    def hide(self, condition: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Return conditions as `fit` shows them: of each sample left out with probability `condition_dropout`.
+    def drop_conditions(
+        self, condition: Mapping[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Return conditions of which each sample loses its own with `condition_dropout`.
 
         Parameters
         ----------
@@ -277,13 +317,14 @@ class MLP(ExactWaves):
 
         Examples
         --------
-        >>> MLP((2,), classes=3, condition_dropout=1.0).hide({"y": torch.tensor([0, 1])}, torch.Generator())
+        >>> net = MLP((2,), classes=3, condition_dropout=1.0)
+        >>> net.drop_conditions({"y": torch.tensor([0, 1])}, torch.Generator())
         {'y': tensor([3, 3])}
         """
-        return hide(condition, self.classes, self.condition_dropout, generator)
+        return drop_conditions(condition, self.classes, self.condition_dropout, generator)
 
     def check_condition(self, y: Tensor) -> None:
-        """Raise unless labels are what this network takes; called once before a solve or a loss, not at every evaluation.
+        """Raise unless the network takes these labels; called once before a solve or a loss.
 
         Parameters
         ----------
@@ -303,8 +344,14 @@ class MLP(ExactWaves):
         check_labels(y, self.classes, "MLP")
 
 
-def _meet(s: Sequence[Tensor], left: Tensor, joins: Tensor | None, weights: list[Tensor], right: Tensor) -> Tensor:
-    """Σ_i over columns: from s[0] on through the weights, from s[-1] back by one, and the product of both with s[-2]."""
+def _meet(
+    s: Sequence[Tensor],
+    left: Tensor,
+    joins: Tensor | None,
+    weights: Sequence[Tensor],
+    right: Tensor,
+) -> Tensor:
+    """Σ over columns: s[0] and the weights from the left, s[-1] from the right, s[-2] between."""
     b, h = s[-1].shape
     rising = (s[0] @ left if joins is None else torch.addmm(joins, s[0], left)).view(b, -1, h)
     for each, weight in zip(s[1:], weights, strict=False):

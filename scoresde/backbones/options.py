@@ -1,45 +1,52 @@
-"""Checks of what backbones are built with, beside those of `scoresde.checks`: lists of integers, and yes or no."""
+"""Options of backbones: lists of integers, and dataclasses of options as keywords."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
-from ..checks import said, whole
+from ..common.checks import brief_repr, whole_number
 
-MOST = 64  # entries of a list; files, too, say what to build
+F = TypeVar("F", bound=Callable[..., None])
+
+MOST_ENTRIES = 64  # of a list; a file may ask for any length
 
 
-def wholes(name: str, values: object, example: str) -> list[int]:
-    """Return values if they are a list or tuple of positive integers; raise otherwise.
-
-    Parameters
-    ----------
-    name : str
-        The option's name.
-    values : object
-        What the user gave.
-    example : str
-        What would do, for messages.
-
-    Returns
-    -------
-    list of int
-
-    Raises
-    ------
-    TypeError
-        For anything else.
-    ValueError
-        For integers below 1, or too many of them.
-
-    Examples
-    --------
-    >>> wholes("attention", 16, "(16,)")
-    Traceback (most recent call last):
-    TypeError: attention is a list or tuple of integers such as (16,), got 16
-    """
+def whole_numbers(name: str, values: object, example: str) -> list[int]:
+    """Return values if they are a list or tuple of positive integers; raise otherwise."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise TypeError(f"{name} is a list or tuple of integers such as {example}, got {said(values)}")
-    if len(values) > MOST:
-        raise ValueError(f"{name} has {len(values)} entries, at most {MOST} make sense; try {example}")
-    return [whole(name, value) for value in values]
+        raise TypeError(
+            f"{name} is a list or tuple of integers such as {example}, got {brief_repr(values)}"
+        )
+    if len(values) > MOST_ENTRIES:
+        raise ValueError(
+            f"{name} has {len(values)} entries, at most {MOST_ENTRIES} make sense; try {example}"
+        )
+    return [whole_number(name, value) for value in values]
+
+
+def takes_options(options: Any) -> Callable[[F], F]:
+    """Give an __init__(self, shape, **options) the fields of a dataclass as arguments."""
+
+    def decorate(init: F) -> F:
+        # registries check and save options by the names in the signature
+        known = inspect.signature(init).parameters.values()
+        parameters = [p for p in known if p.kind is not p.VAR_KEYWORD]
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters += [
+            inspect.Parameter(field.name, kind, default=field.default, annotation=field.type)
+            for field in dataclasses.fields(options)
+        ]
+        signature = inspect.Signature(parameters)
+
+        @functools.wraps(init)
+        def bound(*args: Any, **kwargs: Any) -> None:
+            init(**signature.bind(*args, **kwargs).arguments)
+
+        bound.__signature__ = signature  # type: ignore[attr-defined]
+        return cast(F, bound)
+
+    return decorate

@@ -1,12 +1,14 @@
-"""Networks that papers have made known, as names that stand for a backbone with options.
+"""Networks of papers, as names for a backbone with options.
 
-`scoresde.build("vp", "ddpmpp-cifar", shape=(3, 32, 32))` builds one; any option can be given another value, as samples of
-another size may ask for: attention=(14,) for images of 28×28, which have no level of 16. A saved model names the backbone and
-all its options, so that it does not depend on this table.
+`scoresde.build("vp", "ddpmpp-cifar", shape=(3, 32, 32))` builds one. Any option can be given
+another value, as samples of another size may need: attention=(14,) for images of 28×28, which have
+no level of 16. A saved model holds the backbone's name and all its options, so that it does not
+depend on this table.
 
-Ours are not theirs to the last digit: the noise label comes in as sines and cosines of log σ/α, there is a label more, which
-says "no label", outputs are the prediction alone, without a variance, and group norms add 1e-5 to a variance, where codes of
-DDPM, DDPM++ and NCSN++ add 1e-6. Whoever has weights of theirs can't load them here.
+These networks differ from the papers' in details: the noise label enters as sines and cosines of
+log σ/α, there is one more label, "no label", outputs are the prediction alone, without a variance,
+and group norms add 1e-5 to a variance, where the codes of DDPM, DDPM++ and NCSN++ add 1e-6.
+Published weights can't be loaded.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import dit, unet, uvit  # noqa: F401  registers them
+from . import dit, unet, uvit  # noqa: F401  (registers them)
 from .base import BACKBONES
 
 
@@ -27,13 +29,13 @@ class Preset:
     net : str
         A name of `scoresde.BACKBONES`.
     options : dict
-        What it is built with.
+        The options that it is built with.
     shape : tuple of int
-        Shape of a sample there.
+        Shape of a sample in the paper.
     parameters : int
         Number of parameters, as published, mostly rounded.
     reference : str
-        Where it is described.
+        The paper.
 
     Examples
     --------
@@ -49,15 +51,40 @@ class Preset:
     reference: str
 
 
-_DDPM = {"channels": 128, "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (16,), "heads": 1, "dropout": 0.1}
-_SONG = {"channels": 128, "multipliers": (2, 2, 2), "blocks": 4, "attention": (16,), "heads": 1, "dropout": 0.13}
+_DDPM = {
+    "channels": 128,
+    "multipliers": (1, 2, 2, 2),
+    "blocks": 2,
+    "attention": (16,),
+    "heads": 1,
+    "dropout": 0.1,
+}
+_SONG = {
+    "channels": 128,
+    "multipliers": (2, 2, 2),
+    "blocks": 4,
+    "attention": (16,),
+    "heads": 1,
+    "dropout": 0.13,
+}
 _SONG |= {"attention_up": "last", "condition": "shift", "project": True, "skip_scale": True}
-_ADM = {"channels": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "attention": (32, 16, 8), "head_channels": 64, "dropout": 0.1}
+_ADM = {
+    "channels": 192,
+    "multipliers": (1, 2, 3, 4),
+    "blocks": 3,
+    "attention": (32, 16, 8),
+    "head_channels": 64,
+    "dropout": 0.1,
+}
 _DIT = "Peebles & Xie, Scalable diffusion models with transformers, ICCV 2023, tables 1 and 4"
-_EDM = "Song et al., Score-based models through SDEs, 2021; Karras et al. 2022, tables 7 and 8"
+_EDM = (
+    "Song et al., Score-based generative modeling through SDEs, ICLR 2021; sizes of Karras et al., "
+    "NeurIPS 2022, tables 7 and 8"
+)
 
 
 def _dit(width: int, depth: int, heads: int, parameters: int) -> Preset:
+    """A DiT of a size, with patches of 2, for latents of ImageNet."""
     options = {"patch": 2, "width": width, "depth": depth, "heads": heads, "classes": 1000}
     return Preset("dit", options, (4, 32, 32), parameters, _DIT)
 

@@ -1,16 +1,18 @@
-"""A transformer to which everything is a token, with long connections from its first blocks to its last: U-ViT.
+"""U-ViT, a transformer with long connections from its first blocks to its last.
 
-With tokens h (see `scoresde.backbones.tokens`): the patches, X·W + b, the noise label, and the conditions if there are any, to
-all of which learnt positions are added. A block is
+Its tokens h (see `scoresde.backbones.tokens`) are the patches, X·W + b, the noise label, and the
+conditions if there are any; learnt positions are added to all. A block is
 
     h ← h + Attention(LN(h)),      h ← h + Perceptron(LN(h)),
 
-and of 2k + 1 blocks the last k begin by h ← [h, s]·W_s + b_s, where s is what block k, k − 1, … 1 gave: the fine structure goes
-round the middle, as in a U-Net. After the last block LN and a linear map turn the tokens of patches into patches, and a
-convolution of 3 along each axis of space smooths the seams. Its weights start at zero, and so does the output.
+and of 2k + 1 blocks the last k begin by h ← [h, s]·W_s + b_s, where s is the output of block k, k −
+1, … 1: fine structure bypasses the middle, as in a U-Net. After the last block LN and a linear map
+turn the tokens of patches into patches, and a convolution of 3 along each axis of space smooths the
+seams. Its weights start at zero, and so does the output.
 
-The token of the noise label is silu of its waves, without the perceptron that `Embedding` has: nothing of it is learnt. That of
-the conditions, the row of the label and what a linear map makes of `vector`, has these waves added.
+The token of the noise label is silu of its waves, without the perceptron of `Embedding`: nothing of
+it is learnt. That of the conditions is the row of the label, plus a linear map of `vector`, plus
+these waves.
 """
 
 from __future__ import annotations
@@ -21,19 +23,32 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..inputs import event_shape
+from ..common.inputs import event_shape
 from .base import BACKBONES, weights_dtype
 from .embedding import Conditioned, Embedding
-from .tokens import Attention, Perceptron, check_sample, check_transformer, grid, patchify, unpatchify
+from .tokens import (
+    Attention,
+    Perceptron,
+    check_sample,
+    check_transformer,
+    grid,
+    patchify,
+    unpatchify,
+)
 
-CONVOLUTIONS: tuple[type[nn.Conv1d | nn.Conv2d | nn.Conv3d], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CONVOLUTIONS: tuple[type[nn.Conv1d | nn.Conv2d | nn.Conv3d], ...] = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+)
 
 
 @BACKBONES.register("uvit")
 class UViT(Conditioned):
-    """A U-shaped transformer for samples (C, *space) with 1 to 3 axes of space, which patches have to fill.
+    """A U-shaped transformer for samples (C, *space) with 1 to 3 axes of space.
 
-    The paper's U-ViT-S/2 for CIFAR-10 is width 512, depth 13, 8 heads, patch 2.
+    Patches have to fill the samples. The paper's U-ViT-S/2 for CIFAR-10 has width 512, depth 13,
+    8 heads and patch 2.
 
     Parameters
     ----------
@@ -46,15 +61,15 @@ class UViT(Conditioned):
     ratio : float
         Hidden units of a block's perceptron, in widths.
     dropout : float
-        Of what a block adds to its tokens, in training.
+        Probability, in training, for what a block adds to its tokens.
     waves, classes, vector, image, condition_dropout, octaves
         See `Embedding`.
 
     Raises
     ------
     ValueError
-        For sizes that are not positive, heads that do not divide the width, an odd width, an even depth, or patches that do not
-        fill a sample.
+        For sizes that are not positive, heads that do not divide the width, an odd width, an even
+        depth, or patches that do not fill a sample.
 
     References
     ----------
@@ -84,41 +99,61 @@ class UViT(Conditioned):
         octaves: int = 0,
     ) -> None:
         super().__init__()
-        self.shape, self.patch = event_shape(shape), patch
+        self.shape = event_shape(shape)
+        self.patch = patch
         places = grid(self.shape, patch)
         check_transformer(width, depth, heads, ratio, dropout)
         if depth % 2 == 0:
-            raise ValueError(f"depth is odd, as many blocks behind the middle one as before it, got {depth}; try {depth + 1}")
+            raise ValueError(
+                f"depth is odd, with as many blocks behind the middle one as before it, got "
+                f"{depth}; try {depth + 1}"
+            )
         if width % 2:
-            raise ValueError(f"width is even, as many sines of the noise label as cosines, got {width}; try {width + 1}")
-        self.embed = _plain(Embedding(self.shape, width, width, waves, classes, vector, image, condition_dropout, octaves))
-        self.noise = _plain(Embedding(self.shape, width, width, waves)) if classes or vector else None
-        area, tokens = patch ** len(places), (2 if self.noise else 1) + math.prod(places)
+            raise ValueError(
+                f"width is even, as many sines of the noise label as cosines, got {width}; try "
+                f"{width + 1}"
+            )
+        conditions = (classes, vector, image, condition_dropout, octaves)
+        self.embed = _plain(Embedding(self.shape, width, width, waves, *conditions))
+        self.noise = None
+        if classes or vector:
+            self.noise = _plain(Embedding(self.shape, width, width, waves))
+        area = patch ** len(places)
+        tokens = (2 if self.noise else 1) + math.prod(places)
         self.first = nn.Linear(self.embed.channels * area, width)
         self.places = nn.Parameter(torch.empty(tokens, width))
-        half, hidden = depth // 2, int(ratio * width)
+        half = depth // 2
+        hidden = int(ratio * width)
         self.rising = nn.ModuleList(Block(width, heads, hidden, dropout) for _ in range(half))
         self.middle = Block(width, heads, hidden, dropout)
-        self.falling = nn.ModuleList(Block(width, heads, hidden, dropout, skip=True) for _ in range(half))
-        self.norm, self.last = nn.LayerNorm(width), nn.Linear(width, shape[0] * area)
+        self.falling = nn.ModuleList(
+            Block(width, heads, hidden, dropout, skip=True) for _ in range(half)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.last = nn.Linear(width, shape[0] * area)
         self.smooth = CONVOLUTIONS[len(places) - 1](shape[0], shape[0], 3, padding=1)
         self._start()
 
     def _start(self) -> None:
-        """Weights as the paper's code draws them, but for the zeros."""
+        """Draw the weights as the paper's code does, but for the zeros."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Embedding):
                 nn.init.trunc_normal_(layer.weight, std=0.02)
             if isinstance(layer, nn.Linear) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        for free in (self.places, *self.embed.null_parameters()):
-            nn.init.trunc_normal_(free, std=0.02)
+        for parameter in (self.places, *self.embed.null_parameters()):
+            nn.init.trunc_normal_(parameter, std=0.02)
         nn.init.zeros_(self.smooth.weight)
         if self.smooth.bias is not None:
             nn.init.zeros_(self.smooth.bias)
 
     def forward(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None, vector: Tensor | None = None, image: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None = None,
+        vector: Tensor | None = None,
+        image: Tensor | None = None,
     ) -> Tensor:
         """Return the network's output.
 
@@ -144,18 +179,22 @@ class UViT(Conditioned):
         See `UViT`.
         """
         check_sample(x, self.shape)
-        joined, told = self.embed(x, t, y, vector, image)
-        extra = [told] if self.noise is None else [self.noise(x, t)[1], told]
+        joined, embedding = self.embed(x, t, y, vector, image)
+        extra = [embedding]
+        if self.noise is not None:
+            extra = [self.noise(x, t)[1], embedding]
         patches = self.first(patchify(joined.to(weights_dtype(self.first, x)), self.patch))
-        h = torch.cat([*(each.unsqueeze(1).to(patches.dtype) for each in extra), patches], 1) + self.places
-        left = []
+        tokens = [each.unsqueeze(1).to(patches.dtype) for each in extra]
+        h = torch.cat([*tokens, patches], 1) + self.places
+        outputs = []
         for block in self.rising:
             h = block(h)
-            left.append(h)
+            outputs.append(h)
         h = self.middle(h)
         for block in self.falling:
-            h = block(h, left.pop())
-        out: Tensor = self.smooth(unpatchify(self.last(self.norm(h[:, len(extra) :])), self.shape, self.patch))
+            h = block(h, outputs.pop())
+        patches = self.last(self.norm(h[:, len(extra) :]))
+        out: Tensor = self.smooth(unpatchify(patches, self.shape, self.patch))
         return out
 
 
@@ -167,47 +206,21 @@ def _plain(embed: Embedding) -> Embedding:
 
 
 class Block(nn.Module):
-    """A block of U-ViT: attention and a perceptron, and a linear map of tokens and earlier ones before them if it is a late one.
+    """A block of U-ViT; with `skip` it first joins its tokens to those of an earlier block."""
 
-    Parameters
-    ----------
-    width, heads, hidden : int
-        Numbers a token, heads of attention, and units of the perceptron.
-    dropout : float
-        Of what is added to the tokens.
-    skip : bool
-        Whether it takes earlier tokens.
-
-    Examples
-    --------
-    >>> h = torch.randn(5, 3, 8)
-    >>> Block(8, 2, 32, skip=True)(h, h).shape
-    torch.Size([5, 3, 8])
-    """
-
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float = 0.0, skip: bool = False) -> None:
+    def __init__(
+        self, width: int, heads: int, hidden: int, dropout: float = 0.0, skip: bool = False
+    ) -> None:
         super().__init__()
         self.join = nn.Linear(2 * width, width) if skip else None
-        self.norm1, self.attention = nn.LayerNorm(width), Attention(width, heads, bias=False)
-        self.norm2, self.perceptron = nn.LayerNorm(width), Perceptron(width, hidden)
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, heads, bias=False)
+        self.norm2 = nn.LayerNorm(width)
+        self.perceptron = Perceptron(width, hidden)
         self.dropout = dropout
 
     def forward(self, h: Tensor, earlier: Tensor | None = None) -> Tensor:
-        """Return the tokens after the block.
-
-        Parameters
-        ----------
-        h : Tensor, shape (B, N, width)
-        earlier : Tensor, shape (B, N, width), optional
-
-        Returns
-        -------
-        Tensor, shape (B, N, width)
-
-        Examples
-        --------
-        See `Block`.
-        """
+        """Return the tokens after the block."""
         if self.join is not None and earlier is not None:
             h = self.join(torch.cat([h, earlier], 2))
         h = h + functional.dropout(self.attention(self.norm1(h)), self.dropout, self.training)

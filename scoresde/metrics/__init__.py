@@ -1,15 +1,18 @@
-"""Distances between two sets of samples, tests of equality, the floor that noise sets to each, and how straight paths are.
+"""Distances between two sets of samples, tests that they are from one law, the noise floor of a
+distance, and how straight paths are.
 
-- `energy_distance`: E², in the units of the data. Unbiased, with nothing to choose.
-- `mmd`: MMD², without a unit. Unbiased, wants a bandwidth.
-- `sliced_wasserstein`: SW_p, in the units of the data. Sets of any sizes, any dimension.
-- `wasserstein`: W_p, in the units of the data. Exact, for sets of one size, in n³ operations.
-- `frechet_distance`: FID's d², in squared units of the features. Of the first two moments only, biased upwards.
-- `energy_test`: a p-value by permutation, for 8192 points in all.
-- `classifier_test`: a p-value and an accuracy, from a network trained to tell the sets apart.
-- `noise_floor`: any of the distances between two sets of true samples, which no model can beat.
-- `straightness`: path energy, straightness, curvature and normalized path energy of a model's ODE paths, in one solve.
-- `evaluations`: how many network evaluations a solver needs for an error at the end of these paths.
+- `energy_distance`: E², in the units of the data; unbiased, with nothing to choose.
+- `mmd`: MMD², without a unit; unbiased, needs a bandwidth.
+- `sliced_wasserstein`: SW_p, in the units of the data; for sets of any sizes in any dimension.
+- `wasserstein`: W_p, in the units of the data; exact, for sets of one size, in n³ operations.
+- `frechet_distance`: d² of FID, in squared units of the features; of the first two moments only,
+  biased upwards.
+- `energy_test`: a p-value by permutation, for at most 8192 points in all.
+- `classifier_test`: a p-value and an accuracy of a network that learns to tell the sets apart.
+- `noise_floor`: a distance between two sets of true samples, which no model can beat.
+- `straightness`: path energy, straightness, curvature and normalized path energy of a model's ODE
+  paths, in one solve.
+- `nfe_for_error`: how many network evaluations a solver needs for an error at the end of paths.
 """
 
 from .classifier import ClassifierTest, classifier_test
@@ -18,7 +21,7 @@ from .energy import energy_distance, energy_test
 from .floor import NoiseFloor, noise_floor
 from .frechet import frechet_distance, inception, moments
 from .kernel import mmd
-from .nfe import Evaluations, evaluations
+from .nfe import Evaluations, evaluations, nfe_for_error
 from .transport import sliced_wasserstein, wasserstein
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "inception",
     "mmd",
     "moments",
+    "nfe_for_error",
     "noise_floor",
     "sliced_wasserstein",
     "straightness",

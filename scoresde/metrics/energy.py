@@ -5,7 +5,7 @@ The energy distance between the laws of X and Y, X′ and Y′ being independent
     E² = 2·E|X − Y| − E|X − X′| − E|Y − Y′| ≥ 0,        zero if and only if the laws agree,
 
 in the units of the data (Székely and Rizzo 2013, Energy statistics: a class of statistics based on
-distances). It needs no kernel, no bandwidth and no network.
+distances). It has no kernel, no bandwidth and no network to choose.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..checks import affordable, check_generator, whole
-from ..registry import explained
-from . import points as blocks
+from ..common.checks import check_budget, check_generator, whole_number
+from ..common.names import suggest_arguments
+from . import points as pairs
 from .points import distances, points, total
 
-_LIMIT = 8192  # pooled points in a permutation test
+MOST_POINTS = 8192  # of both sets in a permutation test
 
 
 @torch.no_grad()
 def energy_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Return the squared energy distance E² = 2·E|X − Y| − E|X − X′| − E|Y − Y′| between two sets of samples.
+    """Return the squared energy distance E² = 2·E|X − Y| − E|X − X′| − E|Y − Y′| of two sets.
 
-    It is the U-statistic: pairs of a point with itself are left out, which makes it unbiased, so it scatters
-    about 0, and may be negative, when the laws agree. It carries no gradient.
+    It is the U-statistic, which leaves out pairs of a point with itself and is unbiased: if the
+    laws agree, it scatters about 0 and may be negative. It carries no gradient.
 
     Parameters
     ----------
@@ -57,18 +57,22 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     tensor(-1., dtype=torch.float64)
     """
     x, y = points(x, y)
-    n, m = len(x), len(y)
+    n = len(x)
+    m = len(y)
     return 2 * total(x, y) / (n * m) - total(x, x) / (n * (n - 1)) - total(y, y) / (m * (m - 1))
 
 
-@explained
+@suggest_arguments
 @torch.no_grad()
-def energy_test(x: Tensor, y: Tensor, permutations: int = 999, generator: torch.Generator | None = None) -> float:
-    """Return the p-value of the permutation test that x and y come from one law, by their energy distance.
+def energy_test(
+    x: Tensor, y: Tensor, permutations: int = 999, generator: torch.Generator | None = None
+) -> float:
+    """Return the p-value of the permutation test by energy distance that x and y are from one law.
 
-    Points are pooled and dealt out anew; p = (1 + #{E²_permuted ≥ E²})/(1 + permutations). If the laws agree,
-    P(p ≤ a) ≤ a for every a and every sample size: rejecting at p ≤ 0.01 is a false alarm once in a hundred
-    tests. A large p is no proof of equality, the test being only as sharp as n and m make it.
+    Points are pooled and divided anew; p = (1 + #{E²_permuted ≥ E²})/(1 + permutations). If the
+    laws agree, P(p ≤ a) ≤ a for every a and every sample size: rejecting at p ≤ 0.01 is a false
+    alarm once in a hundred tests. A large p does not prove that they agree: the test is as sharp
+    as n and m make it.
 
     Parameters
     ----------
@@ -95,7 +99,8 @@ def energy_test(x: Tensor, y: Tensor, permutations: int = 999, generator: torch.
 
     References
     ----------
-    Székely and Rizzo 2004, Testing for equal distributions in high dimension; Phipson and Smyth 2010 for the 1 in p.
+    Székely and Rizzo 2004, Testing for equal distributions in high dimension; Phipson and Smyth
+    2010 for the 1 in p.
 
     Examples
     --------
@@ -103,23 +108,25 @@ def energy_test(x: Tensor, y: Tensor, permutations: int = 999, generator: torch.
     >>> energy_test(x, x + 1.0, permutations=99, generator=torch.Generator().manual_seed(1))
     0.01
     """
-    permutations = whole("permutations", permutations)
+    permutations = whole_number("permutations", permutations)
     check_generator(generator)
     x, y = points(x, y)
-    n, N = len(x), len(x) + len(y)
-    if N > _LIMIT:
-        hint = f"subsample, x[torch.randperm(len(x))[:{_LIMIT // 2}]]"
-        raise ValueError(f"{N} points in all; the test takes at most {_LIMIT}: {hint}")
-    affordable(f"permutations={permutations}", 8.0 * N * permutations)
+    n = len(x)
+    N = len(x) + len(y)
+    if N > MOST_POINTS:
+        hint = f"subsample, x[torch.randperm(len(x))[:{MOST_POINTS // 2}]]"
+        raise ValueError(f"{N} points in all; the test takes at most {MOST_POINTS}: {hint}")
+    check_budget(f"permutations={permutations}", 8.0 * N * permutations)
     device = x.device if generator is None else generator.device
     orders = [torch.randperm(N, generator=generator, device=device) for _ in range(permutations)]
-    mine = torch.stack([torch.arange(N, device=device), *orders])[:, :n].to(x.device)
-    # E² = −zᵀ·d·z with z = 1/n on x and −1/m on y, one column of z per deal (the V-statistic)
-    z = x.new_full((1 + permutations, N), -1 / (N - n)).scatter(1, mine, 1 / n).T.contiguous()
+    in_x = torch.stack([torch.arange(N, device=device), *orders])[:, :n].to(x.device)
+    # E² = −zᵀ·d·z with z = 1/n on x and −1/m on y, one column of z per division (the V-statistic)
+    z = x.new_full((1 + permutations, N), -1 / (N - n)).scatter(1, in_x, 1 / n).T.contiguous()
     pool = torch.cat([x, y])
     energy = x.new_zeros(1 + permutations)
-    rows = max(1, blocks.HELD // N)
+    rows = max(1, pairs.PAIRS_AT_ONCE // N)
     for part, sign in zip(torch.split(pool, rows), torch.split(z, rows), strict=True):
         energy -= (sign * (distances(part, pool) @ z)).sum(0)
-    slack = 1e-12 * distances(pool[:1], pool).mean()  # deals that tie must count, whatever the rounding
+    # ties must count whatever the rounding
+    slack = 1e-12 * distances(pool[:1], pool).mean()
     return int((energy >= energy[0] - slack).sum()) / (1 + permutations)

@@ -1,11 +1,13 @@
 """The noise floor of a metric: its value between two sets of true samples.
 
-No model can be seen to be closer to the truth than the truth is to itself. A metric of n against n samples is therefore read
-as a multiple of its root mean square between two independent sets of n true ones,
+No measurement shows a model closer to the truth than the truth is to itself. So a metric of n
+against n samples is read as a multiple of its root mean square between two independent sets of n
+true ones,
 
     floor = √(E metric(X, X′)²),
 
-which serves metrics that scatter about 0 (energy distance, MMD²) and those that are biased upwards (Wasserstein) alike.
+for metrics that scatter about 0 (energy distance, MMD²) and metrics that are biased upwards
+(Wasserstein) alike.
 """
 
 from __future__ import annotations
@@ -17,17 +19,17 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..checks import affordable, check_generator, number, whole
-from ..inputs import as_tensor
-from ..random import draw_seed, seeded
-from ..registry import explained
-from ..source import draw
+from ..common.checks import check_budget, check_generator, real_number, whole_number
+from ..common.inputs import as_tensor
+from ..common.names import suggest_arguments
+from ..common.random import draw_seed, seeded
+from ..model.source import draw
 
 Metric = Callable[[Tensor, Tensor], "Tensor | float"]
 
 
 class Law(Protocol):
-    """Anything with sample(n, generator=): a toy density, or one's own."""
+    """Anything with sample(n, generator=), such as a toy density."""
 
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Tensor:
         """Return n samples, shape (n, *shape)."""
@@ -53,21 +55,21 @@ class NoiseFloor:
 
     @property
     def mean(self) -> float:
-        """Their mean: about 0 for unbiased metrics."""
+        """Mean of the values: about 0 for unbiased metrics."""
         return float(self.values.mean())
 
     @property
     def std(self) -> float:
-        """Their standard deviation."""
+        """Standard deviation of the values."""
         return float(self.values.std())
 
     @property
     def rms(self) -> float:
-        """Their root mean square √(mean v²), which is called the floor."""
+        """Root mean square of the values, √(mean v²): the floor."""
         return float(self.values.square().mean().sqrt())
 
     def quantile(self, q: float) -> float:
-        """Return the value below which a share q of them lies.
+        """Return the number below which a share q of the values lies.
 
         Parameters
         ----------
@@ -83,7 +85,7 @@ class NoiseFloor:
         >>> NoiseFloor(torch.arange(5.0)).quantile(0.75)
         3.0
         """
-        return float(self.values.quantile(number("q", q, 0, 1, closed=True)))
+        return float(self.values.quantile(real_number("q", q, 0, 1, closed=True)))
 
     def times(self, value: Tensor | float) -> float:
         """Return a value of the metric as a multiple of the floor.
@@ -104,24 +106,32 @@ class NoiseFloor:
         return float(value) / self.rms
 
 
-@explained
+@suggest_arguments
 def noise_floor(
-    metric: Metric, law: Law | Tensor, n: int, repeats: int = 20, generator: torch.Generator | None = None
+    metric: Metric,
+    law: Law | Tensor,
+    n: int,
+    repeats: int = 20,
+    generator: torch.Generator | None = None,
 ) -> NoiseFloor:
     """Return a metric's values between `repeats` pairs of independent sets of n true samples.
 
     Parameters
     ----------
     metric : callable (x, y) -> number
-        `energy_distance`, `wasserstein`, a functools.partial or lambda of one with options, or one's own.
+        `energy_distance`, `wasserstein`, one of them with options by functools.partial, or any
+        other function.
     law : object with sample(n), or Tensor of shape (N, *shape)
-        The truth; of a tensor, N ≥ 2n true samples, each pair of sets is drawn without replacement, and pairs overlap.
+        The truth. Of a tensor of N ≥ 2n true samples, each pair of sets is drawn without
+        replacement, and pairs overlap.
     n : int
-        Samples of a set: as many as there are of the model's, since every floor depends on n.
+        Samples of a set: as many as the model's, since every floor depends on n.
     repeats : int
-        Pairs of sets. The floor is known to about 1/√(2·repeats) of itself where the metric scatters about 0.
+        Pairs of sets. Where the metric scatters about 0, the relative error of the floor is about
+        1/√(2·repeats).
     generator : torch.Generator, optional
-        The only source of randomness when given; pair i depends on it and on i alone. (That of the metric is its own.)
+        The only source of randomness when given, but for that of the metric; pair i depends on it
+        and on i alone.
 
     Returns
     -------
@@ -143,15 +153,21 @@ def noise_floor(
     >>> floor.times(scoresde.energy_distance(shifted, moons.sample(500, generator=g))) > 20
     True
     """
-    n, repeats = whole("n", n, 2), whole("repeats", repeats, 2)
+    n = whole_number("n", n, 2)
+    repeats = whole_number("repeats", repeats, 2)
     check_generator(generator)
-    affordable(f"repeats={repeats}", calls=repeats)
+    check_budget(f"repeats={repeats}", calls=repeats)
     if isinstance(law, Tensor):
         as_tensor(law, "law")
         if law.ndim < 1 or len(law) < 2 * n:
-            raise ValueError(f"law holds samples of shape {tuple(law.shape)}; two sets of n = {n} want at least {2 * n}")
+            raise ValueError(
+                f"law holds samples of shape {tuple(law.shape)}; two sets of n = {n} need at least "
+                f"{2 * n}"
+            )
     elif not callable(getattr(law, "sample", None)):
-        raise TypeError(f"law is a {type(law).__name__}; wanted true samples, or an object with sample(n)")
+        raise TypeError(
+            f"law is a {type(law).__name__}; wanted true samples, or an object with sample(n)"
+        )
     device = torch.device("cpu") if generator is None else generator.device
     seed = draw_seed(generator)
 
@@ -159,9 +175,13 @@ def noise_floor(
         own = seeded(device, seed, i)
         if isinstance(law, Tensor):
             order = torch.randperm(len(law), generator=own, device=device).to(law.device)
-            x, y = law[order[:n]], law[order[n : 2 * n]]
+            x = law[order[:n]]
+            y = law[order[n : 2 * n]]
         else:
-            x, y = (as_tensor(draw(law, n, own.initial_seed(), j), "law.sample(n)") for j in (0, 1))
+            x, y = (
+                as_tensor(draw(law, n, own.initial_seed(), j), "law.sample(n)") for j in (0, 1)
+            )
         return float(metric(x, y))
 
-    return NoiseFloor(torch.tensor([value(i) for i in range(repeats)], dtype=torch.float64, device="cpu"))
+    values = [value(i) for i in range(repeats)]
+    return NoiseFloor(torch.tensor(values, dtype=torch.float64, device="cpu"))

@@ -1,16 +1,19 @@
 """Solvers: what moves a state from one noise level to another. `SOLVERS` holds them all by name."""
 
 from .adams import Adams
+from .adaptive import Adaptive
 from .adaptive_sde import GottaGoFast
-from .base import SOLVERS, Adaptive, Calls, Counts, Level, Problem, Solver, Stepper
+from .base import SOLVERS, Solver, Stepper
 from .bridge import Bridge
-from .exponential import EXPONENTIALS, AdaptiveSinglestep, Exponential, Singlestep
-from .external import AdaptiveTorchDiffEq, SciPy, TorchDiffEq
-from .external_sde import TorchSDE
+from .exponential import AdaptiveSinglestep, Singlestep
+from .exponential_tableaus import EXPONENTIALS, Exponential
+from .external import AdaptiveTorchDiffEq, SciPy, TorchDiffEq, TorchSDE
 from .flow_sde import FORMS, FlowSDE
 from .jump import Consistency, FlowMap
 from .langevin import CORRECTORS, AnnealedLangevin, PredictorCorrector
-from .multistep import METHODS, Multistep
+from .multistep import Multistep
+from .multistep_rows import METHODS
+from .problem import Calls, Counts, Level, Problem
 from .runge_kutta import AdaptiveRungeKutta, RungeKutta
 from .steppers import DDIM, EulerMaruyama, ReverseDiffusion
 from .stochastic import ChurnedHeun, Restart

@@ -1,22 +1,27 @@
-"""Adams methods in the angle: one evaluation a step, of an order as high as it pays, for each sample its own.
+"""Adams methods in the angle: one evaluation a step, with steps and order of each sample's own.
 
-dz/dφ = v is smooth in φ at both ends of every path, so a polynomial through the last values of v reaches far. In Newton's
-form, with the nodes t_0 (now), t_1, … and the divided differences d_j = v[t_0 … t_j], the step to b is
+dz/dφ = v is smooth in φ at both ends of every path, so a polynomial through the last values of v
+reaches far. In Newton's form, with the nodes t_0 (now), t_1, … and the divided differences d_j =
+v[t_0 … t_j], the step to b is
 
-    z' = z + Σ_{j<k} I_j·d_j + I_k·e_k,        I_j = ∫_{t_0}^b Π_{i<j}(s − t_i) ds,   e_j = v[b, t_0 … t_{j−1}],
+    z' = z + Σ_{j<k} I_j·d_j + I_k·e_k,
+    I_j = ∫_{t_0}^b Π_{i<j}(s − t_i) ds,        e_j = v[b, t_0 … t_{j−1}],
 
-where the sum predicts (order k) and the last term, with v evaluated once at the predicted state, corrects (order k + 1). It
-is also what the step's error is judged by, as |I_{k±1}·e_{k±1}| is what a lower or higher order would have made: each sample
-takes the order that allows it the longest next step (Krogh 1974; Shampine & Gordon 1975).
+where the sum predicts (order k) and the last term, with v evaluated once at the predicted state,
+corrects (order k + 1). That term also estimates the step's error, as |I_{k±1}·e_{k±1}| estimates
+that of a lower or higher order. Each sample takes the order that allows it the longest next step
+(Krogh 1974; Shampine & Gordon 1975).
 
-On a fixed grid no error is watched, and near the data v is stiff: where a mode is thinner than φ, v ≈ (z − x̂0)/φ, and
-polynomials in v are unstable. There the method interpolates x̂0 instead, in φ², and integrates the rest exactly: a row of
-`scoresde.solvers.multistep`, with the same predictor and corrector. From data to noise it stays with v, at low order.
+On a fixed grid no error is watched, and near the data v is stiff: where a mode is thinner than φ,
+v ≈ (z − x̂0)/φ, and polynomials in v are unstable. There the method interpolates x̂0 instead, in
+φ², and integrates the rest exactly: a row of `scoresde.solvers.multistep`, with the same predictor
+and corrector. From data to noise it stays with v, at low order.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,36 +29,47 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import whole
-from .base import SOLVERS, Adaptive, Counts, Problem, Survivors, column
+from ..common.checks import whole_number
+from .adaptive import Adaptive, AdaptiveSolve, Trial
+from .base import SOLVERS
 from .multistep import Row, march
+from .problem import Counts, Problem, column
 
 HIGHEST = 8
-BUDGET = {1: 2, 2: 3, 4: 4, 6: 5, 32: 6, 72: 7, 100: 8}  # order from so many steps on; exact scores would bear more
-FORWARD = {1: 1, 4: 3, 5: 4}  # from data to noise, where the field is stiff first and higher orders are unstable
-TAIL = 1 / 16  # of a correction is left as error after it, about, where no higher order says how much
-SAFETY = 0.7  # a step is tried at 0.7 of the length that would just do: a rejection wastes an evaluation
-_NEAR = torch.tensor([[-1], [0], [1]], device="cpu")  # orders to choose from, seen from the last
-_RULE = torch.from_numpy(np.array(np.polynomial.legendre.leggauss(4))).unsqueeze(2)  # nodes and weights, exact to degree 7
+"""Highest order."""
+BUDGET = {1: 2, 2: 3, 4: 4, 6: 5, 32: 6, 72: 7, 100: 8}
+"""Order on a grid of at least so many steps, to the data. Exact scores would bear more."""
+FORWARD = {1: 1, 4: 3, 5: 4}
+"""The same to noise. The field is stiff at the start of the way, and higher orders are unstable."""
+TAIL = 1 / 16
+"""Share of a correction that is left as error, where no higher order estimates it."""
+SAFETY = 0.7
+"""Length of the next step over the longest that would do: a rejection wastes an evaluation."""
+_NEAR = torch.tensor([[-1], [0], [1]], device="cpu")
+"""Orders to choose from, relative to the last."""
+_RULE = torch.from_numpy(np.array(np.polynomial.legendre.leggauss(4))).unsqueeze(2)
+"""Nodes and weights of Gauss and Legendre, exact to degree 7."""
 
 
 @SOLVERS.register("adams")
 @dataclass(frozen=True)
 class Adams(Adaptive):
-    """Adams predictor–corrector of variable order for dz/dφ = v, with steps and order of its own for each sample.
+    """Adams predictor–corrector for dz/dφ = v; each sample has steps and an order of its own.
 
-    One network evaluation a step (PEC). Without `steps=` every sample goes by the tolerance; its end point's error comes
-    out close to it. With `steps=` the grid is fixed, spaced "graded", and x̂0 is what is interpolated, as a polynomial in φ²:
-    stable for modes of any thinness. The order follows the number of steps: 2 for one step (where it lands on x̂0), 3 from 2
-    steps on, then 4 from 4, 5 from 6, 6 from 32, 7 from 72 and 8 from 100 steps on: trained networks are rougher than an
-    exact score, which would bear 8 from 28 steps on. From data to noise v is interpolated, with
-    an order of 1, then 3 from 4 and 4 from 5 steps on. The first steps can have no high order: they leave an error of order
-    4, which matters only far below 1e-8.
+    It takes one network evaluation a step (PEC). Without `steps=` every sample goes by the
+    tolerance, and the error of its end point comes out close to it. With `steps=` the grid is
+    fixed, spaced "graded", and the method interpolates x̂0, by a polynomial in φ²: stable for modes
+    of any thinness. The order follows the number of steps: 2 for one step (which lands on x̂0), 3
+    from 2 steps on, then 4 from 4, 5 from 6, 6 from 32, 7 from 72 and 8 from 100 steps on. An
+    exact score would bear 8 from 28 steps on; trained networks are rougher. From data to noise it
+    interpolates v, with an order of 1, then 3 from 4 and 4 from 5 steps on. The first steps cannot
+    have a high order: they leave an error of order 4, which matters only far below 1e-8.
 
     Parameters
     ----------
     rtol, atol : float
-        Tolerated error a step, relative and absolute, in standard deviations of the data (and nats, in a likelihood).
+        Tolerated error a step, relative and absolute, in standard deviations of the data (and
+        nats, in a likelihood).
     max_order : int
         Highest order, 2 to 8.
     max_steps : int
@@ -66,7 +82,8 @@ class Adams(Adaptive):
 
     References
     ----------
-    Krogh, Changing stepsize in the integration of differential equations using modified divided differences, 1974.
+    Krogh, Changing stepsize in the integration of differential equations using modified divided
+    differences, 1974.
 
     Examples
     --------
@@ -82,7 +99,7 @@ class Adams(Adaptive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole("max_order", self.max_order)
+        whole_number("max_order", self.max_order)
         if not 2 <= self.max_order <= HIGHEST:
             raise ValueError(f"max_order is from 2 to {HIGHEST}, got {self.max_order}")
 
@@ -92,116 +109,194 @@ class Adams(Adaptive):
         return min(4, self.max_order)
 
     def error_factor(self, adaptive: bool) -> float:  # noqa: D102
-        # Measured on trained networks. Above 1e-4 steps are too long for their estimates; on a grid it is the predictor's
-        # error that is summed.
+        # Measured on trained networks. Above 1e-4 steps are too long for their estimates. On a
+        # grid the predictor's error is summed.
         if not adaptive:
             return 0.13
         return 0.95 * float(max(1.0, max(self.rtol, self.atol) / 1e-4) ** 0.4)
 
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
         if problem.adaptive:
-            return self._adapt(problem, z)
+            return _AdamsSolve(problem, z, self).run(self.max_steps)
         to_data = problem.levels[0].phi > problem.levels[-1].phi
         budget = BUDGET if to_data else FORWARD
-        order = min(self.max_order, max(order for steps, order in budget.items() if problem.last >= steps))
-        return march(Row("x0φ²" if to_data else "v", order, corrector=order > 1), problem, z)
+        affordable = max(order for steps, order in budget.items() if problem.last >= steps)
+        order = min(self.max_order, affordable)
+        variable = "x0φ²" if to_data else "v"
+        return march(Row(variable, order, corrector=order > 1), problem, z)
 
-    def _adapt(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
-        """Move each sample with steps and order of its own; those that are done leave the batch."""
-        stations = torch.tensor([level.phi for level in problem.levels[1:-1]], dtype=torch.float64, device=z.device).unsqueeze(1)
-        start, end = problem.levels[0].phi, problem.levels[-1].phi
-        sign, highest, near = math.copysign(1.0, end - start), self.max_order - 1, _NEAR.to(z.device)
-        passed = z.expand(len(stations), *z.shape).clone()
-        under_way, attempts = Survivors(len(z), z.device), 0
-        gauged = None if problem.measure is None else z.new_zeros(len(z), dtype=torch.float64)  # Σ measure(e)
 
-        # d_j is held as δ_j = d_j·q_j, a number of v's own size, with q_j = Π_{i<j}(t_0 − t_{i+1}): tiny steps overflow nothing.
-        delta = problem.velocity(z, start, None).unsqueeze(0)
+@dataclass(slots=True)
+class _AdamsTrial(Trial):
+    """A trial step, as `_AdamsSolve` describes its numbers."""
+
+    h: Tensor  # its length before it was cut at the end (B,)
+    predicted: Tensor  # the state before the correction (B, n)
+    ahead: Tensor  # q_j as seen from the end of the step (m + 1, B)
+    fresh: Tensor  # δ_j at the end of the step (m + 1, B, n)
+    e: Tensor  # the new differences of the next lower order, this, the next higher (3, B, n)
+    factor: Tensor  # the I_j that go with them (3, B)
+    orders: Tensor  # those orders (3, B)
+    best: Tensor  # the one of them that allows the longest next step (B,)
+    growth: Tensor  # the length of that step over this one (B,)
+
+
+class _AdamsSolve(AdaptiveSolve[_AdamsTrial]):
+    """An adaptive solve by Adams methods; `k` (B,) is the order of each sample's predictor."""
+
+    # `nodes` (max_order − 1, B) are t_0, t_1, … The differences d_j are held as `delta` (m, B, n),
+    # δ_j = d_j·q_j with q_j = Π_{i<j}(t_0 − t_{i+1}), in `q` (m, B). They have v's own size, so
+    # that tiny steps overflow nothing. No order reaches further back than m nodes.
+
+    columns = ("y", "h", "accepted", "k")
+
+    def __init__(self, problem: Problem, z: Tensor, solver: Adams) -> None:
+        super().__init__(problem, z)
+        self.solver = solver
+        self.highest = solver.max_order - 1
+        self.sign = math.copysign(1.0, self.end - self.start)
+        self.bounds = min(self.start, self.end), max(self.start, self.end)
+        self.near = _NEAR.to(z.device)
+        inner = [level.phi for level in problem.levels[1:-1]]
+        self.stations = torch.tensor(inner, dtype=torch.float64, device=z.device).unsqueeze(1)
+        self.states = z.expand(len(inner), *z.shape).clone()
+        self.delta = problem.velocity(z, self.start, None).unsqueeze(0)
         with torch.no_grad():  # steps and orders are held fixed by a gradient
-            h = 0.5 * problem.norm(delta[0] / (self.atol + self.rtol * z.abs())).double().rsqrt()
-            h = sign * h.clamp(1e-6, 0.1).nan_to_num(nan=1e-6)
-        # Nodes that are not there yet are put far behind; no order reaches them.
-        far = start - 10 * sign * torch.arange(highest, dtype=torch.float64, device=z.device)
-        nodes = far.unsqueeze(1).repeat(1, len(z))
-        q = torch.ones_like(nodes[:1])
-        k, known = torch.ones(2, len(z), dtype=torch.int64, device=z.device)  # order of the predictor, number of nodes
-        place, one = torch.arange(len(z), device=z.device), torch.ones_like(k[:1])
-        while len(z):
-            attempts += 1
-            m, t = len(delta), nodes[0]
-            b = torch.add(t, h, alpha=1 + 1e-9).clamp_(min(start, end), max(start, end))
-            ahead, share = _products(nodes[:m], b)
-            terms = column(ahead[:m] / q, z) * delta
-            sums = (column(share[:m], z) * terms).cumsum(0)
-            predicted = z + _pick(sums, k * len(z) + (place - len(z)))
-            v = problem.velocity(predicted, b, under_way.some)
-            fresh = torch.cat([v.unsqueeze(0), v - terms.cumsum(0)])
-            # The next lower order, this, and the next higher would err by I_j·e_j: share_j times the new difference.
-            orders = torch.clamp(k + near, one, known.clamp_max(highest))
-            which = (orders * len(z) + place).flatten()
-            e, factor = _pick(fresh, which).reshape(3, *z.shape), _pick(share, which).reshape(3, -1)
-            change = column(factor[1], z) * e[1]
-            with torch.no_grad():
-                scale = predicted.abs().mul_(self.rtol).add_(self.atol)
-                errors = problem.norm((e / scale).flatten(0, 1)).reshape(3, -1) * factor.abs()
-            least, best = (errors.log() / (orders + 1)).min(0)
-            growth = least.neg_().exp_().mul_(SAFETY).clamp_(0.2, 2.0)
-            best, good = orders.gather(0, best.unsqueeze(0))[0], errors[1] <= 1.0
-            known, over = known + good, (b == end) & good
-            if gauged is not None and problem.measure is not None:
-                # What the corrected step leaves: ∫ (s − b)·Π_{i<k}(s − t_i) ds times the next difference, if there is one.
-                left = torch.where(orders[2] > orders[1], factor[2] - factor[1], TAIL * factor[1])
-                gauge = problem.measure((column(left, z) * e[2]).detach(), predicted.detach(), v.detach(), b).double()
-                gauged[under_way.rows] += torch.where(good, gauge, 0.0)
-            if len(stations):  # the polynomial knows all between t and b
-                inside = ((b - stations) * sign >= 0) & ((t - stations) * sign < 0) & good
-                at, some = inside.nonzero(as_tuple=True)
-                there, shares = _products(nodes[:m, some], stations[at, 0])
-                part, order = there * shares, k[some].unsqueeze(0)
-                below = (column(part[:m] / q[:, some], z) * delta[:, some]).cumsum(0)
-                last = column((part / ahead[:, some]).gather(0, order)[0], z) * fresh[order[0], some]
-                passed[at, under_way.rows[some]] = z[some] + below[order[0] - 1, torch.arange(len(some), device=z.device)] + last
-            new, passing = predicted + change, torch.cat([b.unsqueeze(0), nodes[:-1]])
-            bad = (~good).nonzero()[:, 0]
-            if len(bad):  # they try again from where they were
-                growth = torch.where(good, growth, growth.clamp_max(SAFETY).nan_to_num_(nan=0.2))
-                best = torch.where(good, best, torch.minimum(best, k))
-                new[bad], passing[:, bad] = z[bad], nodes[:, bad]
-                fresh[:m, bad], ahead[:m, bad] = delta[:, bad], q[:, bad]  # and row m has differences that no order reaches
-                over |= ~good & (h.abs() < 1e-13)  # stuck
-            h = (b - t) * growth
-            m = min(int(best.max()) + 1, highest)  # no one looks further back
-            z, nodes, k, delta, q = new, passing, best, fresh[:m], ahead[:m]
-            if attempts == self.max_steps:
-                over = torch.ones_like(over)
-            if bool(over.any()):
-                nan = ~v.isfinite().all(1)
-                stay = under_way.leave(over, z, known - 1, torch.full_like(known, attempts), nodes[0] != end, nan)
-                z, k, h, known = (x.index_select(0, stay) for x in (z, k, h, known))
-                delta, q, nodes = (x.index_select(1, stay) for x in (delta, q, nodes))
-                place = place[: len(z)]
-        result, accepted, tried, failed, nan = under_way.all()
-        reason = "nan" if bool((failed & nan).any()) else "steps" if attempts == self.max_steps else "stuck"
-        for i, state in enumerate(passed, start=1):
-            problem.observe(i, state)
-        problem.observe(problem.last, result)
-        return result, Counts(1 + tried, accepted, tried - accepted, failed, reason, gauged)
+            scale = solver.atol + solver.rtol * z.abs()
+            h = 0.5 * problem.norm(self.delta[0] / scale).double().rsqrt()
+            self.h = self.sign * h.clamp(1e-6, 0.1).nan_to_num(nan=1e-6)
+        # Nodes that are not there yet are put far behind, where no order reaches.
+        behind = torch.arange(self.highest, dtype=torch.float64, device=z.device)
+        far = self.start - 10 * self.sign * behind
+        self.nodes = far.unsqueeze(1).repeat(1, len(z))
+        self.q = torch.ones_like(self.nodes[:1])
+        self.k = torch.ones_like(self.accepted)
+        self.one = torch.ones_like(self.k[:1])
+        self.place = torch.arange(len(z), device=z.device)
+
+    def propose(self) -> _AdamsTrial:
+        z, k, delta = self.y, self.k, self.delta
+        m = len(delta)
+        b = torch.add(self.phi, self.h, alpha=1 + 1e-9).clamp_(*self.bounds)
+        ahead, share = _products(self.nodes[:m], b)
+        terms = column(ahead[:m] / self.q, z) * delta
+        sums = (column(share[:m], z) * terms).cumsum(0)
+        predicted = z + _pick(sums, k * len(z) + (self.place - len(z)))
+        v = self.problem.velocity(predicted, b, self.under_way.some)
+        fresh = torch.cat([v.unsqueeze(0), v - terms.cumsum(0)])
+        # The next lower order, this, and the next higher would err by I_j·e_j: share_j times the
+        # new difference.
+        most = (self.accepted + 1).clamp_max_(self.highest)
+        orders = torch.clamp(k + self.near, self.one, most)
+        which = (orders * len(z) + self.place).flatten()
+        e = _pick(fresh, which).reshape(3, *z.shape)
+        factor = _pick(share, which).reshape(3, -1)
+        change = column(factor[1], z) * e[1]
+        with torch.no_grad():
+            scale = predicted.abs().mul_(self.solver.rtol).add_(self.solver.atol)
+            norms = self.problem.norm((e / scale).flatten(0, 1)).reshape(3, -1)
+            errors = norms * factor.abs()
+        least, best = (errors.log() / (orders + 1)).min(0)
+        growth = least.neg_().exp_().mul_(SAFETY).clamp_(0.2, 2.0)
+        best = orders.gather(0, best.unsqueeze(0))[0]
+        return _AdamsTrial(
+            state=predicted + change,
+            phi=b,
+            error=errors[1],
+            output=v,
+            h=self.h,
+            predicted=predicted,
+            ahead=ahead,
+            fresh=fresh,
+            e=e,
+            factor=factor,
+            orders=orders,
+            growth=growth,
+            best=best,
+        )
+
+    def record(self, trial: _AdamsTrial, good: Tensor) -> None:
+        if self.measured is not None and self.problem.measure is not None:
+            # What the corrected step leaves: ∫ (s − b)·Π_{i<k}(s − t_i) ds times the next
+            # difference, if there is one.
+            factor, orders = trial.factor, trial.orders
+            left = torch.where(orders[2] > orders[1], factor[2] - factor[1], TAIL * factor[1])
+            error = (column(left, self.y) * trial.e[2]).detach()
+            predicted, v = trial.predicted.detach(), trial.output.detach()
+            size = self.problem.measure(error, predicted, v, trial.phi).double()
+            self.measured[self.under_way.rows] += torch.where(good, size, 0.0)
+        if len(self.stations):
+            self._interpolate(trial, good)
+
+    def _interpolate(self, trial: _AdamsTrial, good: Tensor) -> None:
+        """Write the states at stations between t and b: the polynomial holds all the way."""
+        m = len(self.delta)
+        z = self.y
+        reached = (trial.phi - self.stations) * self.sign >= 0
+        before = (self.phi - self.stations) * self.sign < 0
+        at, some = (reached & before & good).nonzero(as_tuple=True)
+        there, shares = _products(self.nodes[:m, some], self.stations[at, 0])
+        part = there * shares
+        order = self.k[some].unsqueeze(0)
+        below = (column(part[:m] / self.q[:, some], z) * self.delta[:, some]).cumsum(0)
+        ratio = (part / trial.ahead[:, some]).gather(0, order)[0]
+        last = column(ratio, z) * trial.fresh[order[0], some]
+        places = torch.arange(len(some), device=z.device)
+        self.states[at, self.under_way.rows[some]] = z[some] + below[order[0] - 1, places] + last
+
+    def resize(self, trial: _AdamsTrial, good: Tensor) -> None:
+        growth, best = trial.growth, trial.best
+        self.bad = (~good).nonzero()[:, 0]
+        if len(self.bad):
+            growth = torch.where(good, growth, growth.clamp_max(SAFETY).nan_to_num_(nan=0.2))
+            best = torch.where(good, best, torch.minimum(best, self.k))
+        self.h = (trial.phi - self.phi) * growth
+        self.k = best
+
+    def accept(self, trial: _AdamsTrial, good: Tensor) -> None:
+        state, fresh, ahead = trial.state, trial.fresh, trial.ahead
+        nodes = torch.cat([trial.phi.unsqueeze(0), self.nodes[:-1]])
+        bad = self.bad
+        if len(bad):  # they try again from where they were
+            m = len(self.delta)
+            state[bad] = self.y[bad]
+            nodes[:, bad] = self.nodes[:, bad]
+            fresh[:m, bad] = self.delta[:, bad]
+            ahead[:m, bad] = self.q[:, bad]  # row m holds differences that no order reaches
+        m = min(int(self.k.max()) + 1, self.highest)  # no sample looks further back
+        self.y, self.nodes, self.phi = state, nodes, nodes[0]
+        self.delta, self.q = fresh[:m], ahead[:m]
+
+    def stuck(self, trial: _AdamsTrial, good: Tensor) -> Tensor | None:
+        return ~good & (trial.h.abs() < 1e-13) if len(self.bad) else None
+
+    def keep(self, stay: Tensor) -> None:
+        super().keep(stay)
+        for name in ("delta", "q", "nodes"):
+            setattr(self, name, getattr(self, name).index_select(1, stay))
+        self.phi = self.nodes[0]
+        self.place = self.place[: len(stay)]
+
+    def evaluations(self, tried: Tensor, accepted: Tensor, good: Tensor) -> Tensor:
+        return 1 + tried
+
+    def inner_states(self) -> Iterable[Tensor]:
+        return self.states
 
 
 def _pick(table: Tensor, which: Tensor) -> Tensor:
-    """Entries of a table (m, B, …) by their number, counted along B first."""
+    """Return entries of a table (m, B, …) by their number, counted along B first."""
     return table.flatten(0, 1).index_select(0, which)
 
 
 def _products(nodes: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Return Π_{i<j}(b − t_i), and I_j divided by it, for j = 0 … m, shape (m + 1, B); nodes (m, B), b (B,).
-
-    With h = b − t_0 and s = b − h·y the second is h·∫_0^1 Π_{i<j}(1 − y·h/(b − t_i)) dy, of factors that are at most 1.
-
-    Here and above sums are cumulative or written out: those of `sum` depend in their bits on where in the batch a row lies.
-    """
-    gaps, (x, w) = b - nodes, 0.5 * _RULE.to(b.device)
+    """Return q_j = Π_{i<j}(b − t_i) and I_j/q_j (m + 1, B), j = 0 … m, of nodes (m, B), b (B,)."""
+    # With h = b − t_0 and s = b − h·y the second is h·∫_0^1 Π_{i<j}(1 − y·h/(b − t_i)) dy, of
+    # factors that are at most 1.
+    gaps = b - nodes
+    x, w = 0.5 * _RULE.to(b.device)
     one, h = torch.ones_like(gaps[:1]), gaps[0]
     f = torch.addcmul(one, (h / gaps).unsqueeze(1), 0.5 + x, value=-1).cumprod(0).mul_(w)
+    # Sums are written out: the bits of `sum` depend on where in the batch a row lies.
     f = f[:, :2] + f[:, 2:]
     return torch.cat([one, gaps]).cumprod(0), torch.cat([one, f[:, 0] + f[:, 1]]).mul_(h)

@@ -1,16 +1,20 @@
-"""An adaptive stochastic solver: improved Euler on the reverse SDE in the angle, a step size of its own for every sample.
+"""An adaptive stochastic solver: improved Euler on the reverse SDE in the angle.
 
-Any noise keeps the marginals (see `Process.reverse_g2`); per radian n² = sin 2φ is the same for every process and vanishes at
-both ends. Going down the arc,
+Each sample takes steps of its own.
+
+Any noise keeps the marginals (see `Process.reverse_g2`). Per radian, n² = sin 2φ is the same for
+every process and vanishes at both ends. Going down the arc,
 
     dz = −(v + cos φ·ε̂)·|dφ| + √(sin 2φ) dw = −f·|dφ| + dB,
 
-where B is Brownian motion in the clock τ = sin²φ, so that its increment from φ to φ' < φ is exactly N(0, sin²φ − sin²φ'). With
-that increment ΔB and h = φ − φ', Jolicoeur-Martineau et al. take
+where B is Brownian motion in the clock τ = sin²φ, so that its increment from φ to φ' < φ is
+exactly N(0, sin²φ − sin²φ'). With that increment ΔB and h = φ − φ', Jolicoeur-Martineau et al.
+take
 
     z' = z − h·f(z, φ) + ΔB,        z'' = z − h·½(f(z, φ) + f(z', φ')) + ΔB,
 
-go on from z'', of weak order 2 since the noise does not depend on z, and estimate the error of the step by z' − z''.
+go on from z'', of weak order 2 since the noise does not depend on z, and estimate the error of the
+step by z' − z''.
 """
 
 from __future__ import annotations
@@ -22,20 +26,25 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import SOLVERS, Adaptive, Counts, Problem, Stepper, Survivors, column
+from .adaptive import Adaptive, LandingSolve, LandingTrial
+from .base import SOLVERS, Stepper
+from .problem import Counts, Problem, column
 
-# The next step is θ·error^(−r) times this one. The paper has 0.9 for both; errors along a Brownian path vary so much from step to
-# step that these cost half the rejections, and fewer evaluations at the same bias.
-THETA, RATE = 0.75, 0.5
+SAFETY = 0.75
+RATE = 0.5
+"""The next step is SAFETY·error^(−RATE) times this one. The paper has 0.9 for both. Errors along a
+Brownian path vary so much from step to step that ours halve the rejections, and cost fewer
+evaluations at the same bias.
+"""
 
 
-class _Path:
-    """The Brownian paths of all samples, known as far as rejected steps have looked: a stack of pieces for each.
+class _BrownianPaths:
+    """The Brownian paths of all samples as far as rejected steps have seen them."""
 
-    The top piece leads from where the sample is down to `goal` by the increment `piece`; those below go on from there. A piece
-    that proves too long is split by a Brownian bridge and its rest is kept, so that what was seen of the path does not change:
-    throwing an increment away because a step failed would favor paths on which steps succeed.
-    """
+    # Each is a stack of pieces. The top piece leads from where the sample is down to the angle
+    # `goal` by the increment `piece`; the others go on from there. A piece that is too long is
+    # split by a Brownian bridge, and its rest is kept. To throw it away would favor paths on which
+    # steps succeed.
 
     def __init__(self, z: Tensor) -> None:
         self.depth = torch.zeros(len(z), dtype=torch.int64, device=z.device)
@@ -43,46 +52,59 @@ class _Path:
         self._piece = z.new_zeros((1, *z.shape))
 
     def look(self, rows: Tensor, phi: Tensor, wish: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-        """Make the top piece of these rows end at `wish` if it is longer or there is none; return its end and increment."""
-        depth, done = self.depth[rows], _variance(phi, wish)
-        goal, new, increment = wish, depth == 0, column(done.clamp_min(0).sqrt(), n) * n
+        """Return ends (B,) not beyond `wish` and increments of pieces from φ; n: normal draws."""
+        depth = self.depth[rows]
+        variance = _variance(phi, wish)
+        goal = wish
+        new = depth == 0
+        increment = column(variance.clamp_min(0).sqrt(), n) * n
         some = depth.nonzero()[:, 0]
         if len(some):
-            top, of, want, done = depth[some] - 1, rows[some], wish[some], done[some]
+            top, of = depth[some] - 1, rows[some]
             end, rest = self._goal[top, of], self._piece[top, of]
-            share = done / _variance(phi[some], end)  # of the known piece's variance; 1 or more if it serves as it is
-            first = column(share, n) * rest + column((done * (1 - share)).clamp_min(0).sqrt(), n) * n[some]
-            cut = want > end
+            known = _variance(phi[some], end)
+            # The share of the known variance; 1 or more where the piece serves as it is.
+            share = variance[some] / known
+            bridge = (variance[some] * (1 - share)).clamp_min(0).sqrt()
+            first = column(share, n) * rest + column(bridge, n) * n[some]
+            cut = wish[some] > end
             self._piece[top[cut], of[cut]] = (rest - first)[cut]
-            goal, new = goal.index_copy(0, some, torch.where(cut, want, end)), new.index_copy(0, some, cut)
+            goal = goal.index_copy(0, some, torch.where(cut, wish[some], end))
+            new = new.index_copy(0, some, cut)
             increment = increment.index_copy(0, some, torch.where(cut.unsqueeze(1), first, rest))
         if int(depth.max()) == len(self._goal):
-            self._goal, self._piece = (torch.cat([x, torch.zeros_like(x[:1])]) for x in (self._goal, self._piece))
+            self._goal = torch.cat([self._goal, torch.zeros_like(self._goal[:1])])
+            self._piece = torch.cat([self._piece, torch.zeros_like(self._piece[:1])])
         at = new.nonzero()[:, 0]
-        self._goal[depth[at], rows[at]], self._piece[depth[at], rows[at]] = goal[at], increment[at]
+        self._goal[depth[at], rows[at]] = goal[at]
+        self._piece[depth[at], rows[at]] = increment[at]
         self.depth[rows] = depth + new
         return goal, increment
 
 
 def _variance(high: Tensor, low: Tensor) -> Tensor:
-    """sin² high − sin² low, without cancellation."""
+    """Return sin² high − sin² low, without cancellation."""
     return torch.sin(high - low) * torch.sin(high + low)
 
 
 @SOLVERS.register("ggf")
 @dataclass(frozen=True)
 class GottaGoFast(Adaptive, Stepper):
-    """Improved Euler on the reverse SDE with adaptive steps, each sample its own; any process (weak order 2 on a fixed grid).
+    """Improved Euler on the reverse SDE with adaptive steps of each sample's own; any process.
 
-    The error of a step is the root mean square of (z' − z'')/(sin φ·(atol + rtol·max(|z|, |z''|))); it is taken when that is at
-    most 1, and the next is θ·error^(−r) times as long. sin φ is the noise level where the step starts: without it (as in the
-    paper, where x and not z is the state) steps near the data are too long, and modes up to 1% wider at equal cost. A rejected
-    step costs one evaluation, not two, and what it saw of the Brownian path is kept, where the paper draws anew and so prefers
-    quiet paths. The paper's scale is max(atol, rtol·…) where ours is the sum. With `steps=` it takes a fixed grid. A
-    tolerance bounds the error of a step along a path, not that of the law: on standardized data with modes of 10% of its
-    standard deviation these come out 43% too wide at a tolerance of 0.04, 3% of the samples far from all of them, 7% at
-    0.02, and 1% at 0.01, the default, for 156 evaluations. (The paper's own recursion at its tolerances 0.0078 and 0.1:
-    16% too wide at 118 evaluations; with 0.5 for the second, its fastest: twice as wide, 6% far out.)
+    The error of a step is the root mean square of (z' − z'')/(sin φ·(atol + rtol·max(|z|,
+    |z''|))). A step is taken when that is at most 1, and the next is 0.75/√error times as long.
+    sin φ is the noise level where the step starts. Without it (as in the paper, where x and not z
+    is the state) steps near the data are too long, and modes up to 1% wider at equal cost. The
+    paper's scale is max(atol, rtol·…) where ours is the sum. A rejected step costs one evaluation,
+    not two. The solver keeps what it saw of the Brownian path; the paper draws anew, and so
+    prefers quiet paths. With `steps=` it takes a fixed grid, and has weak order 2.
+
+    A tolerance bounds the error of a step along a path, not that of the law. On standardized data
+    with modes of 10% of its standard deviation these come out 43% too wide at a tolerance of 0.04,
+    with 3% of the samples far from all of them, 7% at 0.02, and 1% at 0.01, the default, for 156
+    evaluations. (The paper's own recursion at its tolerances 0.0078 and 0.1: 16% too wide at 118
+    evaluations; with 0.5 for the second, its fastest: twice as wide, 6% far out.)
 
     Parameters
     ----------
@@ -103,8 +125,9 @@ class GottaGoFast(Adaptive, Stepper):
     Examples
     --------
     >>> sde = scoresde.oracle(scoresde.toy.EightGaussians(), scoresde.VPSDE())
-    >>> loose, tight = (scoresde.solve(sde, 8, solver="ggf", atol=tol, rtol=tol).nfe for tol in (0.2, 0.01))
-    >>> bool((loose < tight).all())
+    >>> loose = scoresde.solve(sde, 8, solver="ggf", atol=0.2, rtol=0.2)
+    >>> tight = scoresde.solve(sde, 8, solver="ggf", atol=0.01, rtol=0.01)
+    >>> bool((loose.nfe < tight.nfe).all())
     True
     """
 
@@ -119,72 +142,66 @@ class GottaGoFast(Adaptive, Stepper):
     def step(self, problem: Problem, z: Tensor, i: int) -> Tensor:  # noqa: D102
         here, there = problem.levels[i], problem.levels[i + 1]
         h = here.phi - there.phi
-        moved = z.add(problem.noise(), alpha=math.sqrt(math.sin(h) * math.sin(here.phi + there.phi)))
+        std = math.sqrt(math.sin(h) * math.sin(here.phi + there.phi))
+        moved = z.add(problem.noise(), alpha=std)
         f = _drift(problem, z, here.phi, None)
         f1 = _drift(problem, torch.add(moved, f, alpha=-h), there.phi, None)
         return moved.add_(f.add_(f1), alpha=-0.5 * h)
 
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
-        return self._adapt(problem, z) if problem.adaptive else super().run(problem, z)
+        if not problem.adaptive:
+            return super().run(problem, z)
+        return _ImprovedEulerSolve(problem, z, self).run(self.max_steps)
 
-    def _adapt(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
-        """Move each sample with steps of its own. Its k-th attempt takes its row of the k-th draw: none waits at a station."""
-        stations = torch.tensor([level.phi for level in problem.levels[1:]], dtype=torch.float64, device=z.device)
-        passed = z.expand(len(stations), *z.shape).clone()  # where each sample was at each station
-        phi = torch.full_like(z[:, 0], problem.levels[0].phi, dtype=torch.float64)
-        y, f, path, h = z, _drift(problem, z, phi, None), _Path(z), torch.full_like(phi, 0.02)
-        target, accepted, nfe = torch.zeros(3, len(z), dtype=torch.int64, device=z.device)
-        nfe = nfe + 1
-        under_way, attempts = Survivors(len(z), z.device), 0
-        while len(y):
-            attempts += 1
-            some, station, draw = under_way.some, stations[target], problem.noise()
-            wish = torch.where(h >= (phi - station) * (1 - 1e-9), station, phi - h)
-            goal, increment = path.look(under_way.rows, phi, wish, draw if some is None else draw[some])
-            step = phi - goal
-            moved, h1 = y + increment, column(step, y)
-            f1 = _drift(problem, moved - h1 * f, goal, some)
-            there = moved - 0.5 * h1 * (f + f1)
-            with torch.no_grad():
-                scale = torch.maximum(y.abs(), there.abs()).mul_(self.rtol).add_(self.atol).mul_(column(phi.sin(), y))
-                error = problem.norm((f1 - f).mul_(0.5 * h1).div_(scale)).double()
-            good = error <= 1.0
-            growth = THETA * error.clamp_min(1e-10) ** -RATE
-            growth = torch.where(good, growth.clamp(0.2, 5.0), growth.clamp(0.1, 0.9).nan_to_num(nan=0.1))
-            # A step cut short by a station or by a piece of path does not make the next one shorter.
-            short = good & (step < h * (1 - 1e-9))
-            h = torch.where(short, torch.maximum(step * growth, h), step * growth)
-            path.depth[under_way.rows] -= good.long()
-            y, phi = torch.where(good.unsqueeze(1), there, y), torch.where(good, goal, phi)
-            accepted, nfe = accepted + good, nfe + 1
-            reached = phi == station
-            if len(at := reached.nonzero()[:, 0]):
-                passed[target[at], under_way.rows[at]] = y[at]
-                target = target + reached
-            done = target == len(stations)
-            over = done | (~good & (step < 1e-12)) if attempts < self.max_steps else torch.ones_like(done)
-            if bool(over.any()):
-                finite = f1.isfinite().all(1)
-                stay = under_way.leave(over, accepted, torch.full_like(accepted, attempts), nfe, ~done, finite)
-                y, f, phi, h, target, accepted, nfe, good = (
-                    x.index_select(0, stay) for x in (y, f, phi, h, target, accepted, nfe, good)
-                )
-            onward = good.nonzero()[:, 0]
-            if len(onward) == len(y):
-                f = _drift(problem, y, phi, under_way.some) if len(y) else f
-            elif len(onward):
-                f = f.index_copy(0, onward, _drift(problem, y[onward], phi[onward], under_way.rows[onward]))
-            nfe = nfe + good
-        for i, state in enumerate(passed, start=1):
-            problem.observe(i, state)
-        taken, tried, nfe, failed, finite = under_way.all()
-        nan = bool((failed & ~finite).any())
-        reason = "nan" if nan else "steps" if attempts == self.max_steps else "stuck"
-        return passed[-1], Counts(nfe, taken, tried - taken, failed, reason)
+
+class _ImprovedEulerSolve(LandingSolve):
+    """An adaptive solve by improved Euler; `slope` (B, n) is the drift f where the samples are."""
+
+    # A sample's k-th attempt takes its row of the k-th draw, so that none waits at a station.
+
+    stages = 2
+
+    def __init__(self, problem: Problem, z: Tensor, solver: GottaGoFast) -> None:
+        super().__init__(problem, z, h=0.02)
+        self.solver = solver
+        self.slope = _drift(problem, z, self.phi, None)
+        self.paths = _BrownianPaths(z)
+
+    def evaluate(self, y: Tensor, phi: Tensor, rows: Tensor | None) -> Tensor:
+        return _drift(self.problem, y, phi, rows)
+
+    def propose(self) -> LandingTrial:
+        y, phi, f = self.y, self.phi, self.slope
+        some = self.under_way.some
+        station = self.next_stations()
+        draw = self.problem.noise()
+        if some is not None:
+            draw = draw[some]
+        wish = torch.where(self.h >= (phi - station) * (1 - 1e-9), station, phi - self.h)
+        goal, increment = self.paths.look(self.under_way.rows, phi, wish, draw)
+        step = phi - goal
+        moved = y + increment
+        h = column(step, y)
+        f1 = _drift(self.problem, moved - h * f, goal, some)
+        there = moved - 0.5 * h * (f + f1)
+        with torch.no_grad():
+            scale = torch.maximum(y.abs(), there.abs()).mul_(self.solver.rtol)
+            scale = scale.add_(self.solver.atol).mul_(column(phi.sin(), y))
+            error = self.problem.norm((f1 - f).mul_(0.5 * h).div_(scale)).double()
+        # Cut by a station, or by the end of a known piece of the path.
+        cut = step < self.h * (1 - 1e-9)
+        return LandingTrial(there, goal, error, f1, step, station, cut)
+
+    def growth(self, error: Tensor) -> Tensor:
+        return SAFETY * error.clamp_min(1e-10) ** -RATE
+
+    def accept(self, trial: LandingTrial, good: Tensor) -> None:
+        self.paths.depth[self.under_way.rows] -= good.long()
+        super().accept(trial, good)
 
 
 def _drift(problem: Problem, z: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
-    """f = v + cos φ·ε̂ with ε̂ = sin φ·z + cos φ·v."""
+    """Return f = v + cos φ·ε̂ with ε̂ = sin φ·z + cos φ·v."""
     v = problem.velocity(z, phi, rows)
     if isinstance(phi, float):
         cos, sin = math.cos(phi), math.sin(phi)

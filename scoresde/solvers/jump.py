@@ -1,7 +1,7 @@
-"""Solvers of few steps, for models that have learnt where the ODE leads: flow maps and consistency models.
+"""Solvers of few steps, for models that have learnt where the ODE leads.
 
-F(z, φ, s) = cos φ_s·x̂0 + sin φ_s·ε̂ is the state at the angle s of the solution that is at z at the angle φ, where (x̂0, ε̂) is
-what `Problem.jump` says of that stretch: see `scoresde.jumps`.
+The flow map F(z, φ, φ') = cos φ'·x̂0 + sin φ'·ε̂ is where the solution that is at z at the angle φ
+is at the angle φ'; (x̂0, ε̂) comes from `Problem.jump` (see `scoresde.training.flow_maps`).
 """
 
 from __future__ import annotations
@@ -11,35 +11,39 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .base import SOLVERS, Problem, Stepper
-from .stochastic import _add_noise
+from ..common.capabilities import Capability
+from .base import SOLVERS, Stepper
+from .problem import Problem
+from .stochastic import add_noise
 
 
 @SOLVERS.register("flow_map")
 @dataclass(frozen=True)
 class FlowMap(Stepper):
-    """Jump from level to level by the flow map of the model, z' = F(z, φ, φ'), in one evaluation each (Boffi et al. 2024).
+    """Jumps by the model's flow map, z' = F(z, φ, φ'), in one evaluation each.
 
-    Deterministic, and exact for any number of steps if the map is: more steps only mend what the network has not learnt. For
-    models of kind "map", as `fit(sde, data, objective="meanflow")` makes them.
+    It is deterministic, and exact for any number of steps if the map is: more steps only mend what
+    the network has not learnt. It needs a model with a flow map, which
+    `fit(sde, data, objective="meanflow")` makes.
 
     References
     ----------
-    Boffi, Albergo and Vanden-Eijnden, Flow map matching, 2024; Geng et al., Mean flows for one-step generative modeling, 2025.
+    Boffi, Albergo and Vanden-Eijnden, Flow map matching, 2024; Geng et al., Mean flows for one-step
+    generative modeling, 2025.
 
     Examples
     --------
-    >>> FlowMap().stochastic, FlowMap().needs
-    (False, ('map',))
+    >>> FlowMap().stochastic, "flow_map" in FlowMap().needs
+    (False, True)
     """
 
     steps: ClassVar[int] = 2
     spacing: ClassVar[str] = "arc"
 
     @property
-    def needs(self) -> tuple[str, ...]:
+    def needs(self) -> frozenset[Capability]:
         """A flow map."""
-        return ("map",)
+        return frozenset({Capability.FLOW_MAP})
 
     def step(self, problem: Problem, z: Tensor, i: int) -> Tensor:  # noqa: D102
         there = problem.levels[i + 1]
@@ -50,11 +54,12 @@ class FlowMap(Stepper):
 @SOLVERS.register("consistency")
 @dataclass(frozen=True)
 class Consistency(Stepper):
-    """Jump to the data, go back up to the next level by fresh noise, and jump again (Song et al. 2023, algorithm 1).
+    """Jump to the data, add fresh noise up to the next level, and jump again.
 
-    y'/cos φ' = F(z, φ, φ_end)/cos φ_end + √(tan²φ' − tan²φ_end)·n. One step is one jump, without noise. For models of kind
-    "jump" or "map". Going up by fresh noise keeps the law of z only if x0 and ε were independent in training: a model that
-    learnt coupled pairs is to be sampled in one step.
+    z'/cos φ' = F(z, φ, φ_end)/cos φ_end + √(tan²φ' − tan²φ_end)·n. One step is one jump, without
+    noise. It needs a model that knows where the ODE ends: a consistency model, or one with a flow
+    map. Fresh noise keeps the law of z only if x0 and ε were independent in training, so sample
+    models of coupled pairs in one step.
 
     References
     ----------
@@ -62,8 +67,8 @@ class Consistency(Stepper):
 
     Examples
     --------
-    >>> Consistency().stochastic, Consistency().needs
-    (True, ('jump', 'map'))
+    >>> Consistency().stochastic, "endpoint" in Consistency().needs
+    (True, True)
     """
 
     stochastic: ClassVar[bool] = True
@@ -71,12 +76,14 @@ class Consistency(Stepper):
     spacing: ClassVar[str] = "arc"
 
     @property
-    def needs(self) -> tuple[str, ...]:
+    def needs(self) -> frozenset[Capability]:
         """Where the ODE ends."""
-        return ("jump", "map")
+        return frozenset({Capability.ENDPOINT})
 
     def step(self, problem: Problem, z: Tensor, i: int) -> Tensor:  # noqa: D102
         end = problem.levels[-1]
         x0, eps = problem.jump(z, i, problem.last)
         z = end.cos * x0 + end.sin * eps
-        return z if i + 1 == problem.last else _add_noise(problem, z, end.phi, problem.levels[i + 1].phi)
+        if i + 1 == problem.last:
+            return z
+        return add_noise(problem, z, end.phi, problem.levels[i + 1].phi)

@@ -1,6 +1,6 @@
-"""Solvers that step from level to level with (x̂0, ε̂): DDIM and DDPM, Euler–Maruyama, reverse diffusion.
+"""Solvers that step with (x̂0, ε̂): DDIM and DDPM, Euler–Maruyama, reverse diffusion.
 
-The stochastic ones end as the field's do: the last step is E[x0 | x], without noise.
+The last step of the stochastic ones is E[x0 | x], without noise, as is usual.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from ..checks import number
-from ..errors import SolverError
-from .base import SOLVERS, Problem, Stepper
+from ..common.capabilities import Capability
+from ..common.checks import real_number
+from ..common.errors import SolverError
+from .base import SOLVERS, Stepper
+from .problem import Problem
 
 
 @SOLVERS.register("ddim")
 @dataclass(frozen=True)
 class DDIM(Stepper):
-    """DDIM, and with eta = 1 the ancestral sampler of DDPM, for any process (Song et al. 2021a, eq. 12; Ho et al. 2020, eq. 7).
+    """DDIM, and with eta = 1 the ancestral sampler of DDPM, for any process.
 
-    On the arc DDIM keeps (x̂0, ε̂) and turns: z' = cos φ'·x̂0 + sin φ'·(√(1 − q)·ε̂ + √q·n), where q = η²·(1 − e^{2(λ − λ')})
-    is the share of noise drawn anew; η = 1 makes it the exact posterior of x_s given (x_t, x̂0). `"ancestral"` is this with
-    eta = 1.
+    On the arc DDIM keeps (x̂0, ε̂) and turns: z' = cos φ'·x̂0 + sin φ'·(√(1 − q)·ε̂ + √q·n), where
+    q = η²·(1 − e^{2(λ − λ')}) is the share of noise drawn anew; η = 1 makes it the exact posterior
+    of x_s given (x_t, x̂0). `"ancestral"` is this with eta = 1.
 
     Parameters
     ----------
@@ -36,6 +37,11 @@ class DDIM(Stepper):
     ValueError
         Unless 0 ≤ eta ≤ 1.
 
+    References
+    ----------
+    Song et al., Denoising diffusion implicit models, ICLR 2021, eq. 12; Ho et al., Denoising
+    diffusion probabilistic models, NeurIPS 2020, eq. 7.
+
     Examples
     --------
     >>> DDIM(eta=0.0).stochastic, DDIM(eta=1.0).stochastic
@@ -45,7 +51,7 @@ class DDIM(Stepper):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        number("eta", self.eta, 0, 1, closed=True, hint="0 is DDIM, 1 ancestral")
+        real_number("eta", self.eta, 0, 1, closed=True, hint="0 is DDIM, 1 ancestral")
 
     @property
     def stochastic(self) -> bool:  # type: ignore[override]
@@ -53,13 +59,13 @@ class DDIM(Stepper):
         return self.eta > 0
 
     @property
-    def needs(self) -> tuple[str, ...]:
-        """A score, or for the deterministic method a velocity, or values of x0 that stay the same along a path."""
-        return ("score",) if self.stochastic else ("velocity", "jump")
+    def needs(self) -> frozenset[Capability]:
+        """A score if it is stochastic; else nothing but values of x0, which all models have."""
+        return frozenset({Capability.SCORE}) if self.stochastic else frozenset()
 
     @property
     def spacing(self) -> str:  # type: ignore[override]
-        """Uniform in t, as the papers' grids; ancestral steps in λ, where each draws the same share of noise anew."""
+        """Uniform in t, as in the papers; with noise, equal steps in λ, of equal shares of it."""
         return "logsnr" if self.stochastic else "time"
 
     @property
@@ -81,17 +87,7 @@ class DDIM(Stepper):
 
 
 def ancestral() -> DDIM:
-    """Return the ancestral sampler, DDIM with eta = 1.
-
-    Returns
-    -------
-    DDIM
-
-    Examples
-    --------
-    >>> ancestral()
-    DDIM(eta=1.0)
-    """
+    """Return the ancestral sampler, DDIM with eta = 1."""
     return DDIM(eta=1.0)
 
 
@@ -101,10 +97,11 @@ SOLVERS.add("ancestral", ancestral)
 @SOLVERS.register("em")
 @dataclass(frozen=True)
 class EulerMaruyama(Stepper):
-    """Euler–Maruyama on the reverse SDE, in the process's own time and state (Song et al. 2021, eq. 6; weak order 1).
+    """Euler–Maruyama on the reverse SDE, in the process's own time and state; weak order 1.
 
-    x' = x − Δt·(α̇·x̂0 + σ̇·ε̂ + ½g̃²·ε̂/σ) + g̃·√Δt·n; for processes with α(1) > 0 that is f·x − g²·score and g. See
-    `Process.reverse_g2` for g̃ where g is infinite.
+    x' = x − Δt·(α̇·x̂0 + σ̇·ε̂ + ½g̃²·ε̂/σ) + g̃·√Δt·n. For processes with α(1) > 0 these are the
+    drift f·x − g²·score and the noise g (Song et al. 2021, eq. 6). See `Process.reverse_g2` for g̃
+    where g is infinite.
 
     Examples
     --------
@@ -120,11 +117,17 @@ class EulerMaruyama(Stepper):
         x0, eps = problem.denoise(z, i)
         if i + 1 == problem.last:
             return there.cos * x0
-        dt, r = here.t - there.t, there.radius
+        dt = here.t - there.t
+        r = there.radius
         slope = here.dsigma + 0.5 * here.noise2 / here.sigma
         if not math.isfinite(slope + here.dalpha):
-            raise SolverError(f"em needs α̇, σ̇ and g, one of which is infinite at t = {here.t:g}; try 'ancestral' or 'rk45'")
-        x = torch.add((here.radius / r) * z, x0, alpha=-dt * here.dalpha / r) if here.dalpha else (here.radius / r) * z
+            raise SolverError(
+                f"em needs finite α̇, σ̇ and g, and one is infinite at t = {here.t:g}; try "
+                "'ancestral' or 'rk45'"
+            )
+        x = (here.radius / r) * z
+        if here.dalpha:
+            x.add_(x0, alpha=-dt * here.dalpha / r)
         x.add_(eps, alpha=-dt * slope / r)
         return x.add_(problem.noise(), alpha=math.sqrt(here.noise2 * dt) / r)
 
@@ -132,21 +135,23 @@ class EulerMaruyama(Stepper):
 @SOLVERS.register("reverse_diffusion")
 @dataclass(frozen=True)
 class ReverseDiffusion(Stepper):
-    """The reverse diffusion predictor, the forward kernel's own discretization run backwards (weak order 1).
+    """The reverse diffusion predictor: the discretized forward kernel run backwards; weak order 1.
 
-    With the exact kernel x_t | x_s ~ N(a·x_s, v·I), a = α_t/α_s and v = σ_t² − a²·σ_s², the discretized forward step is
-    x_t = x_s + (a − 1)·x_s + √v·n. Song et al. reverse it as x_s = x_t − (a − 1)·x_t + v·s + √v·n, with the score
-    s = −ε̂/σ_t:
+    With the exact kernel x_t | x_s ~ N(a·x_s, v·I), a = α_t/α_s and v = σ_t² − a²·σ_s², the
+    discretized forward step is x_t = x_s + (a − 1)·x_s + √v·n. Song et al. reverse it as x_s = x_t
+    − (a − 1)·x_t + v·s + √v·n, with the score s = −ε̂/σ_t:
 
         x_s = (2 − a)·x_t − (v/σ_t)·ε̂ + √v·n.
 
-    For VE, a = 1 and v = σ_t² − σ_s²: their Algorithm 2. For VP, v = 1 − a² = β with 1 − β = α_t²/α_s²: their Algorithm 3,
-    (2 − √(1 − β))·x + β·s + √β·n. `score_sde` takes β(t)/N for this β, which is the same to first order and passes 1, so that its
-    roots are NaN, at N ≤ 20. Where α_t = 0 the kernel holds nothing of x_s, and x_s = α_s·x̂0 + σ_s·n.
+    For VE, a = 1 and v = σ_t² − σ_s²: their Algorithm 2. For VP, v = 1 − a² = β with 1 − β =
+    α_t²/α_s²: their Algorithm 3, (2 − √(1 − β))·x + β·s + √β·n. `score_sde` takes β(t)/N for this
+    β, which is the same to first order; at N ≤ 20 it passes 1, and the root is NaN. Where α_t = 0
+    the kernel holds nothing of x_s, and x_s = α_s·x̂0 + σ_s·n.
 
     References
     ----------
-    Song et al., Score-based generative modeling through stochastic differential equations, ICLR 2021, Appendix E.
+    Song et al., Score-based generative modeling through stochastic differential equations, ICLR
+    2021, Appendix E.
 
     Examples
     --------
@@ -166,8 +171,11 @@ class ReverseDiffusion(Stepper):
             return there.cos * x0
         if here.cos < 1e-6:
             return (there.cos * x0).add_(problem.noise(), alpha=there.sin)
-        a, ratio = here.alpha / there.alpha, (there.sin * here.cos) / (there.cos * here.sin)  # ratio: e^{λ − λ'}
+        a = here.alpha / there.alpha
+        ratio = (there.sin * here.cos) / (there.cos * here.sin)  # e^{λ − λ'}
         share = (1 - ratio) * (1 + ratio)  # v/σ_t², without cancellation
-        r, sigma = there.radius, here.sigma
+        r = there.radius
+        sigma = here.sigma
         z = ((2 - a) * here.radius / r) * z
-        return z.add_(eps, alpha=-share * sigma / r).add_(problem.noise(), alpha=math.sqrt(share) * sigma / r)
+        z.add_(eps, alpha=-share * sigma / r)
+        return z.add_(problem.noise(), alpha=math.sqrt(share) * sigma / r)

@@ -1,14 +1,15 @@
-"""Toy densities that know the truth: samples, exact log p(x) and exact entropy, to grade a model in nats.
+"""Toy densities with a known truth: samples, log p(x) and entropy, to grade a model in nats.
 
 >>> moons = DENSITIES["moons"]()
 >>> moons.log_prob(moons.sample(5)).shape
 torch.Size([5])
 """
 
-from ..registry import Registry
+from ..common.registry import Registry
 from .curves import Moons, NoisyCurve, Rings, SwissRoll, TwoSpirals
 from .density import Density
-from .mixture import EightGaussians, GaussianMixture, Grid25
+from .gaussians import EightGaussians, Grid25
+from .mixture import GaussianMixture
 from .shapes import Checkerboard, Pinwheel
 
 DENSITIES: Registry[Density] = Registry("density", "scoresde.toy.DENSITIES")

@@ -2,9 +2,9 @@
 
     p(x) = 1/A Σ_a ∫₀¹ q·τ^(q−1) N(x; c_a(τ), noise²·I) dτ,        A arcs of equal mass, τ = U^(1/q)
 
-The integrand is as smooth as a Gaussian, so a quadrature with a few nodes per `noise` along the arc is exact
-to rounding. Its nodes and weights *are* a Gaussian mixture, which therefore has the density, the score and
-the posterior means of the continuous curve; only sampling uses the curve itself.
+The integrand is as smooth as a Gaussian, so a quadrature with a few nodes per `noise` along the
+arc is exact to rounding. Its nodes and weights are a Gaussian mixture, which has the density, the
+score and the posterior means of the continuous curve; sampling alone uses the curve itself.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import number
+from ..common.checks import real_number
 from .mixture import GaussianMixture
 
 NODES = 1_000_000  # of quadrature along one arc, at most
+PANEL_NODES = 512  # of a Gauss–Legendre rule, at most
 
 
 class NoisyCurve(GaussianMixture):
-    """A curve in the plane blurred by a Gaussian; a new one supplies `curve` and says how many arcs it has.
+    """A curve in the plane blurred by a Gaussian; a new one gives `curve` and its number of arcs.
 
-    With the default `resolution` log p is right to 1e-9 nats in the box of `bounds` and to 1e-7 in twice that box.
+    With the default `resolution` log p is right to 1e-9 nats in the box of `bounds` and to 1e-7 in
+    twice that box.
 
     Parameters
     ----------
@@ -38,7 +40,7 @@ class NoisyCurve(GaussianMixture):
     arcs : int
         The number A of arcs.
     closed : bool
-        Whether each ends where it began.
+        Whether each arc ends where it begins.
     power : int
         The q in τ = U^(1/q).
     resolution : float
@@ -65,9 +67,9 @@ class NoisyCurve(GaussianMixture):
     resolution: ClassVar[float] = 2.0
 
     def __init__(self, noise: float) -> None:
-        noise = self.noise = number("noise", noise, 0, math.inf, hint="try 0.1")
-        nodes = [self._nodes(arc) for arc in range(self.arcs)]
-        super().__init__(torch.cat([c for c, _ in nodes]), noise, torch.cat([w for _, w in nodes]))
+        self.noise = real_number("noise", noise, 0, math.inf, hint="try 0.1")
+        points, weights = zip(*(self._nodes(arc) for arc in range(self.arcs)), strict=True)
+        super().__init__(torch.cat(points), self.noise, torch.cat(weights))
 
     @abstractmethod
     def curve(self, tau: Tensor, arc: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ class NoisyCurve(GaussianMixture):
         """
 
     def _nodes(self, index: int) -> tuple[Tensor, Tensor]:
-        """Nodes (K, 2) and weights (K,) of one arc: equidistant if closed, Gauss–Legendre if not."""
+        """Nodes (K, 2) and weights (K,) of an arc: equidistant if closed, else Gauss–Legendre."""
         tau = torch.linspace(0, 1, 2049, dtype=torch.float64, device="cpu")
         arc = torch.full_like(tau, index, dtype=torch.long)
         speed = self.curve(tau, arc).diff(dim=0).norm(dim=1) * 2048
@@ -104,41 +106,45 @@ class NoisyCurve(GaussianMixture):
         if not wanted < NODES:
             least = self.resolution * float(stretch.max()) / NODES
             raise ValueError(
-                f"noise={self.noise:.3g} asks for {wanted:.1e} nodes of quadrature along one arc; take at least {least:.1e}"
+                f"noise={self.noise:.3g} asks for {wanted:.1e} nodes of quadrature along one arc; "
+                f"take at least {least:.1e}"
             )
         K = 16 + math.ceil(wanted)
         if self.closed:
-            tau, w = (
-                torch.arange(K, dtype=torch.float64, device="cpu") / K,
-                torch.full((K,), 1 / K, dtype=torch.float64, device="cpu"),
-            )
+            tau = torch.arange(K, dtype=torch.float64, device="cpu") / K
+            w = torch.full((K,), 1 / K, dtype=torch.float64, device="cpu")
         else:
             tau, w = _gauss_legendre(K)
         arc = torch.full_like(tau, index, dtype=torch.long)
         return self.curve(tau, arc), w * self.power * tau ** (self.power - 1)
 
-    def _sample(self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def _sample(
+        self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
         arc = torch.randint(self.arcs, (n,), generator=generator, device=device)
-        tau = torch.rand(n, generator=generator, device=device, dtype=torch.float64) ** (1 / self.power)
+        u = torch.rand(n, generator=generator, device=device, dtype=torch.float64)
+        tau = u ** (1 / self.power)
         eps = torch.randn(n, 2, generator=generator, device=device, dtype=torch.float64)
         return (self.curve(tau, arc) + self.noise * eps).to(dtype)
 
 
 def _gauss_legendre(k: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1], about as dense as those of k nodes; many of them in panels."""
-    panels = -(-k // 512)
-    z, v = np.polynomial.legendre.leggauss(k if panels == 1 else 512)
+    panels = -(-k // PANEL_NODES)
+    z, v = np.polynomial.legendre.leggauss(min(k, PANEL_NODES))
     left = np.arange(panels)[:, None]
     tau = (left + (z + 1) / 2) / panels
     return torch.from_numpy(tau.ravel()), torch.from_numpy(np.tile(v / 2 / panels, panels))
 
 
 def _polar(radius: Tensor, angle: Tensor) -> Tensor:
+    """Points (n, 2) from polar coordinates."""
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
 
 
 class Moons(NoisyCurve):
-    """Two interleaving half circles of radius 2: scikit-learn's `make_moons` times 2, minus (1, 0.2).
+    """Two interleaving half circles of radius 2: scikit-learn's `make_moons` times 2, minus (1,
+    0.2).
 
     Parameters
     ----------
@@ -166,7 +172,7 @@ class Moons(NoisyCurve):
         super().__init__(noise)
 
     def curve(self, tau: Tensor, arc: Tensor) -> Tensor:
-        """Return points on the upper moon for arc 0, on the lower moon for arc 1; see `NoisyCurve.curve`.
+        """Return points on the upper moon for arc 0, on the lower moon for arc 1.
 
         Examples
         --------
@@ -193,7 +199,7 @@ class Rings(NoisyCurve):
 
     References
     ----------
-    Grathwohl et al. 2019, FFJORD, `toy_data.py`, where 0.08 is added after the scaling by 3, as here.
+    Grathwohl et al. 2019, FFJORD, `toy_data.py`, which adds 0.08 after the scaling by 3, as here.
 
     Examples
     --------
@@ -208,7 +214,7 @@ class Rings(NoisyCurve):
         super().__init__(noise)
 
     def curve(self, tau: Tensor, arc: Tensor) -> Tensor:
-        """Return points on the rings, the outermost being arc 0; see `NoisyCurve.curve`.
+        """Return points on the rings; arc 0 is the outermost.
 
         Examples
         --------
@@ -245,11 +251,12 @@ class SwissRoll(NoisyCurve):
         super().__init__(noise)
 
     def curve(self, tau: Tensor, arc: Tensor) -> Tensor:
-        """Return points on the roll, from the inside out; see `NoisyCurve.curve`.
+        """Return points on the roll, from the inside out.
 
         Examples
         --------
-        >>> SwissRoll().curve(torch.tensor([0.0, 1.0]), torch.tensor([0, 0])).norm(dim=1) / (0.3 * math.pi)
+        >>> ends = SwissRoll().curve(torch.tensor([0.0, 1.0]), torch.tensor([0, 0]))
+        >>> ends.norm(dim=1) / (0.3 * math.pi)
         tensor([1.0000, 3.0000])
         """
         t = 1.5 * math.pi * (1 + 2 * tau)
@@ -259,9 +266,10 @@ class SwissRoll(NoisyCurve):
 class TwoSpirals(NoisyCurve):
     """Two spiral arms ±(−t·cos t, t·sin t)/3 that meet at the origin, with t = 3π·√U.
 
-    FFJORD adds N(0, 0.1²) and, to each arm, a jitter U(0, 1/6) on either axis, which has no compact mixture;
-    here one Gaussian of the same variance (0.01 + 1/432 = 0.111²) stands for both and the arms stay centered.
-    The entropy is 2.6453 against FFJORD's 2.6455; without any jitter, at noise 0.1, it would be 2.5406.
+    FFJORD adds N(0, 0.1²) and, to each arm, a jitter U(0, 1/6) on either axis, which has no
+    compact mixture. Here one Gaussian of the same variance (0.01 + 1/432 = 0.111²) replaces both,
+    and the arms stay centered. The entropy is 2.6453 against FFJORD's 2.6455; without any jitter,
+    at noise 0.1, it would be 2.5406.
 
     Parameters
     ----------
@@ -290,11 +298,13 @@ class TwoSpirals(NoisyCurve):
         super().__init__(noise)
 
     def curve(self, tau: Tensor, arc: Tensor) -> Tensor:
-        """Return points on FFJORD's first arm for arc 0, on its opposite for arc 1, from the origin out.
+        """Return points on FFJORD's first arm for arc 0, on its opposite for arc 1, outwards.
 
         Examples
         --------
-        >>> first, second = (TwoSpirals().curve(torch.tensor([0.0, 0.5, 1.0]), torch.full((3,), a)) for a in (0, 1))
+        >>> tau = torch.tensor([0.0, 0.5, 1.0])
+        >>> first = TwoSpirals().curve(tau, torch.zeros(3))
+        >>> second = TwoSpirals().curve(tau, torch.ones(3))
         >>> torch.equal(first, -second), first.norm(dim=1) / math.pi
         (True, tensor([0.0000, 0.5000, 1.0000]))
         """

@@ -1,4 +1,4 @@
-"""What every toy density can do: draw x ~ p, evaluate log p(x), state its entropy H = −E[log p(x)]."""
+"""The base of toy densities: samples x ~ p, log p(x), and the entropy H = −E[log p(x)]."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from typing import final
 import torch
 from torch import Tensor
 
-from ..checks import affordable, check_generator, said, whole
-from ..inputs import FLOATING, as_tensor
-from ..registry import explained
+from ..common.checks import brief_repr, check_budget, check_generator, whole_number
+from ..common.inputs import FLOATING, as_tensor
+from ..common.names import suggest_arguments
 
 
 class Density(ABC):
-    """A density with a known truth; a new one supplies `_sample`, `_log_prob`, `_entropy` and `bounds`.
+    """A density with a known truth.
 
-    The hooks work in float64; `_rows` is how many points `_log_prob` is given at a time, which bounds its
-    memory.
+    A new one gives `_sample`, `_log_prob`, `_entropy` and `bounds`, in float64. `_rows` is how many
+    points `_log_prob` gets at a time, which bounds its memory.
 
     Examples
     --------
-    >>> import math
     >>> class UnitSquare(Density):
-    ...     def bounds(self): return torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+    ...     def bounds(self): return torch.zeros(2).double(), torch.ones(2).double()
     ...     def _sample(self, n, generator, device, dtype):
     ...         return torch.rand(n, 2, generator=generator, device=device, dtype=dtype)
     ...     def _log_prob(self, x): return torch.where(((x >= 0) & (x < 1)).all(1), 0.0, -math.inf)
@@ -38,8 +37,10 @@ class Density(ABC):
     _nats: float | None = None
 
     @final
-    @explained
-    def sample(self, n: int, generator: torch.Generator | None = None, dtype: torch.dtype | None = None) -> Tensor:
+    @suggest_arguments
+    def sample(
+        self, n: int, generator: torch.Generator | None = None, dtype: torch.dtype | None = None
+    ) -> Tensor:
         """Draw n independent points x ~ p.
 
         Parameters
@@ -49,7 +50,7 @@ class Density(ABC):
         generator : torch.Generator, optional
             The only source of randomness when given; the points lie on its device.
         dtype : torch.dtype, optional
-            Of the points; None means torch's default.
+            The dtype of the points; by default torch's.
 
         Returns
         -------
@@ -69,13 +70,16 @@ class Density(ABC):
         >>> Checkerboard().sample(3, torch.Generator().manual_seed(0)).shape
         torch.Size([3, 2])
         """
-        n = whole("n", n)
+        n = whole_number("n", n)
         check_generator(generator)
         dtype = torch.get_default_dtype() if dtype is None else dtype
         if dtype not in FLOATING:
-            raise TypeError(f"sample got dtype = {said(dtype)}; it wants a floating type, such as torch.float32")
+            got = brief_repr(dtype)
+            raise TypeError(
+                f"sample got dtype = {got}; it wants a floating type, such as torch.float32"
+            )
         device = torch.device("cpu") if generator is None else generator.device
-        affordable(f"n={n} samples", 8.0 * n * math.prod(self.shape), device=device)
+        check_budget(f"n={n} samples", 8.0 * n * math.prod(self.shape), device=device)
         return self._sample(n, generator, device, dtype)
 
     @final
@@ -106,21 +110,25 @@ class Density(ABC):
         tensor([-3.4657,    -inf])
         """
         self._check(x)
-        return torch.cat([self._log_prob(part) for part in torch.split(x.double(), self._rows)]).to(x.dtype)
+        parts = torch.split(x.double(), self._rows)
+        return torch.cat([self._log_prob(part) for part in parts]).to(x.dtype)
 
     @final
     def entropy(self) -> float:
-        """Return the entropy H = −E[log p(x)], in closed form or by quadrature to 1e-6 nats; computed once.
+        """Return the entropy H = −E[log p(x)]; it is computed once.
+
+        It has a closed form, or a quadrature to 1e-6 nats.
 
         Returns
         -------
         float
-            H in nats, the mean negative log-likelihood that no model can beat.
+            H in nats: the least mean negative log-likelihood of any model.
 
         Raises
         ------
         ValueError
-            Where neither a closed form nor an affordable quadrature exists; estimate it from samples.
+            Where neither a closed form nor an affordable quadrature exists; estimate it from
+            samples.
 
         Examples
         --------
@@ -151,24 +159,35 @@ class Density(ABC):
         """
 
     @abstractmethod
-    def _sample(self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype) -> Tensor: ...
+    def _sample(
+        self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        """Draw n points (n, *shape)."""
 
     @abstractmethod
-    def _log_prob(self, x: Tensor) -> Tensor: ...
+    def _log_prob(self, x: Tensor) -> Tensor:
+        """Return log p (n,) of points in float64."""
 
     @abstractmethod
-    def _entropy(self) -> float: ...
+    def _entropy(self) -> float:
+        """Return H in nats."""
 
     def _check(self, x: Tensor) -> None:
+        """Raise unless x is a floating-point tensor (n, *shape)."""
         if isinstance(x, Tensor):
             as_tensor(x, "x")
         if not isinstance(x, Tensor) or not x.is_floating_point():
             what = f"a tensor of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise TypeError(f"{type(self).__name__} got {what}; it wants a floating tensor, torch.as_tensor(x).float()")
+            raise TypeError(
+                f"{type(self).__name__} got {what}; it wants a floating tensor, "
+                "torch.as_tensor(x).float()"
+            )
         if x.ndim == 0 or tuple(x.shape[1:]) != self.shape:
             hint = "add a batch axis with x[None]" if tuple(x.shape) == self.shape else "reshape x"
             wanted = f"(n, {', '.join(map(str, self.shape))})"
-            raise ValueError(f"{type(self).__name__} got shape {tuple(x.shape)}; it wants {wanted}: {hint}")
+            raise ValueError(
+                f"{type(self).__name__} got shape {tuple(x.shape)}; it wants {wanted}: {hint}"
+            )
 
     def __repr__(self) -> str:
         """Name and event shape."""

@@ -1,18 +1,18 @@
-"""Densities that are no mixtures: a checkerboard with hard edges, a pinwheel by change of variables.
+"""Densities that are no mixtures: a checkerboard with hard edges, and a pinwheel.
 
-A pinwheel twists Gaussian features f ~ N((1, 0), diag(s_r², s_t²)) by an angle that grows with f₀, onto one
-of A arms:
+A pinwheel turns Gaussian features f ~ N((1, 0), diag(s_r², s_t²)) by an angle that grows with f₀,
+onto one of A arms, k uniform on 0 … A − 1:
 
-    x = 2·R(−(2πk/A + a(f₀)))·f,        a(f₀) = min(rate·e^{f₀}, 1000),        k uniform on 0 … A − 1.
+    x = 2·R(−(2πk/A + a(f₀)))·f,        a(f₀) = min(rate·e^{f₀}, 1000).
 
-Rotations keep the radius. With r = |x|/2, −θ the angle of x and f = r·(cos ψ, −sin ψ), the features behind x
-are all the ψ with
+Rotations keep the radius. With r = |x|/2, −θ the angle of x and f = r·(cos ψ, −sin ψ), the
+features of x are all the ψ with
 
-    F(ψ) = ψ + a(r·cos ψ) ≡ θ (mod 2π/A),    and    p(x) = Σ_ψ p(f)/(4·A·|F′(ψ)|),    F′(ψ) = 1 + a′(f₀)·f₁,
+    F(ψ) = ψ + a(r·cos ψ) ≡ θ (mod 2π/A),      F′(ψ) = 1 + a′(f₀)·f₁,
 
-4·F′ being the Jacobian of the map. F rises, falls at most once (where −rate·f₁·e^{f₀} > 1) and rises again;
-on each of the three pieces the multiples of 2π/A between its end values count the roots, and bisection finds
-all.
+and p(x) = Σ_ψ p(f)/(4·A·|F′(ψ)|), where 4·F′ is the Jacobian of the map. F rises, falls at most
+once (where −rate·f₁·e^{f₀} > 1) and rises again. On each of these three pieces the multiples of
+2π/A between its end values count the roots, and bisection finds all.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ import math
 import torch
 from torch import Tensor
 
-from ..checks import number, whole
+from ..common.checks import real_number, whole_number
 from .density import Density
 
-_TURNS = 1000.0  # radians at which arms stop winding: beyond the mass, and it bounds the number of roots
+# Radians at which arms stop winding: beyond the mass, and it bounds the number of roots.
+MOST_TWIST = 1000.0
+BISECTIONS = 56
+FOLD_BISECTIONS = 54
 
 
 class Checkerboard(Density):
@@ -55,14 +58,16 @@ class Checkerboard(Density):
         >>> low, high
         (tensor([-4., -4.], dtype=torch.float64), tensor([4., 4.], dtype=torch.float64))
         """
-        return torch.full((2,), -4.0, dtype=torch.float64, device="cpu"), torch.full((2,), 4.0, dtype=torch.float64, device="cpu")
+        return _square(4.0)
 
-    def _sample(self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def _sample(
+        self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
         column, pair = torch.randint(4, (2, n), generator=generator, device=device)
         low = 2.0 * torch.stack([column - 2, 2 * (pair % 2) + column % 2 - 2], 1).to(dtype)
         u = torch.rand(n, 2, generator=generator, device=device, dtype=torch.float64)
         x = (low + 2 * u).to(dtype)
-        return torch.where(x < low + 2, x, low)  # the far edge is the light cell's
+        return torch.where(x < low + 2, x, low)  # the far edge belongs to the light cell
 
     def _log_prob(self, x: Tensor) -> Tensor:
         inside = ((x >= -4) & (x < 4)).all(1) & (torch.floor(x / 2).sum(1) % 2 == 0)
@@ -73,23 +78,29 @@ class Checkerboard(Density):
         return math.log(32)
 
 
-class Pinwheel(Density):
-    """Arms of Gaussian blobs, twisted the more the farther out.
+def _square(half: float) -> tuple[Tensor, Tensor]:
+    """The corners of the square [−half, half]²."""
+    high = torch.full((2,), half, dtype=torch.float64, device="cpu")
+    return -high, high
 
-    The density is exact but not smooth: where arms fold over (by default beyond all but 1e-8 of the mass) it
-    is infinite on a line. The entropy is refused where folds hold too much mass for a quadrature. `log_prob`
-    finds roots, and carries no gradient.
+
+class Pinwheel(Density):
+    """Arms of Gaussian blobs, twisted more the farther out.
+
+    The density is exact but not smooth: where arms fold over (by default beyond all but 1e-8 of
+    the mass) it is infinite on a line. `entropy` raises if folds hold too much mass for a
+    quadrature. `log_prob` finds roots, and carries no gradient.
 
     Parameters
     ----------
     radial_std : float
-        Of the features along an arm, > 0.
+        Standard deviation of the features along an arm, > 0.
     tangential_std : float
-        Of the features across an arm, > 0.
+        Standard deviation of the features across an arm, > 0.
     arms : int
         How many, ≥ 1.
     rate : float
-        Of the twist, ≥ 0, in radians.
+        Rate of the twist, ≥ 0, in radians.
 
     Raises
     ------
@@ -98,8 +109,8 @@ class Pinwheel(Density):
 
     References
     ----------
-    Johnson et al. 2016, Composing graphical models with neural networks; scaled as in Grathwohl et
-    al. 2019, FFJORD, `toy_data.py`.
+    Johnson et al. 2016, Composing graphical models with neural networks; scaled as in
+    Grathwohl et al. 2019, FFJORD, `toy_data.py`.
 
     Examples
     --------
@@ -109,11 +120,20 @@ class Pinwheel(Density):
 
     _rows = 2048
 
-    def __init__(self, radial_std: float = 0.3, tangential_std: float = 0.1, arms: int = 5, rate: float = 0.25) -> None:
-        self.radial_std = number("radial_std", radial_std, 0, math.inf, hint="try 0.3")
-        self.tangential_std = number("tangential_std", tangential_std, 0, math.inf, hint="try 0.1")
-        self.arms = whole("arms", arms)
-        self.rate = number("rate", rate, 0, math.inf, closed=True, hint="mirror x for one that turns the other way")
+    def __init__(
+        self,
+        radial_std: float = 0.3,
+        tangential_std: float = 0.1,
+        arms: int = 5,
+        rate: float = 0.25,
+    ) -> None:
+        self.radial_std = real_number("radial_std", radial_std, 0, math.inf, hint="try 0.3")
+        self.tangential_std = real_number(
+            "tangential_std", tangential_std, 0, math.inf, hint="try 0.1"
+        )
+        self.arms = whole_number("arms", arms)
+        hint = "mirror x for one that turns the other way"
+        self.rate = real_number("rate", rate, 0, math.inf, closed=True, hint=hint)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Return the square around every feature within 4 stds.
@@ -128,32 +148,37 @@ class Pinwheel(Density):
         >>> low, high  # ± 2·(1 + 4·0.25)
         (tensor([-4., -4.], dtype=torch.float64), tensor([4., 4.], dtype=torch.float64))
         """
-        half = 2 * math.hypot(1 + 4 * self.radial_std, 4 * self.tangential_std)
-        return torch.full((2,), -half, dtype=torch.float64, device="cpu"), torch.full(
-            (2,), half, dtype=torch.float64, device="cpu"
-        )
+        return _square(2 * math.hypot(1 + 4 * self.radial_std, 4 * self.tangential_std))
 
     def _twist(self, f0: Tensor) -> Tensor:
-        return (self.rate * f0.exp()).clamp(max=_TURNS)
+        """a(f₀), in radians."""
+        return (self.rate * f0.exp()).clamp(max=MOST_TWIST)
 
     def _place(self, f: Tensor, k: Tensor) -> Tensor:
+        """x of features f (n, 2) on arm k."""
         angle = 2 * math.pi / self.arms * k.to(f) + self._twist(f[:, 0])
-        c, s = angle.cos(), angle.sin()
+        c = angle.cos()
+        s = angle.sin()
         return 2 * torch.stack([c * f[:, 0] + s * f[:, 1], c * f[:, 1] - s * f[:, 0]], 1)
 
     def _features(self, z: Tensor) -> Tensor:
+        """f of standard normal numbers z (n, 2)."""
         return z * z.new_tensor([self.radial_std, self.tangential_std]) + z.new_tensor([1.0, 0.0])
 
-    def _sample(self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype) -> Tensor:
+    def _sample(
+        self, n: int, generator: torch.Generator | None, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
         k = torch.randint(self.arms, (n,), generator=generator, device=device)
         z = torch.randn(n, 2, generator=generator, device=device, dtype=torch.float64)
         return self._place(self._features(z), k).to(dtype)
 
     def _folds(self, r: Tensor) -> tuple[Tensor, Tensor]:
-        """Where F stops and where it resumes rising on (0, π); one and the same point if it always rises."""
-        steepest = 2 * r / (1 + (1 + 4 * r.square()).sqrt())  # cos ψ = r·sin²ψ, without cancellation
+        """Where on (0, π) F stops rising and where it resumes; one point if it always rises."""
+        # cos ψ = r·sin²ψ, without cancellation
+        steepest = 2 * r / (1 + (1 + 4 * r.square()).sqrt())
         middle = steepest.clamp(max=1).acos()
-        free = (self._limit / r).clamp(-1, 1).acos()  # before this angle the twist is at its limit and F′ = 1
+        # before this angle the twist is at its limit and F′ = 1
+        free = (self._limit / r).clamp(-1, 1).acos()
 
         def falls(psi: Tensor) -> Tensor:
             return (self.rate * r).log() + psi.sin().log() + r * psi.cos() > 0
@@ -162,45 +187,32 @@ class Pinwheel(Density):
         ends = []
         for outside in (torch.zeros_like(r), torch.full_like(r, math.pi)):
             inside = middle
-            for _ in range(54):
+            for _ in range(FOLD_BISECTIONS):
                 half = (inside + outside) / 2
                 below = falls(half)
-                inside, outside = torch.where(below, half, inside), torch.where(below, outside, half)
+                inside = torch.where(below, half, inside)
+                outside = torch.where(below, outside, half)
             ends.append(torch.where(any_fold, inside, middle))
         return torch.maximum(ends[0], free), torch.maximum(ends[1], free)
 
     @property
     def _limit(self) -> float:
-        return math.log(_TURNS / self.rate) if self.rate else math.inf
+        """f₀ at which the twist reaches its limit."""
+        return math.log(MOST_TWIST / self.rate) if self.rate else math.inf
+
+    def _F(self, r: Tensor, psi: Tensor) -> Tensor:
+        """F(ψ)."""
+        return psi + self._twist(r * psi.cos())
 
     def _log_prob(self, x: Tensor) -> Tensor:
-        x = x.detach()  # autograd would see through the density of the roots, not through the roots
-        bad, period = x.isnan().any(1), 2 * math.pi / self.arms
+        x = x.detach()  # the derivative of a root is not that of its bisection
+        bad = x.isnan().any(1)
         r = (torch.hypot(x[:, 0], x[:, 1]) / 2).nan_to_num(0.0).clamp(1e-300, 1e150)
         theta = torch.where(bad, 0.0, -torch.atan2(x[:, 1], x[:, 0]))
-        first, second = self._folds(r)
-        knots = torch.stack([torch.full_like(r, -math.pi), first, second, torch.full_like(r, math.pi)], 1)
-
-        def F(r: Tensor, psi: Tensor) -> Tensor:
-            return psi + self._twist(r * psi.cos())
-
-        # on each piece F = θ + i·period for the integers i from low + 1 to high
-        level = ((F(r.unsqueeze(1), knots) - theta.unsqueeze(1)) / period).floor()
-        low, high = torch.minimum(level[:, :-1], level[:, 1:]), torch.maximum(level[:, :-1], level[:, 1:])
-        count = (high - low).long().flatten()
-        piece = torch.repeat_interleave(torch.arange(count.numel(), device=x.device), count)
-        first_of_piece = (count.cumsum(0) - count)[piece]
-        i = torch.arange(len(piece), device=x.device) - first_of_piece + 1 + low.flatten()[piece]
-        point = piece // 3
-        r, target = r[point], theta[point] + i * period
-        left, right = knots[:, :-1].flatten()[piece], knots[:, 1:].flatten()[piece]
-        rising = piece % 3 != 1
-        for _ in range(56):
-            psi = (left + right) / 2
-            early = (F(r, psi) < target) == rising
-            left, right = torch.where(early, psi, left), torch.where(early, right, psi)
-        psi = (left + right) / 2
-        f0, f1 = r * psi.cos(), -r * psi.sin()
+        point, psi = self._roots(r, theta)
+        r = r[point]
+        f0 = r * psi.cos()
+        f1 = -r * psi.sin()
         slope = 1 + torch.where(f0 < self._limit, self._twist(f0) * f1, 0.0)
         square = ((f0 - 1) / self.radial_std).square() + (f1 / self.tangential_std).square()
         scale = 8 * math.pi * self.radial_std * self.tangential_std * self.arms
@@ -210,8 +222,35 @@ class Pinwheel(Density):
         total = torch.zeros_like(top).index_add(0, point, (term - top[point]).exp())
         return torch.where(bad, math.nan, top + total.log())
 
+    def _roots(self, r: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """All roots ψ of F(ψ) ≡ θ (mod 2π/A), and which point each belongs to."""
+        period = 2 * math.pi / self.arms
+        first, second = self._folds(r)
+        pi = torch.full_like(r, math.pi)
+        knots = torch.stack([-pi, first, second, pi], 1)
+        # on each piece F = θ + i·period for the integers i from low + 1 to high
+        level = ((self._F(r.unsqueeze(1), knots) - theta.unsqueeze(1)) / period).floor()
+        low = torch.minimum(level[:, :-1], level[:, 1:])
+        high = torch.maximum(level[:, :-1], level[:, 1:])
+        count = (high - low).long().flatten()
+        piece = torch.repeat_interleave(torch.arange(count.numel(), device=r.device), count)
+        first_of_piece = (count.cumsum(0) - count)[piece]
+        i = torch.arange(len(piece), device=r.device) - first_of_piece + 1 + low.flatten()[piece]
+        point = piece // 3
+        r = r[point]
+        target = theta[point] + i * period
+        left = knots[:, :-1].flatten()[piece]
+        right = knots[:, 1:].flatten()[piece]
+        rising = piece % 3 != 1
+        for _ in range(BISECTIONS):
+            psi = (left + right) / 2
+            early = (self._F(r, psi) < target) == rising
+            left = torch.where(early, psi, left)
+            right = torch.where(early, right, psi)
+        return point, (left + right) / 2
+
     def _entropy(self) -> float:
-        """−E[log p] over the features of one arm by the trapezoid rule, refined until it stands still."""
+        """−E[log p] over the features of one arm by the trapezoid rule, refined to 1e-7."""
         last = math.inf
         for steps in (72, 144, 288):
             z = torch.linspace(-9, 9, steps + 1, dtype=torch.float64, device="cpu")
@@ -223,6 +262,7 @@ class Pinwheel(Density):
                 return value
             last = value
         raise ValueError(
-            f"the arms of this pinwheel fold too much for a quadrature; {last:.6f} was the last value: "
-            "estimate the entropy with -p.log_prob(p.sample(100_000, dtype=torch.float64)).mean()"
+            f"the arms of this pinwheel fold too much for a quadrature; its last value is "
+            f"{last:.6f}: estimate the entropy with "
+            "-p.log_prob(p.sample(100_000, dtype=torch.float64)).mean()"
         )

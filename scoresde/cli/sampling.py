@@ -1,0 +1,65 @@
+"""`scoresde sample`: draw samples from a model into a file."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from ..common.sharding import sharded
+from ..data import files
+from ..data.files.formats import writable
+from ..sampling.trajectory import solve
+from ..solvers import SOLVERS
+from ..storage.models import load
+from .devices import is_main, place, say
+from .inputs import conditions, with_constants
+from .parser import DEVICE, GIVEN, IMPORT, MODEL, SEED, Command, option
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Draw samples and write them."""
+    writable(args.out)
+    generator = torch.Generator().manual_seed(args.seed)
+    sde = load(args.model)
+    _, texts = conditions(args)
+    conditioned = with_constants(sde, texts)
+    engine = place(sde, args.device)
+    with sharded():
+        solution = solve(
+            conditioned, args.n, solver=args.solver, steps=args.steps, generator=generator
+        )
+    if is_main(engine):
+        files.write(args.out, solution.x[-1].cpu(), columns=sde.schema.columns)
+    nfe = float(solution.nfe.double().mean())
+    say(engine, f"{args.out}: {args.n:,} samples, {nfe:.0f} evaluations each")
+
+
+COMMANDS = {
+    "sample": Command(
+        help="draw samples from a model",
+        run=sample,
+        options=(
+            MODEL,
+            option("-n", type=int, default=1, help="how many (default: %(default)s)"),
+            option(
+                "--solver",
+                help=f"(default: the model's own, mostly adams) {', '.join(SOLVERS)}",
+            ),
+            option(
+                "--steps",
+                type=int,
+                help="a fixed number of steps; without it adaptive solvers go by tolerances",
+            ),
+            SEED,
+            GIVEN,
+            DEVICE,
+            option(
+                "--out",
+                required=True,
+                help=f"{', '.join(files.WRITERS)}; tables have the header of the data",
+            ),
+            IMPORT,
+        ),
+    )
+}

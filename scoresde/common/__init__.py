@@ -1,0 +1,1 @@
+"""What every folder uses: checks, the registry, randomness, sharding, errors, figures."""

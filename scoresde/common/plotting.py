@@ -1,0 +1,167 @@
+"""Figures: losses, a density beside its model, and sheets of small images.
+
+They need matplotlib: `pip install 'scoresde[plot]'`.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+BLUE = "#1f5f8b"
+ORANGE = "#d1662a"
+GREY = "#8a8f94"
+TRUE_POINTS = 256
+"""Points of a true density along each axis, at least."""
+QUANTILE_NUMBERS = 10**7
+"""Most numbers whose quantile PyTorch finds."""
+
+
+class Density(Protocol):
+    """A 2-D density with bounds and log_prob, such as those of `scoresde.toy`."""
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x), shape (B,)."""
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The lower and the upper corner of a box that holds the density."""
+
+
+def _pyplot() -> Any:
+    """Matplotlib's pyplot, without windows."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg", force=False)
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise ImportError("figures need matplotlib: pip install 'scoresde[plot]'") from None
+    return plt
+
+
+def curves(
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    path: str | os.PathLike[str] | None = None,
+    mark: int | None = None,
+) -> Any:
+    """Draw losses over training steps, and mark one step."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(figsize=(6, 3.6), constrained_layout=True)
+    for (label, (steps, values)), color in zip(lines.items(), (BLUE, ORANGE, GREY), strict=False):
+        axes.plot(steps, values, color=color, label=label, linewidth=1.2)
+    if mark is not None:
+        axes.axvline(mark, color=GREY, linewidth=0.8, linestyle=":", label=f"kept: step {mark:,}")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return figure
+
+
+def lattice(low: Tensor, high: Tensor, n: int) -> Tensor:
+    """The n × n centres (n², 2) of a regular lattice over a box, row by row from the bottom."""
+    steps = (torch.arange(n, dtype=torch.float64, device="cpu") + 0.5) / n
+    x, y = (float(a) + steps * float(b - a) for a, b in zip(low, high, strict=True))
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2).float()
+
+
+def density_figure(
+    truth: Density,
+    log_prob: Callable[[Tensor], Tensor],
+    samples: Tensor,
+    paths: Tensor,
+    out: str | Path,
+    *,
+    points: int = 128,
+    subtitle: str = "",
+) -> Tensor:
+    """Save four panels: true density, samples, model density, paths; return the model density."""
+    plt = _pyplot()
+    low, high = truth.bounds()
+    middle = 0.5 * (low + high)
+    half = 0.55 * float((high - low).max())
+    low = middle - half
+    high = middle + half
+    fine = max(points, TRUE_POINTS)
+    model = log_prob(lattice(low, high, points)).exp().reshape(points, points).double()
+    true = truth.log_prob(lattice(low, high, fine)).exp().reshape(fine, -1).double()
+    box = [float(low[0]), float(high[0]), float(low[1]), float(high[1])]
+    top = float(true.max())
+    if true.numel() < QUANTILE_NUMBERS:
+        top = float(true.flatten().quantile(0.995))
+    figure, axes = plt.subplots(1, 4, figsize=(16, 4.5), constrained_layout=True)
+    style: dict[str, Any] = {"extent": box, "origin": "lower", "cmap": "magma", "aspect": "equal"}
+    axes[0].imshow(true.numpy(), vmin=0, vmax=1.4 * top, **style)
+    axes[0].set_title("true density")
+    axes[1].set_facecolor("black")
+    axes[1].scatter(*samples.T.numpy(), s=1.2, c="#fdc38d", linewidths=0, alpha=0.8)
+    axes[1].set_title(f"{len(samples):,} samples")
+    axes[2].imshow(model.numpy(), vmin=0, vmax=1.4 * top, **style)
+    axes[2].set_title("model density, exp(log_prob)")
+    _draw_paths(axes[3], paths)
+    for axis in axes:
+        axis.set(xlim=box[:2], ylim=box[2:], xticks=[], yticks=[], aspect="equal")
+    if subtitle:
+        figure.suptitle(subtitle, fontsize=12)
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+    return model
+
+
+def _draw_paths(axis: Any, paths: Tensor) -> None:
+    """Draw trajectories (times, B, 2) with their ends."""
+    dots: dict[str, Any] = {"s": 5, "linewidths": 0, "zorder": 3}
+    axis.plot(*paths.permute(2, 0, 1).numpy(), color=GREY, lw=0.5, alpha=0.6)
+    axis.scatter(*paths[0].T.numpy(), c=BLUE, label="noise, t = 1", **dots)
+    axis.scatter(*paths[-1].T.numpy(), c=ORANGE, label="data, t = 0", **dots)
+    axis.set_title("probability-flow trajectories")
+    axis.legend(loc="upper right", fontsize=8, framealpha=0.9)
+
+
+def sheet(
+    images: Tensor,
+    out: str | Path,
+    *,
+    columns: int = 8,
+    title: str = "",
+    limits: tuple[float, float] | None = None,
+) -> None:
+    """Save a sheet of images (n, 1 or 3, H, W), scaled between limits or common extremes."""
+    plt = _pyplot()
+    images = images[:, None] if images.ndim == 3 else images
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
+        raise ValueError(
+            f"images have shape (n, 1 or 3, height, width), got {tuple(images.shape)}"
+        )
+    low, high = limits or (float(images.min()), float(images.max()))
+    images = ((images - low) / (high - low or 1)).clamp(0, 1).cpu()
+    n, c, h, w = images.shape
+    rows = math.ceil(n / columns)
+    canvas = torch.ones(c, rows * (h + 1) + 1, columns * (w + 1) + 1, device="cpu")
+    for i, image in enumerate(images):
+        y = 1 + (i // columns) * (h + 1)
+        x = 1 + (i % columns) * (w + 1)
+        canvas[:, y : y + h, x : x + w] = image
+    height = rows * 0.8 + (0.4 if title else 0)
+    figure, axis = plt.subplots(figsize=(columns * 0.8, height), constrained_layout=True)
+    axis.imshow(
+        canvas.permute(1, 2, 0).squeeze(-1).numpy(),
+        cmap="gray",
+        vmin=0,
+        vmax=1,
+        interpolation="nearest",
+    )
+    axis.set_axis_off()
+    if title:
+        axis.set_title(title, fontsize=10)
+    figure.savefig(out, dpi=150)
+    plt.close(figure)

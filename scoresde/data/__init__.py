@@ -1,0 +1,1 @@
+"""What `fit` and `evaluate` read: tensors, tables, files, datasets, pairs."""

@@ -1,0 +1,79 @@
+"""Errors of the user's data while they are read: which batch and row, and what went wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+from ..common.errors import TrainingError
+
+_FETCH = "torch/utils/data/_utils/fetch.py"
+"""Where PyTorch asks a dataset for rows."""
+_NAMED_ROWS = 8
+
+
+def error_text(error: BaseException) -> str:
+    """Type and message on one line; of a DataLoader's worker, its own last line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    if lines[0].startswith("Caught ") and "DataLoader worker" in lines[0]:
+        return lines[-1]
+    return f"{type(error).__name__}: {' '.join(lines)[:300]}"
+
+
+def requested_rows(traceback: TracebackType | None) -> str | None:
+    """Which rows of a dataset a DataLoader was fetching when it failed; None if it was not."""
+    found = None
+    while traceback is not None:
+        frame = traceback.tb_frame
+        traceback = traceback.tb_next
+        if not frame.f_code.co_filename.replace("\\", "/").endswith(_FETCH):
+            continue
+        held = frame.f_locals
+        if "idx" in held:
+            found = f"row {held['idx']}"
+        elif "possibly_batched_index" in held and not hasattr(held.get("self"), "dataset_iter"):
+            rows = held["possibly_batched_index"]
+            rows = list(rows) if isinstance(rows, list | tuple) else [rows]
+            found = "row" if len(rows) == 1 else "rows"
+            found += f" {', '.join(map(str, rows[:_NAMED_ROWS]))}"
+            if len(rows) > _NAMED_ROWS:
+                found += ", …"
+    return found
+
+
+def following(items: Iterator[Any], where: str, *, first: int = 0, mapped: bool) -> Iterator[Any]:
+    """A loader's items; an error of the user's code becomes a TrainingError that says where."""
+    for i in itertools.count(first):
+        try:
+            item = next(items)
+        except StopIteration as stop:
+            # Of a map-style dataset it is an error: taken for the end, it would lose rows.
+            raised_by_dataset = requested_rows(stop.__traceback__) is not None
+            raised_by_worker = str(stop).startswith("Caught StopIteration")
+            if not mapped or not (raised_by_dataset or raised_by_worker):
+                return
+            failed: Exception = stop
+        except Exception as error:
+            failed = error
+        else:
+            yield item
+            continue
+        rows = requested_rows(failed.__traceback__)
+        place = f"batch {i}{where}" + (f", {rows}" if rows else "")
+        raise TrainingError(f"the data failed at {place}: {error_text(failed)}") from failed
+
+
+@contextlib.contextmanager
+def placed(where: str) -> Iterator[None]:
+    """Add a place to the message of a TypeError or ValueError."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if type(error) not in (TypeError, ValueError):
+            raise
+        raise type(error)(f"{error} ({where})") from error.__cause__

@@ -1,0 +1,250 @@
+"""A state together with its log-density, as one ODE for a solver.
+
+The state of a solve is (z, ℓ_1 … ℓ_k), with dz/dφ = v and dℓ/dφ = div v, once for each of k
+estimates of the trace (Chen et al. 2018; Grathwohl et al. 2019).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy.stats import t as student
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..common.random import PROBE, Noise
+from ..model.eval_mode import evaluating
+from ..model.protocol import Model
+from ..processes.base import as_time
+from ..sampling.failures import run_solver
+from ..sampling.plan import Plan, network_dtypes, plan
+from ..sampling.problem import levels
+from ..solvers import Counts, Problem, Solver
+from ..solvers.problem import Velocity, split
+from .estimators import Exact, TraceEstimator, check_memory
+from .prior import Traced
+
+SCORE_SIN = 0.02
+"""sin φ below which ε̂ is not divided by it for a score: that would be the network's error."""
+
+
+def plan_ode(
+    sde: Model,
+    solver: str | Solver,
+    steps: int | None,
+    spacing: str | None,
+    options: dict[str, Any],
+    *,
+    forward: bool = False,
+) -> Plan:
+    """The plan of a solve with log p, which takes a solver that integrates an ODE."""
+    planned = plan(sde, solver, steps, spacing, options, forward=forward)
+    if not planned.solver.ode:
+        what = "stochastic" if planned.solver.stochastic else "not an ODE method"
+        raise ValueError(
+            f"log p goes by the probability-flow ODE, and solver {solver!r} is {what}; try 'adams' "
+            "or 'rk45'"
+        )
+    return planned
+
+
+@dataclass(frozen=True)
+class DensitySolve:
+    """A solved batch."""
+
+    z: Tensor  # (B, n), at the other end
+    gain: Tensor  # (B,), ∫ div v dφ
+    stderr: Tensor  # (B,), of the gain
+    traced: Traced
+    counts: Counts
+
+
+class DensityODE:
+    """The ODE of (z, ∫ div v dφ), planned once and solved batch by batch."""
+
+    def __init__(
+        self,
+        sde: Model,
+        planned: Plan,
+        estimator: TraceEstimator,
+        *,
+        graph: bool = False,
+        raw: bool = False,
+        errors: bool = False,
+    ) -> None:
+        self.plan = planned
+        self.levels = levels(sde, planned.times)
+        self.estimator = estimator.in_dimension(sde.dim)
+        self.graph = graph
+        self.raw = raw
+        self.errors = errors
+        check_memory(self.estimator, sde.dim, sde.scale.device)
+
+    @property
+    def random(self) -> bool:
+        """Whether it draws probes."""
+        return self.estimator.probes > 0
+
+    @property
+    def cost(self) -> int:
+        """Backward passes that an evaluation takes, in comparison with others."""
+        return max(1, self.estimator.probes)
+
+    @property
+    def error_factor(self) -> float:
+        """By what the solver's error estimate is multiplied."""
+        return self.plan.solver.error_factor(self.plan.adaptive)
+
+    def solve(self, sde: Model, z: Tensor, start: int, seed: int) -> DensitySolve:
+        """Solve from arc states z (B, n) of samples number start, start + 1, … of a call."""
+        n = z.shape[1]
+        draws = self.estimator.draws
+        probes = self._probes(z, start, seed) if self.random else None
+        traced = _traced(sde, self.estimator, probes, self.graph, self.raw)
+        velocity = _augmented(sde, traced)
+        if self.graph:
+            velocity = _recomputed(sde, velocity, weights_in_use(sde, self.raw))
+        measure = functools.partial(_log_prob_error, n) if self.errors else None
+        task = Problem(
+            self.levels,
+            velocity,
+            _not_in_an_ode,
+            _not_in_an_ode,
+            self.plan.adaptive,
+            norm=functools.partial(_norm, n),
+            measure=measure,
+        )
+        state = torch.cat([z, z.new_zeros(len(z), draws)], 1)
+        end, counts = run_solver(sde, self.plan.solver, task, state, lambda: task)
+        gains = end[:, n:]
+        stderr = _standard_error(gains.detach(), self.random)
+        return DensitySolve(end[:, :n], gains.mean(1), stderr, traced, counts)
+
+    def _probes(self, z: Tensor, start: int, seed: int) -> Tensor:
+        """The probes (probes, B, n) of a batch."""
+        draw = Noise(seed, PROBE, start, start + len(z), z.shape[1], z)
+        return self.estimator.prepare(torch.stack([draw() for _ in range(self.estimator.probes)]))
+
+
+def _traced(
+    sde: Model, estimator: TraceEstimator, probes: Tensor | None, graph: bool, raw: bool
+) -> Traced:
+    """The network's output with the estimates of its trace."""
+    if isinstance(estimator, Exact) and sde.traces(raw=raw):
+        closed_form: Traced = sde.network_fn(raw=raw, traced=True)
+        return closed_form
+    call = sde.network_fn(raw=raw)
+    draws = estimator.draws
+
+    def traced(z: Tensor, phi: float | Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        def output(z: Tensor) -> Tensor:
+            out: Tensor = call(z, phi, rows)
+            return out
+
+        mine = probes if probes is None or rows is None else probes[:, rows]
+        out, traces = estimator.estimate(output, z, mine, graph)
+        if traces.shape != (len(z), draws):
+            raise ValueError(
+                f"{type(estimator).__name__}.estimate returned traces of shape "
+                f"{tuple(traces.shape)}, wanted {(len(z), draws)}: a column for each of its draws"
+            )
+        return out, traces
+
+    return traced
+
+
+def _augmented(sde: Model, traced: Traced) -> Velocity:
+    """The right-hand side (v, div v) of (z, ∫ div v dφ), with a column for each trace estimate."""
+    n = sde.dim
+    direct = sde.predict == "edm"
+
+    def velocity(state: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
+        out, traces = traced(state[:, :n], phi, rows)
+        both = torch.cat([out, traces], 1)
+        if direct:
+            return -both
+        z = state[:, :n]
+        c = sde.coefficients(as_time(phi)).to(z)
+        k = c.a * c.cos + c.b * c.sin
+        return (both - torch.cat([k * z, k * n * torch.ones_like(traces)], 1)) / c.det
+
+    return velocity
+
+
+def weights_in_use(sde: Model, raw: bool) -> list[nn.Parameter]:
+    """The parameters of the network in use: raw, or as the model's mode says."""
+    return [p for net in sde.networks(raw=raw) for p in net.parameters()]
+
+
+def _recomputed(sde: Model, velocity: Velocity, weights: list[nn.Parameter]) -> Velocity:
+    """The same velocity, whose activations are computed again on the way back, to save memory."""
+    # By then the model may be back in train mode, in which it must not be evaluated, and an
+    # optimizer may have changed the weights, which is an error.
+    versions = [p._version for p in weights]
+
+    def again(state: Tensor, phi: float | Tensor, rows: Tensor | None) -> Tensor:
+        if versions != [p._version for p in weights]:
+            raise RuntimeError(
+                "the network's weights were changed between log_prob and backward(); call "
+                "backward() first"
+            )
+        with evaluating(sde):
+            return velocity(state, phi, rows)
+
+    return functools.partial(checkpoint, again, use_reentrant=False)
+
+
+def _standard_error(gains: Tensor, random: bool) -> Tensor:
+    """The standard error (B,) of the mean of estimates (B, draws), widened as Student's t asks."""
+    draws = gains.shape[1]
+    if not random:
+        return gains.new_zeros(len(gains))
+    if draws == 1:
+        return gains.new_full((len(gains),), math.nan)
+    # ±2 of it hold 95.4% of normal errors, however few estimates there are.
+    quantile = 0.5 * (1 + math.erf(math.sqrt(2)))
+    widened = 0.5 * float(student.ppf(quantile, draws - 1))
+    return gains.std(1) * (widened / math.sqrt(draws))
+
+
+def rounding_unit(sde: Model) -> float:
+    """The relative rounding of the coarsest arithmetic that takes part in a solve."""
+    return max(torch.finfo(dtype).eps for dtype in network_dtypes(sde) | {sde.state_dtype})
+
+
+def score_at_data(sde: Model, z: Tensor, raw: bool) -> Tensor:
+    """The model's score (B, n) at data z on the arc, at a little noise, where networks know it."""
+    phi = max(sde.process.phi_min, 2 * SCORE_SIN)
+    with torch.no_grad():
+        _, eps = sde.coefficients(as_time(phi)).solve(z, sde.network_fn(raw=raw)(z, phi, None))
+    return -eps / math.sin(phi)
+
+
+def _norm(n: int, error: Tensor) -> Tensor:
+    """The larger of log p's error and of the state's, by length, as log p sums over dimensions."""
+    return torch.maximum(error[:, :n].norm(dim=1), error[:, n:].mean(1).abs())
+
+
+def _log_prob_error(
+    n: int, error: Tensor, state: Tensor, velocity: Tensor, phi: float | Tensor
+) -> Tensor:
+    """The error (B,) of the final log p that a local error (B, n + k) makes, to first order.
+
+    ∫ div v dφ from here on is the final log p less the present one, so an error δz changes it by
+    δz·∇log p, with the model's score −ε̂/sin φ.
+    """
+    angle = torch.as_tensor(phi, dtype=torch.float64, device=state.device).reshape(-1, 1)
+    sin = angle.sin()
+    cos = angle.cos()
+    eps = split(state[:, :n], velocity[:, :n], cos.to(state.dtype), sin.to(state.dtype))[1]
+    by_state = (eps * error[:, :n]).sum(1).double() / sin[:, 0].clamp_min(SCORE_SIN)
+    return by_state.abs() + error[:, n:].mean(1).abs()
+
+
+def _not_in_an_ode(*_: Any) -> Any:
+    """What the problem has for denoised values and for noise."""
+    raise AssertionError("an ODE solver asked for more than the velocity")

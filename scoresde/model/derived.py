@@ -1,0 +1,249 @@
+"""Models made from others: guided, averaged, conditioned ones."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from ..processes.base import Process
+from .old_names import RENAMED, by_old_name
+from .outcomes import Outcome
+from .protocol import Model
+from .schema import Schema
+from .standardization import Standardization
+
+IN_PLACE = {"bfloat16", "cpu", "cuda", "double", "eval", "float", "half", "to", "train"}
+"""Methods of `nn.Module` that change a model in place and return it."""
+
+
+class Derived(Model):
+    """A model made from others, such as an average of two.
+
+    Subclass it and override `velocity_fn`, or `network_fn` together with `predict`. Everything
+    else is that of the first model: its process, units, capabilities and attributes. The models
+    among its attributes share that process, shape and units. Conditions reach each model that
+    takes them, and `to`, `double`, `eval` and their like change all of them in place.
+
+    Parameters
+    ----------
+    model : Model
+        The first model.
+
+    Examples
+    --------
+    >>> class Slower(Derived):
+    ...     def velocity_fn(self, *, raw=False):
+    ...         velocity = self.model.velocity_fn(raw=raw)
+    ...         return lambda z, phi, rows=None: 0.5 * velocity(z, phi, rows)
+    >>> scoresde.sample(Slower(scoresde.oracle(scoresde.toy.Moons(), scoresde.VPSDE())), 3).shape
+    torch.Size([3, 2])
+    """
+
+    predict = "edm"
+
+    def __init__(self, model: Model) -> None:
+        if not isinstance(model, Model):
+            raise TypeError(
+                f"{type(self).__name__} is made from models, got {type(model).__name__}"
+            )
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        """Attributes of the first model; its own methods run on this one."""
+        if name.startswith("__") or name == "model":
+            raise AttributeError(name)
+        if name in RENAMED:
+            return by_old_name(self, name)
+        if name in IN_PLACE:
+            return functools.partial(self._in_place, name)
+        value = getattr(self.model, name)
+        if callable(value) and hasattr(nn.Module, name):
+            return self._module_method(name, value)
+        if inspect.ismethod(value) and value.__self__ is self.model:
+            return types.MethodType(value.__func__, self)
+        return value
+
+    def _in_place(self, name: str, *args: Any, **kwargs: Any) -> Self:
+        """Move, convert or set the mode of all its models, as `nn.Module` does."""
+        for model in self.models.values():
+            getattr(model, name)(*args, **kwargs)
+        return self
+
+    def _module_method(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Refuse methods of `nn.Module` that would reach one of its models alone."""
+        raise AttributeError(
+            f"{type(self).__name__} is made from models and has no {name}: ask those for theirs"
+        )
+
+    @property
+    def process(self) -> Process:  # type: ignore[override]
+        """That of the first model."""
+        return self.model.process
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        """That of the first model."""
+        return self.model.shape
+
+    @property
+    def source(self) -> Any:
+        """That of the first model."""
+        return self.model.source
+
+    @property
+    def mean(self) -> Tensor:  # type: ignore[override]
+        """That of the first model."""
+        return self.model.mean
+
+    @property
+    def scale(self) -> Tensor:  # type: ignore[override]
+        """That of the first model."""
+        return self.model.scale
+
+    @property
+    def models(self) -> dict[str, Model]:
+        """The models among its attributes, by the attribute's name."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Model)}
+
+    @property
+    def outcome(self) -> Outcome:
+        """That of the first model."""
+        return self.model.outcome
+
+    @property
+    def standardization(self) -> Standardization:
+        """That of the first model."""
+        return self.model.standardization
+
+    @property
+    def schema(self) -> Schema:  # type: ignore[override]
+        """That of the first model."""
+        return self.model.schema
+
+    @property
+    def condition(self) -> Mapping[str, Tensor]:
+        """The conditions of all its models; of two of one name, that of more samples."""
+        found: dict[str, Tensor] = {}
+        for model in self.models.values():
+            for name, value in model.condition.items():
+                if name not in found or len(value) > len(found[name]):
+                    found[name] = value
+        return found
+
+    @property
+    def cost(self) -> int:  # type: ignore[override]
+        """The calls of all its models."""
+        return sum(model.cost for model in self.models.values())
+
+    @property
+    def training(self) -> bool:  # type: ignore[override]
+        """Whether a network beneath is in training mode."""
+        return any(sde.training for sde in self.trained())
+
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The widest of its models."""
+        found = torch.float32
+        for model in self.models.values():
+            found = torch.promote_types(found, model.state_dtype)
+        return found
+
+    @property
+    def phi_min(self) -> float:
+        """The highest of its models, so that none is asked where it is singular."""
+        return max(super().phi_min, *(model.phi_min for model in self.models.values()))
+
+    def network_fn(self, *, raw: bool = False, traced: bool = False) -> Callable[..., Any]:
+        """Return −dz/dφ, the output of an `edm` network; see `Model.network_fn`."""
+        if traced:
+            raise TypeError(f"{type(self).__name__} has no trace in closed form")
+        velocity = self.velocity_fn(raw=raw)
+        return lambda z, phi, rows=None: -velocity(z, phi, rows)
+
+    def velocity_fn(self, *, raw: bool = False) -> Callable[..., Tensor]:
+        """Return dz/dφ, that of the first model if it is not overridden; see `Model`."""
+        return self.model.velocity_fn(raw=raw)
+
+    def takes_condition(self, name: str) -> bool:
+        """Whether one of its models takes a condition of that name; see `Model`."""
+        return any(model.takes_condition(name) for model in self.models.values())
+
+    def given(self, **condition: Any) -> Self:
+        """Return this model with its models conditioned, each by what it takes.
+
+        Parameters
+        ----------
+        **condition : Tensor, array, number or word
+            As for `ScoreSDE.given`. Without any, all models are asked on purpose for their laws
+            without conditions.
+
+        Returns
+        -------
+        Derived
+
+        Raises
+        ------
+        ValueError
+            If none of its models takes such a condition.
+
+        Examples
+        --------
+        See `ScoreSDE.given`.
+        """
+        unknown = {name: v for name, v in condition.items() if not self.takes_condition(name)}
+        if unknown:
+            self.model.given(**unknown)  # raises, and says what there is
+        return self._with(lambda model: _given(model, condition))
+
+    def with_condition(self, condition: Mapping[str, Tensor]) -> Self:
+        """Return this model with its models conditioned; see `Model.with_condition`."""
+        return self._with(lambda model: model.with_condition(_taken(model, condition)))
+
+    def slice_conditions(self, start: int, stop: int, total: int) -> Self:
+        """Return this model for some samples of a call; see `Model.slice_conditions`."""
+        return self._with(lambda model: model.slice_conditions(start, stop, total))
+
+    def select_conditions(self, rows: Tensor) -> Self:
+        """Return this model for chosen rows of its conditions; see `Model.select_conditions`."""
+        return self._with(lambda model: model.select_conditions(rows))
+
+    def networks(self, *, raw: bool = False) -> list[nn.Module]:
+        """Return the networks of all its models; see `Model.networks`."""
+        return [net for model in self.models.values() for net in model.networks(raw=raw)]
+
+    def trained(self) -> Iterator[Any]:
+        """Yield the trained models beneath; see `Model.trained`."""
+        for model in self.models.values():
+            yield from model.trained()
+
+    def warn_unconditional(self) -> None:
+        """Warn once of each model that was fitted with conditions and is given none."""
+        for model in self.models.values():
+            model.warn_unconditional()
+
+    def _with(self, change: Callable[[Any], Model]) -> Self:
+        """A copy of this model whose models are changed."""
+        made = copy.copy(self)
+        for name, model in self.models.items():
+            setattr(made, name, change(model))
+        return made
+
+
+def _taken(model: Model, condition: Mapping[str, Any]) -> dict[str, Any]:
+    """The conditions that a model takes."""
+    return {name: value for name, value in condition.items() if model.takes_condition(name)}
+
+
+def _given(model: Model, condition: Mapping[str, Any]) -> Model:
+    """A model under those of some conditions that it takes; as it is if it takes none of them."""
+    taken = _taken(model, condition)
+    if condition and not taken:
+        return model
+    return model.given(**taken)

@@ -1,0 +1,381 @@
+"""The trained model: a process, a network, what it predicts, and the standardization of data.
+
+Users see the units of the data: x_t = mean + scale·x̃_t, where x̃_t is the process's state for
+standardized data. The network and the solvers see z = x̃_t/√(α² + σ²) at an angle φ = atan(σ/α),
+a point on the unit arc of `scoresde.model.arc`. Only `_network_under` calls the network.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones.base import can_trace
+from ..common.checks import brief_repr
+from ..common.inputs import event_shape
+from ..common.modules import duplicate, leave_inference
+from ..common.names import choose
+from ..common.renamed import renamed_arguments
+from ..common.user_warnings import warn
+from ..processes.base import Process, as_time
+from ..processes.prediction import check
+from .conditioned import Conditioned, check_overrides
+from .conditions import ConditionScales, checked, standardized, warn_lacking
+from .module import StandardizedModule
+from .network import CONVENTIONS, SOLVE_ARGUMENTS, NetworkInterface, arc_inputs, call_on_arc
+from .old_names import RENAMED, by_old_name
+from .outcomes import OUTCOMES, Outcome, as_outcome
+from .protocol import Model
+from .schema import Schema
+from .source import as_source
+
+
+class ScoreSDE(StandardizedModule, Model):
+    """A score model in continuous time, which `fit` trains and `sample` and `log_prob` use.
+
+    Parameters
+    ----------
+    process : Process
+        The Gaussian path.
+    net : nn.Module
+        Called as net(x, t, **condition) with x of shape (B, *shape) and t of shape (B,), returns
+        x's shape.
+    shape : tuple of int
+        Shape of one sample, without the batch.
+    predict : str
+        What the network outputs: "edm", "x0", "eps", "v" or "score" (`scoresde.PREDICTIONS`).
+    input_convention : str
+        "arc": the network is given the unit-variance state z and a noise label of about
+        log(σ/α). "raw": it is given the process's own x_t and t, as exact denoisers and networks
+        trained elsewhere expect.
+    outcome : str or Outcome
+        What the network has learnt, which `fit` sets: "score", "velocity", "endpoint",
+        "flow_map" or "bridge"; see `scoresde.model.outcomes`.
+    source : Tensor, array, or an object with .sample(n), optional
+        The law of x at t = 1, in the units of the data, instead of a Gaussian: rows of a data set,
+        or a density, whose log_prob(x) the likelihood then needs. For processes with α(1) = 0,
+        such as the rectified flow.
+
+    Attributes
+    ----------
+    mean, scale : Tensor, float64
+        The standardization, per first axis of a sample (feature or channel); 0 and 1 until `fit`
+        measures them. They stay float64 (float32 where the device has none) whatever dtype the
+        model is converted to. A scale of 0 marks a constant: samples repeat it, the network is
+        given 0 in its place, and log p leaves out its density, a spike.
+    measured : Tensor of bool, shape ()
+        Whether `fit` or `standardize` has measured them.
+    ema : nn.Module or None
+        The averaged network; used in eval mode when there is one, `net` otherwise.
+    schema : Schema
+        The names of the columns of a sample, and of the classes and columns of its conditions, if
+        `fit` was given data with names. Later data with names are matched by them.
+    conditions : ConditionScales
+        Mean and scale of numeric conditions. `fit` measures them; the network is given
+        (c − mean)/scale.
+    learnt : dict or None
+        What `fit` has recorded: "conditions", their names with the shapes of one sample's, and
+        "unconditional", whether the network has learnt to do without them. None before `fit`, and
+        for models saved by versions that did not record it.
+
+    Raises
+    ------
+    ValueError
+        For an unknown prediction, or one that is singular at the noise end of the process.
+    TypeError
+        For a process or network of the wrong type.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> class Net(nn.Module):
+    ...     def forward(self, x, t): return torch.zeros_like(x)
+    >>> sde = ScoreSDE(scoresde.VPSDE(), Net(), shape=(2,), predict="x0")
+    >>> sde.score(torch.ones(1, 2), 1.0)
+    tensor([[-1.0000, -1.0000]])
+    """
+
+    ema: nn.Module | None
+    _interface: NetworkInterface | None = None
+    _warned = False  # whether a lack of conditions was warned of
+    _source: Any = None
+    _outcome = OUTCOMES["score"]
+
+    @renamed_arguments(sees="input_convention", kind="outcome")
+    @torch.inference_mode(False)
+    def __init__(
+        self,
+        process: Process,
+        net: nn.Module,
+        *,
+        shape: tuple[int, ...],
+        predict: str = "edm",
+        input_convention: str = "arc",
+        outcome: str | Outcome = "score",
+        source: Any = None,
+    ) -> None:
+        super().__init__()
+        _check_parts(process, net)
+        choose("input_convention=", input_convention, CONVENTIONS)
+        process.check()
+        check(predict, process)
+        leave_inference(net)
+        self.process = process
+        self.net = net
+        self.register_module("ema", None)
+        self.shape = event_shape(shape)
+        self.predict = predict
+        self.input_convention = input_convention
+        self.outcome = as_outcome(outcome)
+        self.source = source
+        self.schema = Schema()
+        self.conditions = ConditionScales()
+        self.learnt: dict[str, Any] | None = None
+        like = next(itertools.chain(net.parameters(), net.buffers()), None)
+        device = torch.device("cpu") if like is None else like.device
+        self.make_statistics(device)
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def outcome(self) -> Outcome:
+        """What the network has learnt, and so what the model serves."""
+        return self._outcome
+
+    @outcome.setter
+    def outcome(self, outcome: str | Outcome) -> None:
+        outcome = as_outcome(outcome)
+        if outcome.name == "flow_map" and not self.takes("span"):
+            raise ValueError(
+                f"a flow map has a second time, and {self.interface.name} takes no span="
+            )
+        object.__setattr__(self, "_outcome", outcome)
+
+    @property
+    def source(self) -> Any:
+        """The law of x at t = 1, an object with .sample(n), or None for a Gaussian."""
+        return self._source
+
+    @source.setter
+    def source(self, source: Any) -> None:
+        before = self._source
+        source = as_source(source, self.shape)
+        if source is not None and not self.process.ends_in_noise:
+            raise ValueError(
+                f"a source requires α(1) = 0, and {self.process} ends with "
+                f"α(1) = {float(self.process.alpha(as_time(1.0))):.2g}; "
+                "try RectifiedFlow() or Cosine()"
+            )
+        changed = (before is None) != (source is None)
+        if self.ema is not None and changed and source is not None:
+            warn(
+                "this model was trained on paths that begin in a Gaussian: train it again from "
+                "this source"
+            )
+        # A source that is a module must not become a part of the model, and of its weights.
+        object.__setattr__(self, "_source", source)
+        if self.ema is None and changed and self.outcome.name in ("score", "velocity"):
+            self.outcome = OUTCOMES["score" if source is None else "velocity"]
+
+    @property
+    def condition(self) -> Mapping[str, Tensor]:
+        """Empty: `given` returns a view that has conditions."""
+        return {}
+
+    @property
+    def interface(self) -> NetworkInterface:
+        """What the network takes and offers."""
+        held = self._interface
+        if held is None or held.net is not self.net:
+            held = NetworkInterface(self.net)
+            object.__setattr__(self, "_interface", held)
+        return held
+
+    @property
+    def state_dtype(self) -> torch.dtype:  # type: ignore[override]
+        """The dtype of states: the network's own, but at least float32."""
+        for value in itertools.chain(self.net.parameters(), self.net.buffers()):
+            if value.is_floating_point():
+                return torch.promote_types(value.dtype, torch.float32)
+        return torch.promote_types(self._dtype, torch.float32)
+
+    def __getattr__(self, name: str) -> Any:
+        """Parts of the module, and methods by their old names."""
+        if name in RENAMED:
+            return by_old_name(self, name)
+        return super().__getattr__(name)
+
+    # ------------------------------------------------------------------ the network
+
+    def networks(self, *, raw: bool = False) -> list[nn.Module]:
+        """Return the network in use, in a list; see `Model.networks`."""
+        # In eval mode, without a wrapper for distributed runs: ranks take different numbers of
+        # evaluations in a solve and must not wait for one another.
+        net: nn.Module = self.net
+        if not (raw or self.net.training or self.ema is None):
+            net = self.ema
+        if isinstance(net, nn.parallel.DistributedDataParallel) and not net.training:
+            net = net.module
+        return [net]
+
+    def trained(self) -> Iterator[ScoreSDE]:
+        """Yield this model; see `Model.trained`."""
+        yield self
+
+    def takes(self, name: str) -> bool:
+        """Whether the network has an argument of that name; see `Model.takes`."""
+        return self.interface.takes(name)
+
+    def takes_condition(self, name: str) -> bool:
+        """Whether the network takes a condition of that name; see `Model.takes_condition`."""
+        return self.interface.takes_condition(name)
+
+    def traces(self, *, raw: bool = False) -> bool:
+        """Whether the network in use offers its exact trace; see `Model.traces`."""
+        return self.standardization.free is None and can_trace(self.networks(raw=raw)[0])
+
+    def network_fn(self, *, raw: bool = False, traced: bool = False) -> Callable[..., Any]:
+        """Return the network's output as a function (z, φ, rows); see `Model.network_fn`."""
+        return self._network_under({}, raw=raw, traced=traced)
+
+    def _network_under(
+        self, condition: Mapping[str, Tensor], *, raw: bool = False, traced: bool = False
+    ) -> Callable[..., Any]:
+        """The network's output under conditions in the user's units, as a function (z, φ, rows)."""
+        net = self.networks(raw=raw)[0]
+        shown = standardized(self, condition, net)
+        return call_on_arc(net, shown, self.inputs, self.standardization, traced)
+
+    def inputs(
+        self, z: Tensor, phi: Tensor | float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Return what the network is given for states on the arc.
+
+        Parameters
+        ----------
+        z : Tensor, shape (B, n)
+            States on the unit arc, flattened.
+        phi : float, or Tensor of shape () or (B,), float64
+            Angle in radians.
+        dtype : torch.dtype
+            The network's. One with `wide_inputs` is given at least float32, and casts by itself.
+
+        Returns
+        -------
+        x : Tensor, shape (B, *shape)
+        t : Tensor, shape (B,)
+        radius : float, or Tensor of shape (B, 1)
+            x = radius·z.
+
+        Examples
+        --------
+        >>> scoresde.build("vp", "mlp", shape=(2,)).inputs(torch.ones(1, 2), 0.0, torch.float32)
+        (tensor([[1., 1.]]), tensor([-6.2146]), 1.0)
+        """
+        if self.interface.wide_inputs:
+            dtype = torch.promote_types(dtype, torch.float32)
+        convention = self.input_convention
+        return arc_inputs(z, phi, dtype, self.process, convention, self.standardization)
+
+    # ------------------------------------------------------------------ conditions
+
+    def given(self, **condition: Tensor | float | int) -> Conditioned:
+        """Return a view of this model under conditions, which reach the network by name.
+
+        Parameters
+        ----------
+        **condition : Tensor, array, Series, number or word
+            One value for all samples, or one row per sample; classes by number, or by the words
+            that `fit` was given. `given()` says that a model which has learnt with conditions is
+            used without them on purpose.
+
+        Returns
+        -------
+        Conditioned
+            It shares the network, mean and scale, which can be set on the model alone. The model
+            stays as it is.
+
+        Raises
+        ------
+        ValueError
+            If the network takes no such condition, or not such values.
+        TypeError
+            For a condition that is no number and no tensor, and for a subclass that overrides
+            methods such as `network_fn`: the view would not use them.
+
+        Warns
+        -----
+        UserWarning
+            If `fit` was never given such a condition.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,), classes=3)
+        >>> scoresde.sample(sde.given(y=2), 4).shape
+        torch.Size([4, 2])
+        """
+        values = checked(self, condition)
+        if self.learnt is not None:
+            new = sorted(values.keys() - self.learnt["conditions"] - {*SOLVE_ARGUMENTS})
+            if new:
+                warn(
+                    f"this model was fitted without {' and '.join(new)}: "
+                    "it has not learnt what that says"
+                )
+        check_overrides(self, ScoreSDE)
+        return Conditioned(self, values, deliberate=not condition)
+
+    def with_condition(self, condition: Mapping[str, Tensor]) -> Conditioned:
+        """Return this model under conditions that were checked before; see `Model`."""
+        check_overrides(self, ScoreSDE)
+        return Conditioned(self, condition)
+
+    def warn_unconditional(self) -> None:
+        """Warn once if it was fitted with conditions and is given none; see `Model`."""
+        warn_lacking(self, {})
+
+    # ------------------------------------------------------------------ as a module
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a source that is a module is no part of the model."""
+        if name == "source":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Make room for an averaged network and for conditions that the state holds."""
+        if self.ema is None and any(name.startswith(prefix + "ema.") for name in state_dict):
+            self.ema = duplicate(self.net).requires_grad_(False)
+        self.conditions.make_room(state_dict, prefix + "conditions.", self.mean.device)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def extra_repr(self) -> str:
+        """Return what `repr` shows beside the modules."""
+        text = f"process={self.process!r}, shape={self.shape}, predict={self.predict!r}"
+        text += f", input_convention={self.input_convention!r}"
+        if self.outcome.name != "score":
+            text += f", outcome={self.outcome.name!r}"
+        if self.source is not None:
+            text += f", source={self.source!r}"
+        return text
+
+
+def _check_parts(process: Any, net: Any) -> None:
+    """Raise TypeError for a process or network of the wrong type."""
+    if not isinstance(process, Process):
+        hint = "scoresde.build takes names"
+        if isinstance(process, type):
+            hint = f"write {process.__name__}()"
+        raise TypeError(
+            f"process is a scoresde.Process such as VPSDE(), got {brief_repr(process)}; {hint}"
+        )
+    if not isinstance(net, nn.Module):
+        raise TypeError(
+            f"net is an nn.Module, got {type(net).__name__}; scoresde.build takes names"
+        )

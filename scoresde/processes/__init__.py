@@ -1,0 +1,1 @@
+"""Gaussian paths from data to noise, what a network may predict of them, and where steps lie."""

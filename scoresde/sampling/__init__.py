@@ -1,0 +1,1 @@
+"""From noise to data, and back: plans, problems for solvers, trajectories."""

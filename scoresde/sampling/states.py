@@ -1,0 +1,123 @@
+"""From a call's arguments to the states at the times it asks for, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.capabilities import Capability
+from ..common.checks import check_generator, whole_number
+from ..common.random import PATH, Noise, draw_seed
+from ..model.outcomes import MISSING
+from ..model.protocol import Model
+from ..model.require import require_model
+from ..solvers import Counts, Problem, Solver
+from .batches import batch_ranges, map_batches
+from .failures import run_solver
+from .plan import Plan, plan, starts_at_data
+from .problem import levels, problem, starting_points
+
+
+def solve_states(
+    sde: Model,
+    n: int | None,
+    start: Tensor | None,
+    solver: str | Solver | None,
+    steps: int | None,
+    spacing: str | None,
+    times: Sequence[float] | Tensor | None,
+    generator: torch.Generator | None,
+    batch_size: int | None,
+    options: dict[str, Any],
+) -> tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor]:
+    """Times, the states at each, evaluations, accepted steps and rejected steps."""
+    sde = require_model(sde, "solve")
+    check_generator(generator)
+    n = None if n is None else whole_number("n", n)
+    forward = start is not None and starts_at_data(times)
+    planned = plan(sde, solver, steps, spacing, options, times=times, forward=forward)
+    if forward:
+        _check_runs_to_noise(sde, planned.solver, solver)
+    if start is not None:
+        start = sde.accept(start, "start")
+        if n not in (None, 1, len(start)):
+            raise ValueError(f"start holds {len(start)} states and n is {n}; leave n out")
+        n = len(start)
+    elif n is None:
+        n = sde.condition_rows
+    calls = len(planned.times) - 1
+    batches = batch_ranges(sde, n, batch_size, calls=calls, held=len(planned.keep))
+    nodes = levels(sde, planned.times)
+    sde.slice_conditions(0, n, n)
+    stochastic = planned.solver.stochastic
+    seed = draw_seed(generator) if start is None or stochastic else 0
+
+    def work(part: Model, first: int, stop: int) -> list[Tensor]:
+        if start is None:
+            z = starting_points(part, seed, first, stop)
+        else:
+            z = part.from_data(start[first:stop]) / nodes[0].radius
+
+        def task() -> Problem:
+            noise = _path_noise(part, seed, first, stop) if stochastic else _no_noise
+            return problem(part, nodes, planned.adaptive, noise)
+
+        states, counts = _trajectory(part, planned, task, z)
+        columns = (counts.nfe, counts.accepted, counts.rejected)
+        tensors = (c if isinstance(c, Tensor) else torch.tensor(c, device="cpu") for c in columns)
+        costs = [c.expand(stop - first) for c in tensors]
+        return [*costs, *(sde.to_data(nodes[k].radius * states[k]) for k in planned.keep)]
+
+    nfe, accepted, rejected, *states = map_batches(sde, n, batches, work)
+    return planned.times[list(planned.keep)], states, nfe.cpu(), accepted.cpu(), rejected.cpu()
+
+
+def _check_runs_to_noise(sde: Model, solver: Solver, named: str | Solver | None) -> None:
+    """Raise unless the solver, and the model's velocity, lead from data to noise."""
+    if solver.reversible:
+        return
+    if solver.stochastic:
+        raise ValueError(
+            f"data go to noise along the ODE, and solver {named!r} is stochastic; try 'adams'"
+        )
+    if solver.all_needs & {Capability.ENDPOINT, Capability.FLOW_MAP}:
+        raise ValueError(
+            f"data go to noise along the ODE, and solver {named!r} jumps towards the data; "
+            "try 'adams'"
+        )
+    if "velocity" not in sde.capabilities:
+        raise ValueError(f"data go to noise along the ODE: {MISSING[Capability.VELOCITY]}")
+
+
+def _trajectory(
+    sde: Model, planned: Plan, task: Callable[[], Problem], z: Tensor
+) -> tuple[dict[int, Tensor], Counts]:
+    """Solve for a batch: its arc states by the number of the level, and the costs."""
+    last = len(planned.times) - 1
+    inside = planned.keep[:-1]
+    states = {0: z}
+
+    def keep(i: int, z: Tensor) -> None:
+        if i in inside:
+            states[i] = z.clone()
+
+    observed = task()
+    observed.observe = keep
+    observed.wanted = frozenset(planned.keep)
+    end, counts = run_solver(sde, planned.solver, observed, z, task)
+    states[last] = end
+    return states, counts
+
+
+def _path_noise(sde: Model, seed: int, start: int, stop: int) -> Noise:
+    """The noise along the path of samples start to stop."""
+    like = sde.scale.new_empty(0, dtype=sde.state_dtype)
+    return Noise(seed, PATH, start, stop, sde.dim, like)
+
+
+def _no_noise() -> Tensor:
+    """What a deterministic solver has for noise: an error."""
+    raise AssertionError("a deterministic solver asked for noise: set stochastic = True")

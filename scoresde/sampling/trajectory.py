@@ -1,0 +1,333 @@
+"""Drawing samples: `solve` returns the trajectory and its costs, `sample` only the samples.
+
+Both work on flattened states on the arc z = x/√(α² + σ²), and take and return the units of the
+data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.sharding import together
+from ..model.protocol import Model
+from ..model.require import require_model
+from ..solvers import Solver
+from .states import solve_states
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A solved trajectory, in the units of the data.
+
+    Attributes
+    ----------
+    t : Tensor, shape (T,), float64
+        Process times of the states, in the order of the solve.
+    x : Tensor, shape (T, n, *shape)
+        States.
+    nfe : Tensor of int, shape (n,)
+        Network evaluations of each sample.
+    accepted, rejected : Tensor of int, shape (n,)
+        Steps of each sample.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1.0)
+    >>> sde = scoresde.oracle(gaussian, scoresde.VPSDE())
+    >>> solution = scoresde.solve(sde, 5, solver="heun", steps=10)
+    >>> solution.x.shape, solution.nfe
+    (torch.Size([2, 5, 2]), tensor([20, 20, 20, 20, 20]))
+    """
+
+    t: Tensor
+    x: Tensor
+    nfe: Tensor
+    accepted: Tensor
+    rejected: Tensor
+
+
+@torch.no_grad()
+@together()
+def solve(
+    sde: Model,
+    n: int | None = None,
+    *,
+    start: Tensor | None = None,
+    solver: str | Solver | None = None,
+    steps: int | None = None,
+    spacing: str | None = None,
+    times: Sequence[float] | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Solution:
+    """Move samples from noise to data, or given states either way, and return the trajectory.
+
+    On the arc z = x/√(α² + σ²) every solver starts from z ~ N(0, I) at t = 1, or from the model's
+    `source`, and ends at t = 0. With `start=` it starts from those states instead. With times that
+    increase from 0 to 1 it takes data to noise (see `encode` and `decode`).
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    n : int, optional
+        Number of samples: by default as many as `start` or conditions have rows, or 1.
+    start : Tensor, shape (n, *shape), optional
+        States to start from, in the units of the data, at the first of `times`.
+    solver : str or Solver, optional
+        A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object.
+        The default is "adams"; for consistency models and flow maps it is "consistency" or
+        "flow_map", for bridges "bridge", and for distilled models "ddim" with their own steps.
+    steps : int, optional
+        Fixed number of steps. Without it an adaptive solver goes by its tolerances, and others
+        take their default. With a half-precision network, tolerances that are not named are at
+        least a tenth of its rounding: 8e-4 in bfloat16, 1e-4 in float16.
+    spacing : str, optional
+        Where the steps lie: a key of `scoresde.SPACINGS`.
+    times : sequence of float, optional
+        Process times at which the state is wanted, decreasing from 1 to 0; by default those two.
+        With `start`, also increasing from 0 to 1. Adaptive Runge–Kutta and Adams methods
+        interpolate: further times change neither their steps nor the end.
+    generator : torch.Generator, optional
+        The randomness: sample i depends on it and on i alone, not on n or `batch_size`. Without
+        one, torch's global generator.
+    batch_size : int, optional
+        Samples computed at once.
+    **options
+        Of the solver, e.g. rtol=1e-6 for "rk45", eta=0.5 for "ddim", snr=0.1 for "pc".
+
+    Returns
+    -------
+    Solution
+
+    Raises
+    ------
+    TypeError, ValueError
+        For invalid arguments, before any work starts.
+    SolverError
+        If the network's output is not finite, or an adaptive solve does not reach the end.
+
+    References
+    ----------
+    Song et al., Score-based generative modeling through stochastic differential equations, ICLR
+    2021.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> sde = scoresde.oracle(scoresde.toy.EightGaussians(), scoresde.VPSDE())
+    >>> solution = scoresde.solve(sde, 3, solver="rk45", times=[1.0, 0.5, 0.25, 0.0])
+    >>> solution.x.shape
+    torch.Size([4, 3, 2])
+    """
+    t, states, *counts = solve_states(
+        sde, n, start, solver, steps, spacing, times, generator, batch_size, options
+    )
+    return Solution(t, torch.stack(states), *counts)
+
+
+@torch.no_grad()
+@together()
+def _end(
+    sde: Model,
+    n: int | None = None,
+    *,
+    start: Tensor | None = None,
+    solver: str | Solver | None = None,
+    steps: int | None = None,
+    spacing: str | None = None,
+    times: Sequence[float] | None = None,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """The last states of `solve`, in memory of their own."""
+    _, states, *_ = solve_states(
+        sde, n, start, solver, steps, spacing, times, generator, batch_size, options
+    )
+    return states[-1]
+
+
+def sample(
+    sde: Model,
+    n: int | None = None,
+    *,
+    solver: str | Solver | None = None,
+    steps: int | None = None,
+    spacing: str | None = None,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """Draw n samples.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    n : int, optional
+        Number of samples: by default as many as conditions have rows, or 1.
+    solver : str or Solver, optional
+        A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object.
+        The default is "adams"; for consistency models and flow maps it is "consistency" or
+        "flow_map", for bridges "bridge", and for distilled models "ddim" with their own steps.
+    steps : int, optional
+        Fixed number of steps. Without it an adaptive solver goes by its tolerances, and others
+        take their default. With a half-precision network, tolerances that are not named are at
+        least a tenth of its rounding: 8e-4 in bfloat16, 1e-4 in float16.
+    spacing : str, optional
+        Where the steps lie: a key of `scoresde.SPACINGS`.
+    generator : torch.Generator, optional
+        The randomness: sample i depends on it and on i alone, not on n or `batch_size`. Without
+        one, torch's global generator.
+    batch_size : int, optional
+        Samples computed at once.
+    **options
+        Of the solver, e.g. rtol=1e-6 for "rk45", eta=0.5 for "ddim", snr=0.1 for "pc".
+
+    Returns
+    -------
+    Tensor, shape (n, *shape)
+        Samples, in the units of the data.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For invalid arguments, before any work starts.
+    SolverError
+        If the network's output is not finite, or an adaptive solve does not reach the end.
+
+    References
+    ----------
+    Song et al., Score-based generative modeling through stochastic differential equations, ICLR
+    2021.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> sde = scoresde.oracle(scoresde.toy.EightGaussians(), scoresde.VPSDE())
+    >>> scoresde.sample(sde, 1000, solver="rk45").norm(dim=1).mean()
+    tensor(2.8...)
+    """
+    require_model(sde, "sample")
+    return _end(
+        sde,
+        n,
+        solver=solver,
+        steps=steps,
+        spacing=spacing,
+        generator=generator,
+        batch_size=batch_size,
+        **options,
+    )
+
+
+@together()
+def encode(
+    sde: Model,
+    x: Tensor,
+    *,
+    solver: str | Solver = "adams",
+    steps: int | None = None,
+    spacing: str | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """Run data to noise along the probability-flow ODE: the x_1 of each x_0.
+
+    Its distribution is nearly N(0, (α² + σ²)·scale²).
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    x : Tensor, shape (B, *shape)
+        Data, in their own units.
+    solver, steps, spacing, batch_size, **options
+        As for `sample`; the solver is deterministic.
+
+    Returns
+    -------
+    Tensor, shape (B, *shape)
+        States at t = 1, in the units of the data; `decode` takes them back.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a stochastic solver or one that jumps, a model without a velocity, or data of the wrong
+        shape or type.
+    SolverError
+        As `sample`.
+
+    References
+    ----------
+    Song et al., Score-based generative modeling through stochastic differential equations, ICLR
+    2021, section 4.3.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> mixture = scoresde.toy.Moons()
+    >>> sde, x = scoresde.oracle(mixture, scoresde.RectifiedFlow()), mixture.sample(4)
+    >>> torch.allclose(scoresde.decode(sde, scoresde.encode(sde, x)), x, atol=1e-3)
+    True
+    """
+    how = {
+        "solver": solver,
+        "steps": steps,
+        "spacing": spacing,
+        "batch_size": batch_size,
+        **options,
+    }
+    sde = require_model(sde, "encode")
+    return _end(sde, start=sde.accept(x), times=(0.0, 1.0), **how)
+
+
+@together()
+def decode(
+    sde: Model,
+    latent: Tensor,
+    *,
+    solver: str | Solver = "adams",
+    steps: int | None = None,
+    spacing: str | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> Tensor:
+    """Run noise to data: the sample x_0 of each latent x_1, the inverse of `encode`.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+    latent : Tensor, shape (B, *shape)
+        States at t = 1, in the units of the data: from `encode`, interpolated, or drawn.
+    solver, steps, spacing, batch_size, **options
+        As for `sample`.
+
+    Returns
+    -------
+    Tensor, shape (B, *shape)
+        Samples, in the units of the data.
+
+    Raises
+    ------
+    TypeError, ValueError, SolverError
+        As `sample`.
+
+    Examples
+    --------
+    See `encode`.
+    """
+    how = {
+        "solver": solver,
+        "steps": steps,
+        "spacing": spacing,
+        "batch_size": batch_size,
+        **options,
+    }
+    sde = require_model(sde, "decode")
+    return _end(sde, start=sde.accept(latent, "latent"), **how)

@@ -1,0 +1,121 @@
+"""What a model is built from, as plain JSON, and its weights by name."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import numbers
+import re
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..backbones import BACKBONES
+from ..model.outcomes import to_kind
+from ..model.score_sde import ScoreSDE
+from ..processes.base import PROCESSES
+from ..toy import DENSITIES
+from .expected import check_weights, expected_weights
+
+CONDITION_FACTS = ("conditions", "learnt")
+"""Entries of a description that hold what `fit` found of the data's conditions."""
+
+COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
+"""What `torch.compile` puts into the names of weights."""
+
+
+def describe(sde: ScoreSDE) -> dict[str, Any]:
+    """What a model is built from, in plain JSON, checked: a model can be built from it."""
+    if sde.condition:
+        raise ValueError(
+            f"conditions {sorted(sde.condition)} are not saved: save the model that given(...) was "
+            "called on"
+        )
+    net = inner_network(sde.net)
+    name = BACKBONES.name_of(net)
+    options = BACKBONES.options_of(net)
+    shape_argument = next(iter(inspect.signature(BACKBONES[name]).parameters), "")
+    options.pop(shape_argument, None)
+    process = {
+        "name": PROCESSES.name_of(sde.process),
+        "options": PROCESSES.options_of(sde.process),
+    }
+    about: dict[str, Any] = {
+        "process": process,
+        "net": {"name": name, "options": options},
+        "shape": list(sde.shape),
+        "predict": sde.predict,
+        "sees": sde.input_convention,
+        "kind": to_kind(sde.outcome),
+        "source": _describe_source(sde),
+        "averaged": sde.ema is not None,
+        **condition_facts(sde),
+    }
+    schema = sde.schema.describe()
+    if schema:
+        about["schema"] = schema
+    try:
+        # As it will be read: tuples are lists.
+        about = json.loads(json.dumps(about, allow_nan=False, default=_python_number))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(
+            f"a model is saved as names and options in JSON, and one option is not plain: {error}"
+        ) from None
+    tensors = weights(sde)
+    try:
+        check_weights(expected_weights(about, len(tensors)), tensors)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise TypeError(
+            f"this model can't be rebuilt from its names and options, so it is not saved: {error}"
+        ) from error
+    return about
+
+
+def condition_facts(sde: ScoreSDE) -> dict[str, Any]:
+    """What `fit` found of the data's conditions, in plain JSON; empty entries are left out."""
+    shapes = {name: list(shape) for name, shape in sde.conditions.known().items()}
+    about = {"conditions": shapes, "learnt": sde.learnt}
+    return {name: value for name, value in about.items() if value}
+
+
+def weights(sde: ScoreSDE) -> dict[str, Tensor]:
+    """All tensors of a model by name: network, averaged network, standardization."""
+    parts = {"net.": inner_network(sde.net)}
+    if sde.ema is not None:
+        parts["ema."] = inner_network(sde.ema)
+    state = sde.state_dict()
+    found = {name: value for name, value in state.items() if not name.startswith(("net.", "ema."))}
+    for prefix, net in parts.items():
+        found |= {prefix + name: value for name, value in net.state_dict().items()}
+    return {COMPILED.sub("", name): value.detach() for name, value in found.items()}
+
+
+def inner_network(net: nn.Module) -> nn.Module:
+    """The network inside wrappers of distributed training and `torch.compile`."""
+    while True:
+        inside = getattr(net, "_orig_mod", None)
+        if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            net = net.module
+        elif isinstance(inside, nn.Module):
+            net = inside
+        else:
+            return net
+
+
+def _python_number(value: object) -> int | float:
+    """A number of numpy's as one of Python's."""
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    raise TypeError(f"{type(value).__name__} {value!r}")
+
+
+def _describe_source(sde: ScoreSDE) -> dict[str, Any] | None:
+    """The source by name; the name is None for a source that no file can hold."""
+    if sde.source is None:
+        return None
+    try:
+        return {"name": DENSITIES.name_of(sde.source), "options": DENSITIES.options_of(sde.source)}
+    except ValueError:
+        return {"name": None, "options": {}}

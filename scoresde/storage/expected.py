@@ -1,0 +1,120 @@
+"""The weights that a description asks for, found before any memory is allocated for them.
+
+A description may come from a stranger, and ask for anything: the network is built on the meta
+device, whose tensors have no memory.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones import BACKBONES
+from ..common.inputs import event_shape
+
+Expected = tuple[tuple[int, ...], str]
+"""Shape and number type of a weight."""
+
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+MOST_UNSAVED_NUMBERS = 2**26
+"""Numbers in buffers that a network may keep out of its state: no weight of a file bounds them."""
+
+
+def expected_weights(about: dict[str, Any], count: int) -> dict[str, Expected]:
+    """Shape and number type of every weight, by name, for a file that holds `count` weights."""
+    shape = event_shape(about["shape"])
+    net = _meta_network(about["net"]["name"], shape, about["net"]["options"], count)
+    state = net.state_dict()
+    unsaved = sum(value.numel() for name, value in net.named_buffers() if name not in state)
+    if unsaved > MOST_UNSAVED_NUMBERS:
+        raise ValueError(
+            f"the network makes {unsaved} numbers that are in no file, more than "
+            f"{MOST_UNSAVED_NUMBERS}"
+        )
+    statistic = shape[:1] + (1,) * (len(shape) - 1)
+    wanted: dict[str, Expected] = {
+        "mean": (statistic, "float"),
+        "scale": (statistic, "float"),
+        "measured": ((), _number_type(torch.bool)),
+    }
+    for name, sizes in about.get("conditions", {}).items():
+        if (
+            not isinstance(sizes, list)
+            or len(sizes) > 1
+            or not all(type(n) is int and n >= 0 for n in sizes)
+        ):
+            raise ValueError(f"the standardization of condition {name!r} has no shape {sizes!r}")
+        wanted[f"conditions.{name}.mean"] = (tuple(sizes), "float")
+        wanted[f"conditions.{name}.scale"] = (tuple(sizes), "float")
+    for part in ("net", "ema") if about["averaged"] else ("net",):
+        for name, value in state.items():
+            wanted[f"{part}.{name}"] = (tuple(value.shape), _number_type(value.dtype))
+    return wanted
+
+
+def _meta_network(
+    name: str, shape: tuple[int, ...], options: Mapping[str, Any], count: int
+) -> nn.Module:
+    """Build a network without memory; raise once it has many more weights than `count`."""
+    left = 4.0 * count + 100  # constructors may assign a parameter more than once
+
+    def stop(*_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"the network has many more weights than the {count} in the file")
+
+    handle = None
+    try:
+        handle = nn.modules.module.register_module_parameter_registration_hook(stop)
+        with torch.device("meta"):
+            return BACKBONES.build(name, shape, **options)
+    except RuntimeError as error:
+        if not (isinstance(error, NotImplementedError) or re.search(r"\bmeta\b", str(error))):
+            raise
+        # A constructor that reads its numbers can't be built on the meta device.
+        return BACKBONES.build(name, shape, **options)
+    finally:
+        # The hook is global: should an interrupt keep it from being removed, it does no harm.
+        left = math.inf
+        if handle is not None:
+            handle.remove()
+
+
+def _number_type(dtype: torch.dtype) -> str:
+    """ "float" for all floating-point dtypes, as models may be converted; else the dtype."""
+    return "float" if dtype in FLOATS else str(dtype)
+
+
+def check_weights(wanted: Mapping[str, Expected], tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless the tensors are the wanted ones, and their statistics are usable."""
+    found = {
+        name: (tuple(value.shape), _number_type(value.dtype)) for name, value in tensors.items()
+    }
+    wrong = sorted({name for name, _ in wanted.items() ^ found.items()})
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} weights are missing, unknown or of another shape or kind, first "
+            f"{wrong[0]!r}"
+        )
+    for name, value in tensors.items():
+        if not name.startswith("conditions."):
+            continue
+        if not bool(value.isfinite().all()) or (
+            name.endswith(".scale") and bool((value <= 0).any())
+        ):
+            raise ValueError(
+                "the standardization of its conditions is not a finite mean and a positive scale"
+            )
+    mean = tensors["mean"]
+    scale = tensors["scale"]
+    finite = mean.isfinite().all() & scale.isfinite().all()
+    if not bool(finite & (scale >= 0).all() & (scale > 0).any()):
+        raise ValueError(
+            "its standardization is not a finite mean and a positive scale (0 for constants)"
+        )

@@ -1,0 +1,170 @@
+"""Models as folders: a record with weights in safetensors, and names and options in JSON.
+
+`scoresde.storage.description` says a model in plain JSON and tensors, and
+`scoresde.storage.rebuild` turns the two into a model again. A training checkpoint, record
+"step-NNNNNNNN", has the same description as its entry "model", and the same tensors under the
+prefix "model.".
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.checks import as_path, brief_repr
+from ..common.errors import CheckpointError
+from ..common.user_warnings import warn
+from ..model.require import require_sde
+from ..model.score_sde import ScoreSDE
+from . import records as storage
+from .description import describe, weights
+from .lock import LOCK, Lock
+from .rebuild import rebuild
+
+MODEL = "model"
+"""Name of the record of a saved model."""
+STEP = "step-"
+"""Prefix of the records of checkpoints."""
+AVERAGE = "average-"
+"""Prefix of the records of averaged weights."""
+PREFIX = "model."
+"""Prefix of a model's weights in a checkpoint."""
+
+
+def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
+    """Save a model as a folder.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+        Its process and network must be of registered classes, so that `load` can name them. Of a
+        network wrapped for distributed training or by `torch.compile`, the inner one is saved.
+    folder : path
+        Made if needed. A model that is there is replaced once the new one is complete.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If names and plain options can't describe the model.
+    CheckpointError
+        If the folder can't be written, another process is writing to it, or it holds something
+        else.
+
+    Examples
+    --------
+    >>> import scoresde, tempfile
+    >>> sde = scoresde.build("vp", "mlp", shape=(2,), width=16)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     scoresde.load(scoresde.save(sde, folder + "/model")).process
+    VPSDE(beta_min=0.1, beta_max=20.0)
+    """
+    sde = require_sde(sde, "save")
+    folder = as_path(folder, "folder")
+    about = describe(sde)
+    folder = prepare_folder(folder)
+    with Lock(folder):
+        storage.write(folder, MODEL, weights(sde), about)
+        storage.sweep(folder)
+    return folder
+
+
+def prepare_folder(folder: str | os.PathLike[str]) -> Path:
+    """Make a folder that a model can be saved to, or raise; called before hours of training."""
+    folder = as_path(folder, "folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+        ours = (
+            (folder / f"{MODEL}.json").exists()
+            or storage.records(folder, STEP)
+            or storage.records(folder, AVERAGE)
+        )
+        if not ours and names - {LOCK, *storage.leftovers(folder)}:
+            raise CheckpointError(
+                f"{folder} holds something that is not a scoresde model; choose another folder"
+            )
+    except OSError as error:
+        raise CheckpointError(f"can't write a model to {folder}: {error}") from error
+    if not os.access(folder, os.W_OK):
+        raise CheckpointError(f"can't write a model to {folder}: it is read-only")
+    return folder
+
+
+def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> ScoreSDE:
+    """Load a model, in eval mode, from what `save` wrote or the newest checkpoint of a run.
+
+    Parameters
+    ----------
+    folder : path
+        A saved model is preferred to checkpoints. A damaged checkpoint is skipped with a warning.
+    device : str or torch.device
+        Where to put the model.
+
+    Returns
+    -------
+    ScoreSDE
+
+    Raises
+    ------
+    CheckpointError
+        If there is no model, it is damaged, it is not one of ours, or its process or backbone is
+        not registered.
+
+    Examples
+    --------
+    See `save`.
+    """
+    folder = as_path(folder, "folder")
+    try:
+        device = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"there is no device {brief_repr(device)} here: {brief_repr(error, str)}"
+        ) from None
+    if device.type == "meta":
+        raise ValueError(
+            "a model is not loaded to the meta device, which has no values; take 'cpu'"
+        )
+    if os.path.lexists(folder / f"{MODEL}.json"):
+        about, tensors = storage.read(folder, MODEL)
+        return rebuild(about, tensors, str(folder / f"{MODEL}.json")).to(device)
+    steps = storage.records(folder, STEP)
+    if not steps:
+        raise CheckpointError(
+            f"no model at {folder}: it has neither {MODEL}.json nor {STEP}NNNNNNNN.json"
+        )
+    stem, checkpoint, tensors = _newest_undamaged(folder, steps)
+    tensors = {
+        name.removeprefix(PREFIX): value
+        for name, value in tensors.items()
+        if name.startswith(PREFIX)
+    }
+    return rebuild(checkpoint.get("model"), tensors, str(folder / f"{stem}.json")).to(device)
+
+
+def _newest_undamaged(
+    folder: Path, steps: list[str]
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """The newest checkpoint that can be read; warn if it is not the newest of all."""
+    errors: list[CheckpointError] = []
+    for stem in reversed(steps):
+        try:
+            about, tensors = storage.read(folder, stem)
+        except CheckpointError as error:
+            errors.append(error)
+            continue
+        if errors:
+            warn(
+                f"loading {folder / stem} instead of the newest checkpoint: {errors[0]}",
+            )
+        return stem, about, tensors
+    raise errors[0]

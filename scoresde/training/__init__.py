@@ -1,0 +1,1 @@
+"""What `fit` does: objectives, couplings, the trainer, checkpoints, averages."""

@@ -1,0 +1,289 @@
+"""`fit`: a checked plan, a trainer made of it, and its run."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..common.checks import check_generator
+from ..common.names import suggest_arguments
+from ..common.random import FIXED, draw_seed, isolated
+from ..data.stream import TrainingStream
+from ..model.outcomes import as_outcome
+from ..model.require import require_sde
+from ..model.schema import Schema
+from ..model.score_sde import ScoreSDE
+from ..model.source import starts
+from .backend import SingleProcess, start_backend
+from .checkpoint import CheckpointFolder
+from .compiled import Compiled
+from .couplings import Coupling
+from .history import History
+from .model_before import ModelBefore
+from .objectives import Objective
+from .options import HALF_LIFE_STEPS, Averaging, Backend, Checkpoints
+from .pairing import Pairing
+from .plan import Plan, planned
+from .renamed import old_keywords_translated
+from .trainer import Trainer
+from .validation import Validator
+
+HASHED_STARTS = 64
+"""Samples by which a source is recognized."""
+
+
+@old_keywords_translated
+@torch.inference_mode(False)
+@suggest_arguments
+def fit(
+    sde: ScoreSDE,
+    data: Any,
+    *,
+    given: Mapping[str, Any] | None = None,
+    transforms: Any = (),
+    validation: Any = None,
+    objective: str | Objective | None = None,
+    coupling: str | Coupling | None = None,
+    steps: int = 10_000,
+    batch_size: int = 512,
+    lr: float = 3e-3,
+    ema: float | Averaging = HALF_LIFE_STEPS,
+    checkpoints: str | os.PathLike[str] | Checkpoints | None = None,
+    backend: str | Backend | Any = None,
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+) -> History:
+    """Train a model: by default to denoise, which is denoising score matching, and flow matching
+    for a rectified flow.
+
+    Minimizes the loss of `objective` with Adam (β = 0.9, 0.99), gradients clipped to norm 1,
+    warm-up and cosine decay of the learning rate to 0, and keeps an exponential average of the
+    weights, which eval mode uses. Mean and scale of the data are measured the first time and kept
+    in the model. A second `fit` goes on from the raw weights.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+        Trained in place, and left in eval mode.
+    data : Tensor, array, data frame, list, Samples of a file, Dataset, DataLoader, Pairs, or an
+    object with .sample(n)
+        Samples of shape sde.shape, in any units; memory-mapped arrays stay on disk. Integers need
+        transforms="dequantize". The model keeps the names of columns, and matches later data by
+        them. From `Pairs`, of `reflow` or your own, it learns which x_1 leads to which x_0. Items
+        of lists, datasets and loaders are x, (x, {"y": labels}), {"x": x, "y": labels}, or
+        (x, labels) if the network takes just one condition that fits: integers, one a sample, are
+        labels y. A loader's last batch may be short.
+    given : mapping of str to Tensor, array, Series or list of words, optional
+        Conditions by name, one row per sample, for tensors and arrays. Words become classes, and
+        the model keeps them. Mean and scale of conditions that are numbers are measured the first
+        time and kept in the model; labels, integers, stay as they are.
+    transforms : str, Transform, or several
+        What happens to every batch, by name: "flip", "dequantize"; see `scoresde.transforms`.
+    validation : Tensor, array, data frame or Samples, (x, given), or Validation, optional
+        Held-out samples, with a mapping of their conditions if there are any. `fit` notes the
+        averaged network's loss on them every 500 steps, or as often as it writes checkpoints.
+        `Validation` says how often, and whether training stops when that loss stays high.
+    objective : str or Objective, optional
+        What is learnt: a name of `scoresde.OBJECTIVES`, or an object, such as
+        `Denoising(weight="min_snr")` or `Distilled(2)`. By default "denoising", and "bridge" for
+        `SchrodingerBridge`.
+    coupling : str or Coupling, optional
+        Which noise, or which sample of the model's `source`, is joined with which x0: a name of
+        `scoresde.COUPLINGS`. With any but "independent" the model has no score.
+    steps : int
+        Optimizer steps.
+    batch_size : int
+        Samples per step, over all processes (a DataLoader brings its own, per process).
+    lr : float
+        Peak learning rate.
+    ema : float or Averaging
+        Half-life of the average in steps; 0 for none. `Averaging` also keeps snapshots, from which
+        `posthoc_ema` composes averages of other lengths.
+    checkpoints : path or Checkpoints, optional
+        A folder for checkpoints every 500 steps and, at the end, the model, which `load` reads.
+        `Checkpoints` says how often, and whether to go on from the newest one.
+    backend : accelerate.Accelerator, "compile" or Backend, optional
+        An accelerator for several processes, mixed precision or gradient accumulation; "compile"
+        for torch.compile; `Backend` for both.
+    generator : torch.Generator, optional
+        The randomness of batches, noise and dropout. Without one, torch's global generator gives
+        the seed. While it trains, `fit` seeds the process's global generators, and puts them back
+        at the end: other threads should not draw from them meanwhile.
+    progress : bool
+        Show a progress bar (on a terminal).
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    TypeError, ValueError
+        For bad arguments or data, before any work starts.
+    TrainingError
+        If the loss is not finite, or the data raise an error, which is its cause. The last
+        checkpoint is kept.
+    CheckpointError
+        If the folder of checkpoints can't be written, holds something else, or holds a run that
+        these arguments do not go on with.
+
+    References
+    ----------
+    Song et al. 2021; Karras et al. 2022; Lipman et al. 2023.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> sde = scoresde.build("rectified", "mlp", shape=(2,))
+    >>> scoresde.fit(sde, torch.randn(1000, 2), steps=20, progress=False)
+    History(steps=20, loss=..., seconds=...)
+    """
+    sde = require_sde(sde, "fit")
+    check_generator(generator)
+    plan = planned(
+        sde,
+        transforms=transforms,
+        validation=validation,
+        objective=objective,
+        coupling=coupling,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        ema=ema,
+        checkpoints=checkpoints,
+        backend=backend,
+        progress=progress,
+    )
+    runner = start_backend(plan.backend.accelerator, sde)
+    seed = runner.agree(draw_seed(generator), plan.of_this_call())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(runner.telling())
+        folder = None
+        if plan.checkpoints is not None:
+            folder = stack.enter_context(CheckpointFolder(plan.checkpoints, runner))
+            seed = folder.newest.seed if folder.newest is not None else seed
+        reseed = stack.enter_context(isolated(sde.scale.device))
+        trainer = _trainer(stack, sde, data, given, plan, runner, folder, seed)
+        if folder is not None:
+            stack.enter_context(folder.named_in_errors())
+        trainer.run(reseed, folder)
+    return trainer.history
+
+
+def _trainer(
+    stack: contextlib.ExitStack,
+    sde: ScoreSDE,
+    data: Any,
+    given: Mapping[str, Any] | None,
+    plan: Plan,
+    backend: SingleProcess,
+    folder: CheckpointFolder | None,
+    seed: int,
+) -> Trainer:
+    """Return a run, new or restored, that is ready to make steps; the stack closes it."""
+    before = ModelBefore(sde)
+    stack.callback(before.restore)
+    newest = None if folder is None else folder.newest
+    if newest is not None and newest.schema:
+        sde.schema.assign(Schema.rebuild(newest.schema, sde.shape))
+    ready = getattr(data, "schema", None)  # of pairs and of dequantized data
+    if isinstance(ready, Schema):
+        sde.schema.follow(ready)
+    data, given = sde.schema.learn(data, given)
+    source = TrainingStream(
+        data,
+        sde,
+        plan.batch_size,
+        seed=seed,
+        given=given,
+        transforms=plan.transforms,
+        rank=backend.rank,
+        world=backend.world,
+    )
+    pairing = Pairing(source, sde, plan.coupling, seed, backend.rank)
+    stack.callback(pairing.close)
+    objective, validator = _objective_for(sde, plan, source)
+    settings = plan.settings(objective)
+    if folder is not None or backend.world > 1:
+        settings |= _data_settings(sde, source, validator)
+    if folder is not None:
+        folder.check(sde, settings)
+    backend.share([*sde.parameters(), *sde.buffers()], settings)
+    trainer = Trainer(sde, objective, pairing, backend, plan, before)
+    stack.callback(trainer.close)
+    if newest is not None and folder is not None:
+        folder.restore(trainer)
+    else:
+        source.standardize(sde)
+        source.standardize_conditions(sde)
+        sde.learnt = _learnt_conditions(sde, source)
+    sde._warned = False
+    statistics = [sde.mean, sde.scale, sde.measured, *sde.conditions.buffers()]
+    backend.share(statistics, last=True)
+    if validator is not None:
+        validator.fix()
+        trainer.validator = validator
+    if plan.backend.compile:
+        trainer.net = Compiled(trainer.net)
+    trainer.net = sde.standardization.varying(trainer.net)
+    return trainer
+
+
+def _objective_for(
+    sde: ScoreSDE, plan: Plan, source: TrainingStream
+) -> tuple[Objective, Validator | None]:
+    """Return the objective of these data, and what validates it; raise if there is none."""
+    paired = source.paired
+    joined = plan.coupling.joins
+    if paired and not sde.process.ends_in_noise:
+        raise ValueError(
+            f"pairs are the two ends of paths, and at t = 1 {sde.process} is not at one; try "
+            "RectifiedFlow()"
+        )
+    if (paired or joined) and plan.validation is not None:
+        raise ValueError(
+            "validation= measures the loss of independent pairs, which a model of coupled ones "
+            "does not learn"
+        )
+    objective = plan.objective.prepared(sde, paired=paired, joined=joined)
+    set_outcome(sde, objective)
+    if plan.validation is None:
+        return objective, None
+    validator = Validator(sde, plan, plan.validation)
+    validator.check(source.condition_names)
+    return objective, validator
+
+
+def set_outcome(sde: ScoreSDE, objective: Objective) -> None:
+    """Record in a model what it learns; the only place that does."""
+    sde.outcome = as_outcome(objective.kind)
+
+
+def _data_settings(
+    sde: ScoreSDE, source: TrainingStream, validator: Validator | None
+) -> dict[str, Any]:
+    """Return what the data of a run are recognized by, in plain JSON."""
+    found: dict[str, Any] = {
+        "data": source.fingerprint,
+        "validation": None if validator is None else validator.source.fingerprint,
+    }
+    if sde.source is not None:
+        few = starts(sde.source, FIXED, 0, HASHED_STARTS, sde.shape)
+        found["source"] = hashlib.sha256(few.cpu().double().numpy().tobytes()).hexdigest()
+    return found
+
+
+def _learnt_conditions(sde: ScoreSDE, source: TrainingStream) -> dict[str, Any]:
+    """Return the conditions of this run and those before, and whether "none" is learnt too."""
+    before = {} if sde.learnt is None else sde.learnt["conditions"]
+    shapes = {name: list(shape) for name, shape in source.conditions.items()}
+    return {
+        "conditions": {**before, **shapes},
+        "unconditional": sde.interface.can_do_without or not source.conditions,
+    }

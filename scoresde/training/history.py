@@ -1,0 +1,77 @@
+"""What happened during a training run, as lists of numbers that can draw themselves."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+
+@dataclass
+class History:
+    """What happened during `fit`.
+
+    Attributes
+    ----------
+    step : list of int
+        Steps at which the loss was noted.
+    loss : list of float
+        Mean training loss since the note before.
+    checked : list of int
+        Steps at which the validation loss was evaluated.
+    validation : list of float
+        Loss of the averaged network on the fixed validation examples.
+    best : int or None
+        The step whose average was kept because its validation loss was lowest, if `patience` was
+        given.
+    seconds : float
+        Wall time of the loop, over all parts of an interrupted run.
+
+    Examples
+    --------
+    >>> History([100, 200], [0.8, 0.5], seconds=1.5)
+    History(steps=200, loss=0.5, seconds=1.5)
+    """
+
+    step: list[int] = field(default_factory=list)
+    loss: list[float] = field(default_factory=list)
+    checked: list[int] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+    best: int | None = None
+    seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        """One line."""
+        last = f"{self.loss[-1]:.4g}" if self.loss else "none"
+        check = f", validation={self.validation[-1]:.4g}" if self.validation else ""
+        steps = self.step[-1] if self.step else 0
+        return f"History(steps={steps}, loss={last}{check}, seconds={self.seconds:.1f})"
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> object:
+        """Draw the losses over the steps.
+
+        Parameters
+        ----------
+        path : path, optional
+            Where to save the figure: .png, .pdf, .svg.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib: `pip install scoresde[plot]`.
+
+        Examples
+        --------
+        >>> figure = History([100, 200], [0.8, 0.5]).plot()
+        >>> figure.axes[0].get_ylabel()
+        'loss'
+        """
+        from ..common.plotting import curves
+
+        lines = {"training": (self.step, self.loss)}
+        if self.validation:
+            lines["validation, averaged weights"] = (self.checked, self.validation)
+        return curves(lines, path, mark=self.best)

@@ -1,0 +1,36 @@
+"""A model as it was before a training that makes no step."""
+
+from __future__ import annotations
+
+import torch
+
+from ..model.score_sde import ScoreSDE
+
+
+class ModelBefore:
+    """What `fit` changes of a model before its first step, to be put back if there is none."""
+
+    def __init__(self, sde: ScoreSDE) -> None:
+        self._sde = sde
+        self.replaced = False
+        """Whether a step was made: then nothing is put back."""
+        self.training = sde.training
+        self._outcome = sde.outcome
+        self._schema = sde.schema.copy()
+        self._learnt = sde.learnt
+        self._conditions = set(sde.conditions.known())
+        self._statistics = [value.clone() for value in (sde.mean, sde.scale, sde.measured)]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put all back, unless a step was made."""
+        if self.replaced:
+            return
+        sde = self._sde
+        sde.outcome = self._outcome
+        sde.schema.assign(self._schema)
+        sde.learnt = self._learnt
+        sde.conditions.keep(self._conditions)
+        statistics = sde.mean, sde.scale, sde.measured
+        for mine, before in zip(statistics, self._statistics, strict=True):
+            mine.copy_(before)

@@ -1,0 +1,197 @@
+"""The arguments of `fit`, checked: what a run does, before it looks at the data."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..common.checks import check_budget, real_number, true_or_false, whole_number
+from ..common.modules import leave_inference
+from ..common.sharding import shared
+from ..common.user_warnings import warn
+from ..data.transforms import Transform, resolve
+from ..model.score_sde import ScoreSDE
+from .couplings import COUPLINGS, Coupling
+from .objectives import OBJECTIVES, Objective
+from .options import (
+    EVERY_STEPS,
+    Averaging,
+    Backend,
+    Checkpoints,
+    Validation,
+    as_averaging,
+    as_backend,
+    as_checkpoints,
+    as_validation,
+)
+
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run does."""
+
+    objective: Objective
+    named: str
+    """The objective as the user wrote it."""
+    coupling: Coupling
+    transforms: tuple[Transform, ...]
+    validation: Validation | None
+    steps: int
+    batch_size: int
+    lr: float
+    averaging: Averaging
+    checkpoints: Checkpoints | None
+    backend: Backend
+    progress: bool
+    dtype: str
+
+    @property
+    def patience(self) -> int | None:
+        """Of the validation, if there is one."""
+        return None if self.validation is None else self.validation.patience
+
+    def settings(self, objective: Objective) -> dict[str, Any]:
+        """Return what a resumed run, and every rank, must share, in plain JSON."""
+        validation = self.validation
+        return {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "lr": self.lr,
+            "ema": self.averaging.half_life,
+            "snapshots": self.averaging.snapshots,
+            "patience": self.patience,
+            "every": None if validation is None else validation.every,
+            "dtype": self.dtype,
+            "transforms": [_without_addresses(each) for each in self.transforms],
+            "coupling": _without_addresses(self.coupling),
+            "objective": _without_addresses(self.named),
+            **objective.describe(),
+        }
+
+    def of_this_call(self) -> dict[str, Any]:
+        """Return what every rank must share before the data are looked at, in plain JSON."""
+        resume = self.checkpoints is not None and self.checkpoints.resume
+        return {
+            **self.settings(self.objective),
+            "checkpoints": self.checkpoints is not None,
+            "resume": resume,
+            "compile": self.backend.compile,
+        }
+
+
+def planned(
+    sde: ScoreSDE,
+    *,
+    transforms: Any,
+    validation: Any,
+    objective: str | Objective | None,
+    coupling: str | Coupling | None,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    ema: Any,
+    checkpoints: Any,
+    backend: Any,
+    progress: bool,
+) -> Plan:
+    """Return the plan of a run, or raise for arguments that make none."""
+    named = sde.process.objective if objective is None else objective
+    learnt = _objective(named)
+    folder = as_checkpoints(checkpoints)
+    every = EVERY_STEPS if folder is None else folder.every
+    held_out = as_validation(validation, every)
+    if held_out is not None and learnt.validated_by() is None:
+        raise ValueError(
+            f"validation= measures how well a model denoises, which it does not learn with "
+            f"objective={named!r}"
+        )
+    learnt.check(sde)
+    if coupling is None:
+        coupling = learnt.coupling(sde)
+    plan = Plan(
+        objective=learnt,
+        named=str(named),
+        coupling=_coupling(coupling),
+        transforms=tuple(resolve(transforms)),
+        validation=held_out,
+        steps=whole_number("steps", steps),
+        batch_size=whole_number("batch_size", batch_size),
+        lr=real_number("lr", lr, 0, math.inf, hint="try 3e-3"),
+        averaging=as_averaging(ema),
+        checkpoints=folder,
+        backend=as_backend(backend),
+        progress=true_or_false("progress", progress),
+        dtype=str(_dtype(sde)).removeprefix("torch."),
+    )
+    _check_sizes(sde, plan)
+    _check_model(sde)
+    return plan
+
+
+def _objective(named: object) -> Objective:
+    """Return an objective, by its name or itself."""
+    if isinstance(named, str):
+        return OBJECTIVES.build(named)
+    if not isinstance(named, Objective):
+        hint = f": write {named.__name__}()" if isinstance(named, type) else ""
+        raise TypeError(f"objective is a name or an Objective, got {type(named).__name__}{hint}")
+    return named
+
+
+def _coupling(named: object) -> Coupling:
+    """Return a coupling, by its name or itself."""
+    if isinstance(named, str):
+        return COUPLINGS.build(named)
+    if not isinstance(named, Coupling):
+        hint = f": write {named.__name__}()" if isinstance(named, type) else ""
+        raise TypeError(f"coupling is a name or a Coupling, got {type(named).__name__}{hint}")
+    return named
+
+
+def _check_sizes(sde: ScoreSDE, plan: Plan) -> None:
+    """Raise ValueError for a run that no machine could hold or end, or that has no folder."""
+    check_budget(f"steps={plan.steps}", calls=plan.steps)
+    nbytes = 4.0 * sde.dim * plan.batch_size
+    check_budget(f"batch_size={plan.batch_size}", nbytes, device=sde.scale.device)
+    snapshots = plan.averaging.snapshots
+    if snapshots > plan.steps:
+        raise ValueError(
+            f"snapshots is at most the number of steps, {plan.steps}, got {snapshots}"
+        )
+    if snapshots and plan.checkpoints is None:
+        raise ValueError("snapshots= needs a folder; give it as checkpoints=")
+
+
+def _check_model(sde: ScoreSDE) -> None:
+    """Raise ValueError for a model that can't be trained here; warn about half precision."""
+    if shared():
+        raise ValueError(
+            "fit can't run inside sharded(); to train on several ranks, give it "
+            "backend=Accelerator()"
+        )
+    trained = [p for p in sde.net.parameters() if p.requires_grad]
+    if any(p.dtype in HALF_PRECISION for p in trained):
+        warn(
+            "weights of half precision lose small updates, and their average lags; keep them "
+            "float32 and train with backend=Accelerator(mixed_precision='bf16')"
+        )
+    leave_inference(sde)
+    if not trained:
+        raise ValueError("this model's network has no parameters to train (an oracle?)")
+
+
+def _dtype(sde: ScoreSDE) -> torch.dtype | None:
+    """Return the dtype of the network's first parameter."""
+    parameter = next(sde.net.parameters(), None)
+    return None if parameter is None else parameter.dtype
+
+
+def _without_addresses(thing: object) -> str:
+    """Return the text of a thing without memory addresses, which differ between runs."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(thing))

@@ -1,0 +1,131 @@
+"""The loss on held-out samples, and when training stops because of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..common.errors import TrainingError
+from ..common.random import FIXED, seeded
+from ..data.stream import TrainingStream
+from ..model.conditions import standardized
+from ..model.score_sde import ScoreSDE
+from ..sampling.problem import starting_points
+from .backend import SingleProcess
+from .history import History
+from .noise_levels import stratified_quantiles
+from .options import Validation
+from .plan import Plan
+
+FIXED_EXAMPLES = 8192
+"""Of a validation: at least half and at most twice as many, and fewer where samples are large."""
+
+FIXED_NUMBERS = 2**24
+"""In all examples of a validation."""
+
+FEWEST_EXAMPLES = 64
+ROWS_AT_ONCE = 1024
+
+
+class Validator:
+    """The same noise for the same held-out samples, whatever the run's seed."""
+
+    def __init__(self, sde: ScoreSDE, plan: Plan, validation: Validation) -> None:
+        objective = plan.objective.validated_by()
+        assert objective is not None
+        self.objective = objective.prepared(sde, paired=False, joined=False)
+        self.every = validation.every
+        self.source = _source(sde, plan, validation)
+        self._sde = sde
+        self._examples: list[Any] = []
+        self._rows: list[int] = []
+
+    def check(self, names: set[str] | None) -> None:
+        """Raise ValueError unless the samples have the conditions of the training data."""
+        mine = self.source.condition_names
+        if names is not None and mine != names:
+            raise ValueError(
+                f"validation has conditions {sorted(mine or ())} where training has "
+                f"{sorted(names)}; give both the same, validation=(x, {{'y': y}})"
+            )
+
+    def fix(self) -> None:
+        """Make the examples, once the model knows the scale of the data."""
+        sde = self._sde
+        device = sde.scale.device
+        wanted = min(FIXED_EXAMPLES, FIXED_NUMBERS // sde.dim)
+        x0, condition = self.source.evenly_spaced(max(FEWEST_EXAMPLES, wanted))
+        n = len(x0)
+        g = seeded(device, FIXED)
+        if sde.source is None:
+            eps = torch.randn(n, sde.dim, generator=g, device=device, dtype=sde.state_dtype)
+        else:
+            eps = starting_points(sde, FIXED, 0, n)
+        q = stratified_quantiles(1, n, g, device)
+        z0 = sde.from_data(x0).to(sde.state_dtype)
+        examples = self.objective.examples(sde, z0, eps, q, standardized(sde, condition))
+        self._rows = [min(ROWS_AT_ONCE, n - i) for i in range(0, n, ROWS_AT_ONCE)]
+        self._examples = [examples[i : i + ROWS_AT_ONCE] for i in range(0, n, ROWS_AT_ONCE)]
+
+    @torch.no_grad()
+    def loss(self, net: Callable[..., Any], backend: SingleProcess) -> float:
+        """Return the mean loss of a network in eval mode; raise unless it is finite."""
+        losses = []
+        for rows, examples in zip(self._rows, self._examples, strict=True):
+            value = self.objective.loss(net, self._sde, examples, 1.0, self._generator)
+            losses.append(value * rows)
+        return float(backend.mean(torch.stack(losses).sum())) / sum(self._rows)
+
+    def _generator(self) -> torch.Generator:
+        """Return the same randomness for every validation."""
+        return seeded(self._sde.scale.device, FIXED, 0)
+
+
+class EarlyStopping:
+    """Keeps the best average, and says when it has been the best for too long."""
+
+    def __init__(self, patience: int | None) -> None:
+        self.patience = patience
+        self.stopped = False
+        self.best: list[Tensor] | None = None
+        self._lowest = math.inf
+
+    def record(self, step: int, loss: float, history: History, average: list[Tensor]) -> None:
+        """Add a validation to the history."""
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the validation loss is {loss} after step {step}; the network's output in eval "
+                "mode is not finite"
+            )
+        history.checked.append(step)
+        history.validation.append(loss)
+        if self.patience is None:
+            return
+        if history.best is None or loss < self._lowest:
+            self._lowest = loss
+            history.best = step
+            self.best = [p.clone() for p in average]
+        later = [checked for checked in history.checked if checked > history.best]
+        self.stopped = len(later) >= self.patience
+
+    def restore(self, stopped: bool, history: History, best: list[Tensor] | None) -> None:
+        """Go on from a checkpoint."""
+        self.stopped = stopped
+        self.best = best
+        if history.best is not None:
+            self._lowest = history.validation[history.checked.index(history.best)]
+
+
+def _source(sde: ScoreSDE, plan: Plan, validation: Validation) -> TrainingStream:
+    """Return held-out samples as a table."""
+    x, given = sde.schema.take(validation.x, validation.given)
+    if not isinstance(x, Tensor | np.ndarray | list):
+        raise TypeError(
+            f"validation is a tensor or array, or (x, {{'y': labels}}), got {type(x).__name__}"
+        )
+    return TrainingStream(x, sde, plan.batch_size, seed=0, given=given, transforms=plan.transforms)

@@ -1,0 +1,324 @@
+"""The protocol of models: whatever answers it works with every verb, exactly as a ScoreSDE does."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+import scoresde
+from scoresde import Derived, Model, ScoreSDE, toy
+from scoresde.common.capabilities import Capability
+from scoresde.model.outcomes import OUTCOMES, as_outcome, distilled, from_kind, to_kind
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Average(Derived):
+    """The mean of two models' velocities."""
+
+    def __init__(self, model: Model, other: Model) -> None:
+        super().__init__(model)
+        self.other = other
+
+    def velocity_fn(self, *, raw: bool = False) -> Any:
+        u = self.model.velocity_fn(raw=raw)
+        v = self.other.velocity_fn(raw=raw)
+        return lambda z, phi, rows=None: 0.5 * (u(z, phi, rows) + v(z, phi, rows))
+
+
+@pytest.fixture
+def moons() -> ScoreSDE:
+    return scoresde.oracle(toy.Moons(), scoresde.VPSDE()).double()
+
+
+@pytest.fixture
+def gaussians() -> tuple[ScoreSDE, ScoreSDE]:
+    """Two Gaussians, N(±1, I): the mean of their scores is that of N(0, I)."""
+    means = (torch.full((1, 2), 1.0), torch.full((1, 2), -1.0))
+    left, right = (scoresde.oracle(toy.GaussianMixture(m, 1.0), scoresde.VPSDE()) for m in means)
+    return left.double(), right.double()
+
+
+@pytest.mark.parametrize("solver", ["adams", "rk45", "em", "ddim", "dpmpp_2m", "heun", "pc"])
+def test_the_average_of_a_model_with_itself_is_the_model(moons: ScoreSDE, solver: str) -> None:
+    same = Average(moons, moons)
+    got = scoresde.sample(same, 7, solver=solver, generator=generator())
+    expected = scoresde.sample(moons, 7, solver=solver, generator=generator())
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_average_of_two_gaussians_has_their_mean_score(
+    gaussians: tuple[ScoreSDE, ScoreSDE],
+) -> None:
+    """x_t ~ N(±α, I) for each, and so N(0, I) for the mean of their scores, at every time."""
+    average = Average(*gaussians)
+    x = torch.randn(50, 2, generator=generator(), dtype=torch.float64)
+    torch.testing.assert_close(average.score(x, 0.3), -x, rtol=1e-9, atol=1e-9)
+    normal = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+    log_p = scoresde.log_prob(average, x, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(log_p, normal, rtol=0, atol=1e-6)
+    bound = scoresde.elbo(average, x, draws=64, generator=generator(1))
+    assert bool(((bound.log_prob - normal).abs() < 5 * bound.stderr + 1e-3).all())
+
+
+def test_a_model_made_from_others_is_neither_saved_nor_fitted(
+    moons: ScoreSDE, tmp_path: Any
+) -> None:
+    average = Average(moons, moons)
+    verbs = {
+        "save": lambda: scoresde.save(average, tmp_path / "model"),  # type: ignore[arg-type]
+        "fit": lambda: scoresde.fit(average, torch.randn(9, 2)),  # type: ignore[arg-type]
+        "loss": lambda: scoresde.loss(average, torch.randn(9, 2)),  # type: ignore[arg-type]
+    }
+    for verb, call in verbs.items():
+        with pytest.raises(
+            TypeError, match=f"^{verb} takes a ScoreSDE.*Average.*made from others"
+        ):
+            call()
+    with pytest.raises(TypeError, match=r"^Average is made from models, got Tensor"):
+        Average(torch.zeros(2), moons)  # type: ignore[arg-type]
+
+
+def test_conditions_reach_the_models_within() -> None:
+    """Rows of conditions are cut in both models, whatever the batches."""
+    torch.manual_seed(0)
+    sde = scoresde.build("vp", "mlp", shape=(2,), classes=3)
+    for parameter in sde.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    view = sde.given(y=torch.tensor([0, 1, 2, 1, 0]))
+    average = Average(view, view)
+    how = {"solver": "rk45", "batch_size": 2}
+    got = scoresde.sample(average, generator=generator(), **how)
+    expected = scoresde.sample(view, generator=generator(), **how)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    alone = scoresde.sample(
+        Average(sde, sde).given(y=view.condition["y"]), generator=generator(), **how
+    )
+    torch.testing.assert_close(alone, expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="'y' has 5 rows for 4 samples"):
+        scoresde.sample(average, 4)
+
+
+def test_evaluations_of_a_model_of_two_are_counted_twice(moons: ScoreSDE) -> None:
+    one = scoresde.solve(moons, 3, solver="heun", steps=5).nfe
+    two = scoresde.solve(Average(moons, moons), 3, solver="heun", steps=5).nfe
+    assert two.tolist() == (2 * one).tolist()
+
+
+def test_views_hand_on_what_the_model_has() -> None:
+    sde = scoresde.build("vp", "mlp", shape=(2,), classes=3)
+    view = sde.given(y=1)
+    assert view.net is sde.net
+    assert view.eval() is view
+    assert not sde.training
+    assert view.double() is view
+    assert sde.state_dtype == torch.float64
+    twin = copy.deepcopy(view)
+    assert twin.net is not sde.net
+    assert twin.condition["y"].tolist() == [1]
+    assert "given(y=[1])" in repr(view)
+
+
+def test_outcomes_have_words_in_files() -> None:
+    for outcome in (*OUTCOMES.values(), distilled(4)):
+        if outcome.name == "distilled" and outcome.distilled_steps is None:
+            continue
+        assert from_kind(to_kind(outcome)) == outcome
+    assert to_kind(OUTCOMES["endpoint"]) == "jump"
+    assert as_outcome("nodes:2").distilled_steps == 2
+    assert OUTCOMES["flow_map"].capabilities == {
+        Capability.VELOCITY,
+        Capability.ENDPOINT,
+        Capability.FLOW_MAP,
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("sees", "input_convention"), ("solver", "default_solver"), ("kind", "outcome")],
+)
+def test_old_names_work_for_a_version(old: str, new: str, moons: ScoreSDE) -> None:
+    with pytest.warns(DeprecationWarning, match=new) as told:
+        value = getattr(moons, old)
+    assert told[0].filename == __file__
+    assert value == {"sees": "raw", "solver": "adams", "kind": "score"}[old]
+
+
+def test_old_arguments_work_for_a_version() -> None:
+    with pytest.warns(DeprecationWarning, match="sees= is now input_convention="):
+        scoresde.build("vp", "mlp", shape=(2,), sees="raw")
+    with pytest.warns(DeprecationWarning, match="kind= is now outcome="):
+        made = ScoreSDE(scoresde.VPSDE(), torch.nn.Identity(), shape=(2,), kind="jump")
+    assert made.outcome.name == "endpoint"
+
+
+def test_a_model_is_not_a_tensor() -> None:
+    with pytest.raises(TypeError, match="sample needs a ScoreSDE, got Tensor"):
+        scoresde.sample(torch.zeros(2))  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------ views
+
+
+def labelled() -> ScoreSDE:
+    """A model of three classes with weights that are not 0, in eval mode."""
+    torch.manual_seed(0)
+    sde = scoresde.build("vp", "mlp", shape=(2,), classes=3)
+    for parameter in sde.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return sde.eval()
+
+
+def test_every_method_of_a_view_runs_under_its_conditions() -> None:
+    """Also those that only ScoreSDE has, those of subclasses, and those by their old names."""
+
+    class Doubling(ScoreSDE):
+        def doubled(self, x: torch.Tensor, t: float) -> torch.Tensor:
+            return 2 * self.score(x, t)
+
+    net = labelled().net
+    view = Doubling(scoresde.VPSDE(), net, shape=(2,)).eval().given(y=torch.tensor([0, 1, 2]))
+    z = torch.ones(3, 2)
+    expected = view.network_fn()(z, 0.5, None)
+    assert torch.equal(view.output(z, 0.5), expected)
+    assert torch.equal(view.doubled(z, 0.5), 2 * view.score(z, 0.5))
+    with pytest.warns(DeprecationWarning, match=r"Conditioned.caller is now .network_fn"):
+        assert torch.equal(view.caller()(z, 0.5, None), expected)
+    with pytest.warns(DeprecationWarning, match="slice_conditions"):
+        assert view.rows(1, 3, 3).condition["y"].tolist() == [1, 2]
+
+
+def test_a_subclass_that_its_views_would_not_follow_is_refused() -> None:
+    class Scaled(ScoreSDE):
+        def network_fn(self, *, raw: bool = False, traced: bool = False) -> Any:
+            output = super().network_fn(raw=raw)
+            return lambda z, phi, rows=None: 2 * output(z, phi, rows)
+
+    scaled = Scaled(scoresde.VPSDE(), labelled().net, shape=(2,))
+    assert scoresde.sample(scaled, 2, solver="euler", steps=2).shape == (2, 2)
+    with pytest.raises(TypeError, match=r"Scaled overrides network_fn.*scoresde\.Derived"):
+        scaled.given(y=1)
+
+
+@pytest.mark.parametrize(
+    "how", [copy.copy, copy.deepcopy, lambda v: pickle.loads(pickle.dumps(v))]
+)
+def test_copies_of_views_keep_their_conditions(how: Any) -> None:
+    view = labelled().given(y=torch.tensor([2, 0]))
+    twin = how(view)
+    x = torch.ones(2, 2)
+    assert torch.equal(twin.score(x, 0.5), view.score(x, 0.5))
+    assert (twin.net is view.net) == (how is copy.copy)
+
+
+def test_views_of_one_model_work_in_threads() -> None:
+    sde = labelled().train()
+    views = [sde.given(y=k % 3) for k in range(6)]
+
+    def draw(view: Any) -> torch.Tensor:
+        return scoresde.sample(view, 8, solver="euler", steps=5, generator=generator())
+
+    alone = [draw(view) for view in views]
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(draw, views))
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+    assert sde.training
+
+
+def test_views_work_in_inference_mode_and_through_compiled_networks() -> None:
+    view = labelled().given(y=1)
+    x = torch.ones(2, 2)
+    expected = view.score(x, 0.5)
+    with torch.inference_mode():
+        assert torch.equal(labelled().given(y=1).score(x, 0.5), expected)
+    compiled = torch.compile(view.net, backend="eager")
+    again = ScoreSDE(scoresde.VPSDE(), compiled, shape=(2,)).given(y=1)
+    torch.testing.assert_close(again.score(x, 0.5), expected)
+
+
+# ------------------------------------------------------------------ models made from others
+
+
+@pytest.mark.parametrize("first", ["labelled", "plain"])
+def test_each_model_is_given_the_conditions_that_it_takes(first: str) -> None:
+    plain = scoresde.build("vp", "mlp", shape=(2,)).eval()
+    models = (labelled(), plain) if first == "labelled" else (plain, labelled())
+    average = Average(*models)
+    y = torch.tensor([0, 1, 2])
+    both = average.given(y=y)
+    assert [len(m.condition) for m in both.models.values()] == (
+        [1, 0] if first == "labelled" else [0, 1]
+    )
+    again = average.with_condition({"y": y})
+    how: dict[str, Any] = {"solver": "euler", "steps": 4, "batch_size": 2}
+    got = scoresde.sample(both, generator=generator(), **how)
+    assert len(got) == 3
+    torch.testing.assert_close(got, scoresde.sample(again, generator=generator(), **how))
+    with pytest.raises(ValueError, match="takes no condition 'z'"):
+        average.given(y=1, z=2)
+
+
+def test_rows_of_conditions_are_chosen_in_each_model() -> None:
+    """Two models under values of one name keep them apart, as guidance needs."""
+    sde = labelled()
+    average = Average(sde.given(y=1), sde.given(y=torch.tensor([0, 2])))
+    assert average.condition_rows == 2
+    chosen = average.select_conditions(torch.tensor([1, 1, 0]))
+    assert chosen.model.condition["y"].tolist() == [1]
+    assert chosen.other.condition["y"].tolist() == [2, 2, 0]
+    law = scoresde.Distribution(average, solver="euler", steps=4)
+    assert law.batch_shape == (2,)
+    x = torch.zeros(2, 2)
+    expected = scoresde.log_prob(average, x, solver="euler", steps=4)
+    torch.testing.assert_close(law.log_prob(x), expected)
+
+
+def test_all_models_are_converted_and_set_to_a_mode() -> None:
+    average = Average(labelled(), labelled())
+    assert average.double() is average
+    assert average.train() is average
+    assert [m.state_dtype for m in average.models.values()] == [torch.float64] * 2
+    assert all(m.training for m in average.models.values())
+    assert scoresde.sample(average, 3, solver="euler", steps=2).dtype == torch.float64
+    assert average.training
+    z = torch.ones(2, 2, dtype=torch.float64)
+    assert torch.equal(average.output(z, 0.5), average.network_fn()(z, 0.5, None))
+    for made in (average, Average(average.model.given(y=1), average.other)):
+        with pytest.raises(
+            AttributeError, match="Average is made from models and has no state_di"
+        ):
+            made.state_dict()
+
+
+def test_no_model_is_asked_where_its_prediction_is_singular() -> None:
+    """`x0` at φ = 0 leaves ε open, whatever the average of two such predicts."""
+    gaussian = toy.GaussianMixture(torch.zeros(1, 2), 1.0)
+    exact = scoresde.oracle(gaussian, scoresde.VPSDE()).double()
+
+    class Denoiser(torch.nn.Module):
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return exact.process.alpha(t)[:, None] * x
+
+    sde = ScoreSDE(
+        scoresde.VPSDE(), Denoiser(), shape=(2,), predict="x0", input_convention="raw"
+    ).double()
+    average = Average(sde, sde)
+    assert average.phi_min == sde.phi_min > 0
+    x = torch.randn(5, 2, generator=generator(), dtype=torch.float64)
+    assert bool(average.velocity(x, 0.0).isfinite().all())
+    torch.testing.assert_close(
+        scoresde.log_prob(average, x), scoresde.log_prob(exact, x), rtol=0, atol=1e-3
+    )
+
+
+def test_the_old_name_of_an_attribute_sets_the_new_one(moons: ScoreSDE) -> None:
+    with pytest.warns(DeprecationWarning, match="sees is now .input_convention"):
+        moons.sees = "arc"
+    assert moons.input_convention == "arc"
