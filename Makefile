@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 # What each end of the allowed versions runs: what touches the ways of torch, numpy, scipy, safetensors, pandas most.
-CORE := tests/test_storage.py tests/test_io.py tests/test_checkpoint.py tests/test_pairs.py tests/test_data.py \
+CORE := tests/test_storage.py tests/test_saved_models.py tests/test_checkpoint.py tests/test_pairs.py tests/test_data.py \
         tests/test_coupling.py tests/test_training.py tests/test_sde.py tests/test_dequantize.py tests/test_files.py \
         tests/test_external.py tests/test_tables.py tests/test_robustness.py tests/test_conditions.py tests/test_cli.py \
         tests/test_public.py tests/test_accelerate.py

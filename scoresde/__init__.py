@@ -10,6 +10,7 @@ torch.Size([1])
 
 from . import _moved, metrics, toy
 from .backbones import BACKBONES, MLP
+from .common.capabilities import CAPABILITIES
 from .common.errors import CheckpointError, SolverError, TrainingError
 from .common.registry import Registry
 from .common.sharding import sharded
@@ -77,6 +78,7 @@ _moved.install()
 
 __all__ = [
     "BACKBONES",
+    "CAPABILITIES",
     "COUPLINGS",
     "EDM",
     "MLP",

@@ -41,7 +41,7 @@ from torch.utils.data import (
 )
 
 import scoresde
-from conftest import fit_keywords
+from conftest import fit_keywords, generator
 from scoresde import CheckpointError, History, ScoreSDE, TrainingError
 from scoresde.storage import description, disk
 from scoresde.storage import models as io
@@ -1158,3 +1158,117 @@ def test_a_checkpoint_of_version_0_1_is_gone_on_with(tmp_path: Path) -> None:
     fit(again, cloud(), **options, out=tmp_path, resume=True)
     assert same(state(again), state(whole))
     assert again.learnt == whole.learnt
+
+
+X = torch.randn(200, 2, generator=generator(1))
+
+
+class Wandering(Dataset[Tensor]):
+    """Changes the working directory, as careless code does."""
+
+    def __init__(self, there: Path) -> None:
+        self.there = there
+
+    def __len__(self) -> int:
+        return len(X)
+
+    def __getitem__(self, i: int) -> Tensor:
+        os.chdir(self.there)
+        return X[i]
+
+
+def quiet_fit(sde: ScoreSDE, data: Any = X, **options: Any) -> scoresde.History:
+    common = {"steps": 30, "batch_size": 16, "progress": False, "generator": generator()}
+    return scoresde.fit(sde, data, **fit_keywords(**(common | options)))
+
+
+def small(**options: Any) -> ScoreSDE:
+    torch.manual_seed(0)
+    return scoresde.build(
+        "vp", "mlp", shape=(2,), **({"width": 8, "depth": 1, "fourier": 2} | options)
+    )
+
+
+def test_a_relative_folder_stays_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    quiet_fit(small(), Wandering(tmp_path / "there"), out="run", every=10)
+    assert not list((tmp_path / "there").iterdir())
+    assert scoresde.load(tmp_path / "here" / "run").shape == (2,)
+
+
+def test_a_new_run_does_not_hide_behind_an_old_model(tmp_path: Path) -> None:
+    scoresde.save(small(width=4), tmp_path)
+    for resume in (False, True):
+        with pytest.raises(CheckpointError, match="holds a model and no checkpoint"):
+            quiet_fit(small(), out=tmp_path, resume=resume)
+
+
+@pytest.mark.parametrize("what", ["one row", "a label", "dtype"])
+def test_other_data_and_models_are_refused(what: str, tmp_path: Path) -> None:
+    y = torch.arange(len(X)) % 3
+    quiet_fit(small(classes=3), given={"y": y}, out=tmp_path)
+    x, y, sde = X.clone(), y.clone(), small(classes=3)
+    if what == "one row":
+        x[77] += 1
+    elif what == "a label":
+        y[77] = (y[77] + 1) % 3
+    else:
+        sde.double()
+    with pytest.raises(CheckpointError, match="dtype" if what == "dtype" else "data"):
+        quiet_fit(sde, x, given={"y": y}, out=tmp_path, resume=True)
+
+
+class Counting(nn.Module):
+    """Its answer depends on a buffer that its state_dict leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        if self.training:
+            self.calls += 1
+        return self.layer(torch.cat([x, t[:, None]], 1)) * (1 + self.calls / 100)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:the run can be resumed")
+def test_buffers_that_are_not_persistent_are_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sde() -> ScoreSDE:
+        torch.manual_seed(0)
+        return ScoreSDE(scoresde.VPSDE(), Counting(), shape=(2,))
+
+    whole = sde()
+    quiet_fit(whole)
+    save = scoresde.training.checkpoint.CheckpointFolder.save
+
+    def stopping(self: Any, sde: ScoreSDE, state: Any) -> None:
+        save(self, sde, state)
+        raise Stop
+
+    monkeypatch.setattr(scoresde.training.checkpoint.CheckpointFolder, "save", stopping)
+    with pytest.raises(Stop):
+        quiet_fit(sde(), out=tmp_path, every=15)
+    monkeypatch.undo()
+    resumed = sde()
+    quiet_fit(resumed, out=tmp_path, every=15, resume=True)
+    assert torch.equal(resumed.net.layer.weight, whole.net.layer.weight)
+
+
+def test_snapshots_of_another_model_are_not_averaged(tmp_path: Path) -> None:
+    quiet_fit(small(), out=tmp_path, snapshots=3)
+    scoresde.posthoc_ema(tmp_path, 0.1)
+    torch.manual_seed(0)
+    scoresde.save(scoresde.build("ve", "mlp", shape=(2,), width=8, depth=1, fourier=2), tmp_path)
+    with pytest.raises(CheckpointError, match="another model"):
+        scoresde.posthoc_ema(tmp_path, 0.1)

@@ -233,8 +233,11 @@ def files(tmp_path_factory: pytest.TempPathFactory, table: np.ndarray) -> Path:
 MISTAKES: dict[str, tuple[list[str], str]] = {
     "no such data": (["fit", "{files}/god.npy", "--out", "{out}"], r"no file.*god\.npy"),
     "data that is a folder": (["fit", "{files}", "--out", "{out}"], "files"),
-    "data of another kind": (["fit", "{files}/table.txt", "--out", "{out}"], r"\.npy or \.csv"),
-    "a pickle": (["fit", "{files}/torch.pt", "--out", "{out}"], r"\.npy or \.csv"),
+    "data of another kind": (
+        ["fit", "{files}/table.txt", "--out", "{out}"],
+        r"read from \.npy, \.npz, \.csv",
+    ),
+    "a pickle": (["fit", "{files}/torch.pt", "--out", "{out}"], r"read from \.npy, \.npz, \.csv"),
     "integer data": (["fit", "{files}/integers.npy", "--out", "{out}"], "int64.*float"),
     "NaN data": (["fit", "{files}/nan.npy", "--out", "{out}"], "NaN.*rows: 3"),
     "one column of numbers": (

@@ -10,13 +10,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import scoresde
-from conftest import generator
+from conftest import fit_keywords, generator
 from scoresde import CheckpointError, ScoreSDE
 from scoresde.backbones.labels import drop_conditions
 from scoresde.model.network import noise_label
@@ -523,7 +524,7 @@ def test_a_network_that_was_never_without_its_condition_says_so(tmp_path: Path) 
     scoresde.fit(sde, normal(20, 2), given={"c": normal(20, 3)}, steps=1, batch_size=5, **QUIET)
     assert sde.learnt == {"conditions": {"c": [3]}, "unconditional": False}
     (text,) = said(lambda: scoresde.sample(sde, 2, steps=1))
-    assert "always with c, and has no law without" in text
+    assert "always with c, and means nothing without" in text
     loader = DataLoader(TensorDataset(normal(20, 2)), 5)
     assert said(lambda: scoresde.fit(sde, loader, steps=1, **QUIET)) == []
 
@@ -762,3 +763,42 @@ def test_condition_aware_transport_sees_standardized_conditions() -> None:
         scoresde.fit(sde, x, given={"vector": 3 + c * units}, **how)
         ends.append(torch.cat([p.flatten() for p in sde.net.parameters()]))
     torch.testing.assert_close(ends[1], ends[0], rtol=1e-3, atol=1e-5)
+
+
+X = torch.randn(200, 2, generator=generator(1))
+
+
+def fit(sde: ScoreSDE, data: Any = X, **options: Any) -> scoresde.History:
+    common = {"steps": 30, "batch_size": 16, "progress": False, "generator": generator()}
+    return scoresde.fit(sde, data, **fit_keywords(**(common | options)))
+
+
+def test_conditions_are_finite_and_of_the_models_dtype() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+            return self.layer(torch.cat([x, t[:, None], c[:, None]], 1))
+
+    sde = ScoreSDE(scoresde.VPSDE(), Net(), shape=(2,))
+    fit(sde, given={"c": np.linspace(0, 1, len(X))})
+    with pytest.raises(ValueError, match="'c' has NaN"):
+        fit(sde, given={"c": np.full(len(X), np.nan)})
+
+
+def test_classes_of_another_file_are_numbered_as_in_training(tmp_path: Path) -> None:
+    from scoresde.model.schema import Schema
+
+    (tmp_path / "a.csv").write_text("u,kind\n1,x\n2,y\n3,z\n")
+    (tmp_path / "b.csv").write_text("u,kind\n1,z\n2,x\n")
+    (tmp_path / "c.csv").write_text("u,kind\n1,w\n2,x\n")
+    a, b, c = (
+        scoresde.files.read(tmp_path / f"{name}.csv", conditions=["kind"]) for name in "abc"
+    )
+    schema = Schema()
+    schema.learn(a, None)
+    assert schema.take(b)[1]["kind"].tolist() == [2, 0]
+    with pytest.raises(ValueError, match=r"'w'.*x, y, z"):
+        schema.take(c)

@@ -5,10 +5,11 @@ is a law like another.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,17 @@ import torch
 from scipy.optimize import linprog
 from scipy.stats import multivariate_normal
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import scoresde
-from scoresde import CheckpointError, ScoreSDE
+from scoresde import CheckpointError, ScoreSDE, toy
 from scoresde.data.pairs import Pairs
 from scoresde.data.stream import TrainingStream
 from scoresde.training import trainer as training
 from scoresde.training.couplings import (
     COUPLINGS,
     ConditionAwareOT,
+    Coupling,
     Independent,
     MinibatchOT,
     Sinkhorn,
@@ -533,3 +535,111 @@ def test_couplings_are_learnt_without_a_warning() -> None:
         scoresde.fit(
             build(), cloud(), coupling="minibatch_ot", steps=2, batch_size=8, progress=False
         )
+
+
+def test_condition_aware_transport_moves_rows_of_small_groups() -> None:
+    rng = np.random.default_rng(0)
+    x0, x1, c = rng.normal(size=(20, 2)), rng.normal(size=(20, 2)), rng.normal(size=(20, 1))
+    found = scoresde.ConditionAwareOT(ratio=0.05).join(x0, x1, {"c": c}, rng)
+    assert (found != np.arange(20)).any()
+
+
+SEEN: list[int] = []
+
+
+class Counting(Coupling):
+    """Joins nothing, and says how many rows it was asked for."""
+
+    def join(
+        self, x0: Any, x1: Any, condition: Mapping[str, Any], rng: np.random.Generator
+    ) -> Any:
+        SEEN.append(len(x0))
+        return np.arange(len(x0))
+
+
+def flow(net: str = "mlp", **options: Any) -> scoresde.ScoreSDE:
+    torch.manual_seed(0)
+    return scoresde.build("rectified", net, shape=(2,), width=16, **options)
+
+
+def moons(n: int = 500) -> torch.Tensor:
+    return toy.Moons().sample(n, generator=generator(0))
+
+
+def test_rows_are_joined_in_the_size_that_was_asked_for() -> None:
+    SEEN.clear()
+    sde = flow()
+    pairing = Pairing(TrainingStream(moons(), sde, 64, seed=0), sde, Counting(size=1000), 0, 0)
+    next(pairing.batches(0))
+    pairing.close()
+    assert set(SEEN) == {1000}
+
+
+def test_a_loaders_batches_are_not_repeated_at_once() -> None:
+    sde = flow()
+    loader = DataLoader(TensorDataset(moons(128)), 32)
+    pairing = Pairing(TrainingStream(loader, sde, 32, seed=0), sde, scoresde.MinibatchOT(), 0, 0)
+    x, _, _, sizes = next(pairing.batches(0, None, 1000))
+    pairing.close()
+    first, second = (part.sort(0).values for part in x.split(sizes)[:2])
+    assert sizes == [32] * 8
+    assert not torch.equal(first, second)
+
+
+class Labelled(Dataset[Any]):
+    """Samples with labels, from a dataset."""
+
+    def __len__(self) -> int:
+        return 100
+
+    def __getitem__(self, i: int) -> Any:
+        return torch.randn(2), {"y": torch.tensor(i % 2)}
+
+
+QUIET: dict[str, Any] = {"progress": False, "batch_size": 32}
+
+
+def test_plain_transport_warns_of_labels_from_a_dataset() -> None:
+    with pytest.warns(UserWarning, match="condition_aware_ot"):
+        scoresde.fit(flow(classes=2), Labelled(), coupling="minibatch_ot", steps=2, **QUIET)
+
+
+def test_a_loaders_large_batches_are_warned_of() -> None:
+    loader = DataLoader(TensorDataset(moons(1200)), 1200)
+    with pytest.warns(UserWarning, match="joining"):
+        scoresde.fit(flow(), loader, coupling=Counting(), steps=1, progress=False)
+
+
+def test_warnings_of_couplings_point_at_the_caller() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        labels = {"y": torch.zeros(500, dtype=torch.long)}
+        scoresde.fit(
+            flow(classes=2), moons(), given=labels, coupling="minibatch_ot", steps=1, **QUIET
+        )
+    assert [w.filename for w in caught if "condition_aware_ot" in str(w.message)] == [
+        inspect.getfile(Counting)
+    ]
+
+
+def test_no_rows_are_joined_that_no_step_takes() -> None:
+    SEEN.clear()
+    wide = scoresde.build("rectified", "mlp", shape=(4096,), width=8, fourier=0)
+    scoresde.fit(
+        wide, torch.randn(64, 4096, generator=generator(0)), coupling=Counting(), steps=1, **QUIET
+    )
+    assert len(SEEN) == 1
+
+
+class Short(Coupling):
+    """Returns too few rows."""
+
+    def join(
+        self, x0: Any, x1: Any, condition: Mapping[str, Any], rng: np.random.Generator
+    ) -> Any:
+        return np.arange(len(x0) // 2)
+
+
+def test_what_a_coupling_returns_is_checked() -> None:
+    with pytest.raises(ValueError, match="Short"):
+        scoresde.fit(flow(), moons(), coupling=Short(), steps=1, **QUIET)

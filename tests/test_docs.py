@@ -45,7 +45,13 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         scoresde.transforms.TRANSFORMS,
     ):
         monkeypatch.setattr(registry, "_makers", dict(registry._makers))
-    dictionaries = (scoresde.PREDICTIONS, scoresde.WEIGHTS, scoresde.NOISES, scoresde.SPACINGS)
+    dictionaries: tuple[dict[str, Any], ...] = (
+        scoresde.CAPABILITIES,
+        scoresde.NOISES,
+        scoresde.PREDICTIONS,
+        scoresde.SPACINGS,
+        scoresde.WEIGHTS,
+    )
     before = [dict(table) for table in dictionaries]
     yield
     for table, entries in zip(dictionaries, before, strict=True):

@@ -777,6 +777,30 @@ def test_a_row_of_the_table_is_measured_shown_and_written(
     assert written["metrics"] == found.metrics
 
 
+def test_a_row_keeps_the_results_of_other_rows_and_writes_any_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second call with another row, whose results are what tensors and numpy have for numbers."""
+    x = law().sample(20)
+    how: dict[str, Any] = {"n": 0, "samples": 0, "out": tmp_path, "progress": False}
+    results: list[dict[str, Any]] = [
+        {"first": 1.0, "again": 1.0},
+        {
+            "again": torch.tensor(2.0),
+            "single": np.float32(0.5),
+            "several": [torch.tensor([3]), math.nan],
+        },
+    ]
+    for each in results:
+        with monkeypatch.context() as patch:
+            patch.setitem(MEASURES, "own", lambda task, each=each: iter([each]))
+            found = evaluate(model(), x, **how)
+    assert found.metrics["again"] == 2.0
+    assert isinstance(found.metrics["again"], float)
+    written = json.loads((tmp_path / "evaluation.json").read_text())["metrics"]
+    assert written == {"first": 1.0, "again": 2.0, "single": 0.5, "several": [3, None]}
+
+
 def test_the_command_hands_on_conditions_levels_and_trace(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,11 @@ import numpy as np
 import pytest
 import torch
 
+from scoresde.cli.inputs import held_out_split
+from scoresde.data import files
 from scoresde.data.files import columns, read, write
+from scoresde.data.files.base import Request, from_columns
+from scoresde.data.files.tables import text_lines
 
 RNG = np.random.default_rng(0)
 TABLE = RNG.normal(size=(50, 3)).astype(np.float32)
@@ -1214,7 +1218,7 @@ def test_200_megabytes_are_mapped(tmp_path: Path) -> None:
     ("name", "options", "said"),
     [
         ("nowhere.npy", {}, r"no file or folder.*nowhere\.npy"),
-        ("model.pt", {}, r"\.npy or \.csv"),
+        ("model.pt", {}, r"read from \.npy, \.npz, \.csv"),
         ("a.npy", {"samples": "x"}, r"samples='x' is for the arrays of an \.npz"),
         ("a.npy", {"split": "test"}, r"split='test' is for folders"),
         ("a.npy", {"conditions": ("y",)}, r"no 'y'.*names no columns"),
@@ -1241,3 +1245,37 @@ def test_what_can_not_be_read(
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=said):
         read(tmp_path / name, **options)
+
+
+def test_a_row_of_the_tables_is_read_though_it_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table of JSON, and a folder that has a pattern of its own."""
+
+    def jsonl(path: Path, request: Request) -> files.Samples:
+        rows = [json.loads(line) for _, line in text_lines(path, request)]
+        names = list(rows[0])
+        return from_columns(
+            names, lambda j: np.array([row[names[j]] for row in rows]), len(rows), request
+        )
+
+    def folder(path: Path, request: Request) -> files.Samples:
+        return jsonl(path / f"{request.split}.jsonl", request)
+
+    monkeypatch.setitem(files.FILES, "*.jsonl", (jsonl, "columns encoding"))
+    monkeypatch.setitem(files.FOLDERS, "*.jsonl", (folder, "split columns encoding"))
+    for name, shift in (("train", 0.0), ("test", 1.0)):
+        rows = [{"a": i + shift, "b": -i, "kind": "xy"[i % 2]} for i in range(4)]
+        text = "\n".join(json.dumps(row) for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-16")
+    how: dict[str, Any] = {"conditions": {"y": "kind"}, "encoding": "utf-16"}
+    found = files.read(tmp_path / "train.jsonl", columns=("b", "a"), **how)
+    assert found.values.tolist() == [[0, 0], [-1, 1], [-2, 2], [-3, 3]]
+    assert found.columns == ("b", "a")
+    assert found.given["y"].tolist() == [0, 1, 0, 1]
+    assert found.names == {"y": ("x", "y")}
+    assert held_out_split(str(tmp_path), None) == "test"
+    found = files.read(tmp_path, split="test", **how)
+    assert found.values.tolist() == [[1, 0], [2, -1], [3, -2], [4, -3]]
+    with pytest.raises(ValueError, match=r"train\.jsonl: split='test' is for folders"):
+        files.read(tmp_path / "train.jsonl", split="test", **how)

@@ -182,7 +182,7 @@ def test_a_student_has_its_teachers_units_and_not_those_of_other_pairs(
     fit(student, Pairs.open(tmp_path)[:40], 2)
     assert torch.equal(student.mean, flow.mean)
     assert torch.equal(student.scale, flow.scale)
-    with pytest.raises(ValueError, match="begin in another law"):
+    with pytest.raises(ValueError, match="begin in another distribution"):
         fit(student, Pairs(torch.randn(100, 2), 5 + torch.randn(100, 2)), 2)
     with pytest.raises(ValueError, match="RectifiedFlow"):
         fit(scoresde.build("vp", "mlp", shape=(2,)), Pairs(x1, x1), 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
+import scoresde
+from conftest import generator
 from scoresde import toy
 from scoresde.metrics import (
     classifier_test,
@@ -398,3 +401,19 @@ def test_true_samples_are_at_the_floor_and_others_are_not(metric: object) -> Non
     x, y = moons.sample(300, generator=g), moons.sample(300, generator=g)
     assert abs(floor.times(metric(x, y))) < 4  # type: ignore[operator]
     assert floor.times(metric(x + 1.0, y)) > 4  # type: ignore[operator]
+
+
+def test_nfe_for_error_draws_from_their_generator_alone() -> None:
+    sde = scoresde.oracle(toy.EightGaussians(), scoresde.RectifiedFlow())
+    before = torch.get_rng_state()
+    scoresde.metrics.nfe_for_error(sde, 0.5, n=4, generator=generator(0))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_noise_floor_takes_a_torch_distribution() -> None:
+    law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    truth: Any = law
+    assert (
+        scoresde.noise_floor(scoresde.energy_distance, truth, 20, 3, generator=generator(0)).rms
+        > 0
+    )

@@ -322,3 +322,296 @@ def test_the_old_name_of_an_attribute_sets_the_new_one(moons: ScoreSDE) -> None:
     with pytest.warns(DeprecationWarning, match="sees is now .input_convention"):
         moons.sees = "arc"
     assert moons.input_convention == "arc"
+
+
+QUIET: dict[str, Any] = {"progress": False, "batch_size": 32}
+
+
+def flow(net: str = "mlp", **options: Any) -> scoresde.ScoreSDE:
+    torch.manual_seed(0)
+    return scoresde.build("rectified", net, shape=(2,), width=16, **options)
+
+
+def moons_sample(n: int = 500) -> torch.Tensor:
+    return toy.Moons().sample(n, generator=generator(0))
+
+
+def test_a_conditioned_view_follows_the_outcome() -> None:
+    sde = flow(classes=2)
+    view = sde.given(y=1)
+    scoresde.fit(sde, moons_sample(), coupling="minibatch_ot", steps=2, **QUIET)
+    assert view.outcome.name == "velocity"
+    sde.source = toy.Moons()
+    assert view.source is sde.source
+
+
+def test_an_unknown_outcome_is_refused() -> None:
+    sde = flow()
+    for wrong in (
+        "velocty",
+        "distilled",
+        "nodes",
+        "nodes:0",
+        "nodes:x",
+        "score:2",
+        "score:",
+        None,
+    ):
+        with pytest.raises(ValueError, match="unknown outcome"):
+            sde.outcome = wrong  # type: ignore[assignment]
+    assert sde.outcome.name == "score"
+
+
+@pytest.mark.parametrize("outcome", ["flow_map", "bridge"])
+def test_what_takes_further_inputs_is_not_claimed_by_a_model_made_from_others(
+    outcome: str,
+) -> None:
+    """A second time or an end of the bridge does not reach the network through `velocity_fn`: a
+    flow map would jump along its velocity, with other samples.
+    """
+    torch.manual_seed(0)
+    names = {"flow_map": ("rectified", "two_times"), "bridge": ("bridge", "two_drifts")}
+    sde = scoresde.build(*names[outcome], shape=(2,))
+    for parameter in sde.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    sde.outcome = OUTCOMES[outcome]
+    same = Average(sde, sde)
+    assert same.capabilities == {"velocity"}
+    assert same.default_solver == "adams"
+    with pytest.raises(ValueError, match="this model"):
+        scoresde.sample(same, 2, solver=outcome)
+    got = scoresde.sample(same, 5, generator=generator())
+    torch.testing.assert_close(got, scoresde.sample(sde, 5, solver="adams", generator=generator()))
+
+
+def test_a_model_made_from_others_can_do_what_all_can() -> None:
+    def model(outcome: Any) -> ScoreSDE:
+        net = scoresde.build("rectified", "two_times", shape=(2,)).net
+        return ScoreSDE(scoresde.RectifiedFlow(), net, shape=(2,), outcome=outcome)
+
+    score, velocity, jumps, steps = map(model, ("score", "velocity", "endpoint", distilled(2)))
+    for pair in ((score, velocity), (velocity, score), (score, model("flow_map"))):
+        assert Average(*pair).outcome == OUTCOMES["velocity"]
+    for one in (score, jumps, steps):
+        assert Average(one, one).outcome == one.outcome
+    for pair in ((score, jumps), (jumps, model("flow_map")), (steps, score), (steps, jumps)):
+        with pytest.raises(ValueError, match="have nothing in common"):
+            scoresde.sample(Average(*pair))
+
+
+def test_the_models_of_a_model_are_shown(moons: ScoreSDE) -> None:
+    average = Average(moons, labelled().given(y=1))
+    average.weight = 0.5
+    assert repr(average) == f"Average(model={moons!r}, other={average.other!r}, weight=0.5)"
+
+
+# ------------------------------------------------------------------ guidance
+
+
+class Guided(Derived):
+    """(1 − w)·unconditional + w·conditional velocity."""
+
+    def __init__(self, model: Model, other: Model, weight: float) -> None:
+        super().__init__(model)
+        self.other = other
+        self.weight = weight
+
+    def velocity_fn(self, *, raw: bool = False) -> Any:
+        with_y = self.model.velocity_fn(raw=raw)
+        without = self.other.velocity_fn(raw=raw)
+        w = self.weight
+        return lambda z, phi, rows=None: (1 - w) * without(z, phi, rows) + w * with_y(z, phi, rows)
+
+
+class Classes(torch.nn.Module):
+    """The exact output for N(m_y, ½²), and for their mixture without a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.condition_shapes: dict[str, tuple[int, ...]] = {"y": ()}
+        means = torch.tensor([[2.0, 0.0], [-2.0, 1.0], [0.0, -2.0]])
+        laws = [toy.GaussianMixture(m, 0.5) for m in (means, *means.split(1))]
+        self.nets = torch.nn.ModuleList(scoresde.oracle(law, VP).net for law in laws)
+
+    def forward(
+        self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        out = torch.stack([net(x, t) for net in self.nets])
+        return out[0] if y is None else out[1 + y, torch.arange(len(x))]
+
+
+VP = scoresde.VPSDE()
+Y = torch.tensor([0, 1, 2, 1, 0])
+
+
+def classes() -> ScoreSDE:
+    return ScoreSDE(VP, Classes(), shape=(2,), input_convention="raw").double()
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+@pytest.mark.parametrize("make", [classes, labelled])
+def test_guidance_of_weight_0_and_1_is_one_of_its_models(make: Any, weight: float) -> None:
+    """One network stands for both: `given()` makes the one that stays without conditions."""
+    sde = make().double()
+    guided = Guided(sde, sde.given(), weight).given(y=Y)
+    expected = sde.given(y=Y) if weight else sde.given()
+    verbs: dict[str, Any] = {
+        f"sample {solver}": lambda m, s=solver: scoresde.sample(
+            m, 5, solver=s, steps=8, batch_size=2, generator=generator()
+        )
+        for solver in ("heun", "em", "ddim", "dpmpp_2m")
+    }
+    x = torch.randn(5, 2, generator=generator(), dtype=torch.float64)
+    how: dict[str, Any] = {"solver": "heun", "steps": 8, "batch_size": 3}
+    bits = (torch.arange(10).reshape(5, 2), scoresde.dequantize.Uniform(16))
+    verbs |= {
+        "log_prob": lambda m: scoresde.log_prob(m, x, **how),
+        "hutchinson": lambda m: scoresde.log_prob(
+            m, x, trace="hutchinson", probes=1, generator=generator(), **how
+        ),
+        "elbo": lambda m: scoresde.elbo(m, x, draws=4, generator=generator()).log_prob,
+        "bits": lambda m: scoresde.bits_per_dim(m, *bits, generator=generator(), **how).bits,
+        "encode": lambda m: scoresde.encode(m, x, **how),
+        "decode": lambda m: scoresde.decode(m, x, **how),
+        "score": lambda m: m.score(x, 0.3),
+        "distribution": lambda m: scoresde.Distribution(m, solver="heun", steps=8).log_prob(x),
+    }
+    for name, verb in verbs.items():
+        torch.testing.assert_close(
+            torch.as_tensor(verb(guided)), torch.as_tensor(verb(expected)), msg=name
+        )
+
+
+def test_guidance_of_weight_2_has_the_score_that_it_states() -> None:
+    sde = classes()
+    guided = Guided(sde, sde.given(), 2.0).given(y=Y)
+    x = torch.randn(5, 2, generator=generator(), dtype=torch.float64)
+    expected = 2 * sde.given(y=Y).score(x, 0.3) - sde.given().score(x, 0.3)
+    torch.testing.assert_close(guided.score(x, 0.3), expected)
+    view = sde.given(y=Y)
+    same = Guided(view, view.with_condition({}).given(), 2.0)
+    torch.testing.assert_close(same.score(x, 0.3), expected)
+    two = Guided(sde, scoresde.oracle(Classes().nets[0].mixture, VP).double(), 2.0).given(y=Y)
+    torch.testing.assert_close(two.score(x, 0.3), expected)
+    assert guided.condition["y"].tolist() == Y.tolist()
+    assert scoresde.solve(guided, solver="heun", steps=3).nfe.tolist() == [12] * 5
+    twin = copy.deepcopy(guided)
+    torch.testing.assert_close(twin.score(x, 0.3), expected)
+    again = guided.given(y=torch.tensor([1]))
+    torch.testing.assert_close(again.score(x, 0.3)[1], expected[1])
+
+
+def test_conditions_reach_models_without_them_on_purpose_if_all_are() -> None:
+    sde = labelled()
+    guided = Guided(sde, sde.given(), 2.0)
+    assert not guided.unconditional
+    assert guided.given().unconditional
+    both = guided.given().given(y=1)
+    assert [len(m.condition) for m in both.models.values()] == [1, 1]
+    assert [len(m.condition) for m in guided.given(y=1).models.values()] == [1, 0]
+
+
+# ------------------------------------------------------------------ further capabilities
+
+
+class Curved(Derived):
+    """A model that also gives d²z/dφ²."""
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return super().capabilities | {"curvature"}
+
+    def curvature_fn(self, *, raw: bool = False) -> Any:
+        velocity = self.velocity_fn(raw=raw)
+
+        def curvature(z: torch.Tensor, phi: Any, rows: Any = None) -> torch.Tensor:
+            phi = torch.as_tensor(phi, dtype=torch.float64).expand(len(z))
+            point = (z, phi)
+            along = (velocity(z, phi, rows), torch.ones_like(phi))
+            with torch.enable_grad():
+                found: torch.Tensor = torch.autograd.functional.jvp(
+                    lambda z, phi: velocity(z, phi, rows), point, along
+                )[1]
+            return found
+
+        return curvature
+
+
+class Taylor(scoresde.Stepper):
+    """The Taylor series of order 2."""
+
+    order = 2
+    spacing = "arc"
+    needs = frozenset({"velocity", "curvature"})
+    evaluations = 2
+
+    def step(self, problem: Any, z: torch.Tensor, i: int) -> torch.Tensor:
+        here, there = problem.levels[i : i + 2]
+        h = there.phi - here.phi
+        curvature = problem.field("curvature")(z, here.phi)
+        return z + h * problem.velocity(z, here.phi, None) + 0.5 * h * h * curvature
+
+
+@pytest.fixture
+def curvature(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "this model has no curvature: write Curved(sde)"
+    monkeypatch.setitem(scoresde.CAPABILITIES, "curvature", text)
+
+
+@pytest.mark.usefixtures("curvature")
+def test_a_solver_may_need_a_further_output_of_a_model(moons: ScoreSDE) -> None:
+    """Of order 2, counted, checked, and refused for models without it."""
+    sde = scoresde.oracle(toy.EightGaussians(), scoresde.VPSDE()).double()
+    curved = Curved(sde)
+
+    def ends(solver: Any, **how: Any) -> torch.Tensor:
+        return scoresde.sample(curved, 100, solver=solver, generator=generator(), **how)
+
+    truth = ends("rk45", rtol=1e-9, atol=1e-9)
+    coarse, fine = ((ends(Taylor(), steps=n) - truth).norm() for n in (100, 200))
+    assert 1.8 < float((coarse / fine).log2()) < 2.2
+    assert scoresde.solve(curved, 2, solver=Taylor(), steps=5).nfe.tolist() == [10, 10]
+    outer = Average(curved, curved)  # its curvature is its own, and not known
+    for model in (sde, sde.given(), outer):
+        with pytest.raises(ValueError, match=r"no curvature: write Curved"):
+            scoresde.sample(model, 2, solver=Taylor())
+
+    class Broken(Curved):
+        def curvature_fn(self, *, raw: bool = False) -> Any:
+            return lambda z, phi, rows=None: z * float("nan")
+
+    with pytest.raises(scoresde.SolverError, match="output is not finite for 2 of 2 samples at φ"):
+        scoresde.sample(Broken(sde), 2, solver=Taylor())
+
+
+@pytest.mark.usefixtures("curvature")
+def test_a_further_output_runs_under_conditions() -> None:
+    """Of a model made from others and of a subclass of ScoreSDE, whose views are as able."""
+
+    class Able(ScoreSDE):
+        @property
+        def capabilities(self) -> frozenset[str]:
+            return super().capabilities | {"curvature"}
+
+        curvature_fn = Curved.curvature_fn
+
+    net = labelled().double().net
+    able = Able(scoresde.VPSDE(), net, shape=(2,)).eval().double()
+    plain = ScoreSDE(scoresde.VPSDE(), net, shape=(2,)).eval().double()
+    how: dict[str, Any] = {"solver": Taylor(), "steps": 10}
+    expected = [
+        scoresde.sample(Curved(plain.given(y=int(y))), 5, generator=generator(), **how)[i]
+        for i, y in enumerate(Y)
+    ]
+    for model in (able.given(y=Y), Curved(plain).given(y=Y), Curved(plain.given(y=Y))):
+        got = scoresde.sample(model, generator=generator(), batch_size=2, **how)
+        torch.testing.assert_close(got, torch.stack(expected))
+
+
+@pytest.mark.usefixtures("curvature")
+def test_an_unknown_capability_is_named_with_the_nearest(moons: ScoreSDE) -> None:
+    class Misspelt(Taylor):
+        needs = frozenset({"curvatur"})
+
+    with pytest.raises(ValueError, match=r"unknown capability 'curvatur'.*mean 'curvature'"):
+        scoresde.sample(moons, solver=Misspelt())

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import scoresde
 from conftest import PROCESSES, generator
-from scoresde import NOISES, PREDICTIONS, WEIGHTS, Process, ScoreSDE
+from scoresde import NOISES, PREDICTIONS, WEIGHTS, Process, ScoreSDE, toy
 from scoresde.common.random import FIXED, seeded
 from scoresde.processes.prediction import singular
 from scoresde.training import trainer as training
@@ -312,24 +312,71 @@ def test_the_adaptive_law_keeps_the_expectation_of_a_networks_loss() -> None:
     n = 2**14
     x0, eps = torch.ones(n, 2, dtype=torch.float64), torch.full((n, 2), 0.4, dtype=torch.float64)
 
-    def each(phi: Tensor, ratio: Tensor | None) -> Tensor:
+    def each(phi: Tensor) -> Tensor:
         z0 = sde.from_data(x0)
-        examples = denoising_examples(sde, z0, eps, phi, "sigma2", {}, ratio)
+        examples = denoising_examples(sde, z0, eps, phi, "sigma2", {})
         with torch.no_grad():
             return squared_errors(sde.net.answers.expand(n, 2), examples)
 
     law = AdaptiveLevels(NOISES["likelihood"], CPU)
     q = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    wanted = each(NOISES["likelihood"](VP, q), None)
+    wanted = each(NOISES["likelihood"](VP, q))
     spread = []
     for _ in range(30):
         phi, ratio, bins = law(VP, q)
-        got = each(phi, ratio)
+        errors = each(phi)
+        got = ratio * errors
         spread.append(float(got.std()))
         assert float(got.mean()) == pytest.approx(float(wanted.mean()), rel=1e-4)
-        law.record(bins, got / ratio)
+        law.record(bins, errors)
         law.update()
     assert spread[-1] < 0.6 * spread[0]
+
+
+class Huber(scoresde.Denoising):
+    """Pseudo-Huber."""
+
+    def errors(self, out: Tensor, examples: Any) -> Tensor:
+        return (super().errors(out, examples) + 1e-2).sqrt() - 0.1
+
+
+@pytest.mark.parametrize("noise", ["uniform", "adaptive"])
+@pytest.mark.parametrize("shape", [(2,), (1, 4, 4), (1, 8)])
+@pytest.mark.parametrize("predict", ["v", "eps"])
+def test_a_loss_of_ones_own_is_that_of_the_arc_velocity(
+    shape: tuple[int, ...], predict: str, noise: str
+) -> None:
+    """A subclass that changes `errors` alone, by the formula in float64, on vectors and images."""
+    n = math.prod(shape)
+    answers = torch.linspace(-1, 1, 6 * n, dtype=torch.float64).reshape(6, n)
+    sde = ScoreSDE(VP, Answers(answers), shape=shape, predict=predict).double()
+    made = Huber("sigma2", noise).prepared(sde, paired=False, joined=False)
+    z0, eps = torch.randn(2, 6, n, generator=generator(1), dtype=torch.float64)
+    q = (torch.arange(6, dtype=torch.float64) + 0.3) / 6
+    found = made.loss(sde.net, sde, made.examples(sde, z0, eps, q, {}), 1.0, lambda: generator(0))
+    phi, ratio = NOISES[noise](VP, q), torch.ones(6, dtype=torch.float64)
+    c = sde.coefficients(phi)
+    gap = (answers - c.a * z0 - c.b * eps) / c.det
+    squares = torch.cos(phi) ** 2 * gap.square().mean(1)
+    wanted = (ratio * ((squares + 1e-2).sqrt() - 0.1)).mean()
+    assert float(found.detach()) == pytest.approx(float(wanted), rel=1e-12)
+
+
+def test_adaptive_levels_weight_a_loss_of_ones_own_from_outside() -> None:
+    """The factor 1/p multiplies the error itself, so that the loss keeps its expectation."""
+    sde = ScoreSDE(VP, Answers(torch.full((2,), 0.7)), shape=(2,)).double()
+    made = Huber("edm", "adaptive").prepared(sde, paired=False, joined=False)
+    n = 2**14
+    z0, eps = torch.ones(n, 2, dtype=torch.float64), torch.full((n, 2), 0.4, dtype=torch.float64)
+    q = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    values = []
+    for _ in range(20):
+        examples = made.examples(sde, z0, eps, q, {})
+        value = made.loss(sde.net, sde, examples, 1.0, lambda: generator(0))
+        values.append(float(value.detach()))
+        made.update(lambda sums: None)
+    assert made.state_dict()["moments"].std() > 0.1
+    assert values == pytest.approx([values[0]] * 20, rel=1e-4)
 
 
 def test_losses_that_are_not_finite_do_not_spoil_the_adaptive_law() -> None:
@@ -731,3 +778,22 @@ def test_the_loss_draws_t_by_its_law(law: str) -> None:
     strata = 64 * T_LAWS[law][0](torch.stack([t for _, t in net.seen]).numpy())
     assert np.array_equal(np.sort(np.floor(strata), 1), np.tile(np.arange(64.0), (20, 1)))
     assert scipy.stats.kstest(strata.ravel() % 1, "uniform").pvalue > 1e-4
+
+
+def flow(net: str = "mlp", **options: Any) -> scoresde.ScoreSDE:
+    torch.manual_seed(0)
+    return scoresde.build("rectified", net, shape=(2,), width=16, **options)
+
+
+def moons(n: int = 500) -> torch.Tensor:
+    return toy.Moons().sample(n, generator=generator(0))
+
+
+def test_loss_draws_the_levels_that_fit_does() -> None:
+    sde, x = flow(), moons(64)
+    for noise, source in (("lognormal", None), ("uniform", toy.EightGaussians())):
+        sde.source = source
+        ours, told = (
+            scoresde.loss(sde, x, generator=generator(3), **how) for how in ({}, {"noise": noise})
+        )
+        assert torch.equal(ours, told)

@@ -25,7 +25,7 @@ from conftest import fitting, generator
 from scoresde.backbones import BACKBONES, MLP
 from scoresde.backbones import mlp as mlp_module
 from scoresde.backbones.base import can_trace
-from scoresde.density.estimators import Exact
+from scoresde.density.estimators import Exact, as_estimator
 from scoresde.density.trace import exact_trace, hutchinson_trace, jacobian_products
 
 F64 = torch.float64
@@ -630,6 +630,61 @@ def test_an_estimator_of_ones_own_is_unbiased_and_states_its_error() -> None:
     assert float(error.std()) > 1e-3
     assert abs(float(error.mean())) < 5 * float(error.std()) / math.sqrt(len(x))
     assert 0.85 < float((error.abs() < 2 * found.stderr).double().mean()) < 0.995
+
+
+def small(name: str) -> scoresde.TraceEstimator:
+    """A registered estimator, with few probes if it takes any."""
+    return as_estimator(name, 3)
+
+
+@pytest.mark.parametrize("name", list(scoresde.TRACES))
+def test_every_registered_estimator_is_unbiased_and_keeps_rows_apart(name: str) -> None:
+    """The same row 4000 times, with probes of each its own: the mean within 5 of its standard
+    errors of the trace by differences. A row's estimate does not depend on its mates.
+    """
+    estimator = small(name)
+    weight = normal(6, 6)
+
+    def f(z: Tensor) -> Tensor:
+        return torch.tanh(z @ weight) * z.flip(1)
+
+    z = normal(1, 6, seed=1).repeat(4000, 1)
+    probes = None
+    if estimator.probes:
+        probes = estimator.prepare(normal(estimator.probes, *z.shape, seed=2))
+    out, traces = estimator.estimate(f, z, probes, False)
+    torch.testing.assert_close(out, f(z))
+    assert traces.shape == (len(z), estimator.draws)
+    found = traces.mean(1)
+    bar = 5 * found.std() / math.sqrt(len(z)) + 1e-6
+    assert bool((found.mean() - diagonal(f, z[:1])).abs() < bar)
+    few = None if probes is None else probes[:, 7:9]
+    torch.testing.assert_close(estimator.estimate(f, z[7:9], few, False)[1], traces[7:9])
+
+
+@pytest.mark.parametrize("name", list(scoresde.TRACES))
+def test_gradients_of_every_registered_estimator_are_unbiased(name: str) -> None:
+    """To z, of the same row 4000 times: their mean within 5 of its standard errors of the gradient
+    of the trace by differences.
+    """
+    estimator = small(name)
+    weight = normal(4, 4)
+
+    def f(z: Tensor) -> Tensor:
+        return torch.tanh(z @ weight) * z.flip(1)
+
+    point = normal(1, 4, seed=1)
+    z = point.repeat(4000, 1).requires_grad_()
+    probes = None
+    if estimator.probes:
+        probes = estimator.prepare(normal(estimator.probes, *z.shape, seed=2))
+    traces = estimator.estimate(f, z, probes, True)[1].mean(1)
+    (found,) = torch.autograd.grad(traces.sum(), z)
+    h = 1e-4
+    steps = h * torch.eye(4, dtype=F64)
+    expected = (diagonal(f, point + steps) - diagonal(f, point - steps)) / (2 * h)
+    bar = 5 * found.std(0) / math.sqrt(len(z)) + 1e-5
+    assert bool(((found.mean(0) - expected).abs() < bar).all())
 
 
 def test_an_estimator_of_full_rank_is_exact() -> None:

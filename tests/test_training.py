@@ -6,6 +6,7 @@ import copy
 import gc
 import re
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import scoresde
-from conftest import generator
-from scoresde import ScoreSDE, toy
+from conftest import fit_keywords, generator
+from scoresde import ScoreSDE, TrainingError, toy
 
 
 def small(process: str = "vp", seed: int = 0, **options: Any) -> ScoreSDE:
@@ -560,3 +561,77 @@ def test_a_loss_of_ones_own_is_another_run(tmp_path: Path) -> None:
     with pytest.raises(scoresde.CheckpointError, match="objective="):
         trained("denoising", checkpoints=again)
     assert trained(Huber(), checkpoints=again)[1].loss == history.loss
+
+
+class Late(nn.Module):
+    """Makes a parameter when it is called first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        if not hasattr(self, "scale"):
+            self.scale = nn.Parameter(torch.ones(2))
+        return self.scale * self.layer(torch.cat([x, t[:, None]], 1))
+
+
+class Spoiled(nn.Module):
+    """NaN in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        out = self.layer(torch.cat([x, t[:, None]], 1))
+        return out if self.training else out * float("nan")
+
+
+X = torch.randn(200, 2, generator=generator(1))
+
+
+def fit(sde: ScoreSDE, data: Any = X, **options: Any) -> scoresde.History:
+    common = {"steps": 30, "batch_size": 16, "progress": False, "generator": generator()}
+    return scoresde.fit(sde, data, **fit_keywords(**(common | options)))
+
+
+@pytest.mark.parametrize(
+    ("net", "options", "message"),
+    [
+        (Late, {}, "came or went.*scale"),
+        (Spoiled, {"validation": X, "every": 10, "patience": 3}, "validation loss is nan"),
+    ],
+)
+def test_what_can_not_be_trained_is_an_error(
+    net: Callable[[], nn.Module], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        fit(ScoreSDE(scoresde.VPSDE(), net(), shape=(2,)), **options)
+
+
+def small_model(**options: Any) -> ScoreSDE:
+    torch.manual_seed(0)
+    return scoresde.build(
+        "vp", "mlp", shape=(2,), **({"width": 8, "depth": 1, "fourier": 2} | options)
+    )
+
+
+def test_a_compile_that_fails_later_is_a_warning_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_without_gradients(net: nn.Module) -> Any:
+        def call(*inputs: Any, **condition: Any) -> Any:
+            if not torch.is_grad_enabled():
+                raise RuntimeError("recompile failed")
+            return net(*inputs, **condition)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", fails_without_gradients)
+    with pytest.warns(UserWarning, match="recompile failed"):
+        history = fit(small_model(), validation=X, every=10, backend="compile")
+    assert len(history.validation) == 3
+
+
+def test_half_precision_weights_are_warned_of() -> None:
+    with pytest.warns(UserWarning, match="half precision"):
+        fit(small_model().to(torch.bfloat16))

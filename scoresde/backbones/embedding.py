@@ -184,7 +184,7 @@ class Embedding(ExactWaves):
     def drop_conditions(
         self, condition: Mapping[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return conditions of which each sample loses its own with `condition_dropout`."""
+        """Return conditions without those of some samples, chosen with `condition_dropout`."""
         return drop_conditions(condition, self.classes, self.condition_dropout, generator)
 
     def check_condition(

@@ -6,8 +6,8 @@ enters as a step number, made from the label t ≈ log(σ/α), which lies in [�
 
     step = 1000·(t + 6.2)/12.4
 
-These models expect steps 0 … 999, so they are for a ScoreSDE with sees="arc", the default. With
-sees="raw" the label is a time in [0, 1], which would become a step of 500 … 581. ("fourier"
+These models expect steps 0 … 999, so they need input_convention="arc", the default. With "raw" the
+label is a time in [0, 1], which would become a step of 500 … 581. ("fourier"
 embeddings are not offered: with one, UNet2DModel divides its output by the noise level.)
 
 With `classes`, labels y go to the model's own table, which gets one more row: "no label". A model
@@ -43,7 +43,7 @@ from .labels import (
     require_conditions,
 )
 
-MOST_LABEL = 6.2  # |t| with sees="arc"
+MOST_LABEL = 6.2  # |t| with input_convention="arc"
 TESTED = ("UNet2DModel", "UNet1DModel", "UNet2DConditionModel", "DiTTransformer2DModel")
 TRANSFORMER_TABLE = "num_embeds_ada_norm"
 TABLES = ("num_class_embeds", TRANSFORMER_TABLE)  # names of the option for the number of labels
@@ -52,7 +52,7 @@ TABLES = ("num_class_embeds", TRANSFORMER_TABLE)  # names of the option for the 
 class Diffusers(nn.Module):
     """A model of diffusers, "diffusers:NAME", built for the shape of a sample.
 
-    It is not for a ScoreSDE with sees="raw". A model file that names one is loaded only after
+    It is not for input_convention="raw". Before you load a model file that names it, write
     `import diffusers`: files import nothing.
 
     Parameters
@@ -257,7 +257,7 @@ class Diffusers(nn.Module):
     def drop_conditions(
         self, condition: Mapping[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return conditions of which each sample loses its own with `condition_dropout`.
+        """Return conditions without those of some samples, chosen with `condition_dropout`.
 
         Parameters
         ----------

@@ -25,7 +25,7 @@ from ..common.names import nearest
 def drop_conditions(
     condition: Mapping[str, Tensor], classes: int, dropout: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Return conditions of which each sample loses all its own with a probability."""
+    """Return conditions in which each sample has none with probability `dropout`."""
     if not condition or not dropout:
         return dict(condition)
     first = next(iter(condition.values()))

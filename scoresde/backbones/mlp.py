@@ -58,7 +58,7 @@ class MLP(ExactWaves):
     """A perceptron on [x, s·sin ωx, s·cos ωx, embedding(t), embedding(y)], plus g(t)∘x.
 
     Activations are SiLU. ω = 2πF are random frequencies, and s = exp(−½|ω|²/(1 + e^{−2t})) fades
-    those that are finer than the noise: t is log σ/α, the label of a ScoreSDE with sees="arc".
+    features that are finer than the noise: t is log σ/α, the label with input_convention="arc".
 
     Parameters
     ----------
@@ -303,7 +303,7 @@ class MLP(ExactWaves):
     def drop_conditions(
         self, condition: Mapping[str, Tensor], generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """Return conditions of which each sample loses its own with `condition_dropout`.
+        """Return conditions without those of some samples, chosen with `condition_dropout`.
 
         Parameters
         ----------

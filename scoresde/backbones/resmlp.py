@@ -34,8 +34,8 @@ class ResMLP(ExactWaves, Conditioned):
     """Residual blocks on [x, s·sin ωx, s·cos ωx], plus g∘x.
 
     The noise label and the conditions scale, shift and gate the blocks. ω = 2πF are random
-    frequencies, and s = exp(−½|ω|²/(1 + e^{−2t})) fades those that are finer than the noise: t is
-    log σ/α, the label of a ScoreSDE with sees="arc".
+    frequencies, and s = exp(−½|ω|²/(1 + e^{−2t})) fades features that are finer than the noise: t
+    is log σ/α, the label with input_convention="arc".
 
     Parameters
     ----------

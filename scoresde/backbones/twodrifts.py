@@ -1,7 +1,7 @@
 """Any backbone with two outputs: the network of a Schrödinger bridge, with the drift to either end.
 
-One law of paths has two drifts (see `scoresde.training.bridge`): that of the SDE to the data and
-that of the SDE to the source. Between them are weighted means,
+One distribution of paths has two drifts (see `scoresde.training.bridge`): one of the SDE to the
+data, and one of the SDE to the source. Between them are weighted means,
 
     out_τ = ½(1 + τ)·out_data + ½(1 − τ)·out_source,
 
@@ -38,7 +38,7 @@ class TwoDrifts(TwoTimes):
     Raises
     ------
     ValueError
-        For unknown names or options, or a backbone that has a tilt itself.
+        For unknown names or options, or a backbone that takes a tilt already.
 
     Examples
     --------

@@ -3,9 +3,9 @@
 F(z, φ, s) = cos δ·z − sin δ·w(z, φ, s) takes a state from the angle φ to the angle s = φ − δ (see
 `scoresde.training.flow_maps`). The backbone gets the noise label of s, where the jump ends, and one
 more channel that holds the span δ. For δ = 0 the two times agree, w is the velocity, and the
-network is an ordinary one. The label is that of the end because a network scales its features by
-the label (`MLP` fades those that are finer than the noise), and the output of a jump is as sharp as
-the law at its end.
+network is an ordinary one. The label is that of the end for this reason: a network scales its
+features by the label (`MLP` fades features that are finer than the noise), and the output of a jump
+is as sharp as the distribution at its end.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class TwoTimes(nn.Module):
     Raises
     ------
     ValueError
-        For unknown names or options, or a backbone that has a span itself.
+        For unknown names or options, or a backbone that takes a span already.
 
     Examples
     --------

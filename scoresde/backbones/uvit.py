@@ -135,7 +135,7 @@ class UViT(Conditioned):
         self._start()
 
     def _start(self) -> None:
-        """Draw the weights as the paper's code does, but for the zeros."""
+        """Draw the weights as the paper's code does, except the zeros."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Embedding):
                 nn.init.trunc_normal_(layer.weight, std=0.02)

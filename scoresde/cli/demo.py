@@ -81,7 +81,7 @@ def demo(
 def _numbers(
     truth: Any, test: torch.Tensor, drawn: Solution, scored: Likelihood
 ) -> dict[str, float]:
-    """The figures of the table but for the times; the gap is the mean of log p − log p_model."""
+    """The figures of the table except the times; the gap is the mean of log p − log p_model."""
     # the two share the scatter of the test points, so that their difference has little
     excess = (truth.log_prob(test) - scored.log_prob).double()
     return {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
-import fnmatch
 import json
 import os
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from ..data import files
+from ..data.files.formats import reader_of
 from ..model.labels import Labels
 from ..model.protocol import Model
 
@@ -178,8 +178,5 @@ def held_out_split(path: str, split: str | None) -> str:
     """Return which set of a folder to read: the test set, if it has one and the user names none."""
     if split is not None or not os.path.isdir(path):
         return split or "train"
-    inside = [name.lower() for name in os.listdir(path)]
-    for pattern, (_, takes) in files.FOLDERS.items():
-        if fnmatch.filter(inside, pattern):
-            return "test" if "split" in takes else "train"
-    return "train"
+    _, options = reader_of(Path(path))
+    return "test" if "split" in options else "train"

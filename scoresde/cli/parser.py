@@ -83,6 +83,6 @@ IMPORT = option(
     default=[],
     dest="imports",
     metavar="MODULE",
-    help="a module to import first, for the backbones that it registers: reading a model imports "
-    "nothing, not even diffusers",
+    help="a module to import first, for what it adds: backbones, objectives, file formats, …; "
+    "reading a model imports nothing, not even diffusers",
 )

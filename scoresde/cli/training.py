@@ -15,6 +15,7 @@ from ..backbones import BACKBONES
 from ..common.checks import whole_number
 from ..common.inputs import as_tensor
 from ..data import files
+from ..data.files.formats import READABLE
 from ..data.transforms import TRANSFORMS, Dequantize
 from ..processes.base import PROCESSES
 from ..training.couplings import COUPLINGS
@@ -132,8 +133,7 @@ COMMANDS = {
         options=(
             option(
                 "data",
-                help=".npy, .npz, .csv, .tsv, .parquet, MNIST's or CIFAR-10's files, or a folder "
-                "of images",
+                help=READABLE,
             ),
             option("--out", required=True, help="folder for checkpoints and the model"),
             option(

@@ -1,4 +1,4 @@
-"""What a model can serve, and what a solver needs of one: the vocabulary that both share."""
+"""What a model can compute, and what a solver requires of it: the vocabulary of both."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .names import choose
 
 
 class Capability(enum.StrEnum):
-    """One thing that a model may know of its law. A name in lower case stands for a member."""
+    """Something that a model can compute. A name in lower case can replace a member."""
 
     SCORE = "score"
     """∇log p_t(x), and so E[x0 | x_t]: the reverse SDE."""
@@ -23,7 +23,33 @@ class Capability(enum.StrEnum):
     """The two drifts of an SDE between data and a source."""
 
 
-def capabilities(names: Iterable[str]) -> frozenset[Capability]:
-    """A set of capabilities, from members or their names."""
-    members = [str(member) for member in Capability]
-    return frozenset(Capability(choose("capability", str(name), members)) for name in names)
+CAPABILITIES: dict[str, str] = {
+    "score": (
+        "this model has no score, only a velocity: it learnt from coupled pairs, or another task; "
+        "try solver='adams'"
+    ),
+    "velocity": (
+        "this model has learnt where the ODE ends, not its velocity: it has samples, "
+        "sample(sde, steps=1), and no more"
+    ),
+    "endpoint": (
+        "this model has learnt a velocity, not where it leads: that takes "
+        "fit(sde, data, objective='consistency')"
+    ),
+    "flow_map": (
+        "this model has no flow map: that takes a two-time network and "
+        "fit(sde, data, objective='meanflow')"
+    ),
+    "bridge": (
+        "this model is no Schrödinger bridge: that takes build('bridge', 'two_drifts', ...), "
+        "a source, and fit(sde, data)"
+    ),
+}
+"""All capabilities by name, with the message on a model that lacks it. An entry adds one, which a
+solver may need and a model may serve: what it gives is the model's method `<name>_fn`.
+"""
+
+
+def capabilities(names: Iterable[str]) -> frozenset[str]:
+    """A set of capabilities, from members or names; ValueError for one that is not in the table."""
+    return frozenset(choose("capability", str(name), CAPABILITIES) for name in names)

@@ -1,4 +1,4 @@
-"""Checks of what users hand in: the shape of a sample, tensors, batches and conditions."""
+"""Checks of what users pass in: the shape of a sample, tensors, batches and conditions."""
 
 from __future__ import annotations
 

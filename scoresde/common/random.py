@@ -1,4 +1,4 @@
-"""Random numbers that belong to samples: sample i gets the same ones in whatever batch it is.
+"""Random numbers that belong to samples: sample i gets the same ones in every batch.
 
 Samples are numbered. Every 64 in a row form a block with its own generator, seeded by (seed,
 stream, block). Rows of a draw therefore do not depend on how many there are, on `batch_size`, or

@@ -29,7 +29,7 @@ from .errors import SolverError
 MESSAGE_BYTES = 4096
 """Size of what every rank says at a meeting."""
 ERROR_CHARACTERS = 500
-"""Characters of an error that other ranks are told, each of up to 6 bytes."""
+"""The most characters of an error message for other ranks, each of up to 6 bytes."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Warnings that point to the line of the user's that called into the library."""
+"""Warnings that point to the line of the user's code that called into the library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ INSIDE = ("scoresde", "torch", "contextlib", "abc")
 
 
 def warn(text: str, category: type[Warning] = UserWarning) -> None:
-    """Warn whoever called into the library, from however deep inside."""
+    """Warn at the line of the user's code that called into the library."""
     frame = sys._getframe(1)
     level = 2
     while frame.f_back is not None:

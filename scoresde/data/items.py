@@ -1,8 +1,8 @@
 """Items of a dataset, taken apart into the sample and its conditions by name.
 
 Items, and batches of them, are x, (x,), (x, {"y": labels}), (x, labels) or {"x": x, "y": labels}.
-A condition without a name has one only if it fits just one that the network takes: integers, one a
-sample, are labels `y`.
+A condition without a name gets one if it fits exactly one condition of the network: one integer per
+sample is a label `y`.
 """
 
 from __future__ import annotations

@@ -4,11 +4,11 @@ A flow is trained on pairs of a sample x0 and a point x1 with x_t = α(t)·x0 + 
 α(1) = 0. It learns the velocity v(x, t) = E[α̇·x0 + σ̇·x1 | x_t = x]. Its ODE dx/dt = v(x, t)
 joins other pairs than those it was trained on:
 
-    x1 ~ the law at t = 1,    x0 = x1 + ∫ v(x_t, t) dt  from t = 1 to 0.
+    x1 ~ the distribution at t = 1,    x0 = x1 + ∫ v(x_t, t) dt  from t = 1 to 0.
 
-They have the same two laws, cost no more to transport under any convex cost (for the rectified
-flow), and cross less: a model trained on them has straighter paths (Liu et al. 2023, section 2.2).
-Reflow can be repeated.
+They have the same two distributions, cost no more to transport under any convex cost (for the
+rectified flow), and cross less: a model trained on them has straighter paths (Liu et al. 2023,
+section 2.2). Reflow can be repeated.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ RECORD = "pairs"
 DTYPES = ("<f8", "<f4", "<f2", "<i8", "<i4", "<i2", "|i1", "|u1", "|b1")
 """Dtypes of numbers in a folder."""
 PROBED_PAIRS = 16
-"""Pairs that are drawn again, to see that the model is the one that drew them …"""
+"""Pairs that are drawn again, to check that the model is the same …"""
 MOST_OFF = 1e-2
 """… and how far most may be off, in units of the data's scale: devices round differently."""
 

@@ -69,7 +69,7 @@ class Pairs:
     given: dict[str, Tensor]
     unit: tuple[Tensor, ...] | None = None
     schema: Schema | None = None
-    """Names that the drawing model had learnt; one that learns the pairs takes them over."""
+    """Names in the data of the model that drew the pairs; a model that learns them keeps these."""
 
     def __init__(self, x: Any, latent: Any, given: Mapping[str, Any] | None = None) -> None:
         self.x = _finite_floats(x, "x")

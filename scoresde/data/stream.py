@@ -93,7 +93,7 @@ class TrainingStream:
         return self.reader.fingerprint()
 
     def batches(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
-        """Batches from the one that holds `step`; `position` is what the stream said before it."""
+        """Batches from that of `step` on; `position` is what the stream returned for it before."""
         return self.reader.batches(step, position)
 
     def read_multiples(self, n: int | None, most: int) -> None:
@@ -112,14 +112,14 @@ class TrainingStream:
             yield x
 
     def standardize(self, sde: ScoreSDE) -> None:
-        """Give a model mean and scale if it has none: of the data, or of where pairs begin."""
+        """Set mean and scale of a model without them, from the data, or from the x_1 of pairs."""
         if isinstance(self.reader, PairsReader) and sde.source is None:
             self.reader.standardize(sde)
         elif not bool(sde.measured):
             sde.standardize(self.measure())
 
     def standardize_conditions(self, sde: ScoreSDE) -> None:
-        """Give a model mean and scale of conditions that it has none of, after `standardize`."""
+        """Set mean and scale of conditions that the model lacks, after `standardize`."""
         known = sde.conditions.known().keys()
         if self.reader.given is not None:
             self._see_conditions(self.reader.given)

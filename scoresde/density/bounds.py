@@ -14,9 +14,9 @@ equal variance, KL = ½(S/sin²θ_s)·‖u − u*‖² apart. In the limit of sm
 
 This is the bound of Kingma et al. (2021, eq. 11–18) and Song et al. (2021b, theorem 3), with its
 ∫‖ε − ε̂‖² d log tan φ, less the bound of standard normal data, whose velocity is 0 and whose bound
-is exact. What is left vanishes at both ends: it needs no cut-offs.
+is exact. The difference vanishes at both ends, so it needs no cut-offs.
 
-The noise of an estimate is reduced three times. Levels are stratified. ε serves together with −ε
+Three methods reduce the noise of an estimate. Levels are stratified. ε and −ε are used together,
 at mirrored places of a stratum: the linear term cancels, and Hutchinson's noise remains. And
 ‖ε‖² − D, whose mean is 0, is subtracted, times the share R² = f/‖u*‖² that the model explained at
 the draw before, which is independent of this one. So the estimate is unbiased for every model.
@@ -99,8 +99,8 @@ def elbo(
     log p(x) ≥ log N(z0; 0, I) + ∫ cot θ·E[2u·u* − ‖u‖²] dθ − D·log r(0) − log|det scale|, see
     `scoresde.density.bounds`. It bounds the density of what SDE solvers sample, not that of the
     ODE, which `log_prob` gives: the two agree only for an exact score. With an exact score it is
-    log p(x) + E log(N(z1; 0, I)/p(z1)), tight but for the prior. Like `log_prob`, it takes x for a
-    sample at the data end of the process: at σ_min for `VESDE` and `EDM`, and at
+    log p(x) + E log(N(z1; 0, I)/p(z1)), tight except for the prior. Like `log_prob`, it takes x for
+    a sample at the data end of the process: at σ_min for `VESDE` and `EDM`, and at
     φ = `Process.phi_floor` where σ(0) = 0. It has no gradients, even for x that requires them;
     `loss` has.
 
@@ -382,7 +382,7 @@ def _integrate(
         total = total + value
         before = [*before[-2:], value]
         if len(before) == 3:
-            # A second difference is free of the integral's own slope.
+            # A second difference removes the slope of the integral.
             difference = before[0] - 2 * before[1] + before[2]
             spread = spread + difference.square() / 6
     return total, (spread * (draws / (draws - 2))).sqrt()

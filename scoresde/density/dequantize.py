@@ -1,6 +1,6 @@
 """Discrete data for a continuous model: noise inside each bin, and the density of that noise.
 
-An integer v in 0 … L − 1 owns the bin [v/L, (v + 1)/L) of the unit scale. x = (v + u)/L lies in
+The integer v in 0 … L − 1 has the bin [v/L, (v + 1)/L) of the unit scale. x = (v + u)/L lies in
 it, with u in [0, 1) of density h(u), so that log q(x|v) = Σ_i log(L·h(u_i)). u is a quantile of its
 distribution, at a uniform random number. For any model density p,
 log P(v) = log ∫ p(x) dx over the bin ≥ E[log p(x) − log q(x|v)] by Jensen's inequality (Theis et
@@ -37,7 +37,7 @@ FLOAT32_LEVELS = 4096
 class Dequantization(abc.ABC):
     """How integers become points of the unit scale, and back.
 
-    One object serves training data, bits per dimension and samples. Subclasses give `_noise`, the
+    Use one object for training data, bits per dimension and samples. Subclasses give `_noise`, the
     distribution of u in its bin.
 
     Parameters
@@ -178,7 +178,7 @@ class Dequantization(abc.ABC):
         return (log_q - as_reals(log_prob, "log_prob")) / (whole_number("dim", dim) * math.log(2))
 
     def dataset(self, values: Any, **condition: Any) -> Dequantized:
-        """Return integers as data to train on, with noise of their own at every access.
+        """Return integers as data to train on, with fresh noise at every access.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""How the trace of a network's Jacobian is found: exactly, by random probes, or your own way."""
+"""The trace of a network's Jacobian: exactly, by random probes, or by a method of the user."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ TRACES.add("hutchinson_gaussian", functools.partial(Hutchinson, distribution="ga
 
 
 def as_estimator(trace: str | TraceEstimator, probes: int | None) -> TraceEstimator:
-    """The estimator that a user named, or gave; `probes` goes to a named one that takes it."""
+    """The estimator for a name or an object; `probes` is an option of estimators given by name."""
     if isinstance(trace, TraceEstimator):
         if probes is not None:
             raise TypeError(

@@ -57,8 +57,8 @@ def likelihood(
     """Return log p(x) with its error bars, the latent, and what it cost.
 
     log p(x) = log p(z_1) + ∫ div v dφ − D·log r(0) − log|det scale| along the probability-flow
-    ODE. It is exact for the model but for p(z_1), which is only nearly N(0, I), the density used
-    for it unless `prior` is given; `prior_gap` says how nearly.
+    ODE. It is exact for the model, except that N(0, I), or `prior`, replaces the model's p(z_1);
+    `prior_gap` estimates the difference.
 
     A feature that was constant in training (`sde.scale` 0) has a spike for a density, which is
     left out: log p is that of the D other features. A row off the constant by more than 1e-6 of it
@@ -70,7 +70,7 @@ def likelihood(
     x : Tensor, shape (B, *shape)
         Data, in their own units.
     solver : str or Solver
-        One that integrates the ODE ("adams", "rk45", "heun", …), not a stochastic sampler.
+        A solver of the ODE ("adams", "rk45", "heun", …), not a stochastic sampler.
     trace : str or TraceEstimator
         A name of `scoresde.TRACES`, or an object. "exact": ∑∂f_i/∂x_i. "hutchinson": the mean of
         vᵀ(∂f/∂x)v over random signs v, drawn once for each sample and held through the solve,

@@ -1,4 +1,4 @@
-"""The density at t = 1, where the ODE ends: the prior, and how far the model's own lies from it."""
+"""The density at t = 1, where the ODE ends: the prior, and how far the model is from it."""
 
 from __future__ import annotations
 
@@ -109,9 +109,9 @@ def prior_gap(
     """|log p(z) − log N(z; 0, I)| (B,) at the noise end, by the model's score, rounded up.
 
     h = ∇log(p/N) = (cos φ/sin² φ)·(x̂0 − cos φ·z) is small, so log(p/N) = g − log E_N[e^g] with
-    g = ∫_0^1 z·h(uz) du, and log E_N[e^g] = ½·tr ∂h/∂z + ½|h|² at z = 0 to second order. What is
-    left out is of the order of their squares and, where the second order nearly vanishes, of
-    cos² φ times them: both are added, and a tenth.
+    g = ∫_0^1 z·h(uz) du, and log E_N[e^g] = ½·tr ∂h/∂z + ½|h|² at z = 0 to second order. The
+    omitted terms are of the order of their squares, or of cos² φ times them where the second order
+    nearly vanishes. Both are added, and a tenth.
     """
     n = z.shape[1]
     rounding = torch.finfo(z.dtype).eps * n

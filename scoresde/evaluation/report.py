@@ -5,13 +5,13 @@ Integers are scored in bits per dimension (see `scoresde.density.bits`), with un
 dequantization and, if several draws are asked for, by the importance-weighted bound as well. Of
 other data log p(x) is evaluated, in nats.
 
-The seed rules all randomness: the order of the data, their noise, their probes, and the samples.
-One random order serves everything: the first n of it are scored, and samples take the conditions
-of the first ones, round after round. So data sorted by class do no harm, and what was scored before
-an interruption is a random subset. The data are scored `SCORED_AT_ONCE` at a time, each part with
-a random stream of its own; the file is written after each part.
+The seed determines all randomness: the order of the data, their noise, their probes, the samples.
+There is one random order of the data. The first n are scored, and samples take the conditions of
+the first ones, again and again. So data sorted by class do no harm, and the data that were scored
+before an interruption are a random subset. The data are scored `SCORED_AT_ONCE` at a time, each
+part with a separate random stream; the file is written after each part.
 
-What is measured is a table: `scoresde.evaluation.measures.MEASURES`.
+The table `scoresde.evaluation.measures.MEASURES` holds all measures.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ def _likelihood_options(sde: Model, discrete: bool, options: Mapping[str, Any]) 
 
 
 def _check(task: Task) -> None:
-    """Raise for whatever the measures would stumble over; prepare data and features for them."""
+    """Raise for arguments with which a measure would fail; prepare data and features."""
     sde = task.sde
     device = sde.scale.device
     if task.fid and len(task.data) < 2:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -188,7 +189,7 @@ class Evaluation:
             if name in RESULTS:
                 setattr(self, name, value)
             else:
-                self.metrics[name] = value
+                self.metrics[name] = _number(value)
 
     def kept(self, folder: str | os.PathLike[str]) -> dict[str, Any]:
         """Return the results that folder/evaluation.json holds of the same model, data and seed.
@@ -232,7 +233,11 @@ class Evaluation:
         path = Path(folder) / "evaluation.json"
         partial = path.with_suffix(".json.partial")
         mine = _plain(dataclasses.asdict(self))
-        mine |= {name: value for name, value in (kept or {}).items() if not mine[name]}
+        before = dict(kept or {})
+        metrics = before.pop("metrics", None)
+        if isinstance(metrics, dict):
+            mine["metrics"] = metrics | mine["metrics"]
+        mine |= {name: value for name, value in before.items() if not mine[name]}
         text = json.dumps(mine, indent=2, ensure_ascii=False, default=str)
         partial.write_text(text + "\n", encoding="utf-8")
         os.replace(partial, path)
@@ -285,8 +290,17 @@ def _metric_text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _number(value: Any) -> Any:
+    """A tensor or array of one number as a number; anything else as it is."""
+    arrays = isinstance(value, Tensor | np.ndarray | np.generic)
+    return value.item() if arrays and math.prod(value.shape) == 1 else value
+
+
 def _plain(value: Any) -> Any:
     """The same value for JSON, which has no NaN."""
     if isinstance(value, dict):
         return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    value = _number(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Distances between two sets of samples, tests that they are from one law, the noise floor of a
+"""Distances between two sets of samples, tests of equal distributions, the noise floor of a
 distance, and how straight paths are.
 
 - `energy_distance`: E², in the units of the data; unbiased, with nothing to choose.

@@ -1,7 +1,7 @@
 """The classifier two-sample test: can a network tell two sets of samples apart?
 
-A classifier learns on one half of the points which set each is from. If the laws agree, it is right
-on the other half as often as a coin: the tail of its number of hits is at most that of
+A classifier learns on one half of the points which set each is from. If the distributions agree, it
+is right on the other half as often as a coin: the tail of its number of hits is at most that of
 Binomial(n_test, ½) (Lopez-Paz & Oquab 2017, section 3; Hoeffding 1956, theorem 4, for halves with
 equally many points of each set). If they differ, accuracy − ½ bounds their total variation distance
 from below: accuracy ≤ ½ + ½·TV, on average.
@@ -33,8 +33,8 @@ class ClassifierTest:
     Attributes
     ----------
     accuracy : float
-        Share of the held-out points that it assigns to the right set: ½ if the laws agree, 1 if
-        they don't overlap.
+        Share of the held-out points that it assigns to the right set: ½ if the distributions agree,
+        1 if they don't overlap.
     p_value : float
         Probability that a coin does as well or better, P(Binomial(n_test, ½) ≥ hits).
     n_test : int
@@ -60,9 +60,9 @@ def classifier_test(
 ) -> ClassifierTest:
     """Train a small network to tell x from y on half of the points, and test it on the others.
 
-    If the laws agree, P(p ≤ a) ≤ a for every a. A large p does not prove that they agree: the test
-    is as sharp as the network, an MLP of two hidden layers on standardized points, which is poor at
-    images.
+    If the distributions agree, P(p ≤ a) ≤ a for every a. A large p does not prove that they agree:
+    the test is as sharp as the network, an MLP of two hidden layers on standardized points, which
+    is poor at images.
 
     Parameters
     ----------

@@ -14,10 +14,10 @@ steps=1) lands where they end. NPE = 0 means that they also join source and data
 W_2². C has no unit. It is a ratio of means: the mean of ratios has no finite variance in the plane,
 where some paths are hardly displaced at all.
 
-All of these depend on the clock and on the factor α, not on the curve alone. For a rectified flow
-they mean what the papers mean. VP, VE and the like are not straight in x_t: VP shrinks the data as
-t grows, VE raises the noise to σ_max, so that their S measures the schedule more than the model.
-Compare it between models of one process only.
+All of these depend on the speed along a path and on the factor α, not only on the curve. For a
+rectified flow they mean what the papers mean. VP, VE and the like are not straight in x_t: VP
+shrinks the data as t grows, VE raises the noise to σ_max, so that their S measures the process
+more than the model. Compare it between models of one process only.
 
 One solve yields everything. Between stations t_k the path is interpolated by polynomials of degree
 4 on Gauss–Lobatto nodes, whose energy the same nodes' quadrature integrates exactly. S is computed

@@ -1,8 +1,8 @@
 """The energy distance between two sets of samples, and the permutation test that goes with it.
 
-The energy distance between the laws of X and Y, X′ and Y′ being independent copies, is
+The energy distance between the distributions of X and Y is, with independent copies X′ and Y′,
 
-    E² = 2·E|X − Y| − E|X − X′| − E|Y − Y′| ≥ 0,        zero if and only if the laws agree,
+    E² = 2·E|X − Y| − E|X − X′| − E|Y − Y′| ≥ 0,        zero if and only if they agree,
 
 in the units of the data (Székely and Rizzo 2013, Energy statistics: a class of statistics based on
 distances). It has no kernel, no bandwidth and no network to choose.
@@ -26,7 +26,7 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     """Return the squared energy distance E² = 2·E|X − Y| − E|X − X′| − E|Y − Y′| of two sets.
 
     It is the U-statistic, which leaves out pairs of a point with itself and is unbiased: if the
-    laws agree, it scatters about 0 and may be negative. It carries no gradient.
+    distributions agree, it scatters about 0 and may be negative. It carries no gradient.
 
     Parameters
     ----------
@@ -67,12 +67,12 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
 def energy_test(
     x: Tensor, y: Tensor, permutations: int = 999, generator: torch.Generator | None = None
 ) -> float:
-    """Return the p-value of the permutation test by energy distance that x and y are from one law.
+    """Return the p-value of a permutation test that x and y are equally distributed.
 
     Points are pooled and divided anew; p = (1 + #{E²_permuted ≥ E²})/(1 + permutations). If the
-    laws agree, P(p ≤ a) ≤ a for every a and every sample size: rejecting at p ≤ 0.01 is a false
-    alarm once in a hundred tests. A large p does not prove that they agree: the test is as sharp
-    as n and m make it.
+    distributions agree, P(p ≤ a) ≤ a for every a and every sample size: rejecting at p ≤ 0.01 is a
+    false alarm once in a hundred tests. A large p does not prove that they agree: the test is as
+    sharp as n and m make it.
 
     Parameters
     ----------

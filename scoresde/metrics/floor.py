@@ -130,8 +130,8 @@ def noise_floor(
         Pairs of sets. Where the metric scatters about 0, the relative error of the floor is about
         1/√(2·repeats).
     generator : torch.Generator, optional
-        The only source of randomness when given, but for that of the metric; pair i depends on it
-        and on i alone.
+        If given, the only source of randomness, apart from the metric's; pair i depends only on it
+        and on i.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The Fréchet distance between the normal laws of two sets of samples, or of their features (FID).
+"""The Fréchet distance between normal fits to two sets of samples, or to their features (FID).
 
 With means μ and covariances Σ of the features f(x) of either set,
 
@@ -41,9 +41,9 @@ def frechet_distance(
 ) -> Tensor:
     """Return the Fréchet distance d² = |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2·(Σ₁Σ₂)^½) of two sets.
 
-    It is biased upwards, for equal normal laws with Σ = I by (2F + ½·F(F + 1))/n, so compare sets
-    of one size, or with `noise_floor`. With features="inception" and 50,000 samples it is called
-    FID. It carries no gradient.
+    It is biased upwards, for equal normal distributions with Σ = I by (2F + ½·F(F + 1))/n, so
+    compare sets of one size, or with `noise_floor`. With features="inception" and 50,000 samples it
+    is called FID. It carries no gradient.
 
     Parameters
     ----------

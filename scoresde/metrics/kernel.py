@@ -4,9 +4,9 @@ With a positive kernel k, X′ and Y′ being independent copies of X and Y,
 
     MMD² = E k(X, X′) + E k(Y, Y′) − 2·E k(X, Y) ≥ 0          (Gretton et al. 2012, lemma 6),
 
-zero if and only if the laws agree, for the kernel here: a mean of Gaussians, k = 1/B·Σ_b exp(−|x −
-y|²/2b²). A difference between the laws shows best at a bandwidth b of its own length, so several
-bandwidths are used unless one is given.
+zero if and only if the distributions agree. The kernel here is a mean of Gaussians,
+k(x, y) = 1/B·Σ_b exp(−|x − y|²/2b²). A difference between the distributions shows best at a
+bandwidth b of the same length, so several bandwidths are used unless one is given.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def mmd(x: Tensor, y: Tensor, bandwidth: float | Sequence[float] | None = None) 
     """Return the squared maximum mean discrepancy MMD² = E k(X, X′) + E k(Y, Y′) − 2·E k(X, Y).
 
     The kernel k is a mean of Gaussians. It is the U-statistic, which leaves out pairs of a point
-    with itself and is unbiased: if the laws agree, it scatters about 0 and may be negative. It
-    carries no gradient.
+    with itself and is unbiased: if the distributions agree, it scatters about 0 and may be
+    negative. It carries no gradient.
 
     Parameters
     ----------

@@ -1,12 +1,12 @@
 """Wasserstein distances between two sets of samples: exact by assignment, and sliced.
 
-The p-Wasserstein distance is the least cost of carrying one law into the other,
+The p-Wasserstein distance is the least cost of moving one distribution to the other,
 
     W_p = (inf_γ E_γ|X − Y|^p)^(1/p)                          (Villani 2009),
 
-γ being any joint law with the given marginals. Between two sets of n points the best γ is a
-permutation; in one dimension it joins equal quantiles, so that W_p^p = ∫|F⁻¹(u) − G⁻¹(u)|^p du.
-Averaged over directions θ on the sphere,
+where γ is any joint distribution with the given marginals. Between two sets of n points the best γ
+is a permutation. In one dimension it joins equal quantiles, so that
+W_p^p = ∫|F⁻¹(u) − G⁻¹(u)|^p du. Averaged over directions θ on the sphere,
 
     SW_p = (E_θ W_p^p(θ·X, θ·Y))^(1/p)                        (Bonneel et al. 2015).
 

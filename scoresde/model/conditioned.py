@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .conditions import warn_lacking
 from .derived import Derived
+from .outcomes import Outcome
 from .protocol import Model
 
 OWN = {"model", "_condition", "_deliberate", "_owner"}
@@ -30,11 +31,11 @@ VIEWED = (
     "velocity",
     "velocity_fn",
 )
-"""Methods that a view of a model has of its own."""
+"""Methods that a view does not take from its model."""
 
 
 class Conditioned(Derived):
-    """A view of a model: it shares network and units with it, and has conditions of its own."""
+    """A view of a model: the same network and units, with conditions."""
 
     _owner = False  # whether no one else has the model, as after a deep copy
 
@@ -88,6 +89,21 @@ class Conditioned(Derived):
     def condition(self) -> Mapping[str, Tensor]:
         """What it is conditioned on."""
         return self._condition
+
+    @property
+    def outcome(self) -> Outcome:
+        """That of the model."""
+        return self.model.outcome
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Those of the model."""
+        return self.model.capabilities
+
+    @property
+    def unconditional(self) -> bool:  # type: ignore[override]
+        """Whether conditions were left out on purpose."""
+        return self._deliberate and not self._condition
 
     @property
     def predict(self) -> str:  # type: ignore[override]

@@ -157,13 +157,13 @@ def warn_lacking(sde: Any, condition: Mapping[str, Tensor]) -> None:
     if sde.learnt["unconditional"]:
         them = "it" if len(lacking) == 1 else "them"
         warn(
-            f"this model has learnt with {names} and is not given {them}: this is its law over all "
-            f"of them; {line} conditions it, and sde.given() says that it is meant"
+            f"this model has learnt with {names} and is not given {them}: it uses the distribution "
+            f"over all of them; {line} conditions it, and sde.given() silences this warning"
         )
     elif sde.interface.drop is not None:
         raise ValueError(
             f"this network has learnt with condition_dropout=0, always with {names}: write {line}"
         )
     else:
-        warn(f"this model has learnt always with {names}, and has no law without: write {line}")
+        warn(f"this model has learnt always with {names}, and means nothing without: write {line}")
     sde._warned = True

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..processes.base import Process
 from .old_names import RENAMED, by_old_name
-from .outcomes import Outcome
+from .outcomes import Outcome, combined
 from .protocol import Model
 from .schema import Schema
 from .standardization import Standardization
@@ -27,9 +27,16 @@ class Derived(Model):
     """A model made from others, such as an average of two.
 
     Subclass it and override `velocity_fn`, or `network_fn` together with `predict`. Everything
-    else is that of the first model: its process, units, capabilities and attributes. The models
-    among its attributes share that process, shape and units. Conditions reach each model that
-    takes them, and `to`, `double`, `eval` and their like change all of them in place.
+    else is that of the first model: its process, units and attributes. The models among its
+    attributes share that process, shape and units. `to`, `double`, `eval` and their like change
+    all of them in place.
+
+    Conditions reach each model that takes them. A model made by `given()` is without them on
+    purpose and stays so, unless all are.
+
+    It has the capabilities that all its models have, without flow maps and bridges, whose networks
+    take further inputs. For another one, override `capabilities` and add `<name>_fn`: see
+    `scoresde.common.capabilities.CAPABILITIES`.
 
     Parameters
     ----------
@@ -56,7 +63,7 @@ class Derived(Model):
         self.model = model
 
     def __getattr__(self, name: str) -> Any:
-        """Attributes of the first model; its own methods run on this one."""
+        """Attributes of the first model; methods of the first model run on this one."""
         if name.startswith("__") or name == "model":
             raise AttributeError(name)
         if name in RENAMED:
@@ -69,6 +76,11 @@ class Derived(Model):
         if inspect.ismethod(value) and value.__self__ is self.model:
             return types.MethodType(value.__func__, self)
         return value
+
+    def __repr__(self) -> str:
+        """Its models, and its other attributes."""
+        parts = (f"{name}={v!r}" for name, v in vars(self).items() if not name.startswith("_"))
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     def _in_place(self, name: str, *args: Any, **kwargs: Any) -> Self:
         """Move, convert or set the mode of all its models, as `nn.Module` does."""
@@ -114,8 +126,8 @@ class Derived(Model):
 
     @property
     def outcome(self) -> Outcome:
-        """That of the first model."""
-        return self.model.outcome
+        """That of the first model, less what another lacks and what takes further inputs."""
+        return combined(model.outcome for model in self.models.values())
 
     @property
     def standardization(self) -> Standardization:
@@ -136,6 +148,11 @@ class Derived(Model):
                 if name not in found or len(value) > len(found[name]):
                     found[name] = value
         return found
+
+    @property
+    def unconditional(self) -> bool:  # type: ignore[override]
+        """Whether all its models are without conditions on purpose."""
+        return all(model.unconditional for model in self.models.values())
 
     @property
     def cost(self) -> int:  # type: ignore[override]
@@ -181,8 +198,8 @@ class Derived(Model):
         Parameters
         ----------
         **condition : Tensor, array, number or word
-            As for `ScoreSDE.given`. Without any, all models are asked on purpose for their laws
-            without conditions.
+            As for `ScoreSDE.given`. Without any, the result has the unconditional distributions of
+            all models, and gives no warning.
 
         Returns
         -------
@@ -200,11 +217,15 @@ class Derived(Model):
         unknown = {name: v for name, v in condition.items() if not self.takes_condition(name)}
         if unknown:
             self.model.given(**unknown)  # raises, and says what there is
-        return self._with(lambda model: _given(model, condition))
+        return self._with(lambda model: _given(model, condition), self._open())
 
     def with_condition(self, condition: Mapping[str, Tensor]) -> Self:
         """Return this model with its models conditioned; see `Model.with_condition`."""
-        return self._with(lambda model: model.with_condition(_taken(model, condition)))
+
+        def change(model: Model) -> Model:
+            return model.with_condition(_taken(model, condition))
+
+        return self._with(change, self._open())
 
     def slice_conditions(self, start: int, stop: int, total: int) -> Self:
         """Return this model for some samples of a call; see `Model.slice_conditions`."""
@@ -228,10 +249,17 @@ class Derived(Model):
         for model in self.models.values():
             model.warn_unconditional()
 
-    def _with(self, change: Callable[[Any], Model]) -> Self:
-        """A copy of this model whose models are changed."""
+    def _open(self) -> dict[str, Model]:
+        """The models that conditions reach: those without on purpose stay so, unless all are."""
+        found = {name: model for name, model in self.models.items() if not model.unconditional}
+        return found or self.models
+
+    def _with(
+        self, change: Callable[[Any], Model], models: dict[str, Model] | None = None
+    ) -> Self:
+        """A copy of this model whose models, or some of them, are changed."""
         made = copy.copy(self)
-        for name, model in self.models.items():
+        for name, model in (self.models if models is None else models).items():
             setattr(made, name, change(model))
         return made
 

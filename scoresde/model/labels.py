@@ -78,7 +78,7 @@ def coded(name: str, column: Any, declared: tuple[str, ...] = ()) -> np.ndarray:
 
 
 def _numbered(words: np.ndarray, classes: np.ndarray, declared: tuple[str, ...]) -> Labels:
-    """Words as labels of the declared classes, if they are all among them, or of their own."""
+    """Words as labels of the declared classes if these contain all words, else of new classes."""
     place = np.searchsorted(classes, words)
     if not declared or not {*classes.tolist()} <= {*declared}:
         return Labels(place, classes.tolist())

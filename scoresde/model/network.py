@@ -67,12 +67,12 @@ class NetworkInterface:
 
     @property
     def wide_inputs(self) -> bool:
-        """Whether it takes x and t in at least float32 whatever the dtype of its weights."""
+        """Whether it takes x and t in at least float32 even if its weights have half precision."""
         return bool(getattr(self.inner, "wide_inputs", False))
 
     @property
     def can_do_without(self) -> bool:
-        """Whether conditions were left out in its training, so that it has a law without them."""
+        """Whether training dropped conditions, so that it can also do without them."""
         return self.drop is not None and getattr(self.inner, "condition_dropout", None) != 0
 
     def takes(self, name: str) -> bool:

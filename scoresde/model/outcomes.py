@@ -1,10 +1,11 @@
-"""What a network can have learnt, as rows of a table: what it serves, and how it is sampled."""
+"""What training can produce, as rows of a table: what a model can compute, and its solver."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..common.capabilities import Capability
+from ..common.capabilities import CAPABILITIES, Capability
 from ..common.names import nearest
 
 
@@ -16,8 +17,8 @@ class Outcome:
     ----------
     name : str
         A key of `OUTCOMES`.
-    capabilities : frozenset of Capability
-        What such a model serves.
+    capabilities : frozenset of str
+        What such a model can compute.
     solver : str
         The solver that `sample` takes if none is named.
     distilled_steps : int, optional
@@ -30,7 +31,7 @@ class Outcome:
     """
 
     name: str
-    capabilities: frozenset[Capability]
+    capabilities: frozenset[str]
     solver: str
     distilled_steps: int | None = None
 
@@ -56,30 +57,6 @@ velocity, and where the ODE is at any later time (MeanFlow). `bridge`: the drift
 join data and source, and so the velocity between them. `distilled`: the points that k steps of
 "ddim" visit, and no more."""
 
-MISSING = {
-    Capability.SCORE: (
-        "this model has no score, only a velocity: it learnt from coupled pairs, or another task; "
-        "try solver='adams'"
-    ),
-    Capability.VELOCITY: (
-        "this model has learnt where the ODE ends, not its velocity: it has samples, "
-        "sample(sde, steps=1), and no more"
-    ),
-    Capability.ENDPOINT: (
-        "this model has learnt a velocity, not where it leads: that takes "
-        "fit(sde, data, objective='consistency')"
-    ),
-    Capability.FLOW_MAP: (
-        "this model has no flow map: that takes a two-time network and "
-        "fit(sde, data, objective='meanflow')"
-    ),
-    Capability.BRIDGE: (
-        "this model is no Schrödinger bridge: that takes build('bridge', 'two_drifts', ...), "
-        "a source, and fit(sde, data)"
-    ),
-}
-"""The message on a model that lacks a capability, with the way to one that has it."""
-
 DISTILLED = (
     "this model has learnt the steps of 'ddim' with steps={steps} and spacing='time' that lead to "
     "the data, and no more: sample(sde) takes them by itself"
@@ -104,16 +81,37 @@ def as_outcome(value: str | Outcome) -> Outcome:
         raise ValueError(f"unknown outcome {value!r}. {nearest(str(value), known)}") from None
 
 
-def lacking(outcome: Outcome, needs: frozenset[Capability]) -> str | None:
-    """The message on an outcome that does not serve all that is needed; None if it does."""
-    missing = needs - outcome.capabilities
+def combined(outcomes: Iterable[Outcome]) -> Outcome:
+    """The outcome of a function of models' outputs, which knows a state and an angle alone.
+
+    A ValueError if they have no capability in common.
+    """
+    first, *others = outcomes
+    has = first.capabilities.intersection(*(one.capabilities for one in others))
+    has &= {Capability.SCORE, Capability.VELOCITY, Capability.ENDPOINT}
+    if any(Capability.FLOW_MAP in one.capabilities for one in (first, *others)):
+        has -= {Capability.ENDPOINT}  # where a flow map ends takes a second time
+    if all(one == first for one in others) and has == first.capabilities:
+        return first
+    for row in OUTCOMES.values():
+        if has and row.capabilities == has:
+            return row
+    names = " and ".join(repr(one.name) for one in (first, *others))
+    raise ValueError(f"models with the outcomes {names} have nothing in common to be made one")
+
+
+def lacking(
+    has: frozenset[str], needs: frozenset[str], distilled_steps: int | None = None
+) -> str | None:
+    """The message on a model that lacks some of the capabilities needed; None if it has all."""
+    missing = needs - has
     if not missing:
         return None
-    if outcome.distilled_steps is not None:
-        return DISTILLED.format(steps=outcome.distilled_steps)
-    if Capability.VELOCITY not in outcome.capabilities:
-        return MISSING[Capability.VELOCITY]
-    return MISSING[min(missing)]
+    if distilled_steps is not None:
+        return DISTILLED.format(steps=distilled_steps)
+    if Capability.VELOCITY not in has:
+        return CAPABILITIES[Capability.VELOCITY]
+    return CAPABILITIES[min(missing)]
 
 
 _OLD_NAMES = {"endpoint": "jump", "flow_map": "map"}
@@ -127,7 +125,7 @@ def to_kind(outcome: Outcome) -> str:
 
 
 def from_kind(kind: object) -> Outcome:
-    """The outcome that a word of files stands for."""
+    """The outcome for its name in a file."""
     words = {to_kind(row): row for row in OUTCOMES.values() if row.name != "distilled"}
     if isinstance(kind, str):
         name, _, steps = kind.partition(":")

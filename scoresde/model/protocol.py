@@ -1,4 +1,4 @@
-"""What `sample`, `log_prob` and the other verbs ask of a model, with or without own weights.
+"""What `sample`, `log_prob` and the other verbs require of a model, with or without weights.
 
 A model moves states on the unit arc (`scoresde.model.arc`). With x_t = mean + scale·x̃_t in the
 units of the data and z = x̃_t/√(α² + σ²), a state has an angle φ = atan(σ/α), and the network's
@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..common.capabilities import Capability, capabilities
+from ..common.capabilities import capabilities
 from ..processes.base import Process
 from .arc import OnArc
 from .fields import Fields
@@ -26,7 +26,7 @@ from .units import DataUnits
 
 
 class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
-    """A law of x that `sample`, `log_prob`, `elbo` and their like can use.
+    """A distribution of x that `sample`, `log_prob`, `elbo` and similar functions can use.
 
     `ScoreSDE` is the model with a network, and `Derived` the base of models made from others. Any
     other class that has these attributes and methods is a model as well.
@@ -40,7 +40,7 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
     predict : str
         What `network_fn` returns: a key of `scoresde.PREDICTIONS`.
     outcome : Outcome
-        What it serves, and its default solver.
+        What it can compute, and its default solver.
     standardization : Standardization
         Between data and states.
     mean, scale : Tensor
@@ -48,9 +48,11 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
     condition : mapping of str to Tensor
         What it is conditioned on: one row for all samples, or one a sample.
     source : object with .sample(n), or None
-        The law of x at t = 1, in the units of the data, if it is not a Gaussian.
+        The distribution of x at t = 1, in the units of the data, if it is not a Gaussian.
     cost : int
         Calls of a network that one evaluation takes.
+    unconditional : bool
+        Whether it is without conditions on purpose, as `given()` says.
     schema : Schema
         Names of columns and classes, if it was fitted to data with names.
 
@@ -65,6 +67,7 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
     predict: str
     source: Any = None
     cost: int = 1
+    unconditional: bool = False
     mean: Tensor
     scale: Tensor
     schema: Schema
@@ -75,7 +78,7 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
     @property
     @abc.abstractmethod
     def outcome(self) -> Outcome:
-        """What it serves."""
+        """What training produced: what the model can compute, and its default solver."""
 
     @property
     @abc.abstractmethod
@@ -317,12 +320,12 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
 
     @property
     def condition_rows(self) -> int:
-        """How many samples the conditions are of: 1 without, or with one row for all."""
+        """The number of rows of the conditions: 1 without conditions, or with one row for all."""
         return max((len(value) for value in self.condition.values()), default=1)
 
     @property
-    def capabilities(self) -> frozenset[Capability]:
-        """What it can serve: a score, a velocity, the end of the ODE, …"""
+    def capabilities(self) -> frozenset[str]:
+        """What it can compute: a score, a velocity, the end of the ODE, …"""
         return self.outcome.capabilities
 
     @property
@@ -336,12 +339,12 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
         return self.outcome.solver
 
     def require(self, *needs: str) -> None:
-        """Raise ValueError unless the model serves all that is needed.
+        """Raise ValueError if the model lacks a capability.
 
         Parameters
         ----------
-        *needs : Capability or str
-            "score", "velocity", "endpoint", "flow_map" or "bridge".
+        *needs : str
+            Keys of `scoresde.CAPABILITIES`: "score", "velocity", "endpoint", …
 
         Raises
         ------
@@ -358,6 +361,6 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
         Traceback (most recent call last):
         ValueError: this model has learnt where the ODE ends, not its velocity: ...
         """
-        text = lacking(self.outcome, capabilities(needs))
+        text = lacking(self.capabilities, capabilities(needs), self.distilled_steps)
         if text is not None:
             raise ValueError(text)

@@ -1,7 +1,7 @@
 """The names in a model's data: columns of a sample, words and columns of its conditions.
 
-Later tables are matched by these names, whatever the order of their columns and whichever classes
-they hold. Data without names, and models that were trained on such, go by position.
+Later tables are matched by these names, so the order of their columns and the set of their classes
+do not matter. If the data or the training data have no names, columns are matched by position.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class ScoreSDE(StandardizedModule, Model):
     shape : tuple of int
         Shape of one sample, without the batch.
     predict : str
-        What the network outputs: "edm", "x0", "eps", "v" or "score" (`scoresde.PREDICTIONS`).
+        What the network outputs: a key of `scoresde.PREDICTIONS`, such as "x0" or "eps".
     input_convention : str
         "arc": the network is given the unit-variance state z and a noise label of about
         log(σ/α). "raw": it is given the process's own x_t and t, as exact denoisers and networks
@@ -56,17 +56,17 @@ class ScoreSDE(StandardizedModule, Model):
         What the network has learnt, which `fit` sets: "score", "velocity", "endpoint",
         "flow_map" or "bridge"; see `scoresde.model.outcomes`.
     source : Tensor, array, or an object with .sample(n), optional
-        The law of x at t = 1, in the units of the data, instead of a Gaussian: rows of a data set,
-        or a density, whose log_prob(x) the likelihood then needs. For processes with α(1) = 0,
-        such as the rectified flow.
+        The distribution of x at t = 1, in the units of the data, instead of a Gaussian: rows of a
+        data set, or a density. The likelihood then needs its log_prob(x). For processes with
+        α(1) = 0, such as the rectified flow.
 
     Attributes
     ----------
     mean, scale : Tensor, float64
         The standardization, per first axis of a sample (feature or channel); 0 and 1 until `fit`
-        measures them. They stay float64 (float32 where the device has none) whatever dtype the
-        model is converted to. A scale of 0 marks a constant: samples repeat it, the network is
-        given 0 in its place, and log p leaves out its density, a spike.
+        measures them. They stay float64 (float32 on devices without it) if the model is converted
+        to another dtype. A scale of 0 marks a constant: samples repeat it, the network receives
+        0 in its place, and log p leaves out its density, a spike.
     measured : Tensor of bool, shape ()
         Whether `fit` or `standardize` has measured them.
     ema : nn.Module or None
@@ -143,7 +143,7 @@ class ScoreSDE(StandardizedModule, Model):
 
     @property
     def outcome(self) -> Outcome:
-        """What the network has learnt, and so what the model serves."""
+        """What the network has learnt, and therefore what the model can compute."""
         return self._outcome
 
     @outcome.setter
@@ -157,7 +157,7 @@ class ScoreSDE(StandardizedModule, Model):
 
     @property
     def source(self) -> Any:
-        """The law of x at t = 1, an object with .sample(n), or None for a Gaussian."""
+        """The distribution of x at t = 1, an object with .sample(n), or None for a Gaussian."""
         return self._source
 
     @source.setter

@@ -1,8 +1,9 @@
-"""Sources: laws of x at t = 1 other than a Gaussian, such as a density or a data set.
+"""Sources: distributions of x at t = 1 in place of a Gaussian, such as a density or a data set.
 
-Any path x_t = α·x0 + σ·x1 with α(1) = 0 carries one law to another (Liu et al. 2023; Albergo et
-al. 2023), with x1 ~ source in place of the noise. The ODE and its likelihood stay the same, given
-log p(x1); there is no score, as Tweedie's formula holds for Gaussian noise alone.
+Any path x_t = α·x0 + σ·x1 with α(1) = 0 carries one distribution to another (Liu et al. 2023;
+Albergo et al. 2023), with x1 ~ source in place of the noise. The ODE stays the same, and so does
+its likelihood if log p(x1) is known. There is no score, because Tweedie's formula requires Gaussian
+noise.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class Missing:
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Raise ValueError."""
         raise ValueError(
-            "this model starts from data or a law that was not saved with it: set sde.source to it"
+            "this model starts from data or a density that was not saved with it: set "
+            "sde.source to it"
         )
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ def as_source(source: Any, shape: tuple[int, ...]) -> Any:
 
 
 def draw(law: Any, n: int, *words: int) -> Any:
-    """Draw n samples that depend on the words alone, whichever generator the law uses."""
+    """Draw n samples that depend only on `words`, with any generator that the source uses."""
     with isolated() as seed:
         seed(*words, everything=True)
         if isinstance(law, torch.distributions.Distribution):

@@ -118,7 +118,7 @@ class DataUnits:
         return self.from_data(x) / float(self.process.radius(as_time(1.0)))
 
     def accept(self: Any, x: Any, what: str = "x") -> Tensor:
-        """Check a batch that a user hands in, and return it on the model's device.
+        """Check a batch from a user, and return it on the model's device.
 
         Parameters
         ----------

@@ -14,9 +14,9 @@ and between two times s < t
     x_t | x_s ~ N(a·x_s, v·I),   a = α_t/α_s,   v = σ_t²·(1 − exp(2λ_t − 2λ_s)),   λ = log(α/σ).
 
 On the unit arc, α = r·cos φ and σ = r·sin φ, so z = x/r = cos φ·x0 + sin φ·ε has unit variance for
-standardized data, and dz/dφ = cos φ·ε̂ − sin φ·x̂0 whatever the process (the velocity of Salimans &
-Ho 2022, appendix D). A process is a stretch φ(0) … φ(1) of the arc with a clock on it. It owns its
-two end points: no function in this library takes an epsilon.
+standardized data, and dz/dφ = cos φ·ε̂ − sin φ·x̂0 for every process (the velocity of Salimans &
+Ho 2022, appendix D). A process is a segment φ(0) … φ(1) of the arc, and a speed along it. It
+defines its values at both end points, so no function in this library takes an epsilon.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Process(OldFloor, abc.ABC):
     """
 
     noise: float = 0.0
-    """σ of the Brownian motion between the two ends of a path; 0 but for `SchrodingerBridge`."""
+    """σ of the Brownian motion between the two ends of a path; 0 except for `SchrodingerBridge`."""
 
     objective: ClassVar[str] = "denoising"
     """The objective by which `fit` trains models of this process by default."""
@@ -295,8 +295,8 @@ class Process(OldFloor, abc.ABC):
         """Return the squared noise of the reverse SDE that stochastic solvers integrate.
 
         Any amount of noise g̃² keeps the marginals of dx = [α̇·x̂0 + σ̇·ε̂ + ½g̃²·ε̂/σ] dt + g̃ dw̄
-        (Karras et al. 2022, eq. 6). Here g̃² = g², but for processes that end in pure noise: their
-        g² is infinite at t = 1, and g̃² = g²·cos²φ = 2ασ·(α·σ̇ − σ·α̇)/r² is finite everywhere.
+        (Karras et al. 2022, eq. 6). Here g̃² = g², except if a process ends in pure noise: then g²
+        is infinite at t = 1, and g̃² = g²·cos²φ = 2ασ·(α·σ̇ − σ·α̇)/r² is finite everywhere.
 
         Parameters
         ----------

@@ -14,7 +14,7 @@ from .base import PROCESSES, Process, as_time
 
 @dataclass(frozen=True)
 class _Variance(Process):
-    """The clock that VP and sub-VP share: β(t) = β_min + t·(β_max − β_min), log α = −½∫β."""
+    """What VP and sub-VP share: β(t) = β_min + t·(β_max − β_min), log α = −½∫β."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -234,7 +234,7 @@ class EDM(_Exploding):
     sigma_min, sigma_max : float
         σ at t = 0 and t = 1, in units of the standardized data.
     rho : float
-        The curvature of the clock: for larger ρ more levels of a uniform grid lie near the data.
+        The exponent ρ: for larger ρ more levels of a uniform grid lie near the data.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """What a network predicts, as one row (a, b): output = a·x0 + b·ε.
 
-Together with z = cos φ·x0 + sin φ·ε this is a 2×2 system, so one solve serves every prediction.
+Together with z = cos φ·x0 + sin φ·ε this is a 2×2 system, with one solution for all predictions.
 With det = cos φ·b − sin φ·a,
 
     x̂0 = (b·z − sin φ·out)/det,     ε̂ = (cos φ·out − a·z)/det,

@@ -125,7 +125,7 @@ def tolerance(sde: Model) -> float:
 
 
 def _raise_tolerances(solver: Solver, named: Collection[str], least: float) -> Solver:
-    """The solver with tolerances of at least `least`, but warn of those that the user named."""
+    """The solver with default tolerances raised to `least`; warn of smaller named ones."""
     for name in {"rtol", "atol"} & set(solver.tolerances):
         value = getattr(solver, name)
         if value >= least:

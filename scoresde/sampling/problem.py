@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -12,7 +13,7 @@ from ..model.protocol import Model
 from ..model.source import starts
 from ..processes.prediction import Coefficients
 from ..solvers import Level, Problem
-from ..solvers.problem import Denoise, Jump
+from ..solvers.problem import Denoise, Jump, Velocity
 
 
 def levels(sde: Model, times: Tensor) -> tuple[Level, ...]:
@@ -60,7 +61,15 @@ def problem(
         adaptive,
         jump=_jump(sde, nodes, conversions, denoise),
         bridge=_bridge_noise(sde),
+        field=functools.partial(_field, sde),
     )
+
+
+def _field(sde: Model, name: str) -> Velocity:
+    """What the model gives for a capability; ValueError if it does not serve that."""
+    sde.require(name)
+    made: Velocity = getattr(sde, f"{name}_fn")()
+    return made
 
 
 def _conversions(sde: Model, nodes: tuple[Level, ...]) -> list[Coefficients]:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.capabilities import Capability
+from ..common.capabilities import CAPABILITIES, Capability
 from ..common.checks import check_generator, whole_number
 from ..common.random import PATH, Noise, draw_seed
-from ..model.outcomes import MISSING
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..solvers import Counts, Problem, Solver
@@ -89,7 +88,7 @@ def _check_runs_to_noise(sde: Model, solver: Solver, named: str | Solver | None)
             "try 'adams'"
         )
     if "velocity" not in sde.capabilities:
-        raise ValueError(f"data go to noise along the ODE: {MISSING[Capability.VELOCITY]}")
+        raise ValueError(f"data go to noise along the ODE: {CAPABILITIES['velocity']}")
 
 
 def _trajectory(

@@ -1,4 +1,4 @@
-"""Adams methods in the angle: one evaluation a step, with steps and order of each sample's own.
+"""Adams methods in the angle: one evaluation per step, separate steps and order per sample.
 
 dz/dφ = v is smooth in φ at both ends of every path, so a polynomial through the last values of v
 reaches far. In Newton's form, with the nodes t_0 (now), t_1, … and the divided differences d_j =
@@ -38,7 +38,7 @@ from .problem import Counts, Problem, column
 HIGHEST = 8
 """Highest order."""
 BUDGET = {1: 2, 2: 3, 4: 4, 6: 5, 32: 6, 72: 7, 100: 8}
-"""Order on a grid of at least so many steps, to the data. Exact scores would bear more."""
+"""Order on a grid of at least so many steps, to the data. Exact scores would allow more."""
 FORWARD = {1: 1, 4: 3, 5: 4}
 """The same to noise. The field is stiff at the start of the way, and higher orders are unstable."""
 TAIL = 1 / 16
@@ -54,16 +54,17 @@ _RULE = torch.from_numpy(np.array(np.polynomial.legendre.leggauss(4))).unsqueeze
 @SOLVERS.register("adams")
 @dataclass(frozen=True)
 class Adams(Adaptive):
-    """Adams predictor–corrector for dz/dφ = v; each sample has steps and an order of its own.
+    """Adams predictor–corrector for dz/dφ = v; each sample has separate steps and a separate order.
 
-    It takes one network evaluation a step (PEC). Without `steps=` every sample goes by the
-    tolerance, and the error of its end point comes out close to it. With `steps=` the grid is
-    fixed, spaced "graded", and the method interpolates x̂0, by a polynomial in φ²: stable for modes
-    of any thinness. The order follows the number of steps: 2 for one step (which lands on x̂0), 3
-    from 2 steps on, then 4 from 4, 5 from 6, 6 from 32, 7 from 72 and 8 from 100 steps on. An
-    exact score would bear 8 from 28 steps on; trained networks are rougher. From data to noise it
-    interpolates v, with an order of 1, then 3 from 4 and 4 from 5 steps on. The first steps cannot
-    have a high order: they leave an error of order 4, which matters only far below 1e-8.
+    It takes one network evaluation a step (PEC). Without `steps=` the tolerance determines the
+    steps of every sample, and the error of its end point is close to it. With `steps=` the grid is
+    fixed, spaced "graded", and the method interpolates x̂0 by a polynomial in φ², which is stable
+    for modes of any width. The order follows the number of steps: 2 for one step (which ends at
+    x̂0), 3 from 2 steps on, then 4 from 4, 5 from 6, 6 from 32, 7 from 72 and 8 from 100 steps on.
+    With an exact score, 8 would be safe from 28 steps on; trained networks are rougher.
+    From data to noise it interpolates v, with an order of 1, then 3 from 4 and 4 from 5 steps on.
+    The first steps cannot have a high order: they leave an error of order 4, which matters only far
+    below 1e-8.
 
     Parameters
     ----------

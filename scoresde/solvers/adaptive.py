@@ -1,7 +1,7 @@
-"""The adaptive loop: each sample takes steps of its own, and leaves the batch when it is done.
+"""The adaptive loop: each sample has separate steps, and leaves the batch when it is done.
 
 Runge–Kutta, exponential, Adams and SDE methods share it. A method subclasses `AdaptiveSolve`: it
-tries one step of every sample under way, with an error in units of the tolerance (`propose`), and
+tries one step of every unfinished sample, with an error in units of the tolerance (`propose`), and
 chooses the next step sizes (`resize`). The loop takes the steps whose error is at most 1. It drops
 the samples that have arrived, that are stuck, or whose steps have run out.
 
@@ -27,7 +27,7 @@ from .problem import Counts, Problem
 
 @dataclass(frozen=True)
 class Adaptive(Solver):
-    """A solver that chooses its own steps by a tolerance: the options that all of these share.
+    """A solver that chooses steps by a tolerance: the options that all of these share.
 
     It takes a step where the norm of (its error)/(atol + rtol·|z|) is at most 1.
 
@@ -67,7 +67,7 @@ class Adaptive(Solver):
 
 
 class Survivors:
-    """The samples of an adaptive solve that are under way, and the values the others left with."""
+    """The unfinished samples of an adaptive solve, and the last values of the finished ones."""
 
     def __init__(self, n: int, device: torch.device) -> None:
         self.rows = torch.arange(n, device=device)
@@ -76,7 +76,7 @@ class Survivors:
 
     @property
     def some(self) -> Tensor | None:
-        """Which samples are under way, as `Problem.velocity` wants it: None for all."""
+        """The rows of unfinished samples, as `Problem.velocity` takes them: None for all."""
         return None if len(self.rows) == self._n else self.rows
 
     def leave(self, leaves: Tensor, *columns: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class Survivors:
 
 @dataclass(slots=True)
 class Trial:
-    """One attempted step of the B samples under way."""
+    """One attempted step of the B unfinished samples."""
 
     state: Tensor  # where it leads (B, n)
     phi: Tensor  # the angle there (B,)
@@ -108,10 +108,10 @@ T = TypeVar("T", bound=Trial)
 
 
 class AdaptiveSolve(abc.ABC, Generic[T]):
-    """One adaptive solve: the state of all samples under way, and the loop that moves them."""
+    """One adaptive solve: the state of all unfinished samples, and the loop that moves them."""
 
     columns: ClassVar[tuple[str, ...]] = ("y", "phi", "h", "accepted")
-    """Attributes with one row a sample under way."""
+    """Attributes with one row per unfinished sample."""
     h: Tensor
     """Lengths (B,) of the steps to try next, in radians."""
 
@@ -129,7 +129,7 @@ class AdaptiveSolve(abc.ABC, Generic[T]):
 
     @abc.abstractmethod
     def propose(self) -> T:
-        """Try one step of every sample under way."""
+        """Try one step of every unfinished sample."""
 
     @abc.abstractmethod
     def resize(self, trial: T, good: Tensor) -> None:
@@ -261,7 +261,7 @@ class LandingSolve(AdaptiveSolve[LandingTrial]):
         self.h = torch.where(good & trial.cut, torch.maximum(h, self.h), h)
 
     def accept(self, trial: LandingTrial, good: Tensor) -> None:
-        """Move the samples whose step is taken, and note those that reach a station."""
+        """Move the samples whose step is accepted, and note which of them reach a station."""
         super().accept(trial, good)
         if not self.many:
             return

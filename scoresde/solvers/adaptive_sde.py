@@ -1,13 +1,13 @@
 """An adaptive stochastic solver: improved Euler on the reverse SDE in the angle.
 
-Each sample takes steps of its own.
+Each sample has separate steps.
 
 Any noise keeps the marginals (see `Process.reverse_g2`). Per radian, n² = sin 2φ is the same for
 every process and vanishes at both ends. Going down the arc,
 
     dz = −(v + cos φ·ε̂)·|dφ| + √(sin 2φ) dw = −f·|dφ| + dB,
 
-where B is Brownian motion in the clock τ = sin²φ, so that its increment from φ to φ' < φ is
+where B is Brownian motion in the time τ = sin²φ, so that its increment from φ to φ' < φ is
 exactly N(0, sin²φ − sin²φ'). With that increment ΔB and h = φ − φ', Jolicoeur-Martineau et al.
 take
 
@@ -63,7 +63,7 @@ class _BrownianPaths:
             top, of = depth[some] - 1, rows[some]
             end, rest = self._goal[top, of], self._piece[top, of]
             known = _variance(phi[some], end)
-            # The share of the known variance; 1 or more where the piece serves as it is.
+            # The share of the known variance; 1 or more where the piece is used unchanged.
             share = variance[some] / known
             bridge = (variance[some] * (1 - share)).clamp_min(0).sqrt()
             first = column(share, n) * rest + column(bridge, n) * n[some]
@@ -90,7 +90,7 @@ def _variance(high: Tensor, low: Tensor) -> Tensor:
 @SOLVERS.register("ggf")
 @dataclass(frozen=True)
 class GottaGoFast(Adaptive, Stepper):
-    """Improved Euler on the reverse SDE with adaptive steps of each sample's own; any process.
+    """Improved Euler on the reverse SDE with adaptive, separate steps per sample; any process.
 
     The error of a step is the root mean square of (z' − z'')/(sin φ·(atol + rtol·max(|z|,
     |z''|))). A step is taken when that is at most 1, and the next is 0.75/√error times as long.
@@ -100,11 +100,11 @@ class GottaGoFast(Adaptive, Stepper):
     not two. The solver keeps what it saw of the Brownian path; the paper draws anew, and so
     prefers quiet paths. With `steps=` it takes a fixed grid, and has weak order 2.
 
-    A tolerance bounds the error of a step along a path, not that of the law. On standardized data
-    with modes of 10% of its standard deviation these come out 43% too wide at a tolerance of 0.04,
-    with 3% of the samples far from all of them, 7% at 0.02, and 1% at 0.01, the default, for 156
-    evaluations. (The paper's own recursion at its tolerances 0.0078 and 0.1: 16% too wide at 118
-    evaluations; with 0.5 for the second, its fastest: twice as wide, 6% far out.)
+    A tolerance bounds the error of a step along a path, not that of the distribution. On
+    standardized data with modes of 10% of its standard deviation these come out 43% too wide at a
+    tolerance of 0.04, with 3% of the samples far from all of them, 7% at 0.02, and 1% at 0.01, the
+    default, for 156 evaluations. (The paper's own recursion at its tolerances 0.0078 and 0.1: 16%
+    too wide at 118 evaluations; with 0.5 for the second, its fastest: twice as wide, 6% far out.)
 
     Parameters
     ----------

@@ -31,7 +31,7 @@ class Solver(abc.ABC):
     order : float
         Order of convergence of the end point in the step size (weak order for stochastic solvers).
     stochastic : bool
-        Whether it draws noise on the way; such a solver serves no likelihood.
+        Whether it draws noise on the way; such a solver can't compute a likelihood.
     reversible : bool
         Whether a stochastic one may also go from data to noise.
     ode : bool
@@ -42,9 +42,9 @@ class Solver(abc.ABC):
         The grid when the user names none.
     tolerances : tuple of str
         Options of an adaptive solve, which mean nothing on a fixed grid.
-    needs : set of Capability, or of their names
-        What the solver itself asks of a model, all of it: of "score", "velocity", "endpoint",
-        "flow_map" and "bridge". By default a score if it is stochastic, a velocity otherwise.
+    needs : set of str
+        What the solver itself requires of a model, all of it: keys of `scoresde.CAPABILITIES`. By
+        default a score if it is stochastic, a velocity otherwise.
 
     Examples
     --------
@@ -82,8 +82,8 @@ class Solver(abc.ABC):
         return 1.0
 
     @property
-    def needs(self) -> frozenset[Capability]:
-        """What the solver itself asks of a model."""
+    def needs(self) -> frozenset[str]:
+        """What the solver itself requires of a model."""
         return frozenset({Capability.SCORE if self.stochastic else Capability.VELOCITY})
 
     @property
@@ -94,8 +94,8 @@ class Solver(abc.ABC):
         )
 
     @property
-    def all_needs(self) -> frozenset[Capability]:
-        """What a model must offer: its own `needs` and those of its `parts`, all of them."""
+    def all_needs(self) -> frozenset[str]:
+        """What a model must be able to compute: the `needs` of the solver and of its `parts`."""
         own = [self.needs] if isinstance(self.needs, str) else [str(name) for name in self.needs]
         for name in RENAMED.keys() & own:
             warn(

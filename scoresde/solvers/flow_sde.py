@@ -17,7 +17,7 @@ and every step. Where x̂0 moves, with κ = ½·(K summed so far) and λ = −lo
     d(z·e^κ/sin φ) = e^μ·x̂0 dμ + noise,        μ = λ + κ,
 
 so that x̂0 may be extrapolated to the middle of the step in μ, as DPM-Solver++(2M) does in λ:
-order 2 for one evaluation. Without noise that serves the way from data to noise as well.
+order 2 for one evaluation. Without noise, it can also go from data to noise.
 
 A form of w enters by an antiderivative of w/σ² alone, and is a row of `FORMS`.
 """

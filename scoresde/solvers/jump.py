@@ -58,8 +58,8 @@ class Consistency(Stepper):
 
     z'/cos φ' = F(z, φ, φ_end)/cos φ_end + √(tan²φ' − tan²φ_end)·n. One step is one jump, without
     noise. It needs a model that knows where the ODE ends: a consistency model, or one with a flow
-    map. Fresh noise keeps the law of z only if x0 and ε were independent in training, so sample
-    models of coupled pairs in one step.
+    map. Fresh noise keeps the distribution of z only if x0 and ε were independent in training, so
+    sample models of coupled pairs in one step.
 
     References
     ----------

@@ -1,6 +1,6 @@
 """Langevin steps: correctors after any predictor, and annealed Langevin dynamics.
 
-A Langevin step at one noise level keeps that level's law, up to O(δ²), whatever its step size:
+A Langevin step of any size keeps the distribution at its noise level, up to O(δ²):
 
     x ← x + δσ²·s + √(2δ)·σ·n,    s = −ε̂/σ,    on the arc
     z ← z − δ·sin φ·ε̂ + √(2δ)·sin φ·n.

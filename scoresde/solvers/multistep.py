@@ -31,10 +31,10 @@ __all__ = ["METHODS", "Multistep", "Row", "march", "multistep"]
 class Multistep(Solver):
     """A multistep method on a fixed grid: z' = keep·z + Σ_j w_j·f_j + noise·n.
 
-    It takes one evaluation a step. Methods in x̂0 and ε̂, all that have names, serve no likelihood.
-    By name they take two options: `order`, the order of convergence, 1 to 4 (with a corrector at
-    least 2, so that the literature's UniPC-2 has order=3), and for methods in x̂0 `tau`, the
-    strength of the noise: 0 the ODE, 1 the reverse SDE, 2 at most.
+    It takes one evaluation a step. Methods in x̂0 and ε̂, which include all with a name, can't
+    compute a likelihood. By name they take two options: `order`, the order of convergence, 1 to 4
+    (with a corrector at least 2, so that the literature's UniPC-2 has order=3), and for methods in
+    x̂0 `tau`, the strength of the noise: 0 the ODE, 1 the reverse SDE, 2 at most.
 
     Parameters
     ----------

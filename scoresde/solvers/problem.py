@@ -2,14 +2,15 @@
 
 States are rows (B, n) on the unit arc (see `scoresde.processes.base`). A solver moves them from
 `levels[0]` to `levels[-1]`. It calls the problem for velocities, denoised values and noise, and
-reports every level that it reaches. It knows neither the network nor the process, so the same
-solver serves sampling, encoding and likelihoods.
+reports every level that it reaches. It knows neither the network nor the process, so
+sampling, encoding and likelihoods can use the same solver.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -56,6 +57,13 @@ Jump = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 Listener = Callable[..., None]
 
 
+Field = Callable[[str], Velocity]
+
+
+def _no_field(name: str) -> Velocity:
+    raise AssertionError("this problem has no further fields; state them with field=")
+
+
 def _no_jump(z: Tensor, i: int, j: int) -> tuple[Tensor, Tensor]:
     raise AssertionError("this problem has no jumps; state it with jump=")
 
@@ -95,7 +103,7 @@ class Problem:
     noise : callable () -> Tensor (B, n)
         The next standard normal draw.
     adaptive : bool
-        Whether the levels are only stations, between which the solver chooses its own steps.
+        Whether the solver chooses its steps between the levels, which are only stations.
     norm : callable (B, n) -> (B,)
         The norm of errors that are already divided by the tolerance. It is homogeneous: c times
         the error, c a number a row, has |c| times the norm.
@@ -110,6 +118,9 @@ class Problem:
         The ODE leads from z at level i to cos φ_j·x̂0 + sin φ_j·ε̂ at level j. For models that
         have learnt it. For a bridge, where its SDE would lead without noise if its estimate of
         the end stayed as it is.
+    field : callable (name) -> callable (z, φ, rows) -> Tensor
+        What the model gives for a further capability, such as "curvature": its `curvature_fn()`.
+        Take it once a solve; a call of it is an evaluation.
     bridge : float
         The noise σ of a bridge; 0 for all other models.
 
@@ -123,17 +134,20 @@ class Problem:
     denoise: Denoise
     noise: Callable[[], Tensor]
     adaptive: bool = False
-    norm: Callable[[Tensor], Tensor] = field(default_factory=lambda: rms)
-    observe: Callable[[int, Tensor], None] = field(default_factory=lambda: _no_observer)
+    norm: Callable[[Tensor], Tensor] = dataclasses.field(default_factory=lambda: rms)
+    observe: Callable[[int, Tensor], None] = dataclasses.field(
+        default_factory=lambda: _no_observer
+    )
     wanted: frozenset[int] | None = None
     measure: Measure | None = None
-    jump: Jump = field(default_factory=lambda: _no_jump)
+    jump: Jump = dataclasses.field(default_factory=lambda: _no_jump)
     bridge: float = 0.0
+    field: Field = dataclasses.field(default_factory=lambda: _no_field)
 
     def wrapped(self, after: Listener) -> Problem:
         """Return the same problem, with a function called after each evaluation of the network.
 
-        Whoever counts or checks evaluations uses this, so that no callable is forgotten.
+        Use this to count or check evaluations, so that no callable is forgotten.
 
         Parameters
         ----------
@@ -165,7 +179,17 @@ class Problem:
             after(z, None, i, *out)
             return out
 
-        return replace(self, velocity=velocity, denoise=denoise, jump=jump)
+        def field(name: str) -> Velocity:
+            inner = self.field(name)
+
+            def call(z: Tensor, phi: float | Tensor, rows: Tensor | None = None) -> Tensor:
+                out = inner(z, phi, rows)
+                after(z, rows, phi, out)
+                return out
+
+            return call
+
+        return replace(self, velocity=velocity, denoise=denoise, jump=jump, field=field)
 
     def watched(self, told: Listener) -> Problem:
         """Old name of `wrapped`.

@@ -1,4 +1,4 @@
-"""Runge–Kutta methods: rows of one table, on a fixed grid or with steps of each sample's own.
+"""Runge–Kutta methods: rows of one table, on a fixed grid or with separate steps per sample.
 
 A tableau takes the stages k_i = v(y + h·Σ_j a_ij·k_j, φ + c_i·h) to y' = y + h·Σ b_i·k_i
 (`scoresde.solvers.tableaus`). If it has weights b̂ of lower order, e = h·Σ(b_i − b̂_i)·k_i
@@ -8,7 +8,7 @@ rtol·max(|y|, |y'|). The norm of a row is its root mean square, and a step is t
 most 1.
 
 States wanted on the way shorten no step: they are y + h·Σ b_i(θ)·k_i, the method's own
-interpolant. So the end point is the same to the last bit whichever times are asked for.
+interpolant. So the end point is the same to the last bit for all `times=`.
 """
 
 from __future__ import annotations

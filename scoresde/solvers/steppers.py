@@ -60,7 +60,7 @@ class DDIM(Stepper):
 
     @property
     def needs(self) -> frozenset[Capability]:
-        """A score if it is stochastic; else nothing but values of x0, which all models have."""
+        """A score if it is stochastic; else only values of x0, which all models have."""
         return frozenset({Capability.SCORE}) if self.stochastic else frozenset()
 
     @property

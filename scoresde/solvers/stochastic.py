@@ -7,8 +7,8 @@ is dy/du = ε̂. EDM's Heun step from u to u' takes
 
 which on the arc is z' = cos φ'·x̂0 + sin φ'·ε̂ and z'' = z' + ½·(sin φ' − u·cos φ')·(ε̂' − ε̂).
 Where u is infinite (α = 0) the step is Heun's in φ, z'' = z + ½(φ' − φ)·(v + v'), and the step to
-u' = 0 is Euler's. Adding noise of variance û² − u² to y takes the law at u to the law at û
-exactly, so both methods have the weak order 2 of Heun, whatever noise they add.
+u' = 0 is Euler's. Adding noise of variance û² − u² to y takes the distribution at u to that at û
+exactly, so both methods have the weak order 2 of Heun with any amount of noise.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class ChurnedHeun(Stepper):
     for u, and has σ_data = 0.5 where standardized data have 1. û does not pass the process's own
     noise end, beyond which the network was not trained.
 
-    The last step, to σ = 0, lands on x̂0: modes of width s come out narrower by the factor s/√(s²
+    The last step, to σ = 0, ends at x̂0: modes of width s come out narrower by the factor s/√(s²
     + û²), û the level that it starts from. "karras", the default, has û = 0.0025·(1 + γ) there,
     and modes of 10% and 2% of the data's standard deviation are 8 and 13% too wide at 50
     evaluations with churn=10, 2 and 6% with churn=3. On "arc", whose last step is long, they are
@@ -81,8 +81,8 @@ class ChurnedHeun(Stepper):
     s_min, s_max : float
         S_min and S_max, the range of σ/α that is churned.
     s_noise : float
-        S_noise, a factor on the noise that is added; 1 keeps the law, EDM uses up to 1.007 against
-        networks that remove too much.
+        S_noise, a factor on the noise that is added; 1 keeps the distribution, EDM uses up to 1.007
+        against networks that remove too much.
 
     Raises
     ------
@@ -157,8 +157,8 @@ class Restart(Solver):
     above u_min. At 50 evaluations modes of 10% and 2% of the data's standard deviation are 3 to 4%
     too wide on the default grid, "logsnr"; on "arc", whose last step is long, 7 and 98%.
 
-    The ends of an interval are the nearest nodes of the grid, and the nodes between serve all K
-    descents. So N steps cost 2·(N + K·(steps inside the intervals)) evaluations, one less where
+    The ends of an interval are the nearest nodes of the grid, and all K descents use the nodes
+    between. So N steps cost 2·(N + K·(steps inside the intervals)) evaluations, one less where
     σ(0) = 0.
 
     Parameters

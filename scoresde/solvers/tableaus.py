@@ -85,7 +85,7 @@ class Tableau:
 
     @functools.cached_property
     def c(self) -> Row:
-        """Nodes: the row sums of a, and exactly 1 where they are that but for the rounding of a."""
+        """Nodes: the row sums of a, and exactly 1 where they are 1 up to rounding."""
         sums = (math.fsum(row) for row in self.a)
         return tuple(1.0 if abs(c - 1) < 1e-14 else c for c in sums)
 

@@ -43,7 +43,7 @@ class Lock:
                     os.close(fd)
                 fd = os.open(place, os.O_RDWR | os.O_CREAT | OPEN_FLAGS, 0o666)
                 _lock_file(fd)
-            with contextlib.suppress(OSError):  # only for the message of whoever comes second
+            with contextlib.suppress(OSError):  # only for the error message of a second writer
                 os.ftruncate(fd, 0)
                 os.write(fd, str(os.getpid()).encode())
         except BaseException as error:  # an interrupt must not leave the folder locked

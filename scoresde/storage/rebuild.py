@@ -98,7 +98,7 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
 
 
 def _build_source(about: dict[str, Any] | None) -> Any:
-    """The source by name; `Missing` stands for one that no file can hold."""
+    """The source by name; `Missing` if the source can't be stored in a file."""
     if about is None:
         return None
     if about["name"] is None:

@@ -5,7 +5,7 @@ A record is a pair of files in one folder:
     <stem>.json                              plain JSON, with the tensors' size and SHA-256
     <stem>-<12 hexadecimals>.safetensors     the tensors, named by the first digits of their SHA-256
 
-Reading trusts nothing but bytes (`scoresde.storage.sealed`): it imports nothing, unpickles
+Reading trusts only bytes (`scoresde.storage.sealed`): it imports nothing, unpickles
 nothing, follows no links, and reads no more than was announced.
 
 Writing goes through temporary files, each flushed to the disk before it is renamed: first the

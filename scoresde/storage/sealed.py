@@ -5,7 +5,7 @@ With b the bytes up to the last entry, and H the SHA-256 in hexadecimals, the fi
     b ‖ s(b),    s(b) = ',\n  "sha256": "' ‖ H(b) ‖ '"\n}\n'.
 
 Reading accepts just these bytes, so that it finds a flipped bit, a cut or an appended byte. A seal
-finds damage; it is no signature, as whoever can write to the folder can seal anything.
+finds damage. It is no signature: anyone who can write to the folder can seal anything.
 """
 
 from __future__ import annotations

@@ -283,7 +283,7 @@ class TwoSpirals(NoisyCurve):
 
     References
     ----------
-    Grathwohl et al. 2019, FFJORD, `toy_data.py`, but for the jitter.
+    Grathwohl et al. 2019, FFJORD, `toy_data.py`, except for the jitter.
 
     Examples
     --------

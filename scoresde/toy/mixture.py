@@ -139,7 +139,7 @@ class GaussianMixture(Density):
         return (self._w @ spread).sqrt().reshape(self.shape)
 
     def perturb(self, alpha: float, sigma: float) -> GaussianMixture:
-        """Return the law of α·x0 + σ·ε, with x0 from this mixture and ε ~ N(0, I).
+        """Return the distribution of α·x0 + σ·ε, with x0 from this mixture and ε ~ N(0, I).
 
         Parameters
         ----------

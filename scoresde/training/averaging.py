@@ -46,7 +46,7 @@ class Weights:
         self._gathered: list[Any] = [m for m in net.modules() if hasattr(m, "reshard")]
 
     def _laid_out(self, named: Mapping[str, nn.Parameter]) -> list[Tensor]:
-        """Return one tensor per dtype and device, of which the parameters become views."""
+        """Return one tensor per dtype and device, and make the parameters views of it."""
         kinds: dict[tuple[torch.dtype, torch.device], list[tuple[str, nn.Parameter]]] = {}
         for name, p in named.items():
             kinds.setdefault((p.dtype, p.device), []).append((name, p))
@@ -120,13 +120,16 @@ class Weights:
             else:
                 part.grad = None
 
-    def clip(self, most: float) -> None:
-        """Scale gradients down to a joint norm of `most`; do not wait for the device."""
+    def clip(self, most: float) -> Tensor:
+        """Scale gradients down to a joint norm of `most`, and return the norm that they had, which
+        may be sharded; do not wait for the device.
+        """
         if len(self.parts) == 1 and self.flat and self.parts[0].grad is not None:
             grad = self.parts[0].grad
-            grad.mul_((most / (torch.linalg.vector_norm(grad) + GRADIENT_EPSILON)).clamp_(max=1.0))
-        else:
-            nn.utils.clip_grad_norm_(self.parts, most)
+            norm: Tensor = torch.linalg.vector_norm(grad)
+            grad.mul_((most / (norm + GRADIENT_EPSILON)).clamp_(max=1.0))
+            return norm
+        return nn.utils.clip_grad_norm_(self.parts, most)
 
     def release(self) -> None:
         """Give the parameters their own memory again, and no gradients."""

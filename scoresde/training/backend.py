@@ -2,9 +2,9 @@
 mixed precision and accumulation.
 
 Until training begins, ranks tell one another what they were called with, and what failed, so that
-all raise. In training they meet in the gradients: if one rank fails there alone, as at bad data of
-its own, the others notice when its process ends, not before. If the main process fails to write,
-all ranks fail.
+all raise. In training they meet in the gradients: if only one rank fails there, for example at bad
+data, the others notice when its process ends, not before. If the main process fails to write, all
+ranks fail.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class SingleProcess:
         """Add the gradients of a loss to those of the weights."""
         value.backward()  # type: ignore[no-untyped-call]
 
-    def clip(self, weights: Weights, most: float) -> None:
-        """Scale gradients down to a joint norm."""
-        weights.clip(most)
+    def clip(self, weights: Weights, most: float) -> Tensor:
+        """Scale gradients down to a joint norm; return the norm that they had."""
+        return weights.clip(most)
 
     def scaler(self) -> Any:
         """Return the loss scaler of half-precision training, or None."""
@@ -174,12 +174,12 @@ class AccelerateBackend(SingleProcess):
             value = _Touch.apply(value, *self._awaited)  # type: ignore[no-untyped-call]
         self.accelerator.backward(value * self.pieces)  # it divides by the number of pieces
 
-    def clip(self, weights: Weights, most: float) -> None:
-        """Scale gradients down to a joint norm."""
+    def clip(self, weights: Weights, most: float) -> Tensor:
+        """Scale gradients down to a joint norm; return the norm that they had."""
         scaler = self.scaler()
         if scaler is not None:
             scaler.unscale_(self._prepared[1].optimizer)
-        weights.clip(most)
+        return weights.clip(most)
 
     def scaler(self) -> Any:
         """Return the loss scaler of half-precision training, or None."""

@@ -1,4 +1,4 @@
-r"""Schrödinger bridges: the most likely way from one law to another for a particle moved by noise.
+r"""Schrödinger bridges: the likeliest way of a noisy particle from one distribution to another.
 
 Of all ways to carry a source (t = 1) to the data (t = 0), the Schrödinger bridge is the one nearest
 to Brownian motion σ·W in relative entropy. Its ends (x0, x1) are joined by entropic optimal
@@ -101,8 +101,8 @@ class BridgeMatching(Objective):
     `scoresde.training.bridge`).
 
     It is the default of `SchrodingerBridge`. Another coupling gives another path: "independent" a
-    stochastic interpolant (Albergo et al. 2023), with the same two laws at its ends. Its likelihood
-    and both samplers stay valid.
+    stochastic interpolant (Albergo et al. 2023), with the same distributions at its ends. Its
+    likelihood and both samplers stay valid.
 
     References
     ----------
@@ -135,8 +135,8 @@ class BridgeMatching(Objective):
             )
         if sde.source is None:
             raise ValueError(
-                "a bridge joins two laws, and this model has no source: set sde.source to samples "
-                "or a density"
+                "a bridge joins two distributions, and this model has no source: set sde.source to "
+                "samples or a density"
             )
 
     def coupling(self, sde: ScoreSDE) -> Sinkhorn:  # noqa: D102

@@ -6,7 +6,7 @@ settings), of which the last two are kept; `average-NNNNNNNN`, two power-functio
 `model`, once the run is done. No random state is stored: all randomness of a step is a function of
 the seed, the step and the rank.
 
-A run is whatever `Trainer.state_dict` returns: tensors go into the tensors of the record,
+The state of a run is what `Trainer.state_dict` returns: tensors go into the tensors of the record,
 everything else into its JSON.
 """
 
@@ -154,6 +154,7 @@ class CheckpointFolder:
         """Write a checkpoint and remove all but the last two; replace a damaged one."""
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         about = {name: value for name, value in state.items() if name not in tensors}
+        assert not {"model", "config"} & state.keys()  # the folder's own entries
 
         def write() -> None:
             stem = f"{STEP}{state['step']:08d}"
@@ -219,7 +220,7 @@ def without_names(model: Any) -> Any:
 
 
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that a run must share with the one that it goes on with."""
+    """Return the settings that must be the same when a run is resumed."""
     found = {**settings, "model": without_names(settings.get("model"))}
     if found.get("objective") != "denoising":  # which alone has them
         found.pop("weight", None)

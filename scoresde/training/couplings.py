@@ -1,11 +1,11 @@
 """Couplings: which noise, or which sample of a source, is joined with which x0 in training.
 
-Any joint law of (x0, x1) with the right marginals trains a model of the same path law, x_t = α·x0
-+ σ·x1 for x1 ~ p_1 and x0 ~ p_0. The coupling decides how often paths cross, and so how straight
-the ODE becomes. Optimal transport within batches of b rows (Tong et al. 2024; Pooladian et al.
-2023) joins them by the permutation π of least cost
+Any joint distribution of (x0, x1) with the right marginals trains a model of the same path,
+x_t = α·x0 + σ·x1, from x1 ~ p_1 to x0 ~ p_0. The coupling decides how often paths cross, and so how
+straight the ODE becomes. Optimal transport within batches of b rows (Tong et al. 2024; Pooladian et
+al. 2023) joins them by the permutation π of least cost
 
-    Σ_i ‖x0_i − x1_π(i)‖²,        that is of greatest Σ_i ⟨x0_i, x1_π(i)⟩.
+    Σ_i ‖x0_i − x1_π(i)‖²,        or greatest Σ_i ⟨x0_i, x1_π(i)⟩.
 
 In conditional models that makes x1 depend on the condition c, but at sampling time x1 does not
 depend on it. Condition-aware transport (Cheng & Schwing 2025) adds w·‖c_i − c_π(i)‖² to the cost,

@@ -23,6 +23,7 @@ from .objectives import OBJECTIVES, Condition, Objective
 from .regression import (
     WEIGHTS,
     AdaptiveExamples,
+    Examples,
     check_weight,
     denoising_examples,
     mean_error,
@@ -63,6 +64,34 @@ class Regression(Objective):
         phi = self.levels(sde.process, q)
         return denoising_examples(sde, z0, eps, phi, self.weight, condition)
 
+    def errors(self, out: Tensor, examples: Examples) -> Tensor:
+        """Return the error of each example, whose mean is the loss: override it for another loss.
+
+        Parameters
+        ----------
+        out : Tensor, shape (B, n)
+            The network's output, flattened.
+        examples : Examples
+            With `target` (B, n), and `weight` (B, 1) or None.
+
+        Returns
+        -------
+        Tensor, shape (B,)
+            By default the squared error of the arc velocity, times the weight: w(φ)·e².
+
+        Examples
+        --------
+        The pseudo-Huber loss:
+
+        >>> class Huber(scoresde.Denoising):
+        ...     def errors(self, out, examples):
+        ...         return (super().errors(out, examples) + 1e-4).sqrt()
+        >>> sde = scoresde.build("rectified", "mlp", shape=(2,), width=8)
+        >>> scoresde.fit(sde, torch.randn(100, 2), objective=Huber(), steps=5)
+        History(steps=5, loss=..., seconds=...)
+        """
+        return squared_errors(out, examples)
+
     def loss(  # noqa: D102
         self,
         net: Callable[..., Any],
@@ -71,7 +100,10 @@ class Regression(Objective):
         progress: float,
         generator: Callable[[], torch.Generator],
     ) -> Tensor:
-        return mean_error(network_output(net, examples), examples)
+        out = network_output(net, examples)
+        if type(self).errors is Regression.errors:
+            return mean_error(out, examples)  # the same, by one kernel
+        return self.errors(out, examples).mean()
 
     def __call__(  # noqa: D102
         self,
@@ -165,8 +197,8 @@ class Denoising(Regression):
         if self._adaptive is None:
             return super().examples(sde, z0, eps, q, condition)
         phi, ratio, bins = self._adaptive(sde.process, q)
-        inner = denoising_examples(sde, z0, eps, phi, self.weight, condition, ratio)
-        return AdaptiveExamples(inner, ratio, bins)
+        inner = denoising_examples(sde, z0, eps, phi, self.weight, condition)
+        return AdaptiveExamples(inner, ratio.to(z0), bins)
 
     def loss(  # noqa: D102
         self,
@@ -177,10 +209,11 @@ class Denoising(Regression):
         generator: Callable[[], torch.Generator],
     ) -> Tensor:
         if self._adaptive is None:
-            return mean_error(network_output(net, examples), examples)
-        errors = squared_errors(network_output(net, examples.inner), examples.inner)
-        self._adaptive.record(examples.bins, errors.detach() / examples.ratio)
-        return errors.mean()
+            return super().loss(net, sde, examples, progress, generator)
+        errors = self.errors(network_output(net, examples.inner), examples.inner)
+        self._adaptive.record(examples.bins, errors.detach())
+        weighted: Tensor = examples.ratio * errors
+        return weighted.mean()
 
     def update(self, total: Callable[[Tensor], None]) -> None:  # noqa: D102
         if self._adaptive is not None:

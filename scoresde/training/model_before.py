@@ -8,7 +8,7 @@ from ..model.score_sde import ScoreSDE
 
 
 class ModelBefore:
-    """What `fit` changes of a model before its first step, to be put back if there is none."""
+    """What `fit` changes in a model before its first step; restored if no step is made."""
 
     def __init__(self, sde: ScoreSDE) -> None:
         self._sde = sde

@@ -86,7 +86,7 @@ class Objective(abc.ABC):
         return "independent"
 
     def prepared(self, sde: ScoreSDE, *, paired: bool, joined: bool) -> Objective:
-        """Return the objective that one run uses, with state of its own if it has any.
+        """Return the objective for one run, with fresh state if it has any.
 
         Parameters
         ----------
@@ -136,7 +136,7 @@ class Objective(abc.ABC):
         return OBJECTIVES.build("denoising")
 
     def describe(self) -> dict[str, Any]:
-        """Return the settings that a resumed run must share with the one that it goes on with.
+        """Return the settings that must be the same when a run is resumed.
 
         Returns
         -------
@@ -238,14 +238,14 @@ class Objective(abc.ABC):
 
         Examples
         --------
-        A pseudo-Huber loss, which denoises otherwise as always:
+        Denoising with a penalty of large weights:
 
-        >>> class Huber(scoresde.Denoising):
+        >>> class Decayed(scoresde.Denoising):
         ...     def loss(self, net, sde, examples, progress, generator):
-        ...         out = net(examples.x, examples.t, **examples.condition)
-        ...         return ((out - examples.target).square().sum(1) + 1e-4).sqrt().mean()
+        ...         penalty = sum(p.square().sum() for p in sde.net.parameters())
+        ...         return super().loss(net, sde, examples, progress, generator) + 1e-4 * penalty
         >>> sde = scoresde.build("rectified", "mlp", shape=(2,), width=8)
-        >>> scoresde.fit(sde, torch.randn(100, 2), objective=Huber(), steps=5)
+        >>> scoresde.fit(sde, torch.randn(100, 2), objective=Decayed(), steps=5)
         History(steps=5, loss=..., seconds=...)
         """
         rows = examples
@@ -309,7 +309,7 @@ class PathEnds:
 
 
 def slice_rows(condition: Condition, rows: slice | Tensor) -> Condition:
-    """Return rows of conditions; those that have one row for all samples keep it."""
+    """Return rows of conditions; a condition with one row for all samples keeps it."""
     if not condition:
         return condition
     return {name: value if len(value) == 1 else value[rows] for name, value in condition.items()}

@@ -15,7 +15,7 @@ EVERY_STEPS = 500
 HALF_LIFE_STEPS = 700.0
 
 BY_NAME = ("x", "given", "accelerator")
-"""What stands for itself in the call that makes something."""
+"""Fields that a printed call names instead of showing their values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +117,8 @@ class Checkpoints:
         Steps between checkpoints.
     resume : bool
         Go on from the newest checkpoint in the folder, if there is one, as if nothing had
-        happened. Data and arguments have to be those of the run; the randomness is the run's own,
-        whatever `generator` says.
+        happened. Data and arguments have to be the same as before. The randomness continues as
+        in the interrupted run; `generator` is ignored.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Recipes: what works for a data set, as one row of a table each: process, network, budget and all.
 
-A recipe is nothing but arguments: `build` hands its names to `scoresde.build`, and `fit` its
-keywords to `scoresde.fit`. What the user says goes before what the recipe says. The command
+A recipe contains only arguments: `build` passes its names to `scoresde.build`, and `fit` its
+keywords to `scoresde.fit`. Arguments of the user override those of the recipe. The command
 `scoresde fit --recipe mnist FOLDER --out run` is, from Python,
 
     recipe = scoresde.recipes.RECIPES["mnist"]
@@ -49,7 +49,7 @@ class Recipe:
     how : mapping
         Keywords of `scoresde.fit`: steps, batch_size, lr, transforms, …
     budget : str
-        What machine and time it is meant for. Those of GPUs are intended, and not measured yet.
+        The machine and time that it needs. For GPUs this is a plan, and not measured yet.
     accelerated : bool
         Whether on CUDA the network is compiled, and computes in bfloat16, which needs `pip install
         scoresde[train]`.

@@ -110,7 +110,6 @@ def denoising_examples(
     phi: Tensor,
     weight: str,
     condition: Condition,
-    ratio: Tensor | None = None,
 ) -> Examples:
     """State denoising of standardized samples at noise levels φ as a regression."""
     c = sde.coefficients(phi).to(z0)
@@ -121,9 +120,6 @@ def denoising_examples(
         factor = WEIGHTS[weight](sde.process, phi).to(z0).unsqueeze(1)
     if sde.predict != "edm":  # whose determinant is −1
         factor = 1 / c.det**2 if factor is None else factor / c.det**2
-    if ratio is not None:
-        ratio = ratio.to(z0).unsqueeze(1)
-        factor = ratio if factor is None else ratio * factor
     return Examples(x, t, c.a * z0 + c.b * eps, factor, condition)
 
 

@@ -38,7 +38,7 @@ OLD = {
     "compile": "backend",
     "accelerator": "backend",
 }
-"""Old keywords, and those that took their place."""
+"""Old keywords, and the new ones for each."""
 
 
 def old_keywords_translated(verb: Callable[P, T]) -> Callable[P, T]:
@@ -115,7 +115,7 @@ def _check(old: dict[str, Any], new: dict[str, Any]) -> None:
 
 
 def _objective(old: dict[str, Any], named: Any, usual: str) -> Denoising | Distilled | None:
-    """Return the objective that has an old weight and an old law of noise levels."""
+    """Return the objective for the old keywords weight= and noise=."""
     weight = old.get("weight", "edm")
     noise = old.get("noise")
     check_weight(weight)

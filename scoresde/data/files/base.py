@@ -173,6 +173,45 @@ def with_conditions(
     return Samples(values, given, words, names, parts)
 
 
+def from_columns(
+    names: list[str],
+    column: Callable[[int], np.ndarray],
+    n: int,
+    request: Request,
+) -> Samples:
+    """Samples and conditions of a table: the names of its columns, "" for none, and each by its
+    number, n cells.
+    """
+    conditions = request.conditions_in(names)
+    for name in names:
+        if name and names.count(name) > 1:
+            raise ValueError(f"{names.count(name)} columns are called {name!r}")
+    wanted = request.wanted()
+    rest = [j for j, name in enumerate(names) if name not in wanted or not name]
+    if request.chosen is not None:
+        rest = [names.index(name) for name in request.chosen]
+    if not rest:
+        raise ValueError("all of its columns are conditions; none is left for the samples")
+    values = np.empty((n, len(rest)), np.float32)
+    for i, j in enumerate(rest):
+        numbers = column(j)
+        if numbers.dtype.kind == "O":
+            raise ValueError(
+                f"column {names[j]!r} holds words; ask for it in conditions=, or choose the others "
+                "by columns="
+            )
+        with np.errstate(over="ignore"):
+            values[:, i] = numbers
+    bad = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(bad):
+        raise ValueError(
+            f"row {bad[0]} (from 0), and {len(bad) - 1} more, hold values that are no finite "
+            "float32 numbers"
+        )
+    columns = tuple(names[j] for j in rest) if any(names) else ()
+    return with_conditions(values, conditions, lambda name: column(names.index(name)), columns)
+
+
 def labelled(
     values: np.ndarray, y: np.ndarray, names: tuple[str, ...], request: Request
 ) -> Samples:

@@ -62,7 +62,12 @@ FOLDERS: dict[str, tuple[Reader, str]] = {
     "*_batch*.bin": (cifar_folder, "split"),
     "*": (image_folder, ""),
 }
-"""The same for folders, by the names in them; the first pattern that one matches decides."""
+"""The same for folders, by the names in them; the first pattern that one matches decides, and "*"
+only where no other does.
+"""
+
+READABLE = ".npy, .npz, .csv, .tsv, .parquet, MNIST's or CIFAR-10's files, or a folder of images"
+"""What `read` reads, for errors and the help of commands."""
 
 
 def read(
@@ -143,7 +148,7 @@ def read(
     request = _request(conditions, columns, samples, split, encoding)
     if not path.exists():
         raise ValueError(f"there is no file or folder {path}")
-    reader, options = _reader_of(path)
+    reader, options = reader_of(path)
     given = {
         "samples": samples,
         "split": None if split == "train" else split,
@@ -172,7 +177,7 @@ OPTIONS = {
 """Options of `read` that only some readers take, and what they are for."""
 
 
-def _reader_of(path: Path) -> tuple[Reader, str]:
+def reader_of(path: Path) -> tuple[Reader, str]:
     """The reader of a file or folder, and the options that it takes."""
     readers = FILES
     names = [path.name]
@@ -180,13 +185,10 @@ def _reader_of(path: Path) -> tuple[Reader, str]:
         readers = FOLDERS
         names = os.listdir(path)
     names = [name.lower() for name in names]
-    for pattern, reader in readers.items():
+    for pattern in sorted(readers, key="*".__eq__):  # which matches all, and comes last
         if fnmatch.filter(names, pattern):
-            return reader
-    raise ValueError(
-        f"{path}: samples are read from .npy or .csv files, from .tsv, .npz, .parquet, IDX, and "
-        "folders of images"
-    )
+            return readers[pattern]
+    raise ValueError(f"{path}: samples are read from {READABLE}")
 
 
 def _request(

@@ -13,7 +13,7 @@ import gzip
 import io
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ from .base import (
     Request,
     Samples,
     check_compression,
+    from_columns,
     optional,
-    with_conditions,
 )
 
 DELIMITERS = (";", "\t", ",")
@@ -83,18 +83,17 @@ def table(path: Path, request: Request) -> Samples:
     _check_text_size(path)
     delimiter = _delimiter(path, request)
     wanted = request.wanted()
-    skip, names, first = _header(_lines(path, request), delimiter, {*wanted})
+    skip, names, first = _header(text_lines(path, request), delimiter, {*wanted})
     _check_header(skip, names, first)
-    named = bool(names)
     names = names or [""] * len(first)
-    conditions = request.conditions_in(names)
+    request.conditions_in(names)  # raises before the cells are read
     chosen = request.chosen
     words = {names.index(name) for name in wanted if name not in (chosen or ())}
     unused: set[int] = set()
     if chosen is not None:
         unused = {j for j, name in enumerate(names) if name not in wanted}
     columns = _Columns(names, words, unused)
-    lines = _lines(path, request)
+    lines = text_lines(path, request)
     least_axes: Any = 2 if columns.numeric else 1
     rows: Any = (line for i, line in lines if i > skip and not line.startswith("#"))
     try:
@@ -111,7 +110,7 @@ def table(path: Path, request: Request) -> Samples:
             found: np.ndarray = cells[:, j] if columns.numeric else cells[str(j)]
             return found
 
-        return _samples(names, column, len(cells), request, conditions, named)
+        return from_columns(names, column, len(cells), request)
     except ValueError as error:
         fault = _find_fault(path, request, skip, columns, delimiter)
         raise ValueError(fault or str(error)) from None
@@ -187,7 +186,7 @@ def _open_bytes(path: Path, mode: Any) -> Any:
     return gzip.open(path, mode) if path.suffix.lower() == ".gz" else path.open(mode)
 
 
-def _lines(path: Path, request: Request) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path, request: Request) -> Iterator[tuple[int, str]]:
     """The lines of a text that are not blank, with their numbers from 1."""
     utf8 = codecs.lookup(request.encoding).name == "utf-8"
     encoding = "utf-8-sig" if utf8 else request.encoding
@@ -215,7 +214,7 @@ def _delimiter(path: Path, request: Request) -> str:
     if ".tsv" in path.name.lower():
         return "\t"
     lines = []
-    for _, line in _lines(path, request):
+    for _, line in text_lines(path, request):
         if not line.startswith("#"):
             lines.append(line)
         if len(lines) == 2:
@@ -235,7 +234,7 @@ def _cells(line: str, delimiter: str) -> list[str]:
 def _find_fault(path: Path, request: Request, skip: int, columns: _Columns, delimiter: str) -> str:
     """Which cell numpy could not read: slow, but done once. Empty if all cells are right."""
     names = columns.names
-    for i, line in _lines(path, request):
+    for i, line in text_lines(path, request):
         if i <= skip or line.startswith("#"):
             continue
         cells = _cells(line, delimiter)
@@ -281,7 +280,7 @@ def parquet(path: Path, request: Request) -> Samples:
             def column(j: int) -> np.ndarray:
                 return _parquet_column(arrow, file, names[j])
 
-            return _samples(names, column, n, request, request.conditions_in(names), True)
+            return from_columns(names, column, n, request)
     except arrow.ArrowException as error:  # not all of which are ValueErrors
         raise ValueError(str(error)) from None
 
@@ -300,44 +299,6 @@ def _parquet_column(arrow: Any, file: Any, name: str) -> np.ndarray:
     if array.dtype.kind not in "biuf" and not words:
         raise ValueError(f"column {name!r} is of type {data.type}, wanted numbers")
     return array
-
-
-def _samples(
-    names: list[str],
-    column: Callable[[int], np.ndarray],
-    n: int,
-    request: Request,
-    conditions: dict[str, str | tuple[str, ...]],
-    named: bool,
-) -> Samples:
-    """Samples and conditions from the columns of a table."""
-    for name in names:
-        if name and names.count(name) > 1:
-            raise ValueError(f"{names.count(name)} columns are called {name!r}")
-    wanted = request.wanted()
-    rest = [j for j, name in enumerate(names) if name not in wanted or not name]
-    if request.chosen is not None:
-        rest = [names.index(name) for name in request.chosen]
-    if not rest:
-        raise ValueError("all of its columns are conditions; none is left for the samples")
-    values = np.empty((n, len(rest)), np.float32)
-    for i, j in enumerate(rest):
-        numbers = column(j)
-        if numbers.dtype.kind == "O":
-            raise ValueError(
-                f"column {names[j]!r} holds words; ask for it in conditions=, or choose the others "
-                "by columns="
-            )
-        with np.errstate(over="ignore"):
-            values[:, i] = numbers
-    bad = np.flatnonzero(~np.isfinite(values).all(1))
-    if len(bad):
-        raise ValueError(
-            f"row {bad[0]} (from 0), and {len(bad) - 1} more, hold values that are no finite "
-            "float32 numbers"
-        )
-    columns = tuple(names[j] for j in rest) if named else ()
-    return with_conditions(values, conditions, lambda name: column(names.index(name)), columns)
 
 
 def write_text(path: Path, values: np.ndarray, columns: Sequence[str] = ()) -> None:

@@ -20,7 +20,7 @@ from ...model.score_sde import ScoreSDE
 from ..transforms import Transform, apply, check_condition
 
 MEASURED_SAMPLES = 50_000
-"""Samples that mean and scale are measured from, where not all data are at hand."""
+"""Samples from which mean and scale are measured if not all data are read."""
 PART_NUMBERS = 2**22
 """Numbers that are read at once in a pass over the data."""
 READ_STEPS = 64
@@ -148,7 +148,7 @@ class Reader(abc.ABC):
 
     @abc.abstractmethod
     def batches(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
-        """Batches from the one that holds `step`; `position` is what the reader said before it."""
+        """Batches from that of `step` on; `position` is what the reader returned for it before."""
 
     @abc.abstractmethod
     def measured(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:

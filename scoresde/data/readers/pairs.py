@@ -49,7 +49,7 @@ class PairsReader(TableReader):
         if not known:
             warn(
                 "these pairs don't say what their x_1 are drawn from: a Gaussian of their mean and "
-                "scale is assumed; if that is wrong, set sde.source = pairs.latent, or their law",
+                "scale is assumed; if that is wrong, set sde.source = pairs.latent or a density",
             )
             radius = float(sde.process.radius(torch.ones((), dtype=torch.float64, device="cpu")))
             sde.standardize(part / radius for part in parts)
@@ -59,7 +59,7 @@ class PairsReader(TableReader):
         std = float(z.std(correction=0))
         if len(self.rows) >= FEW and (abs(mean) > 0.25 or not 0.75 < std < 1.33):
             raise ValueError(
-                f"these pairs begin in another law than the model: their x_1 have mean "
+                f"these pairs begin in another distribution than the model: their x_1 have mean "
                 f"{mean:.2g} and standard deviation {std:.2g} in its units; set sde.source = "
                 "pairs.latent, or train a new model on them"
             )

@@ -25,7 +25,7 @@ INDEXABLE = {
     torch.uint32: torch.int64,
     torch.uint64: torch.int64,
 }
-"""Dtypes that PyTorch can't index, and those that hold the same numbers."""
+"""Dtypes that PyTorch can't index, and dtypes that hold the same numbers."""
 
 
 class TableReader(Reader):
@@ -44,7 +44,7 @@ class TableReader(Reader):
             raise ValueError(
                 f"data have shape {tuple(self.rows.shape)}, wanted ({wanted}), n at least 1"
             )
-        # Tensors are checked by now, but for whether transforms take them; files row by row.
+        # Tensors have been checked, except against the transforms; files are checked row by row.
         step = entrance.part_rows if mapped else 1
         stop = n if mapped else 1
         for i in range(0, stop, step):

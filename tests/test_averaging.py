@@ -136,7 +136,9 @@ def test_other_weights_are_held_for_a_while_even_if_that_fails(flat: bool) -> No
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 @pytest.mark.parametrize("mixed", [False, True])
 def test_clip_is_torchs(mixed: bool, scale: float) -> None:
-    """To 1e-7 in float64, gradients above and below the norm; NaN stays NaN."""
+    """To 1e-7 in float64, gradients above and below the norm, and the norm itself; NaN stays
+    NaN.
+    """
     net = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 2)).double()
     if mixed:
         net[1].float()
@@ -146,8 +148,9 @@ def test_clip_is_torchs(mixed: bool, scale: float) -> None:
         assert p.grad is not None
         p.grad.copy_(g)
         q.grad = g
-    weights.clip(1.0)
-    nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+    found = weights.clip(1.0)
+    wanted = nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+    assert float(found) == pytest.approx(float(wanted), rel=1e-6 if mixed else 1e-7)
     for p, q in zip(net.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(
             p.grad, q.grad, rtol=1e-7 if p.dtype == torch.float64 else 1e-6, atol=0

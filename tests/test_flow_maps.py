@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import scoresde
 from conftest import PROCESSES, fitting, generator
-from scoresde import ScoreSDE
+from scoresde import ScoreSDE, toy
 from scoresde.backbones import BACKBONES, TwoTimes
 from scoresde.backbones.base import takes
 from scoresde.solvers import SOLVERS
@@ -465,3 +465,57 @@ def test_a_label_is_left_out_of_all_calls_of_a_step_or_of_none(objective: str) -
         assert set(whole.tolist()) == {0, 1, 2}
         assert torch.equal(along, whole[32:])
         assert torch.equal(twice, torch.cat([along, along]))
+
+
+QUIET: dict[str, Any] = {"progress": False, "batch_size": 32}
+
+
+def flow(net: str = "mlp", **options: Any) -> scoresde.ScoreSDE:
+    torch.manual_seed(0)
+    return scoresde.build("rectified", net, shape=(2,), width=16, **options)
+
+
+def moons(n: int = 500) -> torch.Tensor:
+    return toy.Moons().sample(n, generator=generator(0))
+
+
+@pytest.mark.parametrize("objective", ["meanflow", "consistency"])
+def test_flow_maps_are_learnt_with_accumulated_gradients(objective: str) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    four = accelerate.Accelerator(gradient_accumulation_steps=4)
+    scoresde.fit(
+        flow("two_times"),
+        moons(),
+        objective=objective,
+        steps=30,
+        backend=four,
+        generator=generator(0),
+        **QUIET,
+    )
+
+
+@pytest.mark.parametrize(("kind", "solver"), [("map", "flow_map"), ("jump", "ddim")])
+def test_jumps_do_not_go_from_data_to_noise(kind: str, solver: str) -> None:
+    sde = flow("two_times")
+    sde.outcome = kind
+    with pytest.raises(ValueError, match="noise"):
+        scoresde.encode(sde, moons(3), solver=solver, steps=1)
+
+
+def test_a_model_without_a_velocity_says_so() -> None:
+    sde = flow("two_times")
+    sde.outcome = "jump"
+    with pytest.raises(ValueError, match="not its velocity"):
+        sde.velocity(moons(2), 0.5)
+
+
+class Plain(nn.Module):
+    """A network with one time."""
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_map_wants_a_second_time() -> None:
+    with pytest.raises(ValueError, match="span"):
+        scoresde.ScoreSDE(scoresde.RectifiedFlow(), Plain(), shape=(2,), outcome="map")
