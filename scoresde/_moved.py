@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -10,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 PUBLIC = {
     "dequantize": "density.dequantize",
@@ -56,12 +58,16 @@ MOVED = {
     "reports": "evaluation.report",
     "schema": "model.schema",
     "sde": "model.score_sde",
+    "solvers.external_sde": "solvers.external.torchsde",
     "source": "model.source",
     "standardization": "model.standardization",
     "trace": "density.trace",
     "weights": "training.averaging",
 }
 """Modules of version 0.1 that have moved."""
+
+KEPT = ("data", "evaluation", "sampling", "solvers.base", "storage", "toy.mixture", "training")
+"""Modules of version 0.1 whose names have moved."""
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -73,6 +79,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """A spec for an old name, None for all others."""
         package, _, rest = name.partition(".")
         first, dot, inner = rest.partition(".")
+        if rest in MOVED:
+            first, dot, inner = rest, "", ""
         new = {**PUBLIC, **MOVED}.get(first)
         if package != __package__ or new is None:
             return None
@@ -91,6 +99,33 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         sys.modules[module.__name__] = importlib.import_module(module.__spec__.origin)
 
 
+PLACES = ("", ".solvers", ".toy")
+"""Where the public names of old modules are now."""
+
+
+def attribute(module: str, name: str) -> Any:
+    """What an old module was asked for that lives elsewhere now, or an old module itself."""
+    found: Any = None
+    new = ""
+    if module == __package__ and name in MOVED:
+        new = f"{module}.{MOVED[name]}"
+        found = importlib.import_module(new)
+    for place in PLACES:
+        home = sys.modules[f"{__package__}{place}"]
+        if found is None and name in home.__all__ and home.__name__ != module:
+            new = f"{home.__name__}.{name}"
+            found = getattr(home, name)
+    if found is not None:
+        warnings.warn(f"{module}.{name} is now {new}", DeprecationWarning, stacklevel=2)
+        vars(sys.modules[module])[name] = found
+        return found
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+
 def install() -> None:
-    """Make old addresses importable."""
+    """Make old addresses importable, and public names from their old modules."""
     sys.meta_path.insert(0, Finder())
+    for address in ("", *KEPT, *MOVED.values()):
+        name = f"{__package__}.{address}".rstrip(".")
+        if name in sys.modules:
+            vars(sys.modules[name])["__getattr__"] = functools.partial(attribute, name)

@@ -615,3 +615,112 @@ def test_an_unknown_capability_is_named_with_the_nearest(moons: ScoreSDE) -> Non
 
     with pytest.raises(ValueError, match=r"unknown capability 'curvatur'.*mean 'curvature'"):
         scoresde.sample(moons, solver=Misspelt())
+
+
+class Halved(Derived):
+    """Half the first model's network, by `network_fn` alone."""
+
+    @property
+    def predict(self) -> str:  # type: ignore[override]
+        return self.model.predict
+
+    def network_fn(self, *, raw: bool = False, traced: bool = False) -> Any:
+        if traced:
+            return super().network_fn(raw=raw, traced=True)
+        out = self.model.network_fn(raw=raw)
+        return lambda z, phi, rows=None: 0.5 * out(z, phi, rows)
+
+
+def test_an_overridden_network_is_that_of_every_verb(moons: ScoreSDE) -> None:
+    """`sample`, which takes the velocity, and `score`, which takes the network, are of one law."""
+    half = Halved(moons)
+    z = torch.randn(3, 2, dtype=torch.float64, generator=generator())
+    got = half.velocity_fn()(z, 0.7, None)
+    torch.testing.assert_close(got, Model.velocity_fn(half)(z, 0.7, None), rtol=0, atol=0)
+    assert not torch.equal(got, moons.velocity_fn()(z, 0.7, None))
+    solved = scoresde.solve(half, 2, times=[1.0, 0.0], generator=generator()).x[-1]
+    assert torch.isfinite(scoresde.log_prob(half, solved)).all()
+
+
+def test_a_network_that_asks_for_the_derived_one_ends(moons: ScoreSDE) -> None:
+    class Same(Derived):
+        def network_fn(self, *, raw: bool = False, traced: bool = False) -> Any:
+            return super().network_fn(raw=raw, traced=traced)
+
+    z = torch.randn(3, 2, dtype=torch.float64, generator=generator())
+    got, expected = (model.velocity_fn()(z, 0.7, None) for model in (Same(moons), moons))
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("differs", ["process", "shape", "mean", "source"])
+def test_models_that_do_not_go_together_are_refused(differs: str) -> None:
+    def built(process: str = "rectified", size: int = 2) -> ScoreSDE:
+        return scoresde.build(process, "mlp", shape=(size,), width=8)
+
+    first, other = built(), built()
+    if differs == "process":
+        other = built("vp")
+    elif differs == "shape":
+        other = built(size=3)
+    elif differs == "mean":
+        other.standardize(torch.tensor([[0.0, 1.0], [5.0, 8.0]]))
+    else:
+        other.source = toy.Moons()
+    for model in (Average(first, other), Average(Average(first, first), other)):
+        for call in (lambda m: scoresde.sample(m, 2), lambda m: m.score(torch.ones(1, 2), 0.5)):
+            with pytest.raises(
+                ValueError, match=rf"share process, .* and \.other has .*{differs}"
+            ):
+                call(model)
+
+
+@pytest.mark.parametrize("name", ["caller", "flow", "offers", "solver"])
+def test_a_method_by_its_old_name_is_not_passed_over(name: str) -> None:
+    with pytest.raises(TypeError, match=f"Mine overrides {name}, which is now"):
+        type("Mine", (ScoreSDE,), {name: lambda self: None})
+
+
+def test_a_pickle_of_before_is_a_model(moons: ScoreSDE) -> None:
+    """The attributes that version 0.1 had, which it kept in lists."""
+    before = dict(vars(moons))
+    del before["input_convention"], before["learnt"]
+    for name in ("_outcome", "_source", "_standardization", "_interface"):
+        before.pop(name, None)
+    before |= {"sees": moons.input_convention, "_kind": ["nodes:2"], "condition": {}, "_said": []}
+    before |= {"_learnt": [None], "_shares": False, "_source": [None], "_units": None}
+    made = ScoreSDE.__new__(ScoreSDE)
+    made.__setstate__(dict(before))
+    assert made.outcome == distilled(2)
+    assert made.source is made.learnt is None
+    x = torch.ones(1, 2, dtype=torch.float64)
+    assert torch.equal(made.denoise(x, 0.5)[0], moons.denoise(x, 0.5)[0])
+    with pytest.raises(TypeError, match="a view made by given"):
+        ScoreSDE.__new__(ScoreSDE).__setstate__(before | {"condition": {"y": torch.ones(1)}})
+
+
+def test_old_words_of_capabilities(moons: ScoreSDE) -> None:
+    jumps = ScoreSDE(moons.process, moons.net, shape=(2,), outcome="endpoint")
+    with pytest.warns(DeprecationWarning, match="capabilities"):
+        offers = jumps.offers
+    assert "jump" in offers
+    assert "map" not in offers
+    with pytest.warns(DeprecationWarning, match="require"):
+        jumps.check("jump")
+    with pytest.warns(DeprecationWarning, match="distilled_steps"):
+        assert moons.nodes == 0
+
+
+def test_a_backbone_whose_hide_is_overridden_uses_it() -> None:
+    class Mine(scoresde.MLP):
+        def hide(self, condition: Any, generator: Any) -> Any:
+            raise RuntimeError("mine")
+
+    sde = ScoreSDE(scoresde.VPSDE(), Mine((2,), width=8, classes=3), shape=(2,))
+    with pytest.raises(RuntimeError, match="mine"):
+        scoresde.fit(sde, torch.randn(9, 2), given={"y": torch.arange(9) % 3}, steps=2)
+
+
+def test_models_in_a_list_are_refused(moons: ScoreSDE) -> None:
+    for held in ([moons], (moons, moons), {"a": moons}):
+        with pytest.raises(TypeError, match="parts holds several models: give each an attribute"):
+            Average(moons, moons).parts = held

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -93,3 +94,25 @@ def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed() -> Non
     for name, floor in floors.items():
         # or the first bug-fix release of it: scipy 1.11.0 was withdrawn
         assert numbers(floor) <= numbers(pinned[name]) <= numbers(floor + ".1"), name
+
+
+def test_old_modules_answer_by_attribute_and_for_public_names() -> None:
+    """In a process of its own, as a module is asked once."""
+    code = """
+import warnings
+import scoresde
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    assert scoresde.sde.ScoreSDE is scoresde.ScoreSDE
+    from scoresde.training import fit
+    assert fit is scoresde.fit
+    from scoresde.solvers.external_sde import TorchSDE
+assert [each.category for each in caught] == 3 * [DeprecationWarning], caught
+assert {each.filename for each in caught} == {"<string>"}, caught
+from scoresde.objective import NOISES, WEIGHTS, loss
+from scoresde.checkpoint import posthoc_ema
+from scoresde.pairs import reflow
+from scoresde.solvers.base import Adaptive, Calls
+assert not hasattr(scoresde, "nothing")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import scoresde
 from conftest import fit_keywords, generator
 from scoresde import ScoreSDE, TrainingError, toy
+from scoresde.training.renamed import translated
 
 
 def small(process: str = "vp", seed: int = 0, **options: Any) -> ScoreSDE:
@@ -635,3 +636,12 @@ def test_a_compile_that_fails_later_is_a_warning_too(monkeypatch: pytest.MonkeyP
 def test_half_precision_weights_are_warned_of() -> None:
     with pytest.warns(UserWarning, match="half precision"):
         fit(small_model().to(torch.bfloat16))
+
+
+def test_old_and_new_keywords_together_lose_nothing(tmp_path: Path) -> None:
+    held_out = scoresde.Validation(torch.randn(8, 2), every=1, patience=1)
+    with pytest.warns(DeprecationWarning, match="patience=1"):
+        found = translated({"out": tmp_path, "validation": held_out})
+    assert found["validation"].patience == 1
+    with pytest.raises(TypeError, match="weight= is now part of objective="):
+        translated({"weight": "sigma2", "objective": scoresde.Denoising()})

@@ -119,6 +119,36 @@ class Derived(Model):
         """That of the first model."""
         return self.model.scale
 
+    def require_one_space(self) -> None:
+        """Raise ValueError unless its models share process, shape, units and source.
+
+        Raises
+        ------
+        ValueError
+            With the attribute that holds another kind of model.
+
+        Examples
+        --------
+        >>> sde = scoresde.build("vp", "mlp", shape=(2,))
+        >>> Derived(sde).require_one_space()
+        """
+        for name, model in self.models.items():
+            if isinstance(model, Derived):
+                model.require_one_space()
+            differs = _difference(self.model, model)
+            if differs:
+                raise ValueError(
+                    f"the models of {type(self).__name__} share process, shape, units and source, "
+                    f"and .{name} has {differs}"
+                )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse models in a list or dict, where their conditions would not reach them."""
+        held = value.values() if isinstance(value, dict) else value
+        if isinstance(value, list | tuple | dict) and any(isinstance(one, Model) for one in held):
+            raise TypeError(f"{name} holds several models: give each an attribute of its own")
+        super().__setattr__(name, value)
+
     @property
     def models(self) -> dict[str, Model]:
         """The models among its attributes, by the attribute's name."""
@@ -127,6 +157,7 @@ class Derived(Model):
     @property
     def outcome(self) -> Outcome:
         """That of the first model, less what another lacks and what takes further inputs."""
+        self.require_one_space()
         return combined(model.outcome for model in self.models.values())
 
     @property
@@ -181,12 +212,20 @@ class Derived(Model):
         """Return −dz/dφ, the output of an `edm` network; see `Model.network_fn`."""
         if traced:
             raise TypeError(f"{type(self).__name__} has no trace in closed form")
-        velocity = self.velocity_fn(raw=raw)
+        own = type(self).velocity_fn is not Derived.velocity_fn
+        velocity = self.velocity_fn(raw=raw) if own else self.model.velocity_fn(raw=raw)
         return lambda z, phi, rows=None: -velocity(z, phi, rows)
 
     def velocity_fn(self, *, raw: bool = False) -> Callable[..., Tensor]:
-        """Return dz/dφ, that of the first model if it is not overridden; see `Model`."""
+        """Return dz/dφ: by an overridden `network_fn`, or that of the first model; see `Model`."""
+        if type(self).network_fn is not Derived.network_fn:
+            return super().velocity_fn(raw=raw)
         return self.model.velocity_fn(raw=raw)
+
+    def _on_arc(self, x: Tensor, t: Tensor | float, floor: float | None = None) -> Any:
+        """States, angles and times, once the models are seen to go together."""
+        self.require_one_space()
+        return super()._on_arc(x, t, floor)
 
     def takes_condition(self, name: str) -> bool:
         """Whether one of its models takes a condition of that name; see `Model`."""
@@ -262,6 +301,24 @@ class Derived(Model):
         for name, model in (self.models if models is None else models).items():
             setattr(made, name, change(model))
         return made
+
+
+def _difference(first: Model, other: Model) -> str | None:
+    """What another model has that the first has not, in words; None if they go together."""
+    if other is first:
+        return None
+    if repr(first.process) != repr(other.process) and first.process != other.process:
+        return f"the process {other.process!r}, not {first.process!r}"
+    if first.shape != other.shape:
+        return f"the shape {other.shape}, not {first.shape}"
+    if (first.source is None) != (other.source is None):
+        return f"the source {other.source!r}, not {first.source!r}"
+    for name in ("mean", "scale"):
+        a, b = (getattr(model, name).detach().cpu().double() for model in (first, other))
+        slack = 1e-6 * first.scale.detach().cpu().double()
+        if bool(((a - b).abs() > slack).any()):
+            return f"another {name} of the data; fit both to the same data"
+    return None
 
 
 def _taken(model: Model, condition: Mapping[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class NetworkInterface:
         self.names = tuple(parameters)
         self.open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.drop: Callable[..., dict[str, Tensor]] | None
-        self.drop = getattr(inner, "drop_conditions", getattr(inner, "hide", None))
+        self.drop = _drop_of(inner)
 
     @property
     def name(self) -> str:
@@ -108,6 +108,16 @@ class NetworkInterface:
         check = getattr(self.inner, "check_condition", None)
         if check is not None and condition:
             check(**condition)
+
+
+def _drop_of(net: nn.Module) -> Callable[..., dict[str, Tensor]] | None:
+    """The method that leaves out conditions, also by its old name, `hide`, in a user's class."""
+    for kind in type(net).__mro__:
+        for name in ("drop_conditions", "hide"):
+            if name in vars(kind):
+                found: Callable[..., dict[str, Tensor]] = getattr(net, name)
+                return found
+    return getattr(net, "drop_conditions", getattr(net, "hide", None))
 
 
 def call_on_arc(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..common.user_warnings import warn
-from .outcomes import to_kind
+from .outcomes import as_outcome, to_kind
 
 RENAMED = {
     "caller": "network_fn",
@@ -19,12 +19,45 @@ RENAMED = {
 }
 """Old names of methods and properties, with the new ones."""
 
+_NEW_WORDS = {"jump": "endpoint", "map": "flow_map"}
+
 
 def by_old_name(model: Any, name: str) -> Any:
     """What a model has under the new name of an old one."""
     new = RENAMED[name]
     warn(f"{type(model).__name__}.{name} is now .{new}", DeprecationWarning)
-    return getattr(model, new)
+    found = getattr(model, new)
+    if name == "check":
+        return lambda *needs: found(*(_NEW_WORDS.get(need, need) for need in needs))
+    if name == "offers":
+        return found | {old for old, word in _NEW_WORDS.items() if word in found}
+    if name == "nodes":
+        return found or 0
+    return found
+
+
+def check_overrides_by_old_name(made: type) -> None:
+    """Raise TypeError for a class that overrides a method by its old name: no one calls that."""
+    for old in sorted(RENAMED.keys() & vars(made).keys()):
+        raise TypeError(
+            f"{made.__name__} overrides {old}, which is now {RENAMED[old]}: rename it; a "
+            "scoresde.Derived changes what a model says"
+        )
+
+
+def upgraded(state: dict[str, Any]) -> dict[str, Any]:
+    """The attributes of a pickled ScoreSDE, also of version 0.1, by the names of today."""
+    if "sees" not in state:
+        return state
+    if state.get("condition"):
+        raise TypeError("this pickle is of a view made by given(...): pickle its model instead")
+    gone = {"sees", "condition", "_kind", "_learnt", "_said", "_shares", "_units"}
+    kept = {name: value for name, value in state.items() if name not in gone}
+    kept["input_convention"] = state["sees"]
+    kept["_outcome"] = as_outcome(state["_kind"][0])
+    kept["_source"] = state["_source"][0]
+    kept["learnt"] = state["_learnt"][0]
+    return kept
 
 
 class OldNames:

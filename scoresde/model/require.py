@@ -6,6 +6,7 @@ from typing import Any
 
 from ..processes.base import Process
 from .conditioned import Conditioned
+from .derived import Derived
 from .protocol import Model
 from .schema import is_named
 from .score_sde import ScoreSDE
@@ -23,6 +24,8 @@ OF_VIEWS = {
 
 def require_model(model: Any, verb: str) -> Model:
     """The argument if it is a model; otherwise a TypeError with the line to write."""
+    if isinstance(model, Derived):
+        model.require_one_space()
     if isinstance(model, Model):
         return model
     if isinstance(model, Process) or (isinstance(model, type) and issubclass(model, Process)):

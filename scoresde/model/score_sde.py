@@ -27,7 +27,7 @@ from .conditioned import Conditioned, check_overrides
 from .conditions import ConditionScales, checked, standardized, warn_lacking
 from .module import StandardizedModule
 from .network import CONVENTIONS, SOLVE_ARGUMENTS, NetworkInterface, arc_inputs, call_on_arc
-from .old_names import RENAMED, by_old_name
+from .old_names import RENAMED, by_old_name, check_overrides_by_old_name, upgraded
 from .outcomes import OUTCOMES, Outcome, as_outcome
 from .protocol import Model
 from .schema import Schema
@@ -340,6 +340,15 @@ class ScoreSDE(StandardizedModule, Model):
         warn_lacking(self, {})
 
     # ------------------------------------------------------------------ as a module
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse methods by their old names, which would be passed over in silence."""
+        super().__init_subclass__(**options)
+        check_overrides_by_old_name(cls)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled, also by version 0.1."""
+        super().__setstate__(upgraded(state))  # type: ignore[no-untyped-call]
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; a source that is a module is no part of the model."""

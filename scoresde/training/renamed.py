@@ -12,6 +12,7 @@ from ..common.checks import as_path, true_or_false, whole_number
 from ..common.user_warnings import warn
 from .denoising import Denoising, Distilled
 from .noise_levels import check_noise
+from .objectives import Objective
 from .options import (
     EVERY_STEPS,
     HALF_LIFE_STEPS,
@@ -68,7 +69,8 @@ def translated(keywords: dict[str, Any], usual: str = "denoising") -> dict[str, 
     every = old.get("every", EVERY_STEPS)
     held_out = as_validation(new.get("validation"), every)
     if held_out is not None and not old.keys().isdisjoint(("patience", "every", "out")):
-        made["validation"] = dataclasses.replace(held_out, patience=old.get("patience"))
+        patience = old.get("patience", held_out.patience)
+        made["validation"] = dataclasses.replace(held_out, patience=patience)
     if old.get("snapshots"):
         half_life = as_averaging(new.get("ema", HALF_LIFE_STEPS)).half_life
         made["ema"] = Averaging(half_life, old["snapshots"])
@@ -103,6 +105,7 @@ def _check(old: dict[str, Any], new: dict[str, Any]) -> None:
         if new.get("checkpoints") is None:
             raise ValueError(f"{name}= needs a folder; give it as checkpoints=")
     ready = (
+        ("objective", Objective, ("weight", "noise")),
         ("validation", Validation, ("patience", "every")),
         ("ema", Averaging, ("snapshots",)),
         ("checkpoints", object, ("out", "every", "resume")),
