@@ -491,7 +491,10 @@ def test_one_wrapper_reaches_every_evaluation() -> None:
 
     sde = model_for({"score"})
     nodes = levels(sde, torch.tensor([1.0, 0.0], dtype=torch.float64))
-    bare = Problem(nodes, velocity, pair, lambda: torch.zeros(1), jump=pair)
+    def field(name: str) -> Any:
+        return velocity
+
+    bare = Problem(nodes, velocity, pair, lambda: torch.zeros(1), jump=pair, field=field)
     seen: list[tuple[object, ...]] = []
     wrapped = bare.wrapped(lambda *call: seen.append(call))
     changed = {
@@ -506,12 +509,13 @@ def test_one_wrapper_reaches_every_evaluation() -> None:
     wrapped.velocity(z, 0.5, None)
     wrapped.denoise(z, 0)
     wrapped.jump(z, 0, 1)
-    assert [call[2] for call in seen] == [0.5, 0, 0]
+    wrapped.field("curvature")(z, 0.25, None)
+    assert [call[2] for call in seen] == [0.5, 0, 0, 0.25]
     with pytest.warns(DeprecationWarning, match="wrapped"):
         bare.watched(print)
 
 
-EVALUATING = ("Velocity", "Denoise", "Jump")
+EVALUATING = ("Velocity", "Denoise", "Jump", "Field")
 
 
 def test_needs_of_ones_own_are_names_and_join_those_of_parts() -> None:
