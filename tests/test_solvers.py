@@ -491,7 +491,8 @@ def test_one_wrapper_reaches_every_evaluation() -> None:
 
     sde = model_for({"score"})
     nodes = levels(sde, torch.tensor([1.0, 0.0], dtype=torch.float64))
-    def field(name: str) -> Any:
+
+    def field(name: str) -> Callable[..., Tensor]:
         return velocity
 
     bare = Problem(nodes, velocity, pair, lambda: torch.zeros(1), jump=pair, field=field)
