@@ -50,6 +50,10 @@ solver may need and a model may serve: what it gives is the model's method `<nam
 """
 
 
+RENAMED = {"jump": "endpoint", "map": "flow_map"}
+"""Old names of capabilities, and words of files for the outcomes of the same names."""
+
+
 def capabilities(names: Iterable[str]) -> frozenset[str]:
     """A set of capabilities, from members or names; ValueError for one that is not in the table."""
     return frozenset(choose("capability", str(name), CAPABILITIES) for name in names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..common.capabilities import RENAMED as RENAMED_CAPABILITIES
 from ..common.user_warnings import warn
 from .outcomes import as_outcome, to_kind
 
@@ -19,8 +20,6 @@ RENAMED = {
 }
 """Old names of methods and properties, with the new ones."""
 
-_NEW_WORDS = {"jump": "endpoint", "map": "flow_map"}
-
 
 def by_old_name(model: Any, name: str) -> Any:
     """What a model has under the new name of an old one."""
@@ -28,9 +27,9 @@ def by_old_name(model: Any, name: str) -> Any:
     warn(f"{type(model).__name__}.{name} is now .{new}", DeprecationWarning)
     found = getattr(model, new)
     if name == "check":
-        return lambda *needs: found(*(_NEW_WORDS.get(need, need) for need in needs))
+        return lambda *needs: found(*(RENAMED_CAPABILITIES.get(need, need) for need in needs))
     if name == "offers":
-        return found | {old for old, word in _NEW_WORDS.items() if word in found}
+        return found | {old for old, word in RENAMED_CAPABILITIES.items() if word in found}
     if name == "nodes":
         return found or 0
     return found

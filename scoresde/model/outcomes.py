@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from ..common.capabilities import CAPABILITIES, Capability
+from ..common.capabilities import CAPABILITIES, RENAMED, Capability
 from ..common.names import nearest
 
 
@@ -114,14 +114,14 @@ def lacking(
     return CAPABILITIES[min(missing)]
 
 
-_OLD_NAMES = {"endpoint": "jump", "flow_map": "map"}
+_WORDS = {name: word for word, name in RENAMED.items()}
 
 
 def to_kind(outcome: Outcome) -> str:
     """The word for an outcome in files: "score", "jump", "nodes:2", …"""
     if outcome.distilled_steps is not None:
         return f"nodes:{outcome.distilled_steps}"
-    return _OLD_NAMES.get(outcome.name, outcome.name)
+    return _WORDS.get(outcome.name, outcome.name)
 
 
 def from_kind(kind: object) -> Outcome:

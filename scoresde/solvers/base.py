@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ..common.capabilities import Capability, capabilities
+from ..common.capabilities import RENAMED, Capability, capabilities
 from ..common.names import FOREIGN_ARGUMENTS
 from ..common.registry import Registry
 from ..common.user_warnings import warn
@@ -16,9 +16,6 @@ from .problem import Counts, Problem
 SOLVERS: Registry[Solver] = Registry("solver")
 SOLVERS.elsewhere = FOREIGN_ARGUMENTS
 """All solvers by name; `@SOLVERS.register("name")` adds one and enrols it in the tests."""
-
-RENAMED = {"jump": "endpoint", "map": "flow_map"}
-"""Capabilities that had another name."""
 
 
 class Solver(abc.ABC):

@@ -8,9 +8,10 @@ import numbers
 import re
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..backbones import BACKBONES
+from ..backbones.base import unwrapped
 from ..model.outcomes import to_kind
 from ..model.score_sde import ScoreSDE
 from ..processes.base import PROCESSES
@@ -31,7 +32,7 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
             f"conditions {sorted(sde.condition)} are not saved: save the model that given(...) was "
             "called on"
         )
-    net = inner_network(sde.net)
+    net = unwrapped(sde.net)
     name = BACKBONES.name_of(net)
     options = BACKBONES.options_of(net)
     shape_argument = next(iter(inspect.signature(BACKBONES[name]).parameters), "")
@@ -80,26 +81,14 @@ def condition_facts(sde: ScoreSDE) -> dict[str, Any]:
 
 def weights(sde: ScoreSDE) -> dict[str, Tensor]:
     """All tensors of a model by name: network, averaged network, standardization."""
-    parts = {"net.": inner_network(sde.net)}
+    parts = {"net.": unwrapped(sde.net)}
     if sde.ema is not None:
-        parts["ema."] = inner_network(sde.ema)
+        parts["ema."] = unwrapped(sde.ema)
     state = sde.state_dict()
     found = {name: value for name, value in state.items() if not name.startswith(("net.", "ema."))}
     for prefix, net in parts.items():
         found |= {prefix + name: value for name, value in net.state_dict().items()}
     return {COMPILED.sub("", name): value.detach() for name, value in found.items()}
-
-
-def inner_network(net: nn.Module) -> nn.Module:
-    """The network inside wrappers of distributed training and `torch.compile`."""
-    while True:
-        inside = getattr(net, "_orig_mod", None)
-        if isinstance(net, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            net = net.module
-        elif isinstance(inside, nn.Module):
-            net = inside
-        else:
-            return net
 
 
 def _python_number(value: object) -> int | float:
