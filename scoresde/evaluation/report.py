@@ -136,7 +136,8 @@ def evaluate(
     >>> mixture = scoresde.toy.EightGaussians()
     >>> sde = scoresde.oracle(mixture, scoresde.RectifiedFlow())
     >>> how = {"n": 100, "samples": 4, "fid": 200, "features": None, "progress": False}
-    >>> found = evaluate(sde, mixture.sample(200), **how)
+    >>> held_out = mixture.sample(200, generator=torch.Generator().manual_seed(0))
+    >>> found = evaluate(sde, held_out, **how)
     >>> found
     model          RectifiedFlow(), MixtureDenoiser, (2,)  (0 parameters)
     data           100 of 200, drawn at random with seed 0
