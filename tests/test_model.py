@@ -170,7 +170,7 @@ def test_a_model_is_not_a_tensor() -> None:
 def labelled() -> ScoreSDE:
     """A model of three classes with weights that are not 0, in eval mode."""
     torch.manual_seed(0)
-    sde = scoresde.build("vp", "mlp", shape=(2,), classes=3)
+    sde = scoresde.build("vp", "mlp", shape=(2,), classes=3, axes=0)
     for parameter in sde.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return sde.eval()

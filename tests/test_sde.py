@@ -196,7 +196,7 @@ def test_mean_and_scale_are_not_rounded_with_the_network(convert: str) -> None:
         + torch.tensor([2.0, 0.01]) * torch.randn(100, 2, generator=generator()).double()
     )
     # The network's output is 0, which every dtype holds.
-    sde = scoresde.build("vp", "mlp", shape=(2,)).standardize(x).eval()
+    sde = scoresde.build("vp", "mlp", shape=(2,), standardize="scale").standardize(x).eval()
     before = {name: sde.state_dict()[name].clone() for name in ("mean", "scale")}
     wanted = scoresde.log_prob(sde, x, rtol=1e-4, atol=1e-4)
     samples = scoresde.sample(sde, 4, generator=generator(), rtol=1e-4, atol=1e-4)

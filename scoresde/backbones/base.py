@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks as _GLOBAL_HOOKS
 from torch.nn.modules.module import _global_forward_pre_hooks as _GLOBAL_PRE_HOOKS
 
+from ..common.checks import whole_number
 from ..common.registry import Registry
 
 BACKBONES: Registry[nn.Module] = Registry("backbone")
@@ -128,6 +129,19 @@ def weights_dtype(layer: nn.Module, like: Tensor) -> torch.dtype:
 def wide(x: Tensor) -> Tensor:
     """A tensor in at least float32, for exact waves."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def column_features(shape: tuple[int, ...], fourier: int, blur: bool, axes: int | None) -> int:
+    """How many Fourier features a network has along columns; see `MLP`."""
+    if axes is None:
+        return min(8 * shape[0], 256) if len(shape) == 1 and fourier and blur else 0
+    axes = whole_number("axes", axes, 0)
+    if axes and (len(shape) != 1 or not blur):
+        raise ValueError(
+            f"axes={axes} are features of vectors, shape (d,), that fade with the noise: leave it "
+            f"out for shape {shape} and blur={blur}"
+        )
+    return axes
 
 
 class ExactWaves(nn.Module):

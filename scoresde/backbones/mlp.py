@@ -46,7 +46,7 @@ from torch import Tensor, nn
 from ..common.checks import real_number, true_or_false, whole_number
 from ..common.inputs import event_shape
 from ..common.names import nearest
-from .base import BACKBONES, BUDGET, ExactWaves, weights_dtype, wide
+from .base import BACKBONES, BUDGET, ExactWaves, column_features, weights_dtype, wide
 from .embedding import WAVES
 from .labels import check_labels, drop_conditions, label_indices, require_conditions
 
@@ -70,6 +70,11 @@ class MLP(ExactWaves):
         Hidden layers, at least 1.
     fourier : int
         Number of random Fourier features of the state, rows of F; 0 for none.
+    axes : int, optional
+        Number of further features, each along one column of the data, at ½, 1, 2 … 64 cycles per
+        standard deviation of it. `fit` gives each column as many as its structure asks for, and
+        those left over are random. By default 8 a column, at most 256, for vectors, and none for
+        other shapes and without `blur`.
     bandwidth : float
         Scale of their frequencies: entries of F are N(0, bandwidth²·2/D), in cycles per standard
         deviation of the data, D = ∏shape. As they fade, they can be higher than those of a plain
@@ -118,6 +123,7 @@ class MLP(ExactWaves):
         fourier: int = 64,
         bandwidth: float = 0.5,
         blur: bool = True,
+        axes: int | None = None,
         classes: int = 0,
         waves: str = "sinusoidal",
         condition_dropout: float = 0.1,
@@ -132,7 +138,10 @@ class MLP(ExactWaves):
         true_or_false("blur", blur)
         if waves not in WAVES:
             raise ValueError(f"unknown waves={waves!r}. {nearest(waves, WAVES)}")
-        n = math.prod(event_shape(shape))
+        self.shape = event_shape(shape)
+        n = math.prod(self.shape)
+        self.axes = column_features(self.shape, fourier, blur, axes)
+        fourier = fourier + self.axes
         scale = 2 * math.pi * bandwidth * math.sqrt(2 / n)
         self.register_buffer("frequencies", torch.randn(n, fourier) * scale)
         if waves == "sinusoidal":

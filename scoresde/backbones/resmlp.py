@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from ..common.checks import real_number, true_or_false, whole_number
 from ..common.inputs import event_shape
-from .base import BACKBONES, ExactWaves, weights_dtype, wide
+from .base import BACKBONES, ExactWaves, column_features, weights_dtype, wide
 from .embedding import Conditioned, Embedding
 from .tokens import check_sample
 
@@ -47,6 +47,11 @@ class ResMLP(ExactWaves, Conditioned):
         Residual blocks, of two layers each, at least 1.
     fourier : int
         Number of random Fourier features of the state, rows of F; 0 for none.
+    axes : int, optional
+        Number of further features, each along one column of the data, at ½, 1, 2 … 64 cycles per
+        standard deviation of it. `fit` gives each column as many as its structure asks for, and
+        those left over are random. By default 8 a column, at most 256, for vectors, and none for
+        other shapes and without `blur`.
     bandwidth : float
         Their frequencies: entries of F are N(0, bandwidth²·2/D), in cycles per standard deviation
         of the data, D = ∏shape.
@@ -87,6 +92,7 @@ class ResMLP(ExactWaves, Conditioned):
         fourier: int = 64,
         bandwidth: float = 0.5,
         blur: bool = True,
+        axes: int | None = None,
         dropout: float = 0.0,
         told: int = 32,
         features: int = 32,
@@ -110,6 +116,8 @@ class ResMLP(ExactWaves, Conditioned):
             self.shape, told, features, waves, classes, vector, image, condition_dropout
         )
         n = math.prod(self.shape)
+        self.axes = column_features(self.shape, fourier, blur, axes)
+        fourier = fourier + self.axes
         scale = 2 * math.pi * bandwidth * math.sqrt(2 / n)
         self.register_buffer("frequencies", torch.randn(n, fourier) * scale)
         inputs = n + image * math.prod(self.shape[1:]) + 2 * fourier

@@ -128,7 +128,7 @@ def reflow(
     sde.slice_conditions(0, n, n)  # raises unless conditions go with n samples
     how: dict[str, Any] = {"solver": solver, "steps": steps, "spacing": spacing, **options}
     drawing = _Drawing(sde, n, batch_size, how, folder)
-    unit = None if sde.source is not None else [sde.mean.tolist(), sde.scale.tolist()]
+    unit = None if sde.source is not None else _unit(sde)
     with torch.no_grad(), contextlib.ExitStack() as stack:
         store: Store
         if folder is None:
@@ -235,6 +235,13 @@ class _Drawing:
 def _conditions(sde: Model) -> list[tuple[str, Tensor]]:
     """Conditions of a model in the order of their columns."""
     return sorted(sde.condition.items())
+
+
+def _unit(sde: Model) -> list[Any]:
+    """Mean and scale of a model, and the root of its correlations if it whitens."""
+    part = sde.standardization
+    found = [part.mean, part.scale] + ([] if part.root is None else [part.root])
+    return [value.tolist() for value in found]
 
 
 def _settings(sde: Model, how: Mapping[str, Any], unit: Any) -> dict[str, Any]:

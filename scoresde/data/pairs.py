@@ -38,7 +38,7 @@ class Pairs:
     ----------
     x, latent : Tensor or numpy.memmap
     given : dict of str to Tensor
-    unit : tuple of two Tensors, or None
+    unit : tuple of two or three Tensors, or None
         Mean and scale of the Gaussian that `reflow` drew x_1 from, if it did. A model without mean
         and scale that learns the pairs takes them over.
 

@@ -23,6 +23,7 @@ def build(
     shape: tuple[int, ...],
     predict: str = "edm",
     input_convention: str = "arc",
+    standardize: str | None = None,
     **options: Any,
 ) -> ScoreSDE:
     """Build a ScoreSDE from names.
@@ -40,6 +41,8 @@ def build(
         What the network outputs: a name of `scoresde.PREDICTIONS`.
     input_convention : str
         "arc" or "raw", see `ScoreSDE`.
+    standardize : str, optional
+        "whiten", "scale" or "none", see `ScoreSDE`.
     **options
         Of the named backbone, e.g. width=256.
 
@@ -71,7 +74,14 @@ def build(
         raise TypeError(
             f"options {sorted(options)} go with a backbone's name; give them to the network itself"
         )
-    return ScoreSDE(process, net, shape=shape, predict=predict, input_convention=input_convention)
+    return ScoreSDE(
+        process,
+        net,
+        shape=shape,
+        predict=predict,
+        input_convention=input_convention,
+        standardize=standardize,
+    )
 
 
 def _network(name: str, shape: tuple[int, ...], options: dict[str, Any]) -> nn.Module:

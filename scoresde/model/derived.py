@@ -318,6 +318,9 @@ def _difference(first: Model, other: Model) -> str | None:
         slack = 1e-6 * first.scale.detach().cpu().double()
         if bool(((a - b).abs() > slack).any()):
             return f"another {name} of the data; fit both to the same data"
+    ours, theirs = (m.standardization.directions.cpu().double() for m in (first, other))
+    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0, atol=1e-6):
+        return "other correlations of the data; fit both to the same data"
     return None
 
 

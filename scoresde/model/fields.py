@@ -28,7 +28,7 @@ class Fields:
         x0 : Tensor, shape (B, *shape)
             In the units of the data.
         eps : Tensor, shape (B, *shape)
-            In standard deviations.
+            In standard deviations; of a model that whitens, along the whitened axes.
 
         Raises
         ------
@@ -48,7 +48,9 @@ class Fields:
         return self.to_data(x0), self.standardization.spread(eps)
 
     def score(self: Any, x: Tensor, t: Tensor | float) -> Tensor:
-        """Return the model's score ∇log p_t(x) = −ε̂/(σ·scale), per unit of the data.
+        """Return the model's score ∇log p_t(x) = −L⁻ᵀ·ε̂/σ, per unit of the data.
+
+        L is the map of standardized states to data, scale ∘ R: see `ScoreSDE`.
 
         Parameters
         ----------
@@ -77,9 +79,8 @@ class Fields:
         self.require("score")
         z, phi, t = self._on_arc(x, t, floor=self.process.phi_floor)
         _, eps = self._solve(z, phi)
-        eps = self.standardization.spread(eps)
         sigma = _per_sample(self.process.radius(t) * torch.sin(phi), eps).to(z)
-        return -eps / (sigma * self.standardization.units(eps.dtype).scale)
+        return self.standardization.to_gradients(-eps / sigma)
 
     def velocity(self: Any, x: Tensor, t: Tensor | float) -> Tensor:
         """Return dx/dt of the probability-flow ODE, α̇·x̂0 + σ̇·ε̂.
@@ -155,11 +156,9 @@ class Fields:
         dsigma = self.process.dsigma(t)
         if noise:
             dsigma = dsigma + noise * self.process.g2(t) / self.process.sigma(t)
-        x0 = self.standardization.spread(x0)
-        eps = self.standardization.spread(eps)
         a = _per_sample(dalpha, x0).to(z)
         b = _per_sample(dsigma, x0).to(z)
-        return self.standardization.units(z.dtype).scale * (a * x0 + b * eps)
+        return self.standardization.to_rates(a * x0 + b * eps)
 
     def _solve(self: Any, z: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
         """(x̂0, ε̂) at states z (B, n)."""

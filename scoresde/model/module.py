@@ -1,4 +1,4 @@
-"""A module with the mean and scale of data, which stay float64 whatever it is converted to."""
+"""A module with mean, scale and correlations of data, in float64 whatever it is converted to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from ..common.modules import copy_memo, leave_inference
+from ..common.names import choose
+from .columns import column_frequencies, columned
 from .standardization import Standardization, measured, wide
+
+STANDARDIZE = ("whiten", "scale", "none")
+"""By full covariance, by mean and scale of each feature or channel, or not at all."""
+
+WHITENED_DIMENSIONS = range(2, 1025)
+"""Vectors of which lengths are whitened by default."""
+
+STATISTICS = ("mean", "scale", "root")
+"""Buffers that keep float64."""
 
 CACHES = {"_standardization", "_interface"}  # attributes that a copy makes anew
 
@@ -22,30 +33,62 @@ class StandardizedModule(nn.Module):
     state_dtype: torch.dtype
     mean: Tensor
     scale: Tensor
+    root: Tensor | None
     measured: Tensor
+    standardize_by = "scale"
+    input_convention: str
     # The dtype that the model was last converted to, which states have if the network has no
     # numbers.
     _dtype = torch.float32
     _standardization: Standardization | None = None
 
-    def make_statistics(self, device: torch.device) -> None:
-        """Begin with mean 0 and scale 1, per first axis of a sample."""
+    def make_statistics(self, like: Tensor | None) -> None:
+        """Begin with mean 0 and scale 1, per first axis of a sample, where the network is."""
+        device = torch.device("cpu") if like is None else like.device
         statistic = self.shape[:1] + (1,) * (len(self.shape) - 1)
         self.register_buffer("mean", torch.zeros(statistic, dtype=wide(device), device=device))
         self.register_buffer("scale", torch.ones(statistic, dtype=wide(device), device=device))
+        self.register_buffer("root", None)
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool, device=device))
+
+    def choose_standardization(self, choice: str | None, coupled: bool) -> None:
+        """Say what is measured; by default what suits the shape, and models with a source."""
+        if choice is None:
+            vector = len(self.shape) == 1 and self.shape[0] in WHITENED_DIMENSIONS
+            self.standardize_by = "whiten" if vector and not coupled else "scale"
+        else:
+            self.standardize_by = choose("standardize", choice, STANDARDIZE)
+        if self.standardize_by != "whiten":
+            self.root = None
+            return
+        if len(self.shape) != 1:
+            raise ValueError(
+                f"standardize='whiten' is for vectors, shape (d,), not {self.shape}; try 'scale'"
+            )
+        self.root = torch.eye(self.shape[0], dtype=self.mean.dtype, device=self.mean.device)
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Its tensors that `standardize` sets, by name."""
+        names = (*STATISTICS, "measured")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def standardization(self) -> Standardization:
-        """The map between data and states, made again only after mean or scale have changed."""
+        """The map between data and states, made again only after its numbers have changed."""
         held = self._standardization
-        if held is None or not held.is_of(self.mean, self.scale):
-            held = Standardization(self.mean, self.scale, self.shape)
+        if held is None or not held.is_of(self.mean, self.scale, self.root):
+            held = Standardization(self.mean, self.scale, self.shape, self.root)
             object.__setattr__(self, "_standardization", held)
         return held
 
     def standardize(self, data: Tensor | Iterable[Tensor]) -> Self:
-        """Measure mean and scale of the data, per first axis of a sample, and keep them.
+        """Measure mean, scale and correlations of the data, and keep them.
+
+        Mean and scale are those of each first axis of a sample; correlations are measured if the
+        model whitens. Few rows have their correlations shrunk towards 0: see
+        `scoresde.model.covariance`. Networks with Fourier features along columns, such as `mlp`,
+        are given as many as the structure of each column asks for. With standardize="none"
+        nothing is measured.
 
         Parameters
         ----------
@@ -66,8 +109,8 @@ class StandardizedModule(nn.Module):
         Warns
         -----
         UserWarning
-            If some features do not vary (their scale is 0, which marks a constant), or if samples
-            will be rounded coarsely.
+            If some features do not vary (their scale is 0, which marks a constant) or determine
+            one another, or if samples will be rounded coarsely.
 
         Examples
         --------
@@ -76,24 +119,47 @@ class StandardizedModule(nn.Module):
         >>> sde.standardize(torch.tensor([[0.0, 10.0], [2.0, 30.0]])).scale
         tensor([ 1., 10.], dtype=torch.float64)
         """
-        mean, scale = measured(data, self.shape, self.state_dtype)
-        self.mean.copy_(mean.reshape(self.mean.shape))
-        self.scale.copy_(scale.reshape(self.scale.shape))
+        if self.standardize_by != "none":
+            found = measured(data, self.shape, self.state_dtype, self.root is not None)
+            self.mean.copy_(found.mean.reshape(self.mean.shape))
+            self.scale.copy_(found.scale.reshape(self.scale.shape))
+            if self.root is not None and found.root is not None:
+                self.root.copy_(found.root)
+            if found.rows is not None:
+                self._show_columns(found.rows)
         self.measured.fill_(True)
         return self
+
+    @torch.no_grad()
+    def _show_columns(self, rows: Tensor) -> None:
+        """Give the network Fourier features along the columns of data, some rows of which are x."""
+        parts = columned(self, self.shape) if self.input_convention == "arc" else []
+        if not parts:
+            return
+        mean, scale = self.mean.cpu(), self.scale.cpu()
+        free = scale > 0
+        u = ((rows.to(mean.dtype) - mean) / torch.where(free, scale, 1))[:, free]
+        directions = self.standardization.directions.cpu()
+        for part in parts:
+            found = column_frequencies(u.float(), directions, int(part.axes))
+            frequencies = part.frequencies
+            full = frequencies.new_zeros(len(frequencies), found.shape[1])
+            full[free.to(full.device)] = found.to(full)
+            frequencies[:, : found.shape[1]] = full
 
     @torch.inference_mode(False)
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert as `nn.Module` does, but keep mean and scale in float64, unrounded."""
         # First, as setting .data of an inference parameter would hide that it is one.
         leave_inference(self)
-        kept = {name: self._buffers[name] for name in ("mean", "scale")}
+        kept = {name: self._buffers[name] for name in STATISTICS}
         for name in kept:
             self._buffers[name] = None
         self._dtype = fn(torch.empty(0, dtype=self._dtype, device=self.measured.device)).dtype
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, value in kept.items():
-            assert value is not None
+            if value is None:
+                continue
             device = self.measured.device
             if value.is_meta or device.type == "meta":
                 self._buffers[name] = torch.empty_like(value, device=device)
@@ -116,5 +182,7 @@ class StandardizedModule(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Widen mean and scale of an older file, which has float32."""
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        for name in ("mean", "scale"):
-            self._buffers[name] = getattr(self, name).to(wide(self.mean.device))
+        for name in STATISTICS:
+            value = self._buffers[name]
+            if value is not None:
+                self._buffers[name] = value.to(wide(self.mean.device))

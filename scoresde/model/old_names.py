@@ -46,6 +46,8 @@ def check_overrides_by_old_name(made: type) -> None:
 
 def upgraded(state: dict[str, Any]) -> dict[str, Any]:
     """The attributes of a pickled ScoreSDE, also of version 0.1, by the names of today."""
+    state["_buffers"].setdefault("root", None)
+    state.setdefault("_standardize", "scale")
     if "sees" not in state:
         return state
     if state.get("condition"):

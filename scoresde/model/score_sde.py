@@ -1,8 +1,8 @@
 """The trained model: a process, a network, what it predicts, and the standardization of data.
 
-Users see the units of the data: x_t = mean + scale·x̃_t, where x̃_t is the process's state for
-standardized data. The network and the solvers see z = x̃_t/√(α² + σ²) at an angle φ = atan(σ/α),
-a point on the unit arc of `scoresde.model.arc`. Only `_network_under` calls the network.
+Users see x_t = mean + scale ∘ (R·x̃_t), where x̃_t is the process's state for standardized data and
+R the square root of correlations, or the identity. The network sees z = x̃_t/√(α² + σ²) at an angle
+φ = atan(σ/α): see `scoresde.model.arc`. Only `_network_under` calls the network.
 """
 
 from __future__ import annotations
@@ -59,6 +59,10 @@ class ScoreSDE(StandardizedModule, Model):
         The distribution of x at t = 1, in the units of the data, instead of a Gaussian: rows of a
         data set, or a density. The likelihood then needs its log_prob(x). For processes with
         α(1) = 0, such as the rectified flow.
+    standardize : str, optional
+        What `fit` measures before it trains. "whiten": mean and full covariance, by which a
+        network of zeros is the Gaussian of the data; the default for vectors of 2 to 1,024
+        numbers without a source. "scale": those of each feature or channel. "none".
 
     Attributes
     ----------
@@ -67,6 +71,8 @@ class ScoreSDE(StandardizedModule, Model):
         measures them. They stay float64 (float32 on devices without it) if the model is converted
         to another dtype. A scale of 0 marks a constant: samples repeat it, the network receives
         0 in its place, and log p leaves out its density, a spike.
+    root : Tensor, float64, shape (d, d), or None
+        R, the square root of correlations, of a model that whitens.
     measured : Tensor of bool, shape ()
         Whether `fit` or `standardize` has measured them.
     ema : nn.Module or None
@@ -117,6 +123,7 @@ class ScoreSDE(StandardizedModule, Model):
         input_convention: str = "arc",
         outcome: str | Outcome = "score",
         source: Any = None,
+        standardize: str | None = None,
     ) -> None:
         super().__init__()
         _check_parts(process, net)
@@ -131,13 +138,13 @@ class ScoreSDE(StandardizedModule, Model):
         self.predict = predict
         self.input_convention = input_convention
         self.outcome = as_outcome(outcome)
+        self.make_statistics(next(itertools.chain(net.parameters(), net.buffers()), None))
+        self._standardize = standardize
+        self.choose_standardization(standardize, source is not None)
         self.source = source
         self.schema = Schema()
         self.conditions = ConditionScales()
         self.learnt: dict[str, Any] | None = None
-        like = next(itertools.chain(net.parameters(), net.buffers()), None)
-        device = torch.device("cpu") if like is None else like.device
-        self.make_statistics(device)
 
     # ------------------------------------------------------------------ what it is
 
@@ -178,6 +185,8 @@ class ScoreSDE(StandardizedModule, Model):
             )
         # A source that is a module must not become a part of the model, and of its weights.
         object.__setattr__(self, "_source", source)
+        if changed and not bool(self.measured):
+            self.choose_standardization(self._standardize, source is not None)
         if self.ema is None and changed and self.outcome.name in ("score", "velocity"):
             self.outcome = OUTCOMES["score" if source is None else "velocity"]
 

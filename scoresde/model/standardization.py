@@ -1,4 +1,4 @@
-"""Mean and scale of data, for any magnitude that their numbers can have.
+"""Mean, scale and correlations of data, for any magnitude that their numbers can have.
 
 Sums run over d = (x − reference)/unit with |d| < 2 (Chan, Golub and LeVeque 1983), the unit being
 a power of two that grows with the data, so that squares neither overflow nor vanish. A feature
@@ -7,6 +7,7 @@ whose values are all equal, to rounding, is constant.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from ..common.inputs import as_floats
 from ..common.user_warnings import warn
+from .columns import NUMBERS, Thinned
+from .covariance import Covariance
 
 ROUNDING = 4  # units in the last place by which values of a constant may differ
 
@@ -128,23 +131,39 @@ def units(mean: Tensor, scale: Tensor, shape: tuple[int, ...], dtype: torch.dtyp
 
 
 class Standardization:
-    """The map x = mean + scale·z between data (B, *shape) and flattened states z (B, n).
+    """The map x = mean + scale ∘ (R·z) between data (B, *shape) and flattened states z (B, n).
 
     Mean and scale are numbers per first axis of a sample (feature or channel). A scale of 0 marks
-    a constant: it has no state, and data repeat it.
+    a constant: it has no state, and data repeat it. R is the square root of the correlations of
+    vectors, (d, d), or the identity, None.
     """
 
-    def __init__(self, mean: Tensor, scale: Tensor, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, mean: Tensor, scale: Tensor, shape: tuple[int, ...], root: Tensor | None = None
+    ) -> None:
         self.mean = mean
         self.scale = scale
         self.shape = shape
-        self._versions = _versions(mean, scale)
+        self.root = root
+        self._versions = _versions(mean, scale, root)
         self._units: dict[torch.dtype, Units] = {}
 
-    def is_of(self, mean: Tensor, scale: Tensor) -> bool:
+    def is_of(self, mean: Tensor, scale: Tensor, root: Tensor | None = None) -> bool:
         """Whether these tensors are still what it was made from, and unchanged."""
-        same = self.mean is mean and self.scale is scale
-        return same and self._versions is not None and self._versions == _versions(mean, scale)
+        same = self.mean is mean and self.scale is scale and self.root is root
+        versions = _versions(mean, scale, root)
+        return same and versions is not None and self._versions == versions
+
+    @functools.cached_property
+    def _whitening(self) -> tuple[Tensor, Tensor] | None:
+        """R and R⁻¹ as they multiply rows from the right; None for the identity."""
+        root = self.root
+        if root is None or root.device.type == "meta":
+            return None
+        if torch.equal(root, torch.eye(len(root), dtype=root.dtype, device=root.device)):
+            return None
+        with torch.inference_mode(False):
+            return root.T, torch.linalg.inv(root.cpu().double()).T.to(root)
 
     def units(self, dtype: torch.dtype) -> Units:
         """Mean and scale for states of a dtype."""
@@ -169,16 +188,38 @@ class Standardization:
         """log|det| of the map from states to data, in nats."""
         scale = self.scale.double().log().expand(self.shape).flatten()
         free = self.free
-        return float((scale if free is None else scale[free]).sum())
+        total = float((scale if free is None else scale[free]).sum())
+        if self._whitening is not None:
+            total += float(torch.linalg.slogdet(self._whitening[0].cpu().double()).logabsdet)
+        return total
+
+    @property
+    def directions(self) -> Tensor:
+        """Rows (n, n) that give the standardized columns u = z·directionsᵀ of states z (B, n)."""
+        if self._whitening is None:
+            return torch.eye(self.dim, dtype=self.scale.dtype, device=self.scale.device)
+        root = self._whitening[0].T
+        return root if self.free is None else root[self.free][:, self.free]
 
     def to_data(self, z: Tensor) -> Tensor:
-        """States (B, n) as data (B, *shape): mean + scale·z, and constants as they are."""
+        """States (B, n) as data (B, *shape): mean + scale ∘ (R·z), constants as they are."""
+        if self._whitening is not None:
+            root, _ = self._whitening
+            x = self.mean + self.scale * (self.spread(z).to(root.dtype) @ root)
+            return x.to(z.dtype)
         mean, rest, scale, _ = self.units(z.dtype)
         x = scale * self.spread(z)
         return mean + (x if rest is None else rest + x)
 
     def from_data(self, x: Tensor) -> Tensor:
-        """Data (B, *shape) as states (B, n): (x − mean)/scale, without constants."""
+        """Data (B, *shape) as states (B, n): R⁻¹·(x − mean)/scale, without constants."""
+        if self._whitening is not None:
+            _, inverse = self._whitening
+            free = self.free
+            scale = torch.where(self.scale == 0, 1, self.scale)
+            z = ((x.to(inverse.dtype) - self.mean) / scale) @ inverse
+            z = z.to(torch.promote_types(x.dtype, torch.float32))
+            return z if free is None else z.index_select(1, free)
         mean, rest, scale, free = self.units(torch.promote_types(x.dtype, torch.float32))
         x = x - mean
         z = ((x if rest is None else x - rest) / scale).reshape(len(x), math.prod(self.shape))
@@ -190,6 +231,23 @@ class Standardization:
         if free is not None:
             z = z.new_zeros(len(z), math.prod(self.shape)).index_copy(1, free, z)
         return z if len(self.shape) == 1 else z.reshape(len(z), *self.shape)
+
+    def to_rates(self, v: Tensor) -> Tensor:
+        """Changes of states (B, n) as changes of data (B, *shape): scale ∘ (R·v)."""
+        v = self.spread(v)
+        if self._whitening is None:
+            return self.units(v.dtype).scale * v
+        root, _ = self._whitening
+        return (self.scale * (v.to(root.dtype) @ root)).to(v.dtype)
+
+    def to_gradients(self, g: Tensor) -> Tensor:
+        """Gradients by states (B, n) as gradients by data (B, *shape): R⁻ᵀ·g/scale."""
+        g = self.spread(g)
+        if self._whitening is None:
+            return g / self.units(g.dtype).scale
+        _, inverse = self._whitening
+        scale = torch.where(self.scale == 0, 1, self.scale)
+        return ((g.to(inverse.dtype) @ inverse.T) / scale).to(g.dtype)
 
     def off_constants(self, x: Tensor) -> Tensor | None:
         """Which rows of x are off a constant by more than 1e-6 of it: their density is 0."""
@@ -216,19 +274,52 @@ class Standardization:
         return call
 
 
-def _versions(mean: Tensor, scale: Tensor) -> tuple[int, int] | None:
+def _versions(*parts: Tensor | None) -> tuple[int, ...] | None:
     """Counters that rise when the tensors change; tensors of inference mode have none."""
-    if mean.is_inference() or scale.is_inference():
-        return None
-    return mean._version, scale._version
+    found = []
+    for part in parts:
+        if part is None:
+            continue
+        if part.is_inference():
+            return None
+        found.append(part._version)
+    return tuple(found)
+
+
+class Measured(NamedTuple):
+    """What `measured` finds: statistics per first axis, R of vectors, and some of the rows."""
+
+    mean: Tensor
+    scale: Tensor
+    root: Tensor | None
+    rows: Tensor | None
 
 
 def measured(
-    data: Tensor | Iterable[Tensor], shape: tuple[int, ...], dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Mean and scale of data; warn of features that are constant or will be rounded coarsely."""
+    data: Tensor | Iterable[Tensor], shape: tuple[int, ...], dtype: torch.dtype, whiten: bool
+) -> Measured:
+    """Mean, scale and correlations of data; warn of what is constant or will be rounded."""
     axis = 1 if shape else None
-    mean, std, varies, count = measure(_parts(data, shape), axis)
+    moments = Moments(axis)
+    covariance = Covariance() if whiten else None
+    some = None
+    if len(shape) == 1 and shape[0]:
+        some = Thinned(max(1, NUMBERS // shape[0]))
+    for part in _parts(data, shape):
+        moments.add(part)
+        if covariance is not None:
+            covariance.add(part)
+        if some is not None:
+            some.add(part)
+    mean, std, varies, count = moments.statistics()
+    _check(mean, std, varies, count, dtype)
+    root = None if covariance is None else covariance.root(varies)
+    rows = None if some is None else some.rows()
+    return Measured(mean, torch.where(varies, std, 0), root, rows)
+
+
+def _check(mean: Tensor, std: Tensor, varies: Tensor, count: int, dtype: torch.dtype) -> None:
+    """Raise for data that can't be standardized; warn of what is constant or will be rounded."""
     if not bool((mean.isfinite() & std.isfinite()).all()):
         raise ValueError("data has NaN or infinite values, and no mean or scale")
     if not bool(varies.any()):
@@ -254,7 +345,6 @@ def measured(
             "and log p leaves out their density, a spike; drop them, or add noise to have a "
             "density of all"
         )
-    return mean, torch.where(varies, std, 0)
 
 
 def _parts(data: Any, shape: tuple[int, ...]) -> Iterator[Tensor]:

@@ -63,7 +63,7 @@ class DataUnits:
         return torch.float32
 
     def to_data(self: Any, z: Tensor) -> Tensor:
-        """Return standardized, flattened states as data: mean + scale·z, constants as they are.
+        """Return standardized, flattened states as data: mean + scale ∘ (R·z); see `ScoreSDE`.
 
         Parameters
         ----------
@@ -81,7 +81,7 @@ class DataUnits:
         return self.standardization.to_data(z)
 
     def from_data(self: Any, x: Tensor) -> Tensor:
-        """Return data as standardized, flattened states: (x − mean)/scale, without constants.
+        """Return data as standardized, flattened states, R⁻¹·(x − mean)/scale, without constants.
 
         Parameters
         ----------

@@ -50,6 +50,7 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
         "kind": to_kind(sde.outcome),
         "source": _describe_source(sde),
         "averaged": sde.ema is not None,
+        "standardize": sde.standardize_by,
         **condition_facts(sde),
     }
     schema = sde.schema.describe()

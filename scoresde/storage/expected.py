@@ -42,6 +42,8 @@ def expected_weights(about: dict[str, Any], count: int) -> dict[str, Expected]:
         "scale": (statistic, "float"),
         "measured": ((), _number_type(torch.bool)),
     }
+    if about.get("standardize") == "whiten":
+        wanted["root"] = ((*shape, *shape), "float")
     for name, sizes in about.get("conditions", {}).items():
         if (
             not isinstance(sizes, list)
@@ -118,3 +120,13 @@ def check_weights(wanted: Mapping[str, Expected], tensors: Mapping[str, Tensor])
         raise ValueError(
             "its standardization is not a finite mean and a positive scale (0 for constants)"
         )
+    root = tensors.get("root")
+    if root is not None and not bool((torch.linalg.eigvalsh(_lower(root)) > 0).all()):
+        raise ValueError("the root of its correlations is not a positive definite matrix")
+
+
+def _lower(root: Tensor) -> Tensor:
+    """A finite symmetric matrix in float64; one of zeros for any other."""
+    root = root.double()
+    symmetric = bool(root.isfinite().all()) and torch.allclose(root, root.T, atol=1e-6)
+    return root if symmetric else torch.zeros_like(root)

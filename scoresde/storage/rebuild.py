@@ -33,6 +33,8 @@ _NULL_CONDITION = re.compile(r"(^|\.)null_(vector|image)$")
 """Weights learnt in place of an absent condition, which older files lack."""
 _CROSS_ATTENTION = re.compile(r"\.to_[kv]\.weight$")
 """Weights of diffusers' networks that attend to a condition; older files have a column less."""
+_COLUMNED = ("mlp", "resmlp")
+"""Networks with features along columns, which older files lack."""
 _UNBUILDABLE = (
     ImportError,
     LookupError,
@@ -50,6 +52,7 @@ _UNBUILDABLE = (
 def rebuild(about: Any, tensors: Mapping[str, Tensor], where: str = "the description") -> ScoreSDE:
     """Build a model from a description and weights, neither of them trusted; in eval mode."""
     try:
+        about = _with_axes(about, tensors)
         wanted = expected_weights(about, len(tensors))
         tensors = _without_wrappers(tensors, wanted)
         filled = _fill_null_conditions(tensors, wanted)
@@ -86,6 +89,7 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
         predict=about["predict"],
         input_convention=about["sees"],
         outcome=from_kind(kind),
+        standardize=about.get("standardize", "scale"),
     )
     sde.source = _build_source(about.get("source"))
     sde.schema = Schema.rebuild(about.get("schema"), shape)
@@ -147,6 +151,22 @@ def _without_wrappers(
             raise ValueError(f"two weights are both {name!r}")
         found[name] = value
     return found
+
+
+def _with_axes(about: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """A description that says how many features a network has along columns, as the file has."""
+    net = about["net"]
+    widths = [
+        value.shape[1]
+        for name, value in tensors.items()
+        if name.endswith("frequencies") and value.ndim == 2
+    ]
+    if net["name"] not in _COLUMNED or "axes" in net["options"] or not widths:
+        return about
+    fourier = net["options"].get("fourier", 64)
+    if widths[0] != fourier:
+        return about
+    return {**about, "net": {**net, "options": {**net["options"], "axes": 0}}}
 
 
 def _fill_null_conditions(

@@ -224,8 +224,7 @@ def _trainer(
         source.standardize_conditions(sde)
         sde.learnt = _learnt_conditions(sde, source)
     sde._warned = False
-    statistics = [sde.mean, sde.scale, sde.measured, *sde.conditions.buffers()]
-    backend.share(statistics, last=True)
+    backend.share(list(sde.buffers()), last=True)
     if validator is not None:
         validator.fix()
         trainer.validator = validator

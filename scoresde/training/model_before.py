@@ -19,7 +19,7 @@ class ModelBefore:
         self._schema = sde.schema.copy()
         self._learnt = sde.learnt
         self._conditions = set(sde.conditions.known())
-        self._statistics = [value.clone() for value in (sde.mean, sde.scale, sde.measured)]
+        self._statistics = {name: value.clone() for name, value in sde.named_buffers()}
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -31,6 +31,6 @@ class ModelBefore:
         sde.schema.assign(self._schema)
         sde.learnt = self._learnt
         sde.conditions.keep(self._conditions)
-        statistics = sde.mean, sde.scale, sde.measured
-        for mine, before in zip(statistics, self._statistics, strict=True):
-            mine.copy_(before)
+        for name, value in sde.named_buffers():
+            if name in self._statistics:
+                value.copy_(self._statistics[name])

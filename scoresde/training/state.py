@@ -17,7 +17,6 @@ NET = PREFIX + "net."
 EMA = PREFIX + "ema."
 CONDITIONS = PREFIX + "conditions."
 MOMENTS = ("exp_avg", "exp_avg_sq")
-STATISTICS = ("mean", "scale", "measured")
 
 
 def named(weights: Weights, parts: list[Tensor], prefix: str) -> dict[str, Tensor]:
@@ -28,7 +27,7 @@ def named(weights: Weights, parts: list[Tensor], prefix: str) -> dict[str, Tenso
 
 def model_tensors(sde: ScoreSDE, averaged_net: nn.Module) -> dict[str, Tensor]:
     """Return a model's tensors as `load` reads them, and buffers that its networks do not save."""
-    found = {PREFIX + name: getattr(sde, name) for name in STATISTICS}
+    found = {PREFIX + name: value for name, value in sde.statistics().items()}
     found |= {CONDITIONS + name: value for name, value in sde.conditions.named_buffers()}
     for prefix, net in ((NET, sde.net), (EMA, averaged_net)):
         for name, value in net.state_dict().items():
@@ -82,8 +81,8 @@ def _check_shapes(found: Mapping[str, Any], prefix: str, wanted: Mapping[str, Te
 def load_model(found: Mapping[str, Any], sde: ScoreSDE, averaged_net: nn.Module) -> None:
     """Give a model its statistics, conditions, and the weights and buffers that do not train."""
     device = sde.scale.device
-    for name in STATISTICS:
-        getattr(sde, name).copy_(found[PREFIX + name])
+    for name, value in sde.statistics().items():
+        value.copy_(found[PREFIX + name])
     described = found.get("model") or {}
     # version 0.1 has it in the model's description alone
     sde.learnt = found["learnt"] if "learnt" in found else described.get("learnt")

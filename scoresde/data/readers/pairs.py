@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...common.user_warnings import warn
+from ...model.module import STATISTICS
 from ...model.score_sde import ScoreSDE
 from ..pairs import Pairs
 from .base import MEASURED_SAMPLES, Entrance, Share
@@ -41,8 +42,10 @@ class PairsReader(TableReader):
         """Standardize a model without source so that x_1/r(1) ~ N(0, 1); raise if it can't fit."""
         known = bool(sde.measured)
         if self._unit is not None and not known:  # `reflow` drew them, and says from where
-            for mine, theirs in zip((sde.mean, sde.scale), self._unit, strict=True):
-                mine.copy_(theirs)
+            choice = "whiten" if len(self._unit) > 2 else "scale"
+            sde.choose_standardization(choice, coupled=False)
+            for name, value in zip(STATISTICS, self._unit, strict=False):
+                getattr(sde, name).copy_(value)
             sde.measured.fill_(True)
             return
         parts = self._some_starts()
