@@ -1,7 +1,11 @@
-"""Doctests may say `scoresde`, `torch` and `math` without importing them; all tests are seeded."""
+"""Doctests may say `scoresde`, `torch` and `math` without importing them; all tests are seeded.
+
+Files that take longest run first, so that no worker waits for another's last file.
+"""
 
 from __future__ import annotations
 
+import gc
 import math
 from typing import Any
 
@@ -9,6 +13,36 @@ import pytest
 import torch
 
 import scoresde
+
+LONGEST = (
+    "test_docs.py",
+    "test_likelihood.py",
+    "test_accelerate.py",
+    "test_unet.py",
+    "test_evaluate.py",
+    "test_ranks.py",
+    "test_examples.py",
+    "test_runge_kutta.py",
+    "test_checkpoint.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order of the files: pytest-xdist runs those with the fewest tests last."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """Garbage collection need not go through what was imported and collected, again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

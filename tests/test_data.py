@@ -4,8 +4,10 @@ nothing that is no data.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
+import multiprocessing
 import re
 import sys
 import warnings
@@ -22,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import scoresde
 from conftest import generator
-from scoresde import ScoreSDE, TrainingError, toy
+from scoresde import Checkpoints, ScoreSDE, TrainingError, toy
 from scoresde.data.files import Samples, columns
 from scoresde.data.readers.shuffles import Shuffles
 from scoresde.data.stream import TrainingStream
@@ -911,8 +913,7 @@ def test_data_that_fail_midway_are_named_and_cost_only_what_is_after_the_last_ch
         torch.randn(100, 2, generator=generator())
     )  # so that the first pass is one of training
     how: dict[str, Any] = {
-        "every": 50 if "law" in case else 1,
-        "out": tmp_path,
+        "checkpoints": Checkpoints(tmp_path, every=50 if "law" in case else 1),
         "progress": False,
         "generator": generator(),
     }
@@ -929,6 +930,21 @@ def test_data_that_fail_midway_are_named_and_cost_only_what_is_after_the_last_ch
     )
     assert steps or "worker" in case
     assert not sde.training or not steps
+
+
+def test_workers_of_a_loader_end_with_the_run_that_they_fail() -> None:
+    """Not later, by the garbage collector, which closes their queue before it tells them, and waits
+    5 seconds for each.
+    """
+    before = set(multiprocessing.active_children())
+    loader: Any = DataLoader(Until(raising(OSError), 1), 8, num_workers=1)
+    gc.disable()
+    try:
+        with pytest.raises(TrainingError, match="OSError"):
+            scoresde.fit(small(), loader, steps=4, batch_size=8, progress=False)
+        assert set(multiprocessing.active_children()) == before
+    finally:
+        gc.enable()
 
 
 def test_a_row_that_is_bad_is_named_by_its_number_in_the_file(

@@ -176,6 +176,11 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
         ValueError,
         "unknown noise.*Did you mean 'uniform'",
     ),
+    "levels of Distilled as a noise": (
+        lambda: scoresde.loss(sde(), points(), noise="nodes:2"),
+        ValueError,
+        r"unknown noise 'nodes:2'.*objective=scoresde.Distilled\(2\)",
+    ),
     "weight with a typo in loss": (
         lambda: scoresde.loss(sde(), points(), weight="sigma"),
         ValueError,

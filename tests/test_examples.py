@@ -59,7 +59,7 @@ def test_rectified_flow_example_reflows_and_draws_paths(
     half at least.
     """
     main = runpy.run_path(str(EXAMPLES / "rectified_flow.py"))["main"]
-    before, after = main(steps=300, pairs=1500, points=500, out=str(tmp_path))
+    before, after = main(steps=200, pairs=1000, points=300, out=str(tmp_path))
     assert after["E² of one step / floor"] < 0.5 * before["E² of one step / floor"]
     assert after["straightness S"] < 0.5 * before["straightness S"]
     assert (tmp_path / "paths.png").stat().st_size > 5000

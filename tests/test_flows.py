@@ -67,10 +67,10 @@ def test_reflow_makes_paths_straight_and_one_step_enough(
     )
     assert after.straightness.value < 0.2 * before.straightness.value
     assert after.path_energy.value < before.path_energy.value
-    truth = BLOBS.sample(3000, generator=generator(4))
+    truth = BLOBS.sample(1500, generator=generator(4))
     one = [
         energy_distance(
-            truth, scoresde.sample(sde, 3000, solver="ddim", steps=1, generator=generator(5))
+            truth, scoresde.sample(sde, 1500, solver="ddim", steps=1, generator=generator(5))
         )
         for sde in (flow, reflowed)
     ]

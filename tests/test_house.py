@@ -50,6 +50,7 @@ def test_no_modules_import_one_another_in_a_circle() -> None:
     assert circles({name: imports(name, paths) for name in paths if name}) == []
 
 
+@pytest.mark.filterwarnings("ignore:scoresde.* is now:DeprecationWarning")
 def test_no_module_hides_behind_a_public_name() -> None:
     """`import scoresde.x as m` gives a module: a function of that name would come instead."""
     for found in pkgutil.walk_packages(scoresde.__path__, "scoresde."):

@@ -27,15 +27,15 @@ def true_ends(
 
 
 def test_log_prob_is_the_closed_form(process: Process, mixture: toy.GaussianMixture) -> None:
-    """With the true p(x_1) as prior: 1e-5 nats in float64 at tight tolerance, 1e-3 in float32 at
-    defaults; worst of 40.
+    """With the true p(x_1) as prior: 1e-5 nats in float64 at tight tolerance, worst of 10; 1e-3 in
+    float32 at defaults, worst of 40.
     """
     data, noise = true_ends(mixture, process)
     sde = scoresde.oracle(mixture, process)
     x = data.sample(40, generator=generator(), dtype=torch.float64)
-    tight = scoresde.log_prob(sde, x, prior=noise, rtol=1e-7, atol=1e-7)
+    tight = scoresde.log_prob(sde, x[:10], prior=noise, rtol=1e-7, atol=1e-7)
     assert tight.dtype == torch.float64
-    assert float((tight - data.log_prob(x)).abs().max()) < 1e-5
+    assert float((tight - data.log_prob(x[:10])).abs().max()) < 1e-5
     single = scoresde.log_prob(sde, x.float(), prior=noise)
     assert single.dtype == torch.float32
     assert float((single.double() - data.log_prob(x.float().double())).abs().max()) < 1e-3

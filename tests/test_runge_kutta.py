@@ -239,7 +239,8 @@ def test_wanted_times_change_nothing_but_are_met(name: str, forward: bool) -> No
     """
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE()).double()
     (z, exact), path = on_the_way(forward), STATIONS[::-1] if forward else STATIONS
-    solver = AdaptiveRungeKutta(TABLEAUS[name], rtol=1e-7, atol=1e-7)
+    tolerance = 1e-6 if name == "bosh3" else 1e-7  # of order 3, it takes hundreds of steps
+    solver = AdaptiveRungeKutta(TABLEAUS[name], rtol=tolerance, atol=tolerance)
     plain, alone, _ = adapt(solver, sde, z, [path[0], path[-1]])
     end, counts, states = adapt(solver, sde, z, path)
     assert torch.equal(end, plain)
@@ -251,7 +252,7 @@ def test_wanted_times_change_nothing_but_are_met(name: str, forward: bool) -> No
     assert (int(extra.max()) > 0) == (stages > 0)
     for state, wanted, t in zip(states, exact, path[1:-1], strict=True):
         error = float((state - wanted).square().mean().sqrt())
-        assert error < 2e-6, t
+        assert error < 20 * tolerance, t
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)

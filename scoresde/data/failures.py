@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import traceback
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -25,12 +26,12 @@ def error_text(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(lines)[:300]}"
 
 
-def requested_rows(traceback: TracebackType | None) -> str | None:
+def requested_rows(trace: TracebackType | None) -> str | None:
     """Which rows of a dataset a DataLoader was fetching when it failed; None if it was not."""
     found = None
-    while traceback is not None:
-        frame = traceback.tb_frame
-        traceback = traceback.tb_next
+    while trace is not None:
+        frame = trace.tb_frame
+        trace = trace.tb_next
         if not frame.f_code.co_filename.replace("\\", "/").endswith(_FETCH):
             continue
         held = frame.f_locals
@@ -65,7 +66,14 @@ def following(items: Iterator[Any], where: str, *, first: int = 0, mapped: bool)
             continue
         rows = requested_rows(failed.__traceback__)
         place = f"batch {i}{where}" + (f", {rows}" if rows else "")
-        raise TrainingError(f"the data failed at {place}: {error_text(failed)}") from failed
+        if str(failed).startswith("Caught "):
+            traceback.clear_frames(failed.__traceback__)  # PyTorch's, which refer to this error
+        try:
+            raise TrainingError(f"the data failed at {place}: {error_text(failed)}") from failed
+        finally:
+            # The last references to the workers: the garbage collector would take 5 seconds to end
+            # each.
+            del failed, items
 
 
 @contextlib.contextmanager

@@ -355,7 +355,7 @@ def loss(
     check_generator(generator)
     noise = usual_noise(sde.source is not None) if noise is None else noise
     choose("weight", weight, WEIGHTS)
-    choose("noise", noise, NOISES)
+    check_noise(noise)
     x0 = sde.accept(x0, "x0")
     n = len(x0)
     device = x0.device

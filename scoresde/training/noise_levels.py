@@ -7,6 +7,7 @@ of B equal intervals of probability.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 
 import torch
@@ -133,4 +134,10 @@ def check_noise(noise: object) -> None:
     """Raise unless this is the name of a distribution of noise levels."""
     if not isinstance(noise, str):
         raise TypeError(f"noise is a name, such as 'uniform', got {brief_repr(noise)}")
+    steps = re.fullmatch(r"nodes:0*([1-9]\d{0,8})", noise)
+    if steps and noise not in NOISES:
+        raise ValueError(
+            f"unknown noise {noise!r}: the levels of {steps[1]} steps are now those of "
+            f"fit(sde, pairs, objective=scoresde.Distilled({steps[1]}))"
+        )
     choose("noise", noise, NOISES)
