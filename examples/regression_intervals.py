@@ -64,6 +64,7 @@ def main(
         "lr": 1e-3,
         "net_options": {"width": width, "fourier": 0, "depth": 1},
         "fit_options": {"ema": 30},
+        "solve_options": {"rtol": 3e-4, "atol": 3e-4},
         "random_state": 0,
     }
 

@@ -4,6 +4,7 @@ checks.
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 import pickle
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.base import clone
+from sklearn.metrics import r2_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -145,10 +147,10 @@ def test_a_pickle_gives_the_same_numbers(density: ScoreDensity) -> None:
     file = io.BytesIO()
     joblib.dump(density, file)
     file.seek(0)
-    for copy in (pickle.loads(pickle.dumps(density)), joblib.load(file)):
-        np.testing.assert_array_equal(copy.score_samples(x), density.score_samples(x))
-        np.testing.assert_array_equal(copy.sample(5), density.sample(5))
-        assert copy.history_ == density.history_
+    for other in (pickle.loads(pickle.dumps(density)), joblib.load(file)):
+        np.testing.assert_array_equal(other.score_samples(x), density.score_samples(x))
+        np.testing.assert_array_equal(other.sample(5), density.sample(5))
+        assert other.history_ == density.history_
 
 
 def test_a_scaler_before_it_changes_log_p_by_its_jacobian() -> None:
@@ -202,16 +204,17 @@ def test_intervals_cover_what_they_say(regressor: ConditionalScoreDensity) -> No
 def test_quantiles_mean_and_log_p_are_those_of_the_truth(
     regressor: ConditionalScoreDensity,
 ) -> None:
-    """To 0.12 of the standard deviation, and 0.03 nats, on average."""
-    X, y, s = heteroscedastic(400, 1)
+    """To 0.16 of the standard deviation, and 0.03 nats, on average."""
+    regressor = copy.copy(regressor).set_params(draws=16)
+    X, y, s = heteroscedastic(200, 1)
     mean = 10 + 5 * X[:, 0]
     truth = mean[:, None] + s[:, None] * np.array([Q05, 0, Q95])
     found = regressor.predict_quantiles(X, (0.05, 0.5, 0.95))
-    assert np.abs((found - truth) / s[:, None]).mean(0).max() < 0.12
-    assert np.abs((regressor.predict(X) - mean) / s).mean() < 0.12
+    assert np.abs((found - truth) / s[:, None]).mean(0).max() < 0.16
+    assert np.abs((regressor.predict(X) - mean) / s).mean() < 0.16
     log_p = -0.5 * ((y - mean) / s) ** 2 - np.log(s * math.sqrt(2 * math.pi))
     assert abs(np.mean(log_p - regressor.score_samples(X, y))) < 0.03
-    assert regressor.score(X, y) == pytest.approx(1 - s.dot(s) / 400 / y.var(), abs=0.05)
+    assert regressor.score(X, y) == pytest.approx(r2_score(y, mean), abs=0.03)
 
 
 def test_log_p_of_y_is_that_of_the_model_inside(regressor: ConditionalScoreDensity) -> None:

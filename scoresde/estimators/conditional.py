@@ -343,10 +343,10 @@ class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[m
         """Points (n, D) that stand for N(0, I): midpoints of equal shares, or a Sobol sequence."""
         dim = self.model_.dim
         if dim == 1:
-            return _normal_quantiles((np.arange(n) + 0.5) / n)
+            return _normal_quantiles(torch.arange(0.5, n, dtype=torch.float64)[:, None] / n)
         sobol: Any = torch.quasirandom.SobolEngine
-        points: Tensor = sobol(dim, scramble=True, seed=0).draw(n, dtype=torch.float64)
-        return points.clamp(1e-9, 1 - 1e-9).mul(2).sub(1).erfinv() * math.sqrt(2)
+        points = sobol(dim, scramble=True, seed=0).draw(n, dtype=torch.float64)
+        return _normal_quantiles(points.clamp(1e-9, 1 - 1e-9))
 
     def _decode(self, rows: Any, noise: Tensor) -> Array:
         """The outputs (n_rows, n_noise, k) that points of the noise lead to under each row."""
@@ -365,7 +365,8 @@ class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[m
     def _quantiles(self, rows: Any, levels: Array) -> Array:
         """Quantiles: exactly, by the order that a flow in one dimension keeps, or from draws."""
         if self.model_.dim == 1:
-            return self._shaped(self._decode(rows, _normal_quantiles(levels)))
+            noise = _normal_quantiles(torch.tensor(levels)[:, None])
+            return self._shaped(self._decode(rows, noise))
         beyond = float(np.minimum(levels, 1 - levels).min())
         draws = max(self._check_prediction(), math.ceil(DRAWS_BEYOND / beyond))
         drawn = self._decode(rows, self._noise(draws))
@@ -387,6 +388,7 @@ def _levels(quantiles: Any) -> Array:
     return levels
 
 
-def _normal_quantiles(levels: Array) -> Tensor:
-    """Φ⁻¹ of some levels, shape (q, 1)."""
-    return (2 * torch.tensor(levels) - 1).erfinv()[:, None] * math.sqrt(2)
+def _normal_quantiles(levels: Tensor) -> Tensor:
+    """Φ⁻¹ of each level."""
+    found: Tensor = torch.special.ndtri(levels)
+    return found
