@@ -8,7 +8,7 @@
 torch.Size([1])
 """
 
-from . import _moved, metrics, toy
+from . import _moved, estimators, metrics, toy
 from .backbones import BACKBONES, MLP
 from .common.capabilities import CAPABILITIES
 from .common.errors import CheckpointError, SolverError, TrainingError
@@ -142,6 +142,7 @@ __all__ = [
     "encode",
     "energy_distance",
     "energy_test",
+    "estimators",
     "evaluate",
     "evaluations",
     "files",

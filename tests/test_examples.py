@@ -51,6 +51,21 @@ def test_distribution_example_infers_and_trains_on(capsys: pytest.CaptureFixture
     assert f"{after:.3f}" in capsys.readouterr().out
 
 
+def test_regression_example_is_no_worse_than_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """133 patients held out: log p(y | x) within 0.1 nats of linear regression's or above, and
+    coverage of 90% intervals within 4 binomial standard errors (10%).
+    """
+    pytest.importorskip("sklearn")
+    main = runpy.run_path(str(EXAMPLES / "regression_intervals.py"))["main"]
+    log_p, line, coverage = main(steps=150, out=str(tmp_path / "bands.png"))
+    assert log_p > line - 0.1
+    assert abs(coverage - 0.9) < 0.1
+    assert (tmp_path / "bands.png").stat().st_size > 5000
+    assert f"{log_p:.3f}" in capsys.readouterr().out
+
+
 @pytest.mark.usefixtures("narrow")
 def test_rectified_flow_example_reflows_and_draws_paths(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -25,7 +25,7 @@ FLOORS = [
     {"density", "metrics"},
     {"data"},
     {"training"},
-    {"evaluation"},
+    {"evaluation", "estimators"},
     {"cli"},
     {"__main__"},
 ]

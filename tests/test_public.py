@@ -15,7 +15,7 @@ import scoresde
 
 ROOT = Path(scoresde.__file__).parent
 OLDEST = ROOT.parent / "constraints-oldest.txt"
-EXTRAS, TESTERS = ("plot", "data", "train", "ot"), ("pytest", "scikit-learn", "pandas")
+EXTRAS, TESTERS = ("plot", "data", "train", "ot", "sklearn"), ("pytest", "pandas")
 
 
 def public() -> list[tuple[str, object]]:
@@ -30,6 +30,7 @@ def public() -> list[tuple[str, object]]:
         scoresde.recipes,
         scoresde.solvers,
         scoresde.backbones,
+        scoresde.estimators,
     ]
     for module in modules:
         for name in module.__all__:

@@ -1,0 +1,139 @@
+"""What both estimators do: check options, train a model with a seed, move rows to and from torch.
+
+Parameters stay as they were given, as scikit-learn wants; `fit` reads them, and checks them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from ..common.checks import brief_repr, true_or_false
+from ..common.names import choose
+from ..common.random import isolated
+from ..model.builder import build
+from ..model.score_sde import ScoreSDE
+from ..training.fitting import fit
+from ..training.history import History
+
+Array = NDArray[np.float64]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+FLOATS = (np.float64, np.float32)
+
+
+class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
+    """An estimator that trains a ScoreSDE; a subclass says of what."""
+
+    process: Any
+    net: Any
+    steps: Any
+    batch_size: Any
+    lr: Any
+    net_options: Any
+    fit_options: Any
+    solve_options: Any
+    dtype: Any
+    device: Any
+    verbose: Any
+    random_state: Any
+
+    def _train(
+        self,
+        rows: Array,
+        given: Mapping[str, Tensor] | None = None,
+        **net_options: Any,
+    ) -> tuple[ScoreSDE, History]:
+        """Build a model and fit it to rows; `net_options` are defaults of a named network."""
+        choose("dtype", self.dtype, tuple(DTYPES))
+        options = _mapping("net_options", self.net_options)
+        fit_options = _mapping("fit_options", self.fit_options)
+        self._solve_options()
+        named = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr}
+        fit_options |= _without_repeats(named, fit_options)
+        progress = true_or_false("verbose", self.verbose)
+        device = _device(self.device)
+        seed = self._seed(self.random_state)
+        net = self.net
+        if isinstance(net, str):
+            options = {**net_options, **options}
+        else:
+            net = copy.deepcopy(net)
+        with isolated() as reseed:
+            reseed(seed)
+            model = build(self.process, net, shape=(rows.shape[1],), **options)
+        model = model.to(device)
+        generator = torch.Generator().manual_seed(seed)
+        data = torch.tensor(rows)
+        history = fit(
+            model, data, given=given, generator=generator, progress=progress, **fit_options
+        )
+        return model.to(DTYPES[self.dtype]), history
+
+    def _solve_options(self) -> dict[str, Any]:
+        """Options of the solves."""
+        return _mapping("solve_options", self.solve_options)
+
+    def _seed(self, random_state: Any) -> int:
+        """A seed from what scikit-learn calls a random state."""
+        return int(check_random_state(random_state).randint(2**31 - 1))
+
+    def _generator(self, random_state: Any) -> torch.Generator:
+        """The generator of a call: of its own random state, or else of the estimator's."""
+        own = self.random_state if random_state is None else random_state
+        return torch.Generator().manual_seed(self._seed(own))
+
+    def _rows(self, X: Any) -> NDArray[Any]:
+        """The rows of a fitted estimator's input, checked as scikit-learn does."""
+        check_is_fitted(self)
+        found: NDArray[Any] = validate_data(self, X, reset=False, dtype=FLOATS)
+        return found
+
+
+def to_numpy(x: Tensor) -> Array:
+    """A tensor as an array in float64."""
+    return x.detach().cpu().double().numpy()
+
+
+def _device(value: Any) -> torch.device:
+    """The device of a model; raise if there is none of that name."""
+    try:
+        return torch.empty(0, device=value).device
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"there is no device {brief_repr(value)} here: {brief_repr(error, str)}"
+        ) from None
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    """The options of a parameter that is None or a mapping."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"{name} is a mapping of options such as {{'width': 64}}, got {brief_repr(value)}"
+        )
+    return dict(value)
+
+
+def _without_repeats(named: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The named parameters that were given; raise if fit_options has one of them too."""
+    found = {name: value for name, value in named.items() if value is not None}
+    twice = sorted(found.keys() & options.keys())
+    if twice:
+        raise TypeError(f"{twice[0]} is given twice: leave it out of fit_options")
+    own = sorted({"given", "generator", "progress"} & options.keys())
+    if own:
+        raise TypeError(
+            f"fit_options has {own[0]!r}, which the estimator sets: use X, random_state or verbose"
+        )
+    return found
