@@ -12,6 +12,7 @@ distance, calibration of posteriors, and how straight paths are.
 - `coverage`: how often highest-density regions of a posterior hold the truth, with a p-value.
 - `sbc`: ranks of the truth among posterior draws, coordinate by coordinate, with a p-value.
 - `tarp`: how often balls around random points hold the truth, with a p-value.
+- `calibration`: these three, for an object that samples and has a density.
 - `noise_floor`: a distance between two sets of true samples, which no model can beat.
 - `straightness`: path energy, straightness, curvature and normalized path energy of a model's ODE
   paths, in one solve.
@@ -26,11 +27,13 @@ from .frechet import frechet_distance, inception, moments
 from .hpd import Coverage, coverage
 from .kernel import mmd
 from .nfe import Evaluations, evaluations, nfe_for_error
+from .posterior_check import Calibration, calibration
 from .rank_statistics import RankTest, sbc
 from .reference_points import ExpectedCoverage, tarp
 from .transport import sliced_wasserstein, wasserstein
 
 __all__ = [
+    "Calibration",
     "ClassifierTest",
     "Coverage",
     "Estimate",
@@ -39,6 +42,7 @@ __all__ = [
     "NoiseFloor",
     "RankTest",
     "Straightness",
+    "calibration",
     "classifier_test",
     "coverage",
     "energy_distance",
