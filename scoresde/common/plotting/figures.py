@@ -1,7 +1,4 @@
-"""Figures: losses, a density beside its model, and sheets of small images.
-
-They need matplotlib: `pip install 'scoresde[plot]'`.
-"""
+"""Figures: losses, a density beside its model, and sheets of small images."""
 
 from __future__ import annotations
 
@@ -45,6 +42,14 @@ def _pyplot() -> Any:
     return plt
 
 
+def finish(figure: Any, path: str | os.PathLike[str] | None) -> Any:
+    """Save a figure if there is a path, forget it in pyplot, and return it."""
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    _pyplot().close(figure)
+    return figure
+
+
 def curves(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     path: str | os.PathLike[str] | None = None,
@@ -61,10 +66,7 @@ def curves(
     axes.set_ylabel("loss")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    if path is not None:
-        figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return figure
+    return finish(figure, path)
 
 
 def lattice(low: Tensor, high: Tensor, n: int) -> Tensor:
