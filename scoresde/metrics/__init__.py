@@ -9,6 +9,7 @@ distance, calibration of posteriors, and how straight paths are.
   biased upwards.
 - `energy_test`: a p-value by permutation, for at most 8192 points in all.
 - `classifier_test`: a p-value and an accuracy of a network that learns to tell the sets apart.
+- `c2st`: cross-validated accuracy of a network, with the settings of the sbibm benchmark.
 - `coverage`: how often highest-density regions of a posterior hold the truth, with a p-value.
 - `sbc`: ranks of the truth among posterior draws, coordinate by coordinate, with a p-value.
 - `tarp`: how often balls around random points hold the truth, with a p-value.
@@ -20,6 +21,7 @@ distance, calibration of posteriors, and how straight paths are.
 """
 
 from .classifier import ClassifierTest, classifier_test
+from .cross_validated import c2st
 from .curvature import Estimate, Straightness, straightness
 from .energy import energy_distance, energy_test
 from .floor import NoiseFloor, noise_floor
@@ -42,6 +44,7 @@ __all__ = [
     "NoiseFloor",
     "RankTest",
     "Straightness",
+    "c2st",
     "calibration",
     "classifier_test",
     "coverage",
