@@ -54,9 +54,9 @@ def tarp(
     probability α, if the posterior is the true one. Distances are Euclidean, with each coordinate
     divided by the standard deviation of all draws and true values together.
 
-    It sees all coordinates at once, also their correlations. With references that do not depend
-    on x, the prior passes; references drawn near a guess of θ from x see it. References far from
-    all draws compare one direction only.
+    It looks at all coordinates at once. With references that do not depend on x, the prior passes,
+    and wrong correlations show weakly; references near a guess of θ from x see both. References
+    far from all draws compare one direction only.
 
     Parameters
     ----------
