@@ -297,14 +297,12 @@ def test_densities_can_be_left_out_and_are_not_normalized() -> None:
 def test_c2st_nears_the_best_accuracy_there_is() -> None:
     # N(0, I) and N((1.5, 0), I): no classifier beats Φ(0.75)
     g = generator()
-    x, y = torch.randn(2, 400, 2, generator=g)
+    x, y = torch.randn(2, 100, 2, generator=g)
     y[:, 0] += 1.5
     best = stats.norm.cdf(0.75)
-    error = math.sqrt(best * (1 - best) / 800)
+    error = math.sqrt(best * (1 - best) / 200)
     found = c2st(x, y, generator=generator())
     assert best - 4 * error - 0.02 <= found <= best + 4 * error
-    few = [c2st(x[:50], y[:50], generator=generator(1)) for _ in range(2)]
-    assert few[0] == few[1]
 
 
 @pytest.mark.slow
@@ -323,10 +321,12 @@ def test_c2st_agrees_with_the_benchmark() -> None:
     assert c2st(x, y, generator=generator()) == pytest.approx(wanted, abs=0.015)
 
 
+@pytest.mark.slow
 def test_c2st_of_equal_distributions_is_a_half() -> None:
-    x, y = torch.randn(2, 200, 2, generator=generator())
+    x, y = torch.randn(2, 100, 2, generator=generator())
     # hits on held-out points: the folds share training points, which widens the binomial a little
-    assert c2st(x, y, generator=generator()) == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(400))
+    assert c2st(x, y, generator=generator()) == pytest.approx(0.5, abs=5 * 0.5 / math.sqrt(200))
+    assert c2st(x, y, generator=generator(3)) == c2st(x, y, generator=generator(3))
     assert classifier_test(x, y, generator=generator()).p_value > 1e-3
 
 

@@ -126,7 +126,7 @@ def _train(
         order = torch.rand(folds, m, generator=generator, device=device).argsort(1)
         shuffled = rows.gather(1, order.to(data.device))
         total = torch.zeros(folds, device=data.device)
-        for batch in shuffled.split(BATCH_SIZE, 1):
+        for batch in torch.split(shuffled, BATCH_SIZE, 1):
             error = torch.nn.functional.softplus(-label[batch] * _logit(data[batch], weights))
             adam.zero_grad()
             error.mean(1).sum().backward()  # type: ignore[no-untyped-call]

@@ -13,8 +13,8 @@ over u, is the coverage
 
     c(α) = mean over pairs of clip(α·(K + 1) − r, 0, 1),        E c(α) = α for the true posterior.
 
-The test compares the counts of ranks in at most 100 cells with uniform counts by the
-Anderson–Darling statistic, N·Σ_j p_j·(F̂_j − F_j)²/(F_j·(1 − F_j)), with cumulative shares F̂ and F.
+The test compares the counts of ranks in at most 100 cells with uniform counts by the statistic of
+Anderson and Darling, N·Σ_j p_j·(F̂_j − F_j)²/(F_j·(1 − F_j)), with cumulative shares F̂ and F.
 Its p-value comes from 9,999 simulated sets of N uniform ranks, so that the rate of false alarms is
 right for every N and K.
 """

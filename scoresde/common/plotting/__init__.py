@@ -9,19 +9,18 @@ from .figures import (
     BLUE,
     GREY,
     ORANGE,
-    _pyplot,
     curves,
     density_figure,
     lattice,
     sheet,
 )
+from .figures import _pyplot as _pyplot
 from .tables import conditional_curves, pairs
 
 __all__ = [
     "BLUE",
     "GREY",
     "ORANGE",
-    "_pyplot",
     "calibration_curve",
     "conditional_curves",
     "curves",

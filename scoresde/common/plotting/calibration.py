@@ -183,7 +183,12 @@ def rank_histogram(
         squeeze=False,
         constrained_layout=True,
     )
-    shade: dict[str, Any] = {"fill": True, "color": GREY, "alpha": 0.3, "lw": 0}
+    shade: dict[str, Any] = {
+        "fill": True,
+        "color": GREY,
+        "alpha": 0.3,
+        "lw": 0,
+    }
     for i, axes in enumerate(grid.flat):
         if i >= d:
             axes.remove()

@@ -89,7 +89,12 @@ def pairs(
     plt = _pyplot()
     side = max(4.0, 1.4 * d)
     figure, grid = plt.subplots(
-        d, d, figsize=(side, side), squeeze=False, sharex="col", constrained_layout=True
+        d,
+        d,
+        figsize=(side, side),
+        squeeze=False,
+        sharex="col",
+        constrained_layout=True,
     )
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
     for i in range(d):
@@ -100,8 +105,8 @@ def pairs(
                 _histogram(axes, first[:, j], second, j, (low[j], high[j]))
             else:
                 axes.set_ylim(low[i], high[i])
-                shown = first if i > j else second
-                _points(axes, shown, i, j, BLUE if i > j else ORANGE)
+                shown, color = (first, BLUE) if i > j else (second, ORANGE)
+                _points(axes, shown, i, j, color)
             _ticks(axes, plt, i, j, d)
         label = textwrap.fill(titles[i], LABEL_WIDTH)
         grid[d - 1, i].set_xlabel(label, fontsize=9)
@@ -212,18 +217,29 @@ def conditional_curves(
     values = values[order]
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(5, 3.6), constrained_layout=True)
-    handles = []
+    handles: list[Any] = []
     for k in range(half):
         strength = 0.18 + 0.22 * k / max(1, half - 1)
         label = f"{100 * (p[-1 - k] - p[k]):.3g}%"
-        style: dict[str, Any] = {"color": BLUE, "alpha": strength, "lw": 0, "label": label}
+        style: dict[str, Any] = {
+            "color": BLUE,
+            "alpha": strength,
+            "lw": 0,
+            "label": label,
+        }
         handles.insert(0, axes.fill_between(place, values[:, k], values[:, -1 - k], **style))
     handles[:0] = axes.plot(place, values[:, half], color=BLUE, linewidth=1.8, label="median")
     if data is not None:
         points = np.stack([_finite(each, "data") for each in data], 1)
         points = points[:: -(-len(points) // POINTS)]
         size = 14 if len(points) < 300 else 5
-        style = {"s": size, "color": ORANGE, "alpha": 0.6, "linewidths": 0, "label": "data"}
+        style = {
+            "s": size,
+            "color": ORANGE,
+            "alpha": 0.6,
+            "linewidths": 0,
+            "label": "data",
+        }
         handles.insert(0, axes.scatter(points[:, 0], points[:, 1], zorder=3, **style))
     axes.set_xlabel(names[0])
     axes.set_ylabel(names[1])
@@ -231,7 +247,11 @@ def conditional_curves(
     axes.tick_params(color=GREY)
     axes.set_xlim(place[0], place[-1])
     figure.legend(
-        handles=handles, loc="outside upper center", ncols=len(handles), frameon=False, fontsize=9
+        handles=handles,
+        loc="outside upper center",
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9,
     )
     return finish(figure, path)
 
