@@ -398,6 +398,8 @@ def test_curves_sort_x_and_want_symmetric_levels() -> None:
         ((x, q), "a column for each of the levels"),
         ((x, q, (0.1, 0.5, 0.8)), "symmetric about 0.5"),
         ((x, q, (0.9, 0.5, 0.1)), "increasing"),
+        ((x, torch.zeros(3, 0), ()), "symmetric about 0.5"),
+        ((x, q, (0.1, 0.5, 0.9), (x, x[:2])), "wanted x and y, as many"),
         ((x * torch.nan, q, (0.1, 0.5, 0.9)), "x holds NaN"),
     ):
         with pytest.raises(ValueError, match=says):

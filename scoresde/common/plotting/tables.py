@@ -205,13 +205,8 @@ def conditional_curves(
             f"x has shape {place.shape}, quantiles {values.shape}; wanted (n,) with n ≥ 2 and "
             f"(n, {len(p)}), a column for each of the levels {p.tolist()}"
         )
+    _check_symmetric(p)
     half = len(p) // 2
-    increasing = bool((np.diff(p) > 0).all()) and bool(p[0] > 0)
-    if not increasing or len(p) % 2 == 0 or not np.allclose(p + p[::-1], 1):
-        raise ValueError(
-            f"levels are increasing and symmetric about 0.5, got {p.tolist()}; try "
-            f"{list(QUANTILE_LEVELS)}"
-        )
     order = place.argsort()
     place = place[order]
     values = values[order]
@@ -230,7 +225,11 @@ def conditional_curves(
         handles.insert(0, axes.fill_between(place, values[:, k], values[:, -1 - k], **style))
     handles[:0] = axes.plot(place, values[:, half], color=BLUE, linewidth=1.8, label="median")
     if data is not None:
-        points = np.stack([_finite(each, "data") for each in data], 1)
+        seen = [_finite(each, "data").ravel() for each in data]
+        if len({len(each) for each in seen}) != 1 or len(seen) != 2:
+            sizes = [len(each) for each in seen]
+            raise ValueError(f"data has columns of {sizes} numbers; wanted x and y, as many")
+        points = np.stack(seen, 1)
         points = points[:: -(-len(points) // POINTS)]
         size = 14 if len(points) < 300 else 5
         style = {
@@ -254,6 +253,16 @@ def conditional_curves(
         fontsize=9,
     )
     return finish(figure, path)
+
+
+def _check_symmetric(p: Array) -> None:
+    """Raise ValueError unless levels increase, symmetric about ½, with ½ among them."""
+    increasing = bool((np.diff(p) > 0).all()) and bool((p > 0).all())
+    if not increasing or len(p) % 2 == 0 or not np.allclose(p + p[::-1], 1):
+        raise ValueError(
+            f"levels are increasing and symmetric about 0.5, got {p.tolist()}; try "
+            f"{list(QUANTILE_LEVELS)}"
+        )
 
 
 def _finite(value: Any, what: str) -> Array:
