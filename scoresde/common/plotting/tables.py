@@ -225,11 +225,7 @@ def conditional_curves(
         handles.insert(0, axes.fill_between(place, values[:, k], values[:, -1 - k], **style))
     handles[:0] = axes.plot(place, values[:, half], color=BLUE, linewidth=1.8, label="median")
     if data is not None:
-        seen = [_finite(each, "data").ravel() for each in data]
-        if len({len(each) for each in seen}) != 1 or len(seen) != 2:
-            sizes = [len(each) for each in seen]
-            raise ValueError(f"data has columns of {sizes} numbers; wanted x and y, as many")
-        points = np.stack(seen, 1)
+        points = _columns(data)
         points = points[:: -(-len(points) // POINTS)]
         size = 14 if len(points) < 300 else 5
         style = {
@@ -253,6 +249,15 @@ def conditional_curves(
         fontsize=9,
     )
     return finish(figure, path)
+
+
+def _columns(data: Sequence[Any]) -> Array:
+    """x and y of points as rows (m, 2); raise unless there are as many."""
+    seen = [_finite(each, "data").ravel() for each in data]
+    if len({len(each) for each in seen}) != 1 or len(seen) != 2:
+        sizes = [len(each) for each in seen]
+        raise ValueError(f"data has columns of {sizes} numbers; wanted x and y, as many")
+    return np.stack(seen, 1)
 
 
 def _check_symmetric(p: Array) -> None:
