@@ -10,6 +10,7 @@ torch.Size([1])
 
 from . import _moved, estimators, metrics, toy
 from .backbones import BACKBONES, MLP
+from .common import plotting
 from .common.capabilities import CAPABILITIES
 from .common.errors import CheckpointError, SolverError, TrainingError
 from .common.registry import Registry
@@ -157,6 +158,7 @@ __all__ = [
     "nfe_for_error",
     "noise_floor",
     "oracle",
+    "plotting",
     "posthoc_ema",
     "recipes",
     "reflow",

@@ -15,6 +15,7 @@ from typing import Any
 PUBLIC = {
     "dequantize": "density.dequantize",
     "files": "data.files",
+    "plotting": "common.plotting",
     "recipes": "training.recipes",
     "transforms": "data.transforms",
 }
@@ -48,7 +49,6 @@ MOVED = {
     "pairstore": "data.pair_store",
     "paths": "processes.paths",
     "plan": "sampling.plan",
-    "plotting": "common.plotting",
     "prediction": "processes.prediction",
     "process": "processes.base",
     "random": "common.random",

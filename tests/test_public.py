@@ -27,6 +27,7 @@ def public() -> list[tuple[str, object]]:
         scoresde.files,
         scoresde.transforms,
         scoresde.metrics,
+        scoresde.plotting,
         scoresde.recipes,
         scoresde.solvers,
         scoresde.backbones,

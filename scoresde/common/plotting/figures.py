@@ -1,7 +1,4 @@
-"""Figures: losses, a density beside its model, and sheets of small images.
-
-They need matplotlib: `pip install 'scoresde[plot]'`.
-"""
+"""Figures: losses, a density beside its model, and sheets of small images."""
 
 from __future__ import annotations
 
@@ -45,12 +42,40 @@ def _pyplot() -> Any:
     return plt
 
 
+def finish(figure: Any, path: str | os.PathLike[str] | None) -> Any:
+    """Save a figure if there is a path, forget it in pyplot, and return it."""
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    _pyplot().close(figure)
+    return figure
+
+
 def curves(
     lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     path: str | os.PathLike[str] | None = None,
     mark: int | None = None,
 ) -> Any:
-    """Draw losses over training steps, and mark one step."""
+    """Draw losses over training steps, and mark one step.
+
+    Parameters
+    ----------
+    lines : mapping of names to (steps, values)
+        At most three.
+    path : path, optional
+        Where to save the figure.
+    mark : int, optional
+        A step to mark.
+
+    Returns
+    -------
+    matplotlib Figure
+
+    Examples
+    --------
+    >>> figure = scoresde.plotting.curves({"loss": ([1, 2, 3], [0.9, 0.5, 0.4])}, mark=2)
+    >>> figure.axes[0].get_xlabel()
+    'step'
+    """
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(6, 3.6), constrained_layout=True)
     for (label, (steps, values)), color in zip(lines.items(), (BLUE, ORANGE, GREY), strict=False):
@@ -61,14 +86,27 @@ def curves(
     axes.set_ylabel("loss")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    if path is not None:
-        figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return figure
+    return finish(figure, path)
 
 
 def lattice(low: Tensor, high: Tensor, n: int) -> Tensor:
-    """The n × n centres (n², 2) of a regular lattice over a box, row by row from the bottom."""
+    """Return the centres of n × n cells of a box, row by row from the bottom.
+
+    Parameters
+    ----------
+    low : Tensor, shape (2,)
+    high : Tensor, shape (2,)
+    n : int
+
+    Returns
+    -------
+    Tensor, shape (n², 2), float32
+
+    Examples
+    --------
+    >>> scoresde.plotting.lattice(torch.zeros(2), torch.ones(2), 2)[1]
+    tensor([0.7500, 0.2500])
+    """
     steps = (torch.arange(n, dtype=torch.float64, device="cpu") + 0.5) / n
     x, y = (float(a) + steps * float(b - a) for a, b in zip(low, high, strict=True))
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 2).float()
@@ -84,7 +122,31 @@ def density_figure(
     points: int = 128,
     subtitle: str = "",
 ) -> Tensor:
-    """Save four panels: true density, samples, model density, paths; return the model density."""
+    """Save four panels: true density, samples, model density, paths; return the model density.
+
+    Parameters
+    ----------
+    truth : object with log_prob and bounds
+        Such as a density of `scoresde.toy`.
+    log_prob : callable
+        The model's, of points (B, 2).
+    samples : Tensor, shape (n, 2)
+    paths : Tensor, shape (times, B, 2)
+        From noise to data.
+    out : path
+        Where to save the figure.
+    points : int
+        Points of the model's density along each axis.
+    subtitle : str
+
+    Returns
+    -------
+    Tensor, shape (points, points), float64
+
+    Examples
+    --------
+    See `scoresde demo`, which draws it.
+    """
     plt = _pyplot()
     low, high = truth.bounds()
     middle = 0.5 * (low + high)
@@ -135,7 +197,28 @@ def sheet(
     title: str = "",
     limits: tuple[float, float] | None = None,
 ) -> None:
-    """Save a sheet of images (n, 1 or 3, H, W), scaled between limits or common extremes."""
+    """Save a sheet of small images.
+
+    Parameters
+    ----------
+    images : Tensor, shape (n, H, W), (n, 1, H, W) or (n, 3, H, W)
+    out : path
+        Where to save the figure.
+    columns : int
+        Images in a row.
+    title : str
+    limits : pair of float, optional
+        Black and white; by default the extremes of all images.
+
+    Raises
+    ------
+    ValueError
+        For images of another shape.
+
+    Examples
+    --------
+    See `examples/digits.py`, which draws one.
+    """
     plt = _pyplot()
     images = images[:, None] if images.ndim == 3 else images
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):
