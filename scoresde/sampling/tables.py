@@ -1,0 +1,56 @@
+"""Samples of a model that has learnt a table: categories first, then numbers given them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.checks import check_generator, whole_number
+from ..model.protocol import Model
+from ..model.tables.schema import TableSchema
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a table to come: how many, and their class labels."""
+
+    n: int | None
+    table: TableSchema | None = None
+    labels: Tensor | None = None
+    drawn: bool = False
+    """Whether labels were drawn by their frequencies."""
+
+    def decoded(self, x: Tensor) -> Any:
+        """Samples as rows of the table; as they are without one."""
+        return x if self.table is None else self.table.decode(x, self.labels)
+
+    def added(self, x: Tensor) -> Tensor | float:
+        """What log p of a row has beside that of its encoded numbers: log|dz/dx|, log p(y)."""
+        if self.table is None:
+            return 0.0
+        found = self.table.log_det(x)
+        if self.drawn and self.labels is not None:
+            found = found + self.table.log_frequencies[self.labels].to(found)
+        return found
+
+
+def with_categories(
+    model: Model, n: int | None, generator: torch.Generator | None
+) -> tuple[Model, Rows]:
+    """The model under n drawn combinations of categories, unless it has one; and the rows."""
+    table = model.table
+    if table is None:
+        return model, Rows(n)
+    if not table.classes or model.unconditional:
+        return model, Rows(n, table)
+    y = model.condition.get("y")
+    if y is None:
+        check_generator(generator)
+        n = model.condition_rows if n is None else whole_number("n", n)
+        labels = table.draw_labels(n, generator)
+        return model.given(y=labels), Rows(n, table, labels, drawn=True)
+    n = model.condition_rows if n is None else whole_number("n", n)
+    return model, Rows(n, table, y.expand(n) if len(y) == 1 else y)
