@@ -9,13 +9,21 @@ from typing import Any
 import torch
 
 from ..common.checks import whole_number
-from ..data.files.mixed import check_table_path, read_columns, write_columns
+from ..data.files.mixed import (
+    check_table_path,
+    read_columns,
+    write_columns,
+)
 from ..data.typed_table import Table
 from ..model.builder import build
 from ..training.fitting import fit
 from ..training.options import Checkpoints, Validation
 from ..training.recipes import PLAIN
-from .devices import find_device, launched, say
+from .devices import (
+    find_device,
+    launched,
+    say,
+)
 from .inputs import network_options, split_names
 from .parser import Option, option
 

@@ -18,7 +18,11 @@ from ..model.tables.cells import category_numbers, missing_text
 from ..model.tables.columns import Bounds, Categorical
 from ..model.tables.combinations import Combinations
 from ..model.tables.infer import Statements, column_of
-from ..model.tables.reading import RawColumn, holds_columns, raw_columns
+from ..model.tables.reading import (
+    RawColumn,
+    holds_columns,
+    raw_columns,
+)
 from ..model.tables.schema import TableSchema, check_network
 from .files.mixed import read_columns
 from .transforms import Transform
@@ -169,7 +173,9 @@ class Table(TableSchema):
 
 
 def _without_gaps(
-    frame: Any, raw: dict[str, RawColumn], missing: str
+    frame: Any,
+    raw: dict[str, RawColumn],
+    missing: str,
 ) -> tuple[Any, dict[str, RawColumn]]:
     """Rows and columns without the rows that lack a value, which are an error or dropped."""
     gaps = np.any([each.missing for each in raw.values()], 0)
@@ -240,7 +246,11 @@ def _unseen(table: TableSchema) -> list[dict[str, Any]]:
     return [{name: v for name, v in column.items() if name != "seen"} for column in columns]
 
 
-def training_rows(sde: ScoreSDE, data: Any, given: Any) -> tuple[Tensor, dict[str, Any]]:
+def training_rows(
+    sde: ScoreSDE,
+    data: Any,
+    given: Any,
+) -> tuple[Tensor, dict[str, Any]]:
     """The values (N, D) of a table's rows, and their labels with words, as conditions."""
     table = sde.table
     assert table is not None

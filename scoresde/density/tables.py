@@ -16,7 +16,10 @@ from ..model.tables.schema import TableSchema
 
 
 def entered(
-    model: Model, x: Any, generator: torch.Generator | None, invalid: str = "raise"
+    model: Model,
+    x: Any,
+    generator: torch.Generator | None,
+    invalid: str = "raise",
 ) -> tuple[Model, Any, Tensor | None]:
     """The model, its x, and what is added to log p(x): for rows of a table log p(y) + log|dz/dx|.
 

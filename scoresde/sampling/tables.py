@@ -38,7 +38,9 @@ class Rows:
 
 
 def with_categories(
-    model: Model, n: int | None, generator: torch.Generator | None
+    model: Model,
+    n: int | None,
+    generator: torch.Generator | None,
 ) -> tuple[Model, Rows]:
     """The model under n drawn combinations of categories, unless it has one; and the rows."""
     table = model.table
@@ -47,10 +49,11 @@ def with_categories(
     if not table.classes or model.unconditional:
         return model, Rows(n, table)
     y = model.condition.get("y")
-    if y is None:
-        check_generator(generator)
-        n = model.condition_rows if n is None else whole_number("n", n)
-        labels = table.draw_labels(n, generator)
-        return model.given(y=labels), Rows(n, table, labels, drawn=True)
     n = model.condition_rows if n is None else whole_number("n", n)
-    return model, Rows(n, table, y.expand(n) if len(y) == 1 else y)
+    if y is not None:
+        if len(y) == 1:
+            y = y.expand(n)
+        return model, Rows(n, table, y)
+    check_generator(generator)
+    labels = table.draw_labels(n, generator)
+    return model.given(y=labels), Rows(n, table, labels, drawn=True)

@@ -5,12 +5,22 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ..data.typed_table import EncodeRows, is_rows, keep_schema, training_rows
+from ..data.typed_table import (
+    EncodeRows,
+    is_rows,
+    keep_schema,
+    training_rows,
+)
 from ..model.score_sde import ScoreSDE
 from .plan import Plan
 
 
-def with_table(sde: ScoreSDE, data: Any, given: Any, plan: Plan) -> tuple[Any, Any, Plan]:
+def with_table(
+    sde: ScoreSDE,
+    data: Any,
+    given: Any,
+    plan: Plan,
+) -> tuple[Any, Any, Plan]:
     """Data, conditions and plan, with the rows of a table as tensors; others as they are."""
     if not is_rows(sde, data):
         if sde.table is not None:

@@ -13,7 +13,12 @@ import numpy as np
 
 from ...common.checks import as_path
 from ...model.labels import is_number
-from .base import Request, check_compression, optional, regular
+from .base import (
+    Request,
+    check_compression,
+    optional,
+    regular,
+)
 from .formats import DAMAGE
 from .tables import (
     SAFE_PYARROW,

@@ -9,7 +9,11 @@ from typing import Any
 import numpy as np
 
 from ...common.names import nearest
-from .columns import Categorical, Numeric, grid_values
+from .columns import (
+    Categorical,
+    Numeric,
+    grid_values,
+)
 from .infer import check_bounds, on_grid
 from .reading import RawColumn
 
@@ -48,7 +52,11 @@ def missing_text(raw: RawColumn) -> str:
     )
 
 
-def checked_numbers(column: Numeric, raw: RawColumn, gaps: bool) -> np.ndarray:
+def checked_numbers(
+    column: Numeric,
+    raw: RawColumn,
+    gaps: bool,
+) -> np.ndarray:
     """The values of a numeric column in float64, on its grid and within its bounds."""
     if not raw.numeric:
         raise TypeError(f"column {column.name!r} is numbers in the table, and here {raw.dtype}")
@@ -89,7 +97,11 @@ def restored_numbers(column: Numeric, x: np.ndarray) -> np.ndarray:
     return values
 
 
-def _next(dtype: np.dtype[Any], value: float, towards: float) -> Any:
+def _next(
+    dtype: np.dtype[Any],
+    value: float,
+    towards: float,
+) -> Any:
     """The number of a dtype next to a value."""
     return np.nextafter(dtype.type(value), dtype.type(towards))
 

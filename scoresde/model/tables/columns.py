@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import (
+    asdict,
+    dataclass,
+    fields,
+)
 from typing import Any
 
 import numpy as np

@@ -10,7 +10,14 @@ import numpy as np
 
 from ...common.names import nearest
 from ...common.user_warnings import warn
-from .columns import Bounds, Categorical, Category, Column, Numeric, grid_values
+from .columns import (
+    Bounds,
+    Categorical,
+    Category,
+    Column,
+    Numeric,
+    grid_values,
+)
 from .reading import RawColumn
 
 MOST_DECIMALS = 9
@@ -24,7 +31,13 @@ ATOM = 0.2
 class Statements:
     """What the user states: categorical columns, steps and bounds, by the names of columns."""
 
-    def __init__(self, categories: Any, steps: Any, bounds: Any, names: Collection[str]) -> None:
+    def __init__(
+        self,
+        categories: Any,
+        steps: Any,
+        bounds: Any,
+        names: Collection[str],
+    ) -> None:
         if isinstance(categories, str) or not isinstance(categories, Collection):
             raise TypeError(f"categories is a list of columns, got {categories!r:.80}")
         for what, value in (("steps", steps), ("bounds", bounds)):

@@ -89,8 +89,9 @@ def raw_column(name: str, column: Any) -> RawColumn:
         categories = tuple(column.cat.categories.tolist())
         ordered = bool(column.cat.ordered)
         return RawColumn(name, "category", codes, codes < 0, categories, ordered)
-    to_numpy = getattr(column, "to_numpy", None)
-    values = np.asarray(column if to_numpy is None else to_numpy())
+    if hasattr(column, "to_numpy"):
+        column = column.to_numpy()
+    values = np.asarray(column)
     if values.ndim != 1:
         raise ValueError(
             f"column {name!r} has shape {values.shape}, wanted one number or word in each row"

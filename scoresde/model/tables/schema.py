@@ -21,10 +21,25 @@ from torch import Tensor
 from ...common.checks import check_generator
 from ...common.inputs import as_floats
 from ...common.names import nearest
-from ...common.random import PRIOR, Noise, draw_seed
+from ...common.random import (
+    PRIOR,
+    Noise,
+    draw_seed,
+)
 from ..frames import listed
-from .cells import as_frame, category_numbers, checked_numbers, restored_numbers, restored_words
-from .columns import Categorical, Column, Numeric, rebuild_column
+from .cells import (
+    as_frame,
+    category_numbers,
+    checked_numbers,
+    restored_numbers,
+    restored_words,
+)
+from .columns import (
+    Categorical,
+    Column,
+    Numeric,
+    rebuild_column,
+)
 from .combinations import MOST_COMBINATIONS, Combinations
 from .maps import Maps
 from .reading import raw_columns
@@ -68,8 +83,6 @@ class TableSchema:
         self.shape = (len(self.numeric),)
         self.classes = 0 if combinations is None else len(combinations)
         self.steps = self._encoded_steps()
-
-    # ------------------------------------------------------------------ rows to numbers
 
     def encode(
         self, frame: Any, generator: torch.Generator | None = None
@@ -183,10 +196,12 @@ class TableSchema:
         names = [each.name for each in self.columns if each.name in found]
         return as_frame({name: found[name] for name in names})
 
-    # ------------------------------------------------------------------ parts of it
-
     def values(
-        self, frame: Any, *, categories: bool = True, gaps: bool = False
+        self,
+        frame: Any,
+        *,
+        categories: bool = True,
+        gaps: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the numeric values (N, D) and labels, −1 for combinations that are not known."""
         frame = getattr(frame, "frame", frame)  # a Table has its rows so
@@ -248,8 +263,6 @@ class TableSchema:
         middle = (0.5 * (maps.low + maps.high)).nan_to_num().clamp(low, high)
         slopes = [maps.log_slopes(maps.forward(x[None]))[0] for x in (low, middle, high)]
         return maps.steps * torch.stack(slopes).amin(0).exp()
-
-    # ------------------------------------------------------------------ files
 
     def describe(self) -> dict[str, Any]:
         """Return the schema as plain JSON."""
