@@ -36,7 +36,8 @@ class Table(TableSchema):
 
     - A column of numbers is **discretized** if all its values are multiples of a step: integers,
       or hundredths. The value v stands for [v, v + step), in which each batch draws fresh uniform
-      noise. Other numbers are **continuous**. A decimal grid finer than 1e-4 standard deviations
+      noise. A new value between two steps is rounded down, with a warning if the step is more than
+      a thousandth of the range. Other numbers are **continuous**. A decimal grid finer than 1e-4 standard deviations
       counts as continuous, unless most rows repeat a value or the dtype is one of integers.
     - A column with stated `bounds` is learnt as log(x − a), −log(b − x) or log((x − a)/(b − x)),
       with the Jacobian. Of a discretized one the bins of the values within the bounds are taken,
@@ -257,12 +258,14 @@ def training_rows(
     if given and "y" in given:
         raise ValueError("the categories of a table are its condition y: leave it out of given=")
     values, labels = table.values(data)
+    if sde.device.type == "mps":  # which has no float64
+        values = values.float()
     given = dict(given or {})
     if labels is not None:
         if bool((labels < 0).any()):
             raise ValueError(
                 f"{int((labels < 0).sum())} rows have combinations of categories that the model's "
-                "table has not"
+                "table has not: drop them"
             )
         given["y"] = Labels(labels.numpy(), table.words)
     return values, given

@@ -24,6 +24,8 @@ MOST_DECIMALS = 9
 FINEST_STEP = 1e-4
 """Of the standard deviation: finer grids are continuous, unless most rows repeat a value."""
 LARGEST_INTEGER = 2**53
+TOLD_STEP = 1e-3
+"""Of the range: a value between finer steps is rounded down without a warning."""
 ATOM = 0.2
 """Share of equal values in a continuous column from which it has no density."""
 
@@ -216,11 +218,13 @@ def on_grid(column: Numeric, values: np.ndarray) -> np.ndarray:
         eps = float(np.finfo(column.dtype).eps)
         rounding += 4 * eps * float(np.nanmax(np.abs(values), initial=0)) / column.step
     off = np.abs(multiples - whole) > rounding
-    if off.any():
+    low, high = column.seen
+    if off.any() and column.step > TOLD_STEP * (high - low):
         warn(
             f"column {column.name!r} has {values[off][0]:g}, and {int(off.sum()) - 1} more, "
             f"between the multiples of its step {column.step:g}: they are rounded down"
         )
+    if off.any():
         whole = np.where(off, np.floor(multiples), whole)
     return grid_values(column, whole)
 

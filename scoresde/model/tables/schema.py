@@ -204,7 +204,8 @@ class TableSchema:
         gaps: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the numeric values (N, D) and labels, −1 for combinations that are not known."""
-        frame = getattr(frame, "frame", frame)  # a Table has its rows so
+        if isinstance(frame, TableSchema):
+            frame = getattr(frame, "frame", frame)  # the rows of a Table
         raw = raw_columns(frame)
         categorical = self.categorical if categories else ()
         needed = [each.name for each in self.numeric] + [each.name for each in categorical]
