@@ -37,8 +37,8 @@ class Table(TableSchema):
     - A column of numbers is **discretized** if all its values are multiples of a step: integers,
       or hundredths. The value v stands for [v, v + step), in which each batch draws fresh uniform
       noise. A new value between two steps is rounded down, with a warning if the step is more than
-      a thousandth of the range. Other numbers are **continuous**. A decimal grid finer than 1e-4 standard deviations
-      counts as continuous, unless most rows repeat a value or the dtype is one of integers.
+      a thousandth of the range. Other numbers are **continuous**, also those on a decimal grid
+      finer than 1e-4 standard deviations, unless most rows repeat a value.
     - A column with stated `bounds` is learnt as log(x − a), −log(b − x) or log((x − a)/(b − x)),
       with the Jacobian. Of a discretized one the bins of the values within the bounds are taken,
       and 5% of a step more on either side, so that a value may be equal to a bound.
