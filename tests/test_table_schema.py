@@ -20,6 +20,7 @@ from conftest import generator
 from scoresde import Table
 from scoresde.cli.commands import main
 from scoresde.model.tables.columns import Numeric
+from scoresde.model.tables.combinations import Combinations
 from scoresde.model.tables.schema import TableSchema
 from scoresde.storage import records as storage
 
@@ -257,7 +258,8 @@ def test_log_p_of_discretized_rows_bounds_their_probability() -> None:
     assert torch.allclose(got.reshape(3, -1).mean(1), torch.tensor(mean), atol=0.04)
 
 
-def test_categories_are_a_factor_with_their_frequencies() -> None:
+def test_categories_are_a_factor_with_their_probabilities() -> None:
+    """Two of four rows have combinations of their own, so that ε = (2 + ½)/5 = ½."""
     rows = {
         "x": [0.11, 0.52, 1.33, 1.74],
         "a": ["u", "v", "u", "u"],
@@ -268,16 +270,47 @@ def test_categories_are_a_factor_with_their_frequencies() -> None:
     sde = small(schema)
     z, labels = schema.encode(rows)
     apart = scoresde.log_prob(sde.given(y=labels), z)
-    share = torch.tensor([2, 1, 2, 1]) / 4
+    share = torch.tensor([2, 1, 2, 1]) / 8
     assert torch.allclose(scoresde.log_prob(sde, rows), apart + share.log(), atol=1e-6)
+    # (v, True) never occurred: it has ε, and the numbers of (u, True), the frequentest like it
+    new = scoresde.log_prob(sde, {"x": rows["x"][:1], "a": ["v"], "b": [True]})
+    assert torch.allclose(new, apart[:1] + math.log(0.5), atol=1e-6)
     # given a combination its factor is left out
     one = scoresde.log_prob(sde.given(y="u, True"), {"x": rows["x"]})
     assert torch.equal(one, scoresde.log_prob(sde.given(y=labels[0]), z))
-    with pytest.warns(UserWarning, match="1 of 2 rows have combinations"):
-        new = scoresde.log_prob(sde, {"x": [0.2, 0.3], "a": ["u", "v"], "b": [True, True]})
-    assert new.isinf().tolist() == [False, True]
     missing = {"x": [0.2, math.nan], "a": ["u", "v"], "b": [True, False]}
     assert scoresde.log_prob(sde, missing, invalid="nan").isnan().tolist() == [False, True]
+
+
+def test_probabilities_of_combinations_are_good_turing() -> None:
+    """Nine of the rows' 4 · 2 · 2 combinations occur, one of them once."""
+    counts = np.array([10, 20, 1, 30, 5, 5, 4, 3, 22])
+    codes = RNG.permutation(np.stack(np.unravel_index(np.arange(16), (4, 2, 2)), 1))
+    found = Combinations.of(np.repeat(codes[:9], counts, 0))
+    assert len(found) == 9
+    p = found.probabilities
+    assert p.sum() == pytest.approx(1)
+    assert p[found.find(codes[:9])] == pytest.approx((1 - 1.5 / 101) * counts / 100)
+    # the others as if columns were independent
+    new = codes[9:][found.find(codes[9:]) >= 0]
+    rows = np.repeat(codes[:9], counts, 0)
+    alone = np.prod([(rows[:, j] == new[:, j, None]).mean(1) for j in range(3)], 0)
+    assert p[found.find(new)] == pytest.approx(1.5 / 101 * alone / alone.sum())
+    # as numbers they are like one that differs in the fewest columns
+    differ = (new[:, None] != found.seen).sum(2)
+    label = found.labels[found.find(new)]
+    assert (differ[np.arange(len(new)), label] == differ.min(1)).all()
+
+
+def test_combinations_beyond_all_counting_have_probability_zero() -> None:
+    words = [*"abcdefghijklmnopqrstuvwxy"]
+    rows = {"x": RNG.normal(size=25), "a": words, "b": words, "c": words}
+    sde = small(Table(rows))
+    new = {"x": [0.2, 0.3], "a": ["a", "b"], "b": ["a", "a"], "c": ["a", "b"]}
+    with pytest.warns(UserWarning, match="1 of 2 rows have combinations"):
+        assert scoresde.log_prob(sde, new).isinf().tolist() == [False, True]
+    with pytest.raises(ValueError, match=r"row 1 .* its probability is 0"):
+        sde.table.encode(new)  # type: ignore[union-attr]
 
 
 def test_samples_have_the_frequencies_and_dtypes_of_the_table() -> None:
@@ -285,11 +318,11 @@ def test_samples_have_the_frequencies_and_dtypes_of_the_table() -> None:
     from scipy.stats import chisquare
 
     schema = table()
-    labels = schema.draw_labels(4000, generator(0))
-    counts = torch.bincount(labels, minlength=schema.classes).numpy()
-    share = schema.log_frequencies.exp().numpy()
+    drawn = schema.draw_combinations(4000, generator(0))
+    share = schema.log_probabilities.exp().numpy()
+    counts = torch.bincount(drawn, minlength=len(share)).numpy()
     assert chisquare(counts, 4000 * share).pvalue > 1e-4
-    assert torch.equal(schema.draw_labels(100, generator(0)), labels[:100])
+    assert torch.equal(schema.draw_combinations(100, generator(0)), drawn[:100])
     sde = small(schema)
     drawn = scoresde.sample(sde, 20, generator=generator(1))
     assert (drawn.dtypes == ROWS.dtypes).all()
@@ -379,9 +412,12 @@ def test_a_saved_model_gives_the_same_rows_and_log_p_bit_for_bit(tmp_path: Path)
         assert other.table is not None
         assert repr(other.table) == repr(sde.table)
         assert other.table.describe() == sde.table.describe()  # type: ignore[union-attr]
-        log_p = [scoresde.log_prob(m, ROWS[:5], generator=generator(0)) for m in (sde, other)]
+        how = {"solver": "heun", "steps": 8}
+        log_p = [
+            scoresde.log_prob(m, ROWS[:5], generator=generator(0), **how) for m in (sde, other)
+        ]
         assert torch.equal(*log_p)
-        drawn = [scoresde.sample(m, 9, generator=generator(0)) for m in (sde, other)]
+        drawn = [scoresde.sample(m, 9, generator=generator(0), **how) for m in (sde, other)]
         pd.testing.assert_frame_equal(*drawn)
 
 

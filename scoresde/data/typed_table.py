@@ -44,8 +44,10 @@ class Table(TableSchema):
       and 5% of a step more on either side, so that a value may be equal to a bound.
     - Words, booleans, pandas' categories and stated integers are **categorical**. Their
       combinations, at most 1,000, are the class label y of the network:
-      log p(row) = log p(y) + log p(x | y), with the share of the combination for p(y). A
-      combination that never occurred has probability 0.
+      log p(row) = log p(y) + log p(x | y). p(y) is (1 − ε) times the share of rows. Combinations
+      of known categories that never occurred share ε = (n₁ + ½)/(N + 1), at most ½, with n₁ the
+      number of those that occurred once, and have p(x | y) of the most similar one that did. If
+      more than 10,000 are possible, they have probability 0 instead.
 
     Parameters
     ----------
@@ -82,7 +84,8 @@ class Table(TableSchema):
     References
     ----------
     Theis, van den Oord & Bethge, A note on the evaluation of generative models, ICLR 2016
-    (dequantization).
+    (dequantization). Good, The population frequencies of species and the estimation of population
+    parameters, Biometrika 40, 1953 (ε).
 
     Examples
     --------
@@ -257,15 +260,15 @@ def training_rows(
     assert table is not None
     if given and "y" in given:
         raise ValueError("the categories of a table are its condition y: leave it out of given=")
-    values, labels = table.values(data)
+    values, found = table.values(data)
     if sde.device.type == "mps":  # which has no float64
         values = values.float()
     given = dict(given or {})
-    if labels is not None:
-        if bool((labels < 0).any()):
+    if found is not None:
+        if bool((found < 0).any()):
             raise ValueError(
-                f"{int((labels < 0).sum())} rows have combinations of categories that the model's "
+                f"{int((found < 0).sum())} rows have combinations of categories that the model's "
                 "table has not: drop them"
             )
-        given["y"] = Labels(labels.numpy(), table.words)
+        given["y"] = Labels(table.labels[found].numpy(), table.words)
     return values, given

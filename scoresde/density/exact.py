@@ -67,10 +67,9 @@ def likelihood(
     has density 0: log p is −∞.
 
     For rows of a `Table` it is log p(y) + log p(x | y), in the units of the columns: y is the
-    combination of categories (−∞, with a warning, for one that never occurred), and x = v + u·step
-    is the row with noise in the bins of discretized values. Its mean over u is a lower bound:
-    E log p(y, x) + Σ log step ≤ log P(y, v), the log of the probability of the row's bins
-    (Jensen's inequality; Theis et al. 2016).
+    combination of categories, and x = v + u·step is the row with noise in the bins of discretized
+    values. Its mean over u is a lower bound: E log p(y, x) + Σ log step ≤ log P(y, v), the log of
+    the probability of the row's bins (Jensen's inequality; Theis et al. 2016).
 
     Parameters
     ----------

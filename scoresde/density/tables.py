@@ -30,18 +30,19 @@ def entered(
     if table is None or not holds_columns(x):
         return *matched(model, x), None
     categories = "y" not in model.condition and not model.unconditional
-    values, labels = table.values(x, categories=categories, gaps=invalid == "nan")
+    gaps = invalid == "nan"
+    values, found = table.values(x, categories=categories, gaps=gaps)
     z = table.maps.forward(table.noisy(values, generator))
     added = table.maps.log_slopes(z).sum(1)
-    if labels is None:
+    if found is None:
         return model, z, added
-    unknown = labels < 0
+    unknown = found < 0
     if bool(unknown.any()):
         warn(
-            f"{int(unknown.sum())} of {len(labels)} rows have combinations of categories that the "
+            f"{int(unknown.sum())} of {len(found)} rows have combinations of categories that the "
             "table never had: their log p is −∞"
         )
-        labels = labels.clamp(min=0)
-    added = added + table.log_frequencies[labels]
+        found = found.clamp(min=0)
+    added = added + table.log_probabilities[found]
     added[unknown] = -math.inf
-    return model.given(y=labels), z, added
+    return model.given(y=table.labels[found]), z, added

@@ -15,25 +15,25 @@ from ..model.tables.schema import TableSchema
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a table to come: how many, and their class labels."""
+    """The rows of a table to come: how many, and their combinations of categories."""
 
     n: int | None
     table: TableSchema | None = None
-    labels: Tensor | None = None
+    combinations: Tensor | None = None
     drawn: bool = False
-    """Whether labels were drawn by their frequencies."""
+    """Whether combinations were drawn by their probabilities."""
 
     def decoded(self, x: Tensor) -> Any:
         """Samples as rows of the table; as they are without one."""
-        return x if self.table is None else self.table.decode(x, self.labels)
+        return x if self.table is None else self.table.decode(x, self.combinations)
 
     def added(self, x: Tensor) -> Tensor | float:
         """What log p of a row has beside that of its encoded numbers: log|dz/dx|, log p(y)."""
         if self.table is None:
             return 0.0
         found = self.table.log_det(x)
-        if self.drawn and self.labels is not None:
-            found = found + self.table.log_frequencies[self.labels].to(found)
+        if self.drawn and self.combinations is not None:
+            found = found + self.table.log_probabilities[self.combinations].to(found)
         return found
 
 
@@ -55,5 +55,5 @@ def with_categories(
             y = y.expand(n)
         return model, Rows(n, table, y)
     check_generator(generator)
-    labels = table.draw_labels(n, generator)
-    return model.given(y=labels), Rows(n, table, labels, drawn=True)
+    drawn = table.draw_combinations(n, generator)
+    return model.given(y=table.labels[drawn]), Rows(n, table, drawn, drawn=True)

@@ -6,7 +6,7 @@ variables z = T(x) takes bounded columns to all real numbers. A model of z given
 
     log p(x, y) = log p(y) + log p_z(T(x) | y) + log|dT/dx|,
 
-p(y) being the share of the combination in the table's rows.
+with p(y) by `scoresde.model.tables.combinations`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ class TableSchema:
         z : Tensor, shape (N, D), float64
             The numeric columns, in the table's order.
         labels : Tensor of int64, shape (N,), or None
-            Condition `y`; None for a table without categorical columns.
+            Condition `y`: the number of the combination of categories, or of the most similar one
+            that occurred in the table; None for a table without categorical columns.
 
         Raises
         ------
@@ -116,14 +117,17 @@ class TableSchema:
         >>> z.floor(), labels
         (tensor([[1., 3.]], dtype=torch.float64), tensor([1]))
         """
-        values, labels = self.values(frame)
-        if labels is not None and bool((labels < 0).any()):
-            row = int((labels < 0).nonzero()[0])
+        values, found = self.values(frame)
+        labels = None
+        if found is not None and bool((found < 0).any()):
+            row = int((found < 0).nonzero()[0])
             names = listed(each.name for each in self.categorical)
             raise ValueError(
-                f"row {row} (from 0), and {int((labels < 0).sum()) - 1} more, have a combination "
+                f"row {row} (from 0), and {int((found < 0).sum()) - 1} more, have a combination "
                 f"of {names} that the table has not: its probability is 0"
             )
+        if found is not None:
+            labels = self.labels[found]
         return self.maps.forward(self.noisy(values, generator)), labels
 
     def log_det(self, z: Tensor) -> Tensor:
@@ -186,7 +190,8 @@ class TableSchema:
             found[column.name] = restored_numbers(column, x[:, j])
         if labels is not None and self.combinations is not None:
             numbers = labels.detach().cpu().numpy()
-            if len(numbers) != len(x) or not ((numbers >= 0) & (numbers < self.classes)).all():
+            most = len(self.combinations.codes)
+            if len(numbers) != len(x) or not ((numbers >= 0) & (numbers < most)).all():
                 raise ValueError(
                     f"labels are {len(x)} integers from 0 to {self.classes - 1}, one a row"
                 )
@@ -203,7 +208,7 @@ class TableSchema:
         categories: bool = True,
         gaps: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return the numeric values (N, D) and labels, −1 for combinations that are not known."""
+        """Return the values (N, D), and the combinations of categories; −1 for unknown ones."""
         if isinstance(frame, TableSchema):
             frame = getattr(frame, "frame", frame)  # the rows of a Table
         raw = raw_columns(frame)
@@ -219,7 +224,7 @@ class TableSchema:
         if self.combinations is None or not categories:
             return values, None
         codes = np.stack([category_numbers(c, raw[c.name]) for c in categorical], 1)
-        return values, torch.from_numpy(self.combinations.labels(codes))
+        return values, torch.from_numpy(self.combinations.find(codes))
 
     def noisy(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return points inside the bins of values (N, D); the noise is that of the sample."""
@@ -230,19 +235,25 @@ class TableSchema:
         normal = Noise(draw_seed(generator), PRIOR, 0, len(values), self.shape[0], like)()
         return self.maps.noisy(values, torch.special.ndtr(normal).to(values))
 
-    def draw_labels(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw n labels from their frequencies; label i depends on the generator and i alone."""
+    def draw_combinations(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n combinations; number i depends on the generator and i alone."""
         assert self.combinations is not None
         like = torch.empty(0, dtype=torch.float64)
         normal = Noise(draw_seed(generator), PRIOR, 0, n, 1, like)()
-        edges = torch.from_numpy(self.combinations.frequencies).cumsum(0)[:-1]
+        edges = self.log_probabilities.exp().cumsum(0)[:-1]
         return torch.bucketize(torch.special.ndtr(normal)[:, 0], edges, right=True)
 
     @property
-    def log_frequencies(self) -> Tensor:
-        """log p(y) of each combination of categories, shape (classes,), float64."""
+    def labels(self) -> Tensor:
+        """The class label of each combination, int64."""
         assert self.combinations is not None
-        return torch.from_numpy(self.combinations.frequencies).log()
+        return torch.from_numpy(self.combinations.labels)
+
+    @property
+    def log_probabilities(self) -> Tensor:
+        """log p(y) of each combination, those that never occurred last; float64."""
+        assert self.combinations is not None
+        return torch.from_numpy(self.combinations.probabilities).log()
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -252,7 +263,7 @@ class TableSchema:
         parts = [[str(word) for word in each.categories] for each in self.categorical]
         found = tuple(
             ", ".join(part[code] for part, code in zip(parts, codes, strict=True))
-            for codes in self.combinations.codes.tolist()
+            for codes in self.combinations.seen.tolist()
         )
         return found if len({*found}) == len(found) else ()
 
@@ -269,7 +280,7 @@ class TableSchema:
         """Return the schema as plain JSON."""
         about: dict[str, Any] = {"columns": [column.describe() for column in self.columns]}
         if self.combinations is not None:
-            about["combinations"] = self.combinations.codes.tolist()
+            about["combinations"] = self.combinations.seen.tolist()
             about["counts"] = self.combinations.counts.tolist()
         return about
 
