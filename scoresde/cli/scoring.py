@@ -20,6 +20,7 @@ from ..density.exact import likelihood
 from ..evaluation.report import evaluate
 from ..metrics.frechet import FEATURES
 from ..model.protocol import Model
+from ..model.require import require_tensors
 from ..storage.models import load
 from .devices import is_main, place, say
 from .inputs import conditions, first_samples, held_out_split, read_samples, with_constants
@@ -106,8 +107,9 @@ def evaluate_model(args: argparse.Namespace) -> None:
         raise ValueError(f"unknown features {args.features!r}. {nearest(args.features, names)}")
     features = None if args.features == "pixels" else args.features
     split = held_out_split(args.data, args.split)
-    samples, levels = read_samples(args, args.data, columns, split, on_disk=True)
     sde = with_constants(load(args.model), texts)
+    require_tensors(sde, "evaluate")
+    samples, levels = read_samples(args, args.data, columns, split, on_disk=True)
     engine = place(sde, args.device)
     notes = {
         **vars(args),
