@@ -610,6 +610,14 @@ def test_a_value_that_many_rows_have_is_told() -> None:
         Table({"rain": np.where(np.arange(100) < 50, 0, RNG.random(100))})
 
 
+def test_another_default_device_changes_nothing() -> None:
+    z, labels = table().encode(ROWS, generator(0))
+    with torch.device("meta"):
+        again, same = table().encode(ROWS, generator(0))
+    assert torch.equal(again, z)
+    assert torch.equal(same, labels)
+
+
 def test_columns_may_have_the_names_of_attributes() -> None:
     rows = pd.DataFrame({"frame": [0.5, 1.0, 2.25], "shape": [1, 2, 4]})
     values, _ = Table(rows).values(rows)

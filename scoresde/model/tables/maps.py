@@ -24,7 +24,7 @@ class Maps:
     """The changes of variables of the numeric columns of a table."""
 
     def __init__(self, columns: Sequence[Numeric]) -> None:
-        boxes = torch.tensor([column.box for column in columns], dtype=torch.float64)
+        boxes = torch.tensor([column.box for column in columns], dtype=torch.float64, device="cpu")
         boxes = boxes.reshape(-1, 2)
         self.low = boxes[:, 0]
         self.high = boxes[:, 1]
@@ -34,8 +34,10 @@ class Maps:
         self.upper = (above & ~below).nonzero()[:, 0]
         self.both = (below & above).nonzero()[:, 0]
         steps = [column.step or 0.0 for column in columns]
-        self.steps = torch.tensor(steps, dtype=torch.float64)
-        self.shift = torch.tensor([column.shift for column in columns], dtype=torch.float64)
+        self.steps = torch.tensor(steps, dtype=torch.float64, device="cpu")
+        self.shift = torch.tensor(
+            [column.shift for column in columns], dtype=torch.float64, device="cpu"
+        )
         self.bounded = bool((below | above).any())
         self.shifted = bool(self.shift.any())
 

@@ -231,14 +231,14 @@ class TableSchema:
         check_generator(generator)
         if not bool(self.maps.steps.any()):
             return values
-        like = torch.empty(0, dtype=torch.float64)
+        like = torch.empty(0, dtype=torch.float64, device="cpu")
         normal = Noise(draw_seed(generator), PRIOR, 0, len(values), self.shape[0], like)()
         return self.maps.noisy(values, torch.special.ndtr(normal).to(values))
 
     def draw_combinations(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n combinations; number i depends on the generator and i alone."""
         assert self.combinations is not None
-        like = torch.empty(0, dtype=torch.float64)
+        like = torch.empty(0, dtype=torch.float64, device="cpu")
         normal = Noise(draw_seed(generator), PRIOR, 0, n, 1, like)()
         edges = self.log_probabilities.exp().cumsum(0)[:-1]
         return torch.bucketize(torch.special.ndtr(normal)[:, 0], edges, right=True)
@@ -270,7 +270,8 @@ class TableSchema:
     def _encoded_steps(self) -> Tensor:
         """The finest steps in encoded units: slopes are least at an end or in the middle."""
         maps = self.maps
-        seen = torch.tensor([column.seen for column in self.numeric], dtype=torch.float64).T
+        ranges = [column.seen for column in self.numeric]
+        seen = torch.tensor(ranges, dtype=torch.float64, device="cpu").T
         low, high = seen[0], seen[1] + maps.steps
         middle = (0.5 * (maps.low + maps.high)).nan_to_num().clamp(low, high)
         slopes = [maps.log_slopes(maps.forward(x[None]))[0] for x in (low, middle, high)]
@@ -342,7 +343,7 @@ def check_network(sde: Any, table: TableSchema) -> None:
     try:
         if not sde.takes_condition("y"):
             raise ValueError("it takes no labels y")
-        sde.interface.check_values({"y": torch.tensor([table.classes - 1])})
+        sde.interface.check_values({"y": torch.tensor([table.classes - 1], device="cpu")})
     except ValueError as error:
         raise ValueError(
             f"the table has {table.classes} combinations of categories, and the network does not "
