@@ -18,6 +18,7 @@ from .common.sharding import sharded
 from .data import files, transforms
 from .data.pair_drawing import reflow
 from .data.pairs import Pairs
+from .data.typed_table import Table
 from .density import dequantize
 from .density.bits import bits_per_dim
 from .density.bounds import Bound, elbo, vlb
@@ -131,6 +132,7 @@ __all__ = [
     "SolverError",
     "Stepper",
     "SubVPSDE",
+    "Table",
     "TraceEstimator",
     "TrainingError",
     "Validation",

@@ -95,3 +95,14 @@ def test_image_examples_train_score_and_draw(
     assert abs(found.score.mean - 8) < 1.5
     assert (tmp_path / "run" / "samples.png").stat().st_size > 5000
     assert f"{found.score.mean:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("narrow")
+def test_table_example_finds_anomalies(capsys: pytest.CaptureFixture[str]) -> None:
+    """A short run of a narrow network: malignant samples are less likely than benign ones."""
+    pytest.importorskip("sklearn")
+    main = runpy.run_path(str(EXAMPLES / "table_anomalies.py"))["main"]
+    auc, gaussian = main(steps=200)
+    assert auc > 0.85
+    assert gaussian > 0.9
+    assert f"{auc:.3f}" in capsys.readouterr().out

@@ -9,12 +9,15 @@ import torch
 from ..common.sharding import sharded
 from ..data import files
 from ..data.files.formats import writable
+from ..data.files.mixed import check_table_path
+from ..sampling.trajectory import sample as draw
 from ..sampling.trajectory import solve
 from ..solvers import SOLVERS
 from ..storage.models import load
 from .devices import is_main, place, say
 from .inputs import conditions, with_constants
 from .parser import DEVICE, GIVEN, IMPORT, MODEL, SEED, Command, option
+from .tables import write_rows
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -22,9 +25,20 @@ def sample(args: argparse.Namespace) -> None:
     writable(args.out)
     generator = torch.Generator().manual_seed(args.seed)
     sde = load(args.model)
+    if sde.table is not None:
+        check_table_path(args.out)
     _, texts = conditions(args)
     conditioned = with_constants(sde, texts)
     engine = place(sde, args.device)
+    if sde.table is not None:
+        with sharded():
+            rows = draw(
+                conditioned, args.n, solver=args.solver, steps=args.steps, generator=generator
+            )
+        if is_main(engine):
+            write_rows(args.out, rows)
+        say(engine, f"{args.out}: {args.n:,} rows")
+        return
     with sharded():
         solution = solve(
             conditioned, args.n, solver=args.solver, steps=args.steps, generator=generator

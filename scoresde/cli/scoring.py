@@ -19,6 +19,8 @@ from ..density.dequantize import Uniform
 from ..density.exact import likelihood
 from ..evaluation.report import evaluate
 from ..metrics.frechet import FEATURES
+from ..model.protocol import Model
+from ..model.require import require_tensors
 from ..storage.models import load
 from .devices import is_main, place, say
 from .inputs import conditions, first_samples, held_out_split, read_samples, with_constants
@@ -36,6 +38,7 @@ from .parser import (
     Command,
     option,
 )
+from .tables import read_rows
 
 
 def log_prob(args: argparse.Namespace) -> None:
@@ -44,9 +47,16 @@ def log_prob(args: argparse.Namespace) -> None:
         writable(args.out)
     how = {"solver": args.solver, "trace": args.trace, **_tolerances(args)}
     columns, texts = conditions(args)
-    samples, levels = read_samples(args, args.data, columns, args.split)
-    samples = first_samples(samples, args.n)
-    sde = with_constants(load(args.model), texts)
+    sde: Model = load(args.model)
+    samples: Any
+    levels = 0
+    if sde.table is None:
+        samples, levels = read_samples(args, args.data, columns, args.split)
+        samples = first_samples(samples, args.n)
+    else:
+        samples = read_rows(args)
+        how["generator"] = torch.Generator().manual_seed(0)
+    sde = with_constants(sde, texts)
     engine = place(sde, args.device)
     result: Any
     with sharded():
@@ -60,7 +70,7 @@ def log_prob(args: argparse.Namespace) -> None:
             mean = result.mean
             error = result.mean_stderr
         else:
-            result = likelihood(sde, samples, **how)  # type: ignore[arg-type]
+            result = likelihood(sde, samples, **how)
             name = "mean log p(x)"
             unit = "nats"
             values = result.log_prob
@@ -97,8 +107,9 @@ def evaluate_model(args: argparse.Namespace) -> None:
         raise ValueError(f"unknown features {args.features!r}. {nearest(args.features, names)}")
     features = None if args.features == "pixels" else args.features
     split = held_out_split(args.data, args.split)
-    samples, levels = read_samples(args, args.data, columns, split, on_disk=True)
     sde = with_constants(load(args.model), texts)
+    require_tensors(sde, "evaluate")
+    samples, levels = read_samples(args, args.data, columns, split, on_disk=True)
     engine = place(sde, args.device)
     notes = {
         **vars(args),

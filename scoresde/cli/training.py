@@ -25,6 +25,7 @@ from ..training.recipes import PLAIN, RECIPES, recipe
 from .devices import find_device, launched, say
 from .inputs import Columns, condition_columns, network_options, number_of_classes, read_samples
 from .parser import COLUMNS, CONDITION, ENCODING, IMPORT, Command, option
+from .tables import TABLE_OPTIONS, fit_table
 
 
 def _default(name: str) -> str:
@@ -34,6 +35,9 @@ def _default(name: str) -> str:
 
 def fit(args: argparse.Namespace) -> None:
     """Train a model; it and its checkpoints are written to a folder."""
+    if args.table or args.categories or args.bounds:
+        fit_table(args)
+        return
     rule = PLAIN if args.recipe is None else recipe(args.recipe)
     columns = condition_columns(args.condition)
     samples, levels = read_samples(args, args.data, columns, on_disk=True)
@@ -161,6 +165,7 @@ COMMANDS = {
                 help="of the network, e.g. width=256",
             ),
             CONDITION,
+            *TABLE_OPTIONS,
             option(
                 "--transform",
                 action="append",

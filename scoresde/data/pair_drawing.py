@@ -30,7 +30,7 @@ from ..common.errors import SolverError
 from ..common.random import BLOCK, PATH, seeded
 from ..common.sharding import shared
 from ..model.protocol import Model
-from ..model.require import require_model
+from ..model.require import require_tensors
 from ..model.score_sde import ScoreSDE
 from ..processes.base import as_time
 from ..sampling.plan import plan
@@ -111,7 +111,7 @@ def reflow(
     >>> torch.allclose(scoresde.decode(sde, pairs.latent), pairs.x)
     True
     """
-    sde = require_model(sde, "reflow")
+    sde = require_tensors(sde, "reflow")
     check_generator(generator)
     progress = true_or_false("progress", progress)
     n = whole_number("n", n)

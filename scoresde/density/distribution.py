@@ -13,7 +13,7 @@ from torch.distributions import constraints
 from ..common.checks import brief_repr, whole_number
 from ..common.inputs import as_tensor
 from ..model.protocol import Model
-from ..model.require import require_model
+from ..model.require import require_tensors
 from ..sampling.batches import batch_ranges
 from ..sampling.trajectory import sample
 from .estimators import TraceEstimator
@@ -93,7 +93,7 @@ class Distribution(torch.distributions.Distribution):
         validate_args: bool | None = None,
         **how: Any,
     ) -> None:
-        self.sde = require_model(sde, "Distribution")
+        self.sde = require_tensors(sde, "Distribution")
         self.how = how
         self.density = {"trace": trace, "probes": probes, "differentiable": differentiable}
         rows = {len(value) for value in sde.condition.values()} - {1}
@@ -173,7 +173,8 @@ class Distribution(torch.distributions.Distribution):
         n = math.prod(shape)
         # Refuse what does not fit before the conditions of so many samples are laid out.
         batch_ranges(self.sde, n, None)
-        return sample(self._rows(shape), n, **self.how).reshape(shape + self.event_shape)
+        x: Tensor = sample(self._rows(shape), n, **self.how)
+        return x.reshape(shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return log p(value).

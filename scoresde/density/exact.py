@@ -26,14 +26,16 @@ from ..common.names import choose
 from ..common.random import draw_seed
 from ..common.sharding import shared, together
 from ..model.protocol import Model
-from ..model.require import matched, require_model
+from ..model.require import require_model
 from ..sampling.batches import batch_ranges, map_batches
 from ..sampling.problem import starting_points
+from ..sampling.tables import with_categories
 from ..solvers import Solver
 from .density_ode import DensityODE, plan_ode, weights_in_use
 from .error_bars import Likelihood, likelihood_columns
 from .estimators import TraceEstimator, as_estimator
 from .prior import HasLogProb, log_prior, resolve_prior
+from .tables import entered
 
 
 @together()
@@ -64,11 +66,17 @@ def likelihood(
     left out: log p is that of the D other features. A row off the constant by more than 1e-6 of it
     has density 0: log p is −∞.
 
+    For rows of a `Table` it is log p(y) + log p(x | y), in the units of the columns: y is the
+    combination of categories, and x = v + u·step is the row with noise in the bins of discretized
+    values. Its mean over u is a lower bound: E log p(y, x) + Σ log step ≤ log P(y, v), the log of
+    the probability of the row's bins (Jensen's inequality; Theis et al. 2016).
+
     Parameters
     ----------
     sde : ScoreSDE
-    x : Tensor, shape (B, *shape)
-        Data, in their own units.
+    x : Tensor, shape (B, *shape), or rows of a table
+        Data, in their own units; for a model of a `Table` also a data frame with its columns. A
+        tensor is encoded rows then, and log p their density given y.
     solver : str or Solver
         A solver of the ODE ("adams", "rk45", "heun", …), not a stochastic sampler.
     trace : str or TraceEstimator
@@ -98,7 +106,7 @@ def likelihood(
     invalid : str
         What to do about rows of x that are not finite: "raise", or "nan" for a log p of NaN.
     generator : torch.Generator, optional
-        Draws the probes.
+        Draws the probes, and for rows of a table the noise inside the bins.
     batch_size : int, optional
         Samples computed at once.
     **options
@@ -145,7 +153,7 @@ def likelihood(
     graph = torch.is_grad_enabled() and (differentiable or requires_grad)
     # In inference mode no trace can be taken.
     with torch.inference_mode(False), torch.set_grad_enabled(graph):
-        sde, x = matched(require_model(sde, "likelihood"), x)
+        sde, x, rows = entered(require_model(sde, "likelihood"), x, generator, invalid)
         check_generator(generator)
         if graph and shared():
             raise ValueError(
@@ -178,6 +186,8 @@ def likelihood(
             for column in columns:
                 if column.is_floating_point():
                     column[invalid_rows] = math.nan
+        if rows is not None:
+            columns[0] = columns[0] + rows.to(columns[0])
         value, stderr, solver_error, gap, nfe, latent = columns
         return Likelihood(value, stderr, solver_error, gap, nfe.cpu(), latent)
 
@@ -197,11 +207,13 @@ def log_prob(sde: Model, x: Tensor, **how: Any) -> Tensor:
     """Return log p(x) of the model in nats: the field `log_prob` of `likelihood`.
 
     log p(x) = log p(z_1) + ∫ div v dφ − D·log r(0) − log|det scale| along the probability-flow ODE.
+    For rows of a `Table` it is the log-density of the row with noise in the bins of discretized
+    values, which is another at every call without a generator; see `likelihood`.
 
     Parameters
     ----------
     sde : ScoreSDE
-    x : Tensor, shape (B, *shape)
+    x : Tensor, shape (B, *shape), or rows of a table
         Data, in their own units.
     **how
         As for `likelihood`: solver, trace, probes, prior, steps, spacing, differentiable, invalid,
@@ -246,7 +258,7 @@ def sample_and_log_prob(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
     **options: Any,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Any, Tensor]:
     """Draw n samples x and return log p(x) with them, in one solve from noise to data.
 
     To the tolerance, x is what `sample` draws with the same generator and solver, and log p(x) is
@@ -262,10 +274,10 @@ def sample_and_log_prob(
 
     Returns
     -------
-    x : Tensor, shape (n, *shape)
+    x : Tensor, shape (n, *shape), or pandas.DataFrame from a model with a table
         In the units of the data.
     log_prob : Tensor, shape (n,)
-        Nats.
+        Nats; of a row of a table before it is rounded down to its steps.
 
     Raises
     ------
@@ -282,10 +294,10 @@ def sample_and_log_prob(
     tensor(True)
     """
     with torch.inference_mode(False), torch.no_grad():
-        sde = require_model(sde, "sample_and_log_prob")
+        sde, rows = with_categories(require_model(sde, "sample_and_log_prob"), n, generator)
         for trained in sde.trained():
             leave_inference(trained)
-        n = sde.condition_rows if n is None else whole_number("n", n)
+        n = sde.condition_rows if rows.n is None else whole_number("n", rows.n)
         check_generator(generator)
         planned = plan_ode(sde, solver, steps, spacing, options)
         ode = DensityODE(sde, planned, as_estimator(trace, probes))
@@ -306,7 +318,7 @@ def sample_and_log_prob(
             return part.to_data(solved.z * last.radius), value
 
         x, log_p = map_batches(sde, n, batches, work)
-        return x, log_p
+        return rows.decoded(x), log_p + rows.added(x)
 
 
 def check_how(

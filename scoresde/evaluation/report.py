@@ -31,7 +31,7 @@ from ..density.exact import check_how
 from ..metrics.frechet import Features, moments, resolve_features
 from ..model.eval_mode import evaluating
 from ..model.protocol import Model
-from ..model.require import require_model
+from ..model.require import require_tensors
 from ..sampling.plan import tolerance
 from .held_out import check_values, held_out, is_discrete, random_order
 from .measures import DRAWN_AT_ONCE, MEASURES, SCORED_AT_ONCE, Task, as_bytes
@@ -148,7 +148,7 @@ def evaluate(
     >>> abs(found.score.mean + mixture.entropy()) < 4 * found.score.stderr
     True
     """
-    sde = require_model(sde, "evaluate")
+    sde = require_tensors(sde, "evaluate")
     n = whole_number("n", n, 0)
     samples = whole_number("samples", samples, 0)
     fid = whole_number("fid", fid, 0)

@@ -18,6 +18,7 @@ from .outcomes import Outcome, combined
 from .protocol import Model
 from .schema import Schema
 from .standardization import Standardization
+from .tables.schema import TableSchema
 
 IN_PLACE = {"bfloat16", "cpu", "cuda", "double", "eval", "float", "half", "to", "train"}
 """Methods of `nn.Module` that change a model in place and return it."""
@@ -169,6 +170,11 @@ class Derived(Model):
     def schema(self) -> Schema:  # type: ignore[override]
         """That of the first model."""
         return self.model.schema
+
+    @property
+    def table(self) -> TableSchema | None:  # type: ignore[override]
+        """That of the first model."""
+        return self.model.table
 
     @property
     def condition(self) -> Mapping[str, Tensor]:

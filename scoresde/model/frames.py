@@ -31,7 +31,8 @@ def frame_values(data: Any) -> tuple[np.ndarray, tuple[str, ...]]:
         drop = f"df.drop(columns={bad!r})" if pandas else f"df.drop({bad!r})"
         raise TypeError(
             f"columns {listed(bad)} of this {type(data).__name__} are not numbers: leave them "
-            f"out, {drop}; one that is a condition is given by name, y=df[{bad[0]!r}]"
+            f"out, {drop}; one that is a condition is given by name, y=df[{bad[0]!r}]; "
+            "scoresde.Table takes words too"
         )
     dtype = np.dtype(np.float64)
     if columns:

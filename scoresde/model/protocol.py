@@ -22,6 +22,7 @@ from .old_names import OldNames
 from .outcomes import Outcome, lacking
 from .schema import Schema
 from .standardization import Standardization
+from .tables.schema import TableSchema
 from .units import DataUnits
 
 
@@ -55,6 +56,8 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
         Whether it is without conditions on purpose, as `given()` says.
     schema : Schema
         Names of columns and classes, if it was fitted to data with names.
+    table : TableSchema or None
+        What the columns of a table are, if it was fitted to one: its samples are rows of it.
 
     Examples
     --------
@@ -71,6 +74,7 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
     mean: Tensor
     scale: Tensor
     schema: Schema
+    table: TableSchema | None = None
     training: bool
 
     # ------------------------------------------------------------------ what a model has to answer

@@ -10,6 +10,7 @@ from .derived import Derived
 from .protocol import Model
 from .schema import is_named
 from .score_sde import ScoreSDE
+from .tables.reading import holds_columns
 
 OF_VIEWS = {
     "fit": (
@@ -64,8 +65,30 @@ def require_sde(model: Any, verb: str) -> ScoreSDE:
     return trainable(model, verb)
 
 
+def require_tensors(model: Any, verb: str) -> Model:
+    """The argument if it is a model of tensors; a TypeError for one that has learnt a table."""
+    found = require_model(model, verb)
+    if found.table is None:
+        return found
+    raise TypeError(
+        f"{verb} takes models of tensors, and this one has learnt a table: take scoresde.sample "
+        "and scoresde.log_prob, which take and return its rows"
+    )
+
+
+def require_encoded(model: Model, x: Any) -> None:
+    """Raise TypeError for rows of a table, which `log_prob` alone takes as they are."""
+    if model.table is not None and (holds_columns(x) or is_named(x)):
+        raise TypeError(
+            "this model has learnt a table, whose rows only log_prob, likelihood and fit take as "
+            "they are; here encode them: z, labels = sde.table.encode(frame), then z and "
+            "sde.given(y=labels)"
+        )
+
+
 def matched(model: Model, x: Any) -> tuple[Model, Any]:
     """The model under the conditions that samples of a file bring, and these in column order."""
+    require_encoded(model, x)
     if not is_named(x):
         return model, x
     x, given = model.schema.take(x)

@@ -80,6 +80,8 @@ class ScoreSDE(StandardizedModule, Model):
     schema : Schema
         The names of the columns of a sample, and of the classes and columns of its conditions, if
         `fit` was given data with names. Later data with names are matched by them.
+    table : TableSchema or None
+        What the columns of a `scoresde.Table` are, if it was fitted to one.
     conditions : ConditionScales
         Mean and scale of numeric conditions. `fit` measures them; the network is given
         (c − mean)/scale.

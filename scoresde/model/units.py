@@ -146,6 +146,10 @@ class DataUnits:
         ValueError: x has shape (5, 3), wanted (batch, 2)
         """
         if is_named(x):
+            if self.table is not None:
+                raise TypeError(
+                    f"{what} is encoded rows of the model's table here: sde.table.encode(frame)"
+                )
             x = self.schema.values(x)
         x = as_floats(x, self.shape, what)
         dtype = torch.promote_types(x.dtype, self.state_dtype)

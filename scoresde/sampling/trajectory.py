@@ -18,6 +18,7 @@ from ..model.protocol import Model
 from ..model.require import require_model
 from ..solvers import Solver
 from .states import solve_states
+from .tables import with_categories
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,8 @@ def sample(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
     **options: Any,
-) -> Tensor:
-    """Draw n samples.
+) -> Any:
+    """Draw n samples: a tensor, or a data frame from a model that has learnt a `Table`.
 
     Parameters
     ----------
@@ -192,8 +193,10 @@ def sample(
 
     Returns
     -------
-    Tensor, shape (n, *shape)
-        Samples, in the units of the data.
+    Tensor, shape (n, *shape), or pandas.DataFrame
+        Samples, in the units of the data. From a model with a table, rows with its columns and
+        dtypes: categories by their frequencies, unless `given(y=...)` names the combination, and
+        numbers given those.
 
     Raises
     ------
@@ -214,10 +217,10 @@ def sample(
     >>> scoresde.sample(sde, 1000, solver="rk45").norm(dim=1).mean()
     tensor(2.8...)
     """
-    require_model(sde, "sample")
-    return _end(
-        sde,
-        n,
+    model, rows = with_categories(require_model(sde, "sample"), n, generator)
+    x = _end(
+        model,
+        rows.n,
         solver=solver,
         steps=steps,
         spacing=spacing,
@@ -225,6 +228,7 @@ def sample(
         batch_size=batch_size,
         **options,
     )
+    return rows.decoded(x)
 
 
 @together()

@@ -56,6 +56,8 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
     schema = sde.schema.describe()
     if schema:
         about["schema"] = schema
+    if sde.table is not None:
+        about["table"] = sde.table.describe()
     try:
         # As it will be read: tuples are lists.
         about = json.loads(json.dumps(about, allow_nan=False, default=_python_number))

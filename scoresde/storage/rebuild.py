@@ -23,6 +23,7 @@ from ..model.outcomes import from_kind
 from ..model.schema import Schema
 from ..model.score_sde import ScoreSDE
 from ..model.source import Missing
+from ..model.tables.schema import TableSchema, check_network
 from ..processes.base import PROCESSES
 from ..toy import DENSITIES
 from .description import COMPILED
@@ -93,6 +94,9 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
     )
     sde.source = _build_source(about.get("source"))
     sde.schema = Schema.rebuild(about.get("schema"), shape)
+    sde.table = TableSchema.rebuild(about.get("table"), shape)
+    if sde.table is not None:
+        check_network(sde, sde.table)
     if about["averaged"]:
         sde.ema = duplicate(net).requires_grad_(False)
     for name, sizes in about.get("conditions", {}).items():

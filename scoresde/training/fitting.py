@@ -30,6 +30,7 @@ from .options import HALF_LIFE_STEPS, Averaging, Backend, Checkpoints
 from .pairing import Pairing
 from .plan import Plan, planned
 from .renamed import old_keywords_translated
+from .tables import with_table
 from .trainer import Trainer
 from .validation import Validator
 
@@ -70,14 +71,15 @@ def fit(
     ----------
     sde : ScoreSDE
         Trained in place, and left in eval mode.
-    data : Tensor, array, data frame, list, Samples of a file, Dataset, DataLoader, Pairs, or an
-    object with .sample(n)
+    data : Tensor, array, data frame, Table, list, Samples of a file, Dataset, DataLoader, Pairs, or
+    an object with .sample(n)
         Samples of shape sde.shape, in any units; memory-mapped arrays stay on disk. Integers need
         transforms="dequantize". The model keeps the names of columns, and matches later data by
-        them. From `Pairs`, of `reflow` or your own, it learns which x_1 leads to which x_0. Items
-        of lists, datasets and loaders are x, (x, {"y": labels}), {"x": x, "y": labels}, or
-        (x, labels) if the network takes just one condition that fits: integers, one a sample, are
-        labels y. A loader's last batch may be short.
+        them; of a `scoresde.Table` it keeps the schema. From `Pairs`, of `reflow` or your own, it
+        learns which x_1 leads to which x_0. Items of lists, datasets and loaders are x,
+        (x, {"y": labels}), {"x": x, "y": labels}, or (x, labels) if the network takes just one
+        condition that fits: integers, one a sample, are labels y. A loader's last batch may be
+        short.
     given : mapping of str to Tensor, array, Series or list of words, optional
         Conditions by name, one row per sample, for tensors and arrays. Words become classes, and
         the model keeps them. Mean and scale of conditions that are numbers are measured the first
@@ -192,6 +194,7 @@ def _trainer(
     newest = None if folder is None else folder.newest
     if newest is not None and newest.schema:
         sde.schema.assign(Schema.rebuild(newest.schema, sde.shape))
+    data, given, plan = with_table(sde, data, given, plan)
     ready = getattr(data, "schema", None)  # of pairs and of dequantized data
     if isinstance(ready, Schema):
         sde.schema.follow(ready)

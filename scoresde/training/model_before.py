@@ -17,6 +17,7 @@ class ModelBefore:
         self.training = sde.training
         self._outcome = sde.outcome
         self._schema = sde.schema.copy()
+        self._table = sde.table
         self._learnt = sde.learnt
         self._conditions = set(sde.conditions.known())
         self._statistics = {name: value.clone() for name, value in sde.named_buffers()}
@@ -29,6 +30,7 @@ class ModelBefore:
         sde = self._sde
         sde.outcome = self._outcome
         sde.schema.assign(self._schema)
+        sde.table = self._table
         sde.learnt = self._learnt
         sde.conditions.keep(self._conditions)
         for name, value in sde.named_buffers():

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..common.errors import TrainingError
 from ..common.random import FIXED, seeded
 from ..data.stream import TrainingStream
+from ..data.typed_table import is_rows, training_rows
 from ..model.conditions import standardized
 from ..model.score_sde import ScoreSDE
 from ..sampling.problem import starting_points
@@ -123,7 +124,10 @@ class EarlyStopping:
 
 def _source(sde: ScoreSDE, plan: Plan, validation: Validation) -> TrainingStream:
     """Return held-out samples as a table."""
-    x, given = sde.schema.take(validation.x, validation.given)
+    x, given = validation.x, validation.given
+    if is_rows(sde, x):
+        x, given = training_rows(sde, x, given)
+    x, given = sde.schema.take(x, given)
     if not isinstance(x, Tensor | np.ndarray | list):
         raise TypeError(
             f"validation is a tensor or array, or (x, {{'y': labels}}), got {type(x).__name__}"

@@ -249,7 +249,7 @@ def _find_fault(path: Path, request: Request, skip: int, columns: _Columns, deli
             elif names[j] and j not in columns.words and cell:
                 hint = (
                     f" in {names[j]!r}: what is no sample is a condition, or left out by columns= "
-                    "(--columns)"
+                    "(--columns); scoresde.Table (--table) takes words too"
                 )
             return f"line {i}, column {j + 1} is {cell!r}, wanted a finite number{hint}"
     return ""

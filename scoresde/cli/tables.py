@@ -1,0 +1,141 @@
+"""Tables with columns of several kinds: how `fit`, `sample` and `log-prob` read and write them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..common.checks import whole_number
+from ..data.files.mixed import (
+    check_table_path,
+    read_columns,
+    write_columns,
+)
+from ..data.typed_table import Table
+from ..model.builder import build
+from ..training.fitting import fit
+from ..training.options import Checkpoints, Validation
+from ..training.recipes import PLAIN
+from .devices import (
+    find_device,
+    launched,
+    say,
+)
+from .inputs import network_options, split_names
+from .parser import Option, option
+
+TABLE_OPTIONS: tuple[Option, ...] = (
+    option(
+        "--table",
+        action="store_true",
+        help="a .csv, .tsv or .parquet with columns of several kinds: numbers, integers, words; "
+        "sample and log-prob write and read such tables then",
+    ),
+    option(
+        "--categories",
+        metavar="NAME,…",
+        help="of a --table: numbers that are categories",
+    ),
+    option(
+        "--bounds",
+        action="append",
+        default=[],
+        metavar="NAME=LOW:HIGH",
+        help="of a --table: bounds of a column, such as price=0: or share=0:1",
+    ),
+    option(
+        "--drop-missing", action="store_true", help="of a --table: leave out rows without a value"
+    ),
+)
+"""Options of `fit`."""
+
+NOT_OF_TABLES = ("recipe", "condition", "columns", "transform")
+
+
+def fit_table(args: argparse.Namespace) -> None:
+    """Train a model of a table."""
+    for name in NOT_OF_TABLES:
+        if getattr(args, name):
+            raise ValueError(f"--{name} is no option of a --table, whose columns are all learnt")
+    how = {name: getattr(args, name) or PLAIN.how[name] for name in ("steps", "batch_size", "lr")}
+    for name in ("steps", "batch_size"):
+        whole_number(name.replace("_", "-"), how[name])
+    every = PLAIN.every if args.every is None else whole_number("every", args.every)
+    categories = []
+    if args.categories:
+        categories = split_names(args.categories)
+    missing = "error"
+    if args.drop_missing:
+        missing = "drop"
+    table = Table(
+        read_columns(args.data, encoding=args.encoding),
+        categories=categories,
+        bounds=dict(map(_bounds, args.bounds)),
+        missing=missing,
+    )
+    held_out = None
+    if args.validation:
+        rows = read_columns(args.validation, encoding=args.encoding)
+        held_out = Validation(rows, every=every, patience=args.patience)
+    elif args.patience is not None:
+        raise ValueError("--patience goes with --validation, whose loss it watches")
+    options = network_options(args.option)
+    if table.classes:
+        options["classes"] = table.classes
+    torch.manual_seed(args.seed)
+    net = args.net or PLAIN.net
+    sde = build(args.process or PLAIN.process, net, shape=table.shape, **options)
+    engine = launched()
+    if engine is None and args.device is not None:
+        sde.to(find_device(args.device))
+    history = fit(
+        sde,
+        table,
+        validation=held_out,
+        coupling=args.coupling,
+        objective=args.objective,
+        checkpoints=Checkpoints(args.out, every=every, resume=args.resume),
+        backend=engine,
+        generator=torch.Generator().manual_seed(args.seed),
+        **how,
+    )
+    say(engine, repr(table))
+    say(engine, f"{args.out}: {history!r}")
+
+
+def _bounds(text: str) -> tuple[str, tuple[float | None, float | None]]:
+    """A column and its bounds, from NAME=LOW:HIGH."""
+    name, equals, pair = text.rpartition("=")
+    low, colon, high = pair.partition(":")
+    try:
+        if not equals or not colon:
+            raise ValueError
+        ends = [float(end) if end.strip() else None for end in (low, high)]
+    except ValueError:
+        raise ValueError(
+            f"bounds are NAME=LOW:HIGH such as share=0:1 or price=0:, got {text!r}"
+        ) from None
+    return name, (ends[0], ends[1])
+
+
+def read_rows(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the rows of a table, the first n of them."""
+    if args.columns or args.condition or args.levels:
+        raise ValueError(
+            "this model has learnt a table, whose columns it knows: leave out --columns, "
+            "--condition and --levels"
+        )
+    columns = read_columns(args.data, encoding=args.encoding)
+    if args.n is None:
+        return dict(columns)
+    n = whole_number("n", args.n)
+    return {name: column[:n] for name, column in columns.items()}
+
+
+def write_rows(path: str, frame: Any) -> None:
+    """Write rows of a table."""
+    check_table_path(path)
+    write_columns(Path(path), frame)

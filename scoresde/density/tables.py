@@ -1,0 +1,48 @@
+"""log p of rows of a table: the density of encoded rows, the Jacobian, and the categories."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.user_warnings import warn
+from ..model.protocol import Model
+from ..model.require import matched
+from ..model.tables.reading import holds_columns
+from ..model.tables.schema import TableSchema
+
+
+def entered(
+    model: Model,
+    x: Any,
+    generator: torch.Generator | None,
+    invalid: str = "raise",
+) -> tuple[Model, Any, Tensor | None]:
+    """The model, its x, and what is added to log p(x): for rows of a table log p(y) + log|dz/dx|.
+
+    Other data are matched by their names, and nothing is added.
+    """
+    table = model.table
+    x = getattr(x, "frame", x) if isinstance(x, TableSchema) else x
+    if table is None or not holds_columns(x):
+        return *matched(model, x), None
+    categories = "y" not in model.condition and not model.unconditional
+    gaps = invalid == "nan"
+    values, found = table.values(x, categories=categories, gaps=gaps)
+    z = table.maps.forward(table.noisy(values, generator))
+    added = table.maps.log_slopes(z).sum(1)
+    if found is None:
+        return model, z, added
+    unknown = found < 0
+    if bool(unknown.any()):
+        warn(
+            f"{int(unknown.sum())} of {len(found)} rows have combinations of categories that the "
+            "table never had: their log p is −∞"
+        )
+        found = found.clamp(min=0)
+    added = added + table.log_probabilities[found]
+    added[unknown] = -math.inf
+    return model.given(y=table.labels[found]), z, added

@@ -1,0 +1,104 @@
+"""Categories as one class label: the number of the combination in a row.
+
+Of N rows, n₁ have a combination that no other row has. By Good's estimate (1953) a share of about
+ε = n₁/N of new rows has a combination that never occurred. These share ε as if columns were
+independent, p(c) ∝ Π_j p_j(c_j), and their numbers have the distribution of the most similar
+combination that occurred. The others have the probability (1 − ε)·count/N.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+MOST_COMBINATIONS = 1000
+"""Class labels that one network is asked to tell apart."""
+MOST_POSSIBLE = 10_000
+"""Beyond so many possible combinations, those that never occurred have probability 0."""
+MOST_UNSEEN = 0.5
+"""The most that ε may be, for tables of few rows."""
+
+
+class Combinations:
+    """The combinations of categories, and what they are for a model: M, of which K occurred.
+
+    `seen` (K, C) and `counts` (K,) are those that occurred. `codes` (M, C) begins with them,
+    `labels` (M,) are their class labels 0 … K − 1, `probabilities` (M,) sum to 1.
+    """
+
+    def __init__(self, seen: np.ndarray, counts: np.ndarray) -> None:
+        self.seen = seen
+        self.counts = counts
+        total = int(counts.sum())
+        others, weights = _unseen(seen, counts)
+        share = 0.0
+        if len(others):
+            once = int((counts == 1).sum())
+            share = min(MOST_UNSEEN, (once + 0.5) / (total + 1))
+        self.codes = np.concatenate([seen, others])
+        similar = _most_similar(others, seen, counts)
+        self.labels = np.concatenate([np.arange(len(seen)), similar])
+        known = (1 - share) * counts / total
+        self.probabilities = np.concatenate([known, share * weights])
+
+    @staticmethod
+    def of(codes: np.ndarray) -> Combinations:
+        """The combinations in the rows (N, C) of category numbers."""
+        found, counts = np.unique(codes, axis=0, return_counts=True)
+        if len(found) > MOST_COMBINATIONS:
+            raise ValueError(
+                f"the categorical columns have {len(found):,} different combinations, and one "
+                f"class label stands for at most {MOST_COMBINATIONS:,}: leave columns out, join "
+                "rare categories, or give integers as numbers"
+            )
+        return Combinations(found, counts)
+
+    def __len__(self) -> int:
+        """Number of combinations that occurred, K."""
+        return len(self.seen)
+
+    def find(self, codes: np.ndarray) -> np.ndarray:
+        """The number of the combination in each row (N, C); −1 where its probability is 0."""
+        return _places(self.codes, codes)
+
+
+def _places(known: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """The place of each row of codes among the known rows; −1 for others."""
+    together = np.concatenate([known, codes])
+    unique, inverse = np.unique(together, axis=0, return_inverse=True)
+    inverse = inverse.reshape(-1)
+    place = np.full(len(unique), -1, np.int64)
+    place[inverse[: len(known)]] = np.arange(len(known))
+    found: np.ndarray = place[inverse[len(known) :]]
+    return found
+
+
+def _unseen(seen: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Combinations of categories that occurred apart and never together, with their shares."""
+    none = np.zeros((0, seen.shape[1]), np.int64)
+    used = [np.unique(column) for column in seen.T]
+    if math.prod(map(len, used)) > MOST_POSSIBLE:
+        return none, np.zeros(0)
+    grid = np.meshgrid(*used, indexing="ij")
+    codes = np.stack([axis.reshape(-1) for axis in grid], 1)
+    codes = codes[_places(seen, codes) < 0]
+    if not len(codes):
+        return none, np.zeros(0)
+    weights = np.ones(len(codes))
+    for column, numbers in zip(seen.T, codes.T, strict=True):
+        weights = weights * np.bincount(column, counts)[numbers] / counts.sum()
+    return codes, weights / weights.sum()
+
+
+def _most_similar(
+    codes: np.ndarray,
+    seen: np.ndarray,
+    counts: np.ndarray,
+) -> np.ndarray:
+    """For each row the seen combination with the most equal categories, the frequentest of them."""
+    same = np.zeros((len(codes), len(seen)))
+    for column, numbers in zip(seen.T, codes.T, strict=True):
+        same += numbers[:, None] == column
+    found: np.ndarray = (same + counts / (counts.sum() + 1)).argmax(1)
+    return found

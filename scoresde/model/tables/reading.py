@@ -1,0 +1,139 @@
+"""Columns as a user has them, by name: numbers, words, booleans, categories."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..frames import check_unique, is_frame
+from .columns import NUMERIC
+
+GAPS = ("None", "nan", "<NA>", "NaT")
+"""How Python writes what stands for no value."""
+
+
+@dataclass(frozen=True)
+class RawColumn:
+    """A column as it came."""
+
+    name: str
+    dtype: str
+    values: np.ndarray
+    """Numbers, booleans or words; of a column with declared categories, their numbers."""
+    missing: np.ndarray
+    """Which rows have no value."""
+    categories: tuple[Any, ...] | None = None
+    """The declared categories."""
+    ordered: bool = False
+
+    @property
+    def numeric(self) -> bool:
+        """Whether values are numbers."""
+        return self.categories is None and self.values.dtype.kind in "iuf"
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.values)
+
+    def take(self, rows: np.ndarray) -> RawColumn:
+        """Some of the rows."""
+        values = self.values[rows]
+        return RawColumn(
+            self.name, self.dtype, values, self.missing[rows], self.categories, self.ordered
+        )
+
+
+def holds_columns(data: Any) -> bool:
+    """Whether data are columns by name: a data frame or a mapping."""
+    return is_frame(data) or isinstance(data, Mapping)
+
+
+def raw_columns(data: Any) -> dict[str, RawColumn]:
+    """The columns of a data frame or mapping by name, all of one length."""
+    if not holds_columns(data):
+        raise TypeError(
+            f"a table is a data frame or a mapping of names to columns, got {type(data).__name__}"
+        )
+    found = {name: raw_column(name, column) for name, column in _named(data)}
+    lengths = {len(column) for column in found.values()}
+    if not found or lengths == {0}:
+        raise ValueError("the table is empty: it has no columns, or no rows")
+    if len(lengths) > 1:
+        text = ", ".join(f"{name!r} {len(column)}" for name, column in found.items())
+        raise ValueError(f"the columns of a table have one length, got {text:.200}")
+    return found
+
+
+def _named(data: Any) -> Iterator[tuple[str, Any]]:
+    """The columns with their names, which must differ."""
+    if isinstance(data, Mapping):
+        keys = [*data]
+        columns = [*data.values()]
+    else:
+        keys = [*data.columns]
+        pandas = hasattr(data, "iloc")
+        columns = [data.iloc[:, i] if pandas else data[key] for i, key in enumerate(keys)]
+    names = tuple(map(str, keys))
+    check_unique(names)
+    return zip(names, columns, strict=True)
+
+
+def raw_column(name: str, column: Any) -> RawColumn:
+    """One column of a user."""
+    if str(getattr(column, "dtype", "")) == "category" and hasattr(column, "cat"):
+        codes = column.cat.codes.to_numpy().astype(np.int64)
+        categories = tuple(column.cat.categories.tolist())
+        ordered = bool(column.cat.ordered)
+        return RawColumn(name, "category", codes, codes < 0, categories, ordered)
+    if hasattr(column, "to_numpy"):
+        column = column.to_numpy()
+    values = np.asarray(column)
+    if values.ndim != 1:
+        raise ValueError(
+            f"column {name!r} has shape {values.shape}, wanted one number or word in each row"
+        )
+    if values.dtype.kind in "OT":
+        return _of_objects(name, values.astype(object))
+    if values.dtype.kind == "U":
+        return RawColumn(name, "str", values, values == "")
+    if values.dtype.kind == "b":
+        return RawColumn(name, "bool", values, np.zeros(len(values), bool))
+    if values.dtype.name not in NUMERIC:
+        raise TypeError(
+            f"column {name!r} is of {values.dtype}, wanted numbers, words or booleans; give dates "
+            "as numbers, such as days since the first"
+        )
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return RawColumn(name, values.dtype.name, values, np.isnan(values))
+
+
+def _of_objects(name: str, values: np.ndarray) -> RawColumn:
+    """A column of Python's objects: all words, all booleans or all numbers, but for gaps."""
+    cells = values.tolist()
+    missing = np.array([not isinstance(v, str) and str(v) in GAPS for v in cells], bool)
+    there = [v for v, gap in zip(cells, missing.tolist(), strict=True) if not gap]
+    if all(isinstance(v, str) for v in there):
+        words = np.full(len(values), "", f"U{max(map(len, there), default=1) or 1}")
+        words[~missing] = there
+        return RawColumn(name, "str", words, missing | (words == ""))
+    if all(isinstance(v, bool | np.bool_) for v in there):
+        flags = np.zeros(len(values), bool)
+        flags[~missing] = there
+        return RawColumn(name, "bool", flags, missing)
+    if all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in there):
+        dtype = np.asarray(there).dtype
+        if missing.any() or dtype.name not in NUMERIC:
+            dtype = np.dtype(np.float64)
+        reals = np.full(len(values), 0, dtype)
+        reals[~missing] = there
+        if missing.any():
+            reals[missing] = np.nan
+        return RawColumn(name, dtype.name, reals, missing)
+    kinds = sorted({type(v).__name__ for v in there})
+    raise TypeError(
+        f"column {name!r} holds {' and '.join(kinds)[:80]}, wanted numbers, words or booleans alone"
+    )

@@ -1,0 +1,388 @@
+"""The schema of a table: rows of mixed columns as real numbers and class labels, and back.
+
+A row has numeric values v (D of them) and categories, whose combination is one class label y. With
+u uniform on [0, 1), a discretized value becomes a point of its bin, x = v + u·step, and a change of
+variables z = T(x) takes bounded columns to all real numbers. A model of z given y is one of rows:
+
+    log p(x, y) = log p(y) + log p_z(T(x) | y) + log|dT/dx|,
+
+with p(y) by `scoresde.model.tables.combinations`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...common.checks import check_generator
+from ...common.inputs import as_floats
+from ...common.names import nearest
+from ...common.random import (
+    PRIOR,
+    Noise,
+    draw_seed,
+)
+from ..frames import listed
+from .cells import (
+    as_frame,
+    category_numbers,
+    checked_numbers,
+    restored_numbers,
+    restored_words,
+)
+from .columns import (
+    Categorical,
+    Column,
+    Numeric,
+    rebuild_column,
+)
+from .combinations import MOST_COMBINATIONS, Combinations
+from .maps import Maps
+from .reading import raw_columns
+
+SHOWN_CATEGORIES = 4
+
+
+class TableSchema:
+    """What the columns of a table are, as a model keeps it: see `scoresde.Table`.
+
+    Attributes
+    ----------
+    columns : tuple of Numeric or Categorical
+        In the table's order.
+    shape : tuple of int
+        (D,), D being the number of numeric columns: the shape of an encoded row.
+    classes : int
+        Number of different combinations of categories; 0 without categorical columns.
+    steps : Tensor, shape (D,), float64
+        The finest step of each numeric column in encoded units, over the range of the table: the
+        step itself without bounds, step·min dz/dx with them, 0 for continuous columns.
+
+    Examples
+    --------
+    >>> table = scoresde.Table({"x": [0.5, 0.25, 0.75], "kind": ["a", "b", "a"]})
+    >>> table.shape, table.classes, table.steps
+    ((1,), 2, tensor([0.2500], dtype=torch.float64))
+    """
+
+    def __init__(self, columns: Sequence[Column], combinations: Combinations | None) -> None:
+        self.columns = tuple(columns)
+        self.numeric = tuple(each for each in columns if isinstance(each, Numeric))
+        self.categorical = tuple(each for each in columns if isinstance(each, Categorical))
+        self.combinations = combinations
+        if not self.numeric:
+            raise ValueError(
+                "the table has no numeric column, and a density is of numbers: take the "
+                "frequencies of its categories"
+            )
+        self.maps = Maps(self.numeric)
+        self.shape = (len(self.numeric),)
+        self.classes = 0 if combinations is None else len(combinations)
+        self.steps = self._encoded_steps()
+
+    def encode(
+        self, frame: Any, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return rows as real numbers z, with fresh noise inside the bins, and class labels.
+
+        Parameters
+        ----------
+        frame : data frame or mapping of str to column
+            With the columns of the table, in any order.
+        generator : torch.Generator, optional
+            The randomness of the noise: that of row i does not depend on the others.
+
+        Returns
+        -------
+        z : Tensor, shape (N, D), float64
+            The numeric columns, in the table's order.
+        labels : Tensor of int64, shape (N,), or None
+            Condition `y`: the number of the combination of categories, or of the most similar one
+            that occurred in the table; None for a table without categorical columns.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For columns that are lacking or of another kind, missing or infinite values, values
+            outside stated bounds, and categories or combinations that the table has not.
+
+        Examples
+        --------
+        >>> table = scoresde.Table({"x": [0.5, 2.0, 1.3], "n": [1, 4, 2], "kind": ["a", "b", "a"]})
+        >>> z, labels = table.encode({"kind": ["b"], "x": [1.0], "n": [3]})
+        >>> z.floor(), labels
+        (tensor([[1., 3.]], dtype=torch.float64), tensor([1]))
+        """
+        values, found = self.values(frame)
+        labels = None
+        if found is not None and bool((found < 0).any()):
+            row = int((found < 0).nonzero()[0])
+            names = listed(each.name for each in self.categorical)
+            raise ValueError(
+                f"row {row} (from 0), and {int((found < 0).sum()) - 1} more, have a combination "
+                f"of {names} that the table has not: its probability is 0"
+            )
+        if found is not None:
+            labels = self.labels[found]
+        return self.maps.forward(self.noisy(values, generator)), labels
+
+    def log_det(self, z: Tensor) -> Tensor:
+        """Return log|dz/dx| of each row, at its encoded numbers: log p(x) = log p(z) + log|dz/dx|.
+
+        Parameters
+        ----------
+        z : Tensor, shape (N, D)
+            From `encode`.
+
+        Returns
+        -------
+        Tensor, shape (N,)
+            Nats; 0 for a table without bounds.
+
+        Examples
+        --------
+        z = log x, so that log dz/dx = −z:
+
+        >>> rows = {"x": [0.51, 2.0, 1.3]}
+        >>> table = scoresde.Table(rows, bounds={"x": (0, None)}, steps={"x": None})
+        >>> table.log_det(torch.tensor([[1.0], [-2.0]]))
+        tensor([-1.,  2.])
+        """
+        z = as_floats(z, self.shape, "z")
+        return self.maps.log_slopes(z).sum(1)
+
+    def decode(self, z: Tensor, labels: Tensor | None = None) -> Any:
+        """Return encoded rows as a data frame with the table's columns and dtypes.
+
+        Discretized columns are rounded down to their steps. Those with bounds keep within them.
+
+        Parameters
+        ----------
+        z : Tensor, shape (N, D)
+        labels : Tensor of int64, shape (N,), optional
+            Without them, the categorical columns are left out.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Without pandas, a dict of arrays.
+
+        Raises
+        ------
+        ValueError
+            For numbers of another shape, or labels out of range.
+
+        Examples
+        --------
+        >>> table = scoresde.Table({"n": [1, 4, 2], "kind": ["a", "b", "a"]})
+        >>> table.decode(torch.tensor([[3.7]]), torch.tensor([1]))
+           n kind
+        0  3    b
+        """
+        z = as_floats(z, self.shape, "z")
+        x = self.maps.inverse(z.detach().cpu().double()).numpy()
+        found: dict[str, Any] = {}
+        for j, column in enumerate(self.numeric):
+            found[column.name] = restored_numbers(column, x[:, j])
+        if labels is not None and self.combinations is not None:
+            numbers = labels.detach().cpu().numpy()
+            most = len(self.combinations.codes)
+            if len(numbers) != len(x) or not ((numbers >= 0) & (numbers < most)).all():
+                raise ValueError(
+                    f"labels are {len(x)} integers from 0 to {self.classes - 1}, one a row"
+                )
+            codes = self.combinations.codes[numbers]
+            for j, each in enumerate(self.categorical):
+                found[each.name] = restored_words(each, codes[:, j])
+        names = [each.name for each in self.columns if each.name in found]
+        return as_frame({name: found[name] for name in names})
+
+    def values(
+        self,
+        frame: Any,
+        *,
+        categories: bool = True,
+        gaps: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the values (N, D), and the combinations of categories; −1 for unknown ones."""
+        if isinstance(frame, TableSchema):
+            frame = getattr(frame, "frame", frame)  # the rows of a Table
+        raw = raw_columns(frame)
+        categorical = self.categorical if categories else ()
+        needed = [each.name for each in self.numeric] + [each.name for each in categorical]
+        lacking = [name for name in needed if name not in raw]
+        if lacking:
+            raise ValueError(
+                f"the rows lack the columns {listed(lacking)}. " + nearest(lacking[0], list(raw))
+            )
+        parts = [checked_numbers(column, raw[column.name], gaps) for column in self.numeric]
+        values = torch.from_numpy(np.stack(parts, 1))
+        if self.combinations is None or not categories:
+            return values, None
+        codes = np.stack([category_numbers(c, raw[c.name]) for c in categorical], 1)
+        return values, torch.from_numpy(self.combinations.find(codes))
+
+    def noisy(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return points inside the bins of values (N, D); the noise is that of the sample."""
+        check_generator(generator)
+        if not bool(self.maps.steps.any()):
+            return values
+        like = torch.empty(0, dtype=torch.float64, device="cpu")
+        normal = Noise(draw_seed(generator), PRIOR, 0, len(values), self.shape[0], like)()
+        return self.maps.noisy(values, torch.special.ndtr(normal).to(values))
+
+    def draw_combinations(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw n combinations; number i depends on the generator and i alone."""
+        assert self.combinations is not None
+        like = torch.empty(0, dtype=torch.float64, device="cpu")
+        normal = Noise(draw_seed(generator), PRIOR, 0, n, 1, like)()
+        edges = self.log_probabilities.exp().cumsum(0)[:-1]
+        return torch.bucketize(torch.special.ndtr(normal)[:, 0], edges, right=True)
+
+    @property
+    def labels(self) -> Tensor:
+        """The class label of each combination, int64."""
+        assert self.combinations is not None
+        return torch.from_numpy(self.combinations.labels)
+
+    @property
+    def log_probabilities(self) -> Tensor:
+        """log p(y) of each combination, those that never occurred last; float64."""
+        assert self.combinations is not None
+        return torch.from_numpy(self.combinations.probabilities).log()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """A text for each combination of categories, such as "Ideal, E"; different ones."""
+        if self.combinations is None:
+            return ()
+        parts = [[str(word) for word in each.categories] for each in self.categorical]
+        found = tuple(
+            ", ".join(part[code] for part, code in zip(parts, codes, strict=True))
+            for codes in self.combinations.seen.tolist()
+        )
+        return found if len({*found}) == len(found) else ()
+
+    def _encoded_steps(self) -> Tensor:
+        """The finest steps in encoded units: slopes are least at an end or in the middle."""
+        maps = self.maps
+        ranges = [column.seen for column in self.numeric]
+        seen = torch.tensor(ranges, dtype=torch.float64, device="cpu").T
+        low, high = seen[0], seen[1] + maps.steps
+        middle = (0.5 * (maps.low + maps.high)).nan_to_num().clamp(low, high)
+        slopes = [maps.log_slopes(maps.forward(x[None]))[0] for x in (low, middle, high)]
+        return maps.steps * torch.stack(slopes).amin(0).exp()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the schema as plain JSON."""
+        about: dict[str, Any] = {"columns": [column.describe() for column in self.columns]}
+        if self.combinations is not None:
+            about["combinations"] = self.combinations.seen.tolist()
+            about["counts"] = self.combinations.counts.tolist()
+        return about
+
+    @staticmethod
+    def rebuild(about: Any, shape: tuple[int, ...]) -> TableSchema | None:
+        """Return the schema that `describe` wrote, checked as data from a stranger."""
+        if about is None:
+            return None
+        known = {"columns", "combinations", "counts"}
+        if not isinstance(about, Mapping) or not {"columns"} <= about.keys() <= known:
+            raise ValueError("its table is not one of columns, combinations and counts")
+        if not isinstance(about["columns"], list):
+            raise ValueError("its table has no list of columns")
+        columns = [rebuild_column(each) for each in about["columns"]]
+        names = [column.name for column in columns]
+        if len({*names}) < len(names):
+            raise ValueError("its table has two columns of one name")
+        categorical = [each for each in columns if isinstance(each, Categorical)]
+        combinations = _rebuild_combinations(about, categorical)
+        found = TableSchema(columns, combinations)
+        if found.shape != tuple(shape):
+            raise ValueError(
+                f"its table has {found.shape[0]} numeric columns, and a sample has shape {shape}"
+            )
+        return found
+
+    def schema(self) -> TableSchema:
+        """Return the schema alone, without rows."""
+        return TableSchema(self.columns, self.combinations)
+
+    def __repr__(self) -> str:
+        """A line for each column: name, dtype, kind, range or categories."""
+        title = f"{type(self).__name__}: {self._size()}"
+        lines = [(each.name, each.dtype, str(each), _range(each)) for each in self.columns]
+        widths = [max(len(line[i]) for line in lines) for i in range(3)]
+        texts = []
+        for line in lines:
+            cells = [cell.ljust(width) for cell, width in zip(line[:3], widths, strict=True)]
+            texts.append("  ".join(["", *cells, line[3]]).rstrip())
+        return "\n".join([title, *texts])
+
+    def _size(self) -> str:
+        """How many columns of each kind."""
+        text = f"{len(self.numeric)} numeric columns"
+        if self.categorical:
+            text += f", {len(self.categorical)} categorical in {self.classes} combinations"
+        return text
+
+
+def check_network(sde: Any, table: TableSchema) -> None:
+    """Raise ValueError unless a model's shape and classes are those of a table."""
+    if sde.shape != table.shape:
+        raise ValueError(
+            f"the table has {table.shape[0]} numeric columns, and the model the shape {sde.shape}: "
+            "build(..., shape=table.shape, classes=table.classes)"
+        )
+    if not table.classes:
+        return
+    try:
+        if not sde.takes_condition("y"):
+            raise ValueError("it takes no labels y")
+        sde.interface.check_values({"y": torch.tensor([table.classes - 1], device="cpu")})
+    except ValueError as error:
+        raise ValueError(
+            f"the table has {table.classes} combinations of categories, and the network does not "
+            f"tell them apart ({error}): build(..., shape=table.shape, classes=table.classes)"
+        ) from None
+
+
+def _rebuild_combinations(
+    about: Mapping[str, Any], categorical: Sequence[Categorical]
+) -> Combinations | None:
+    """Combinations and counts of a file, checked."""
+    if not categorical:
+        if len(about) > 1:
+            raise ValueError("its table has combinations of no categorical columns")
+        return None
+    rows = about.get("combinations")
+    counts = about.get("counts")
+    sizes = [len(each.categories) for each in categorical]
+    wrong = ValueError("its table has combinations or counts that can't be")
+    if not isinstance(rows, list) or not isinstance(counts, list):
+        raise wrong
+    if not 0 < len(rows) <= MOST_COMBINATIONS or len(counts) != len(rows):
+        raise wrong
+    for row in rows:
+        fits = isinstance(row, list) and len(row) == len(sizes)
+        if not fits or any(type(code) is not int for code in row):
+            raise wrong
+        if any(not 0 <= code < size for code, size in zip(row, sizes, strict=True)):
+            raise wrong
+    whole = all(type(count) is int and 0 < count < 2**53 for count in counts)
+    if not whole or len({*map(tuple, rows)}) < len(rows):
+        raise wrong
+    return Combinations(np.array(rows, np.int64), np.array(counts, np.int64))
+
+
+def _range(column: Column) -> str:
+    """The range of numbers, or the first categories."""
+    if isinstance(column, Numeric):
+        return f"{column.seen[0]:g} … {column.seen[1]:g}"
+    words = [str(word) for word in column.categories[:SHOWN_CATEGORIES]]
+    more = ", …" if len(column.categories) > SHOWN_CATEGORIES else ""
+    return ", ".join(words) + more
