@@ -9,7 +9,7 @@ torch.Size([1])
 """
 
 from . import _moved, metrics, toy
-from .backbones import BACKBONES, MLP
+from .backbones import BACKBONES, MLP, Embedded
 from .common.capabilities import CAPABILITIES
 from .common.errors import CheckpointError, SolverError, TrainingError
 from .common.registry import Registry
@@ -108,6 +108,7 @@ __all__ = [
     "Derived",
     "Distilled",
     "Distribution",
+    "Embedded",
     "Evaluation",
     "History",
     "Hutchinson",

@@ -295,7 +295,13 @@ def test_a_constant_entry_and_a_condition_of_zeros_are_harmless() -> None:
         sde = scoresde.build("vp", "mlp", shape=(1,), vector=2, width=16, depth=1, fourier=0)
         given = torch.full((2000, 2), constant)
         scoresde.fit(
-            sde, x, given={"vector": given}, steps=60, batch_size=64, generator=generator(), **QUIET
+            sde,
+            x,
+            given={"vector": given},
+            steps=60,
+            batch_size=64,
+            generator=generator(),
+            **QUIET,
         )
         shown = sde.conditions.standardize("vector", given)
         assert not shown.any()
@@ -583,7 +589,9 @@ def test_one_condition_for_all_samples_needs_no_axis_of_rows() -> None:
         )
     for net in ("mlp", "resmlp"):
         two = scoresde.build("vp", net, shape=(2,), vector=2)
-        assert torch.equal(two.given(vector=[1.0, 2.0]).condition["vector"], torch.tensor([[1.0, 2.0]]))
+        assert torch.equal(
+            two.given(vector=[1.0, 2.0]).condition["vector"], torch.tensor([[1.0, 2.0]])
+        )
     one = scoresde.build("vp", "mlp", shape=(2,), vector=1)
     for value in (3.0, torch.tensor(3.0), torch.tensor([3.0]), torch.tensor([[3.0]])):
         assert torch.equal(one.given(vector=value).condition["vector"], torch.tensor([[3.0]]))

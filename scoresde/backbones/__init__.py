@@ -2,6 +2,7 @@
 
 from .base import BACKBONES
 from .dit import DiT
+from .embedded import Embedded
 from .external import Diffusers
 from .mlp import MLP
 from .presets import PRESETS, Preset
@@ -17,6 +18,7 @@ __all__ = [
     "PRESETS",
     "DiT",
     "Diffusers",
+    "Embedded",
     "Preset",
     "ResMLP",
     "TwoDrifts",
