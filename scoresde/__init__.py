@@ -49,6 +49,7 @@ from .processes.base import PROCESSES, Process
 from .processes.paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .processes.prediction import PREDICTIONS
 from .processes.spacings import SPACINGS
+from .sampling.summaries import Summary, summary
 from .sampling.trajectory import Solution, decode, encode, sample, solve
 from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
 from .storage.models import load, save
@@ -131,6 +132,7 @@ __all__ = [
     "SolverError",
     "Stepper",
     "SubVPSDE",
+    "Summary",
     "TraceEstimator",
     "TrainingError",
     "Validation",
@@ -167,6 +169,7 @@ __all__ = [
     "sliced_wasserstein",
     "solve",
     "straightness",
+    "summary",
     "toy",
     "transforms",
     "vlb",

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.checks import whole_number
 from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import require_model
@@ -158,6 +159,7 @@ def sample(
     sde: Model,
     n: int | None = None,
     *,
+    draws: int | None = None,
     solver: str | Solver | None = None,
     steps: int | None = None,
     spacing: str | None = None,
@@ -172,6 +174,8 @@ def sample(
     sde : ScoreSDE
     n : int, optional
         Number of samples: by default as many as conditions have rows, or 1.
+    draws : int, optional
+        Samples for each of the n rows: draws of x for each condition, as `summary` makes them.
     solver : str or Solver, optional
         A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object.
         The default is "adams"; for consistency models and flow maps it is "consistency" or
@@ -192,7 +196,7 @@ def sample(
 
     Returns
     -------
-    Tensor, shape (n, *shape)
+    Tensor, shape (n, *shape), or (draws, n, *shape)
         Samples, in the units of the data.
 
     Raises
@@ -214,8 +218,10 @@ def sample(
     >>> scoresde.sample(sde, 1000, solver="rk45").norm(dim=1).mean()
     tensor(2.8...)
     """
-    require_model(sde, "sample")
-    return _end(
+    sde = require_model(sde, "sample")
+    if draws is not None:
+        sde, n = _repeated(sde, n, whole_number("draws", draws))
+    x = _end(
         sde,
         n,
         solver=solver,
@@ -225,6 +231,17 @@ def sample(
         batch_size=batch_size,
         **options,
     )
+    return x if draws is None else x.unflatten(0, (-1, draws)).transpose(0, 1)
+
+
+def _repeated(sde: Model, n: int | None, draws: int) -> tuple[Model, int]:
+    """The model with each of n rows of conditions repeated, and the number of rows then."""
+    n = sde.condition_rows if n is None else whole_number("n", n)
+    rows = sde.condition_rows
+    if rows not in (1, n):
+        sde.slice_conditions(0, n, n)  # which says so
+    repeated = torch.arange(n, device="cpu").repeat_interleave(draws)
+    return sde.select_conditions(repeated), n * draws
 
 
 @together()
