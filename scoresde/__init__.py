@@ -49,6 +49,7 @@ from .processes.base import PROCESSES, Process
 from .processes.paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .processes.prediction import PREDICTIONS
 from .processes.spacings import SPACINGS
+from .sampling.imputation import impute
 from .sampling.summaries import Summary, summary
 from .sampling.trajectory import Solution, decode, encode, sample, solve
 from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
@@ -150,6 +151,7 @@ __all__ = [
     "files",
     "fit",
     "frechet_distance",
+    "impute",
     "likelihood",
     "load",
     "log_prob",

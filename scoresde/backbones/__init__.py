@@ -4,6 +4,7 @@ from .base import BACKBONES
 from .dit import DiT
 from .embedded import Embedded
 from .external import Diffusers
+from .masked import Masked
 from .mlp import MLP
 from .presets import PRESETS, Preset
 from .resmlp import ResMLP
@@ -19,6 +20,7 @@ __all__ = [
     "DiT",
     "Diffusers",
     "Embedded",
+    "Masked",
     "Preset",
     "ResMLP",
     "TwoDrifts",

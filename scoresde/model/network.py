@@ -72,6 +72,11 @@ class NetworkInterface:
         return bool(getattr(self.inner, "wide_inputs", False))
 
     @property
+    def takes_gaps(self) -> bool:
+        """Whether it is told which entries of a row are missing, so that rows may hold NaN."""
+        return bool(getattr(self.inner, "takes_gaps", False))
+
+    @property
     def can_do_without(self) -> bool:
         """Whether training dropped conditions, so that it can also do without them."""
         return self.drop is not None and getattr(self.inner, "condition_dropout", None) != 0

@@ -36,6 +36,7 @@ class Regression(Objective):
     """A regression of the network's output at random noise levels."""
 
     weight: str
+    takes_gaps: ClassVar[bool] = True
 
     def levels(self, process: Process, q: Tensor) -> Tensor:
         """Return the noise levels of quantiles.
