@@ -8,7 +8,8 @@ Each entry of a row has one of three roles:
     missing     −1    neither shown nor denoised
 
 The backbone is called with the state, 0 in all entries that are not modelled, and with a vector of
-the seen values and of two masks, of what is seen and of what is missing. So it learns the denoiser
+the seen values, waves of them (so that p(modelled | seen) may change fast with them), and two
+masks, of what is seen and of what is missing. So it learns the denoiser
 of p(modelled | seen) for all patterns that occur,
 
     E[x_modelled | x_modelled + noise, x_seen],
@@ -39,6 +40,9 @@ MODELLED = 0.0
 SEEN = 1.0
 MISSING = -1.0
 """Roles of entries, in a condition `seen` (B, 2, *shape) of values and roles."""
+
+WAVES = (2.0, 4.0)
+"""Frequencies of waves of seen values, in radians per standard deviation of the data."""
 
 Traced = Callable[..., tuple[Tensor, Tensor]]
 
@@ -100,8 +104,8 @@ class Masked(nn.Module):
             )
         real_number("shown", shown, 0, 1, closed=True, hint="try 0.5")
         self.shape = event_shape(shape)
-        numbers = 3 * math.prod(self.shape)
-        self.net = BACKBONES.build(backbone, self.shape, vector=numbers, **options)
+        self.numbers = (3 + 2 * len(WAVES)) * math.prod(self.shape)
+        self.net = BACKBONES.build(backbone, self.shape, vector=self.numbers, **options)
         self.shown = shown
 
     def forward(
@@ -135,13 +139,16 @@ class Masked(nn.Module):
         shown = (roles == SEEN).to(x.dtype)
         gaps = (roles == MISSING).to(x.dtype)
         modelled = 1 - shown - gaps
-        vector = torch.cat([(shown * values).flatten(1), shown.flatten(1), gaps.flatten(1)], 1)
+        told = [shown, gaps, shown * values]
+        for omega in WAVES:
+            told += [shown * torch.sin(omega * values), shown * torch.cos(omega * values)]
+        vector = torch.stack(told, 1).flatten(1)
         out = self.net(modelled * x, t, vector=vector, **condition)
         return modelled.to(out.dtype) * out
 
     def _nothing(self, x: Tensor) -> Tensor:
         """What the backbone is told of a whole row, of which nothing is shown."""
-        return x.new_zeros(len(x), 3 * math.prod(self.shape))
+        return x.new_zeros(len(x), self.numbers)
 
     @property
     def value_and_trace(self) -> Traced:
