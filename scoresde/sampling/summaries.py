@@ -204,7 +204,8 @@ def summary(
                 seed=seed,
                 first_sample=start * draws,
             )
-            parts.append(_summarized(states[-1].unflatten(0, (stop - start, draws)), levels))
+            drawn = states[-1].reshape(stop - start, draws, *sde.shape)
+            parts.append(_summarized(drawn, levels))
             bar.update(stop - start)
     mean, std, found = (torch.cat(column) for column in zip(*parts, strict=True))
     return Summary(mean, std, found, levels, draws)

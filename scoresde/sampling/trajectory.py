@@ -231,7 +231,7 @@ def sample(
         batch_size=batch_size,
         **options,
     )
-    return x if draws is None else x.unflatten(0, (-1, draws)).transpose(0, 1)
+    return x if draws is None else x.reshape(-1, draws, *x.shape[1:]).transpose(0, 1)
 
 
 def _repeated(sde: Model, n: int | None, draws: int) -> tuple[Model, int]:
