@@ -9,7 +9,7 @@ torch.Size([1])
 """
 
 from . import _moved, estimators, metrics, toy
-from .backbones import BACKBONES, MLP
+from .backbones import BACKBONES, MLP, Embedded
 from .common import plotting
 from .common.capabilities import CAPABILITIES
 from .common.errors import CheckpointError, SolverError, TrainingError
@@ -51,6 +51,8 @@ from .processes.base import PROCESSES, Process
 from .processes.paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .processes.prediction import PREDICTIONS
 from .processes.spacings import SPACINGS
+from .sampling.imputation import impute
+from .sampling.summaries import Summary, summary
 from .sampling.trajectory import Solution, decode, encode, sample, solve
 from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
 from .storage.models import load, save
@@ -110,6 +112,7 @@ __all__ = [
     "Derived",
     "Distilled",
     "Distribution",
+    "Embedded",
     "Evaluation",
     "History",
     "Hutchinson",
@@ -132,6 +135,7 @@ __all__ = [
     "SolverError",
     "Stepper",
     "SubVPSDE",
+    "Summary",
     "Table",
     "TraceEstimator",
     "TrainingError",
@@ -151,6 +155,7 @@ __all__ = [
     "files",
     "fit",
     "frechet_distance",
+    "impute",
     "likelihood",
     "load",
     "log_prob",
@@ -171,6 +176,7 @@ __all__ = [
     "sliced_wasserstein",
     "solve",
     "straightness",
+    "summary",
     "toy",
     "transforms",
     "vlb",

@@ -38,7 +38,7 @@ TINY = {
     "attention_head_dim": 4,
 }
 NETS: dict[str, tuple[str, tuple[int, ...], dict[str, Any]]] = {
-    "mlp": ("mlp", (2,), {"classes": 3, "width": 8}),
+    "mlp": ("mlp", (2,), {"classes": 3, "vector": 2, "width": 8}),
     "resmlp": ("resmlp", (2,), {"classes": 3, "vector": 2, "width": 8}),
     "resmlp of an image": ("resmlp", (1, 4), {"image": 1, "width": 8}),
     "unet": (
@@ -130,13 +130,14 @@ def test_rows_that_are_hidden_do_not_touch_the_others_nor_their_gradients(name: 
             )
 
 
-def test_a_model_knows_an_observation_of_zero_from_none() -> None:
+@pytest.mark.parametrize("net", ["mlp", "resmlp"])
+def test_a_model_knows_an_observation_of_zero_from_none(net: str) -> None:
     """x = θ + .1·ε at x = 0, where the posterior is N(0, .01/1.01): 35% of samples lay beyond 5σ,
     spread 4.9 times too wide.
     """
     theta = normal(10_000, 2, seed=1)
     torch.manual_seed(0)
-    sde = scoresde.build("vp", "resmlp", shape=(2,), vector=2, width=32)
+    sde = scoresde.build("vp", net, shape=(2,), vector=2, width=32)
     given = {"vector": theta + 0.1 * normal(10_000, 2, seed=2)}
     scoresde.fit(
         sde, theta, given=given, steps=400, batch_size=256, generator=generator(), **QUIET
@@ -257,7 +258,8 @@ def test_fit_measures_conditions_and_the_model_applies_them(kind: str, tmp_path:
         )
 
 
-def test_a_condition_of_odd_units_is_learnt_as_one_of_unit_ones() -> None:
+@pytest.mark.parametrize("net", ["mlp", "resmlp"])
+def test_a_condition_of_odd_units_is_learnt_as_one_of_unit_ones(net: str) -> None:
     """y = v + noise: with v + 10⁵ or v·10⁻³ nothing was learnt; now the losses are those of v to
     rounding.
     """
@@ -266,7 +268,7 @@ def test_a_condition_of_odd_units_is_learnt_as_one_of_unit_ones() -> None:
     losses = []
     for units in (v.double(), v.double() + 1e5, v.double() * 1e-3, v.double() * 1e6):
         torch.manual_seed(0)
-        sde = scoresde.build("vp", "resmlp", shape=(2,), vector=1, width=16, depth=1, fourier=0)
+        sde = scoresde.build("vp", net, shape=(2,), vector=1, width=16, depth=1, fourier=0)
         history = scoresde.fit(
             sde,
             y,
@@ -280,6 +282,33 @@ def test_a_condition_of_odd_units_is_learnt_as_one_of_unit_ones() -> None:
     torch.testing.assert_close(
         torch.tensor(losses[1:]), torch.tensor(losses[:1]).expand(3), rtol=1e-3, atol=0
     )
+
+
+def test_a_constant_entry_and_a_condition_of_zeros_are_harmless() -> None:
+    """An entry that does not vary, 0 or 10⁶, is shown as 0; with only such, the law is that of x.
+
+    1,000 draws of N(3, 2²): a mean off by .4 (six standard errors) or a spread off by 20% fails.
+    """
+    x = 3 + 2 * normal(2000, 1, seed=6)
+    for constant in (0.0, 1e6):
+        torch.manual_seed(0)
+        sde = scoresde.build("vp", "mlp", shape=(1,), vector=2, width=16, depth=1, fourier=0)
+        given = torch.full((2000, 2), constant)
+        scoresde.fit(
+            sde,
+            x,
+            given={"vector": given},
+            steps=60,
+            batch_size=64,
+            generator=generator(),
+            **QUIET,
+        )
+        shown = sde.conditions.standardize("vector", given)
+        assert not shown.any()
+        one = sde.given(vector=torch.full((2,), constant))  # one observation, without an axis
+        drawn = scoresde.sample(one, 1000, steps=12, generator=generator())
+        assert abs(float(drawn.mean()) - 3) < 0.4
+        assert abs(float(drawn.std()) / 2 - 1) < 0.2
 
 
 @pytest.mark.parametrize("unit", [1e-300, 1e-200, 1e-30, 1e30, 1e200, 1e290])
@@ -558,7 +587,12 @@ def test_one_condition_for_all_samples_needs_no_axis_of_rows() -> None:
         assert torch.equal(
             scoresde.sample(sde.given(**given), 2, steps=1, generator=generator()), wanted
         )
-    one = scoresde.build("vp", "resmlp", shape=(2,), vector=1)
+    for net in ("mlp", "resmlp"):
+        two = scoresde.build("vp", net, shape=(2,), vector=2)
+        assert torch.equal(
+            two.given(vector=[1.0, 2.0]).condition["vector"], torch.tensor([[1.0, 2.0]])
+        )
+    one = scoresde.build("vp", "mlp", shape=(2,), vector=1)
     for value in (3.0, torch.tensor(3.0), torch.tensor([3.0]), torch.tensor([[3.0]])):
         assert torch.equal(one.given(vector=value).condition["vector"], torch.tensor([[3.0]]))
     with pytest.raises(ValueError, match=r"vector has shape \(n, 2\), got \(3,\)"):
@@ -632,7 +666,7 @@ def test_unknown_conditions_are_named_beside_those_that_the_network_takes(
     name: str, verb: str
 ) -> None:
     takes = {
-        "mlp": "y",
+        "mlp": "vector, y",
         "resmlp": "vector, y",
         "two_times": "vector",
         "own": "vector",

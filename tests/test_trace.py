@@ -64,6 +64,8 @@ BUILDS = [
     {"depth": 2, "width": 7, "fourier": 0},
     {"depth": 1, "width": 7},
     {"classes": 3, "width": 20},
+    {"vector": 3, "width": 20},
+    {"vector": 2, "classes": 3, "depth": 1, "width": 20},
 ]
 
 
@@ -93,11 +95,13 @@ def by_autograd(net: nn.Module, x: Tensor, t: Tensor, **condition: Tensor) -> Te
 @pytest.mark.parametrize("options", BUILDS, ids=str)
 def test_mlp_equals_autograd(options: dict[str, int], shape: tuple[int, ...]) -> None:
     """Fewer dimensions than units and more (width 7), Fourier features or none, 1 to 5 layers,
-    labels or none.
+    conditions or none.
     """
     net = built(shape, **options)
     x, t = normal(4, *shape), normal(4, seed=1)
     given = {"y": torch.tensor([0, 2, 1, 0])} if "classes" in options else {}
+    if "vector" in options:
+        given["vector"] = normal(4, options["vector"], seed=2)
     out, trace = net.value_and_trace(x, t, **given)
     torch.testing.assert_close(out, net(x, t, **given), rtol=0, atol=1e-12)
     torch.testing.assert_close(trace, by_autograd(net, x, t, **given), rtol=0, atol=1e-12)

@@ -2,7 +2,9 @@
 
 from .base import BACKBONES
 from .dit import DiT
+from .embedded import Embedded
 from .external import Diffusers
+from .masked import Masked
 from .mlp import MLP
 from .presets import PRESETS, Preset
 from .resmlp import ResMLP
@@ -17,6 +19,8 @@ __all__ = [
     "PRESETS",
     "DiT",
     "Diffusers",
+    "Embedded",
+    "Masked",
     "Preset",
     "ResMLP",
     "TwoDrifts",

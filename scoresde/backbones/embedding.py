@@ -38,6 +38,7 @@ from .labels import (
     check_labels,
     check_numbers,
     drop_conditions,
+    embedded_numbers,
     label_indices,
     require_conditions,
 )
@@ -151,8 +152,8 @@ class Embedding(ExactWaves):
         out: Tensor = self.last(nn.functional.silu(self.first(waves)))
         if self.label is not None:
             out = out + self.label(label_indices(x, y, self.classes))
-        if self.vector is not None:
-            out = out + self._numbers(vector)
+        if self.vector is not None and self.null_vector is not None:
+            out = out + embedded_numbers(self.vector, self.null_vector, vector)
         joined = [x]
         for octave in range(self.octaves):
             omega = 2 * math.pi * 2**octave
@@ -169,17 +170,6 @@ class Embedding(ExactWaves):
                 joined.append(image.to(x.dtype).masked_fill(mask, 0))
                 out = out + lost.unsqueeze(1).to(self.null_image.dtype) * self.null_image
         return torch.cat(joined, 1) if len(joined) > 1 else x, out
-
-    def _numbers(self, vector: Tensor | None) -> Tensor:
-        """The vector of a condition `vector`."""
-        assert self.vector is not None
-        assert self.null_vector is not None
-        if vector is None:
-            return self.null_vector
-        lost = absent(vector).unsqueeze(1)
-        numbers = vector.masked_fill(lost, 0).to(weights_dtype(self.vector, vector))
-        known: Tensor = self.vector(numbers)
-        return torch.where(lost, self.null_vector, known)
 
     def drop_conditions(
         self, condition: Mapping[str, Tensor], generator: torch.Generator

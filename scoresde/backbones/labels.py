@@ -17,9 +17,10 @@ import math
 from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..common.names import nearest
+from .base import weights_dtype
 
 
 def drop_conditions(
@@ -48,6 +49,15 @@ def _floats(value: Tensor) -> Tensor:
 def absent(value: Tensor) -> Tensor:
     """Return which rows of a condition are marked as absent, (B,)."""
     return value.reshape(len(value), -1)[:, 0].isnan()
+
+
+def embedded_numbers(layer: nn.Module, null: Tensor, value: Tensor | None) -> Tensor:
+    """Return what a layer makes of a condition of numbers, and the null where it is absent."""
+    if value is None:
+        return null
+    lost = absent(value).unsqueeze(1)
+    known: Tensor = layer(value.masked_fill(lost, 0).to(weights_dtype(layer, value)))
+    return torch.where(lost, null, known)
 
 
 def require_conditions(given: Mapping[str, Tensor | None], condition_dropout: float) -> None:

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -48,14 +48,22 @@ from ..common.inputs import event_shape
 from ..common.names import nearest
 from .base import BACKBONES, BUDGET, ExactWaves, column_features, weights_dtype, wide
 from .embedding import WAVES
-from .labels import check_labels, drop_conditions, label_indices, require_conditions
+from .labels import (
+    check_labels,
+    check_numbers,
+    drop_conditions,
+    embedded_numbers,
+    label_indices,
+    require_conditions,
+)
+from .traces import meet_in_the_middle
 
 LABEL_WAVES = 16  # frequencies of the noise label
 
 
 @BACKBONES.register("mlp")
 class MLP(ExactWaves):
-    """A perceptron on [x, s·sin ωx, s·cos ωx, embedding(t), embedding(y)], plus g(t)∘x.
+    """A perceptron on [x, s·sin ωx, s·cos ωx, embedding(t), conditions], plus g(t)∘x.
 
     Activations are SiLU. ω = 2πF are random frequencies, and s = exp(−½|ω|²/(1 + e^{−2t})) fades
     features that are finer than the noise: t is log σ/α, the label with input_convention="arc".
@@ -89,7 +97,11 @@ class MLP(ExactWaves):
         Frequencies for the noise label t: "sinusoidal", from 0.2 to 4 radians per unit in a
         geometric row, or "fourier", random ones, N(0, 2²).
     condition_dropout : float
-        Probability that a training sample loses its label; with 0 a missing label is an error.
+        Probability that a training sample loses its conditions; with 0 a missing condition is an
+        error.
+    vector : int
+        If positive, the network takes a condition `vector` of so many numbers, shape (B, vector),
+        whose linear map joins the first layer. A learnt vector stands for a missing one.
 
     Raises
     ------
@@ -127,12 +139,14 @@ class MLP(ExactWaves):
         classes: int = 0,
         waves: str = "sinusoidal",
         condition_dropout: float = 0.1,
+        vector: int = 0,
     ) -> None:
         super().__init__()
         whole_number("width", width)
         whole_number("depth", depth)
         whole_number("fourier", fourier, 0)
         whole_number("classes", classes, 0)
+        whole_number("vector", vector, 0)
         real_number("bandwidth", bandwidth, 0, math.inf, hint="try 0.5")
         real_number("condition_dropout", condition_dropout, 0, 1, closed=True, hint="try 0.1")
         true_or_false("blur", blur)
@@ -165,13 +179,21 @@ class MLP(ExactWaves):
         if classes:
             self.label = nn.Embedding(classes + 1, width)  # the last row means "no label"
             nn.init.zeros_(self.label.weight)
+        self.vectors = vector
+        if vector:
+            self.vector = nn.Linear(vector, width, bias=False)
+            self.null_vector = nn.Parameter(torch.randn(width) / math.sqrt(3))
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
         """The conditions that it takes, with the shape of one sample's."""
-        return {"y": ()} if self.classes else {}
+        shapes = {"y": (), "vector": (self.vectors,)}
+        sizes = {"y": self.classes, "vector": self.vectors}
+        return {name: shape for name, shape in shapes.items() if sizes[name]}
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, vector: Tensor | None = None
+    ) -> Tensor:
         """Return the network's output.
 
         Parameters
@@ -181,6 +203,8 @@ class MLP(ExactWaves):
             Noise labels.
         y : Tensor of int, shape (B,), optional
             Class labels, if the network was built with classes.
+        vector : Tensor, shape (B, vector), optional
+            Numbers, if it was built with vector. A row of NaN is a missing one.
 
         Returns
         -------
@@ -192,7 +216,7 @@ class MLP(ExactWaves):
         >>> net(torch.zeros(1, 2), torch.zeros(1), y=torch.tensor([2])).shape
         torch.Size([1, 2])
         """
-        h, gain, *_ = self._first(x, t, y)
+        h, gain, *_ = self._first(x, t, y, vector)
         for layer in self.hidden[1:]:
             h = layer(nn.functional.silu(h))
         flat = x.reshape(len(x), -1).to(weights_dtype(self.out, x))
@@ -200,7 +224,7 @@ class MLP(ExactWaves):
         return out.reshape(x.shape)
 
     def value_and_trace(
-        self, x: Tensor, t: Tensor, y: Tensor | None = None
+        self, x: Tensor, t: Tensor, y: Tensor | None = None, vector: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the network's output and its exact trace Σ_i ∂out_i/∂x_i, in closed form.
 
@@ -214,6 +238,8 @@ class MLP(ExactWaves):
             Noise labels.
         y : Tensor of int, shape (B,), optional
             Class labels, if the network was built with classes.
+        vector : Tensor, shape (B, vector), optional
+            Numbers, if it was built with vector. A row of NaN is a missing one.
 
         Returns
         -------
@@ -230,7 +256,7 @@ class MLP(ExactWaves):
         >>> torch.allclose(trace, jacobian.trace(), atol=1e-4)
         True
         """
-        a, gain, sin, cos = self._first(x, t, y)
+        a, gain, sin, cos = self._first(x, t, y, vector)
         one = a.new_ones(())
         derivatives = [torch.cat([cos, -sin], 1)] if sin.shape[1] else []
         for layer in [*self.hidden[1:], self.out]:
@@ -243,7 +269,7 @@ class MLP(ExactWaves):
         return out.reshape(x.shape), self._trace(derivatives) + gain.sum(1)
 
     def _first(
-        self, x: Tensor, t: Tensor, y: Tensor | None
+        self, x: Tensor, t: Tensor, y: Tensor | None, vector: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The first layer's output (B, h), the gain (B, D), and s·sin ωx and s·cos ωx."""
         flat = wide(x.reshape(len(x), -1))
@@ -262,10 +288,20 @@ class MLP(ExactWaves):
         sin = sin.to(dtype)
         cos = cos.to(dtype)
         h: Tensor = self.hidden[0](torch.cat([flat.to(dtype), sin, cos, label], 1))
+        h = self._with_conditions(h, x, y, vector)
+        return h, self.gain(label), sin, cos
+
+    def _with_conditions(
+        self, h: Tensor, x: Tensor, y: Tensor | None, vector: Tensor | None
+    ) -> Tensor:
+        """The first layer's output plus what label and vector add."""
         if self.classes:
             require_conditions({"y": y}, self.condition_dropout)
             h = h + self.label(label_indices(x, y, self.classes))
-        return h, self.gain(label), sin, cos
+        if self.vectors:
+            require_conditions({"vector": vector}, self.condition_dropout)
+            h = h + embedded_numbers(self.vector, self.null_vector, vector)
+        return h
 
     def _trace(self, s: list[Tensor]) -> Tensor:
         """The trace (B,) from the derivatives: C of the features, if any, and s_l (B, h)."""
@@ -305,7 +341,7 @@ class MLP(ExactWaves):
             left = (c[:, cut].unsqueeze(2) * weights[0].T.unsqueeze(1)).flatten(1)
             right = (r[cut].T.unsqueeze(2) * weights[-1].unsqueeze(1)).flatten(1)
             joins = None if b is None else b[:, cut].T.flatten()
-            sums = [_meet(part, left, joins, weights[1:-1], right) for part in parts]
+            sums = [meet_in_the_middle(part, left, joins, weights[1:-1], right) for part in parts]
             trace = trace + torch.cat(sums)
         return trace
 
@@ -332,17 +368,17 @@ class MLP(ExactWaves):
         """
         return drop_conditions(condition, self.classes, self.condition_dropout, generator)
 
-    def check_condition(self, y: Tensor) -> None:
-        """Raise unless the network takes these labels; called once before a solve or a loss.
+    def check_condition(self, y: Tensor | None = None, vector: Tensor | None = None) -> None:
+        """Raise unless the network takes these conditions; called once before a solve or a loss.
 
         Parameters
         ----------
-        y : Tensor of int, shape (n,)
+        y : Tensor of int, shape (n,), optional
+        vector : Tensor, shape (n, vector), optional
 
         Raises
         ------
         ValueError
-            For labels that are not integers of shape (n,), or out of range.
 
         Examples
         --------
@@ -350,20 +386,7 @@ class MLP(ExactWaves):
         Traceback (most recent call last):
         ValueError: labels y run from 0 to 2, got 3 to 3
         """
-        check_labels(y, self.classes, "MLP")
-
-
-def _meet(
-    s: Sequence[Tensor],
-    left: Tensor,
-    joins: Tensor | None,
-    weights: Sequence[Tensor],
-    right: Tensor,
-) -> Tensor:
-    """Σ over columns: s[0] and the weights from the left, s[-1] from the right, s[-2] between."""
-    b, h = s[-1].shape
-    rising = (s[0] @ left if joins is None else torch.addmm(joins, s[0], left)).view(b, -1, h)
-    for each, weight in zip(s[1:], weights, strict=False):
-        rising = rising.mul_(each.unsqueeze(1)) @ weight.T  # in place: 6% of the whole
-    falling = (s[-1] @ right).view(b, -1, h)
-    return (rising.mul_(falling).sum(1) * s[-2]).sum(1)
+        if y is not None:
+            check_labels(y, self.classes, "MLP")
+        if vector is not None:
+            check_numbers("vector", vector, (self.vectors,))

@@ -162,8 +162,12 @@ def as_floats(
     rows: Sequence[int] | None = None,
     *,
     finite: bool = True,
+    gaps: bool = False,
 ) -> Tensor:
-    """Return a floating-point tensor (B, *shape) with B ≥ 1 and finite numbers; raise otherwise."""
+    """Return a floating-point tensor (B, *shape) with B ≥ 1 and finite numbers; raise otherwise.
+
+    With `gaps`, NaN stands for a missing number.
+    """
     x = as_tensor(x, what)
     if not x.is_floating_point():
         raise TypeError(
@@ -175,13 +179,13 @@ def as_floats(
         raise ValueError(f"{what} has shape {tuple(x.shape)}, wanted ({wanted})")
     if not len(x):
         raise ValueError(f"{what} has no samples: shape {tuple(x.shape)}")
-    if finite and not bool(x.isfinite().all()):
-        bad = (~x.isfinite().reshape(len(x), -1).all(1)).nonzero()[:, 0]
+    fine = x.isinf().logical_not() if gaps else x.isfinite()
+    if finite and not bool(fine.all()):
+        bad = (~fine.reshape(len(x), -1).all(1)).nonzero()[:, 0]
         named = [row if rows is None else rows[row] for row in bad[:NAMED_ROWS].tolist()]
         text = ", ".join(map(str, named))
         if len(bad) > NAMED_ROWS:
             text += ", …"
-        raise ValueError(
-            f"{what} has NaN or infinite values in {len(bad)} of {len(x)} rows: {text}"
-        )
+        kinds = "infinite" if gaps else "NaN or infinite"
+        raise ValueError(f"{what} has {kinds} values in {len(bad)} of {len(x)} rows: {text}")
     return x

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ..density.dequantize import Dequantized
+from ..model.gaps import standardize_observed
 from ..model.score_sde import ScoreSDE
 from ..model.standardization import Moments
 from .files import Samples
@@ -115,6 +116,8 @@ class TrainingStream:
         """Set mean and scale of a model without them, from the data, or from the x_1 of pairs."""
         if isinstance(self.reader, PairsReader) and sde.source is None:
             self.reader.standardize(sde)
+        elif not bool(sde.measured) and sde.interface.takes_gaps:
+            standardize_observed(sde, self.measure())
         elif not bool(sde.measured):
             sde.standardize(self.measure())
 

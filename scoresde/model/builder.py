@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-from ..backbones import BACKBONES
+from ..backbones import BACKBONES, Embedded
 from ..common.checks import brief_repr, check_budget
 from ..common.inputs import event_shape
 from ..common.renamed import renamed_arguments
@@ -24,6 +25,7 @@ def build(
     predict: str = "edm",
     input_convention: str = "arc",
     standardize: str | None = None,
+    embed: nn.Module | Mapping[str, nn.Module] | None = None,
     **options: Any,
 ) -> ScoreSDE:
     """Build a ScoreSDE from names.
@@ -43,6 +45,9 @@ def build(
         "arc" or "raw", see `ScoreSDE`.
     standardize : str, optional
         "whiten", "scale" or "none", see `ScoreSDE`.
+    embed : nn.Module, or mapping of str to nn.Module, optional
+        Makes the network's `vector`, or other conditions by name, from conditions of any shape, and
+        is trained along; see `Embedded`.
     **options
         Of the named backbone, e.g. width=256.
 
@@ -74,6 +79,8 @@ def build(
         raise TypeError(
             f"options {sorted(options)} go with a backbone's name; give them to the network itself"
         )
+    if embed is not None:
+        net = Embedded(net, embed)
     return ScoreSDE(
         process,
         net,

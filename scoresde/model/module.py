@@ -51,11 +51,12 @@ class StandardizedModule(nn.Module):
         self.register_buffer("root", None)
         self.register_buffer("measured", torch.zeros((), dtype=torch.bool, device=device))
 
-    def choose_standardization(self, choice: str | None, coupled: bool) -> None:
-        """Say what is measured; by default what suits the shape, and models with a source."""
+    def choose_standardization(self: Any, choice: str | None, coupled: bool) -> None:
+        """Say what is measured; by default what suits the shape, sources and networks for gaps."""
+        gaps = self.interface.takes_gaps
         if choice is None:
             vector = len(self.shape) == 1 and self.shape[0] in WHITENED_DIMENSIONS
-            self.standardize_by = "whiten" if vector and not coupled else "scale"
+            self.standardize_by = "whiten" if vector and not coupled and not gaps else "scale"
         else:
             self.standardize_by = choose("standardize", choice, STANDARDIZE)
         if self.standardize_by != "whiten":
@@ -65,6 +66,8 @@ class StandardizedModule(nn.Module):
             raise ValueError(
                 f"standardize='whiten' is for vectors, shape (d,), not {self.shape}; try 'scale'"
             )
+        if gaps:
+            raise ValueError("rows with gaps are not whitened, which mixes columns; try 'scale'")
         self.root = torch.eye(self.shape[0], dtype=self.mean.dtype, device=self.mean.device)
 
     def statistics(self) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.base import can_trace, unwrapped
+from ..backbones.embedded import Embedded
 from ..backbones.labels import check_known
 from ..processes.base import Process
 from .standardization import Standardization
@@ -71,6 +72,11 @@ class NetworkInterface:
         return bool(getattr(self.inner, "wide_inputs", False))
 
     @property
+    def takes_gaps(self) -> bool:
+        """Whether it is told which entries of a row are missing, so that rows may hold NaN."""
+        return bool(getattr(self.inner, "takes_gaps", False))
+
+    @property
     def can_do_without(self) -> bool:
         """Whether training dropped conditions, so that it can also do without them."""
         return self.drop is not None and getattr(self.inner, "condition_dropout", None) != 0
@@ -129,6 +135,7 @@ def call_on_arc(
 ) -> Callable[..., Any]:
     """A network as a function of states z (B, n), angles φ, and rows (B,) of the conditions."""
     # What stays the same throughout a solve is looked up here, once.
+    net, condition = _embedded_once(net, condition)
     free = standardization.free
     flat = len(standardization.shape) == 1
     weight = next(net.parameters(), None)
@@ -161,6 +168,18 @@ def call_on_arc(
         return out
 
     return output
+
+
+def _embedded_once(
+    net: nn.Module, condition: Mapping[str, Tensor]
+) -> tuple[nn.Module, Mapping[str, Tensor]]:
+    """The network inside an `Embedded`, and what that makes of the conditions, which stay."""
+    hooked = net._forward_hooks or net._forward_pre_hooks or "forward" in vars(net)
+    if not condition or hooked or not isinstance(net, Embedded):
+        return net, condition
+    if type(net).forward is not Embedded.forward:
+        return net, condition
+    return net.net, net.embedded(condition)
 
 
 def arc_inputs(

@@ -182,8 +182,7 @@ class ScoreSDE(StandardizedModule, Model):
         changed = (before is None) != (source is None)
         if self.ema is not None and changed and source is not None:
             warn(
-                "this model was trained on paths that begin in a Gaussian: train it again from "
-                "this source"
+                "this model was trained on paths from a Gaussian: train it again from this source"
             )
         # A source that is a module must not become a part of the model, and of its weights.
         object.__setattr__(self, "_source", source)

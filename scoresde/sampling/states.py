@@ -31,8 +31,14 @@ def solve_states(
     generator: torch.Generator | None,
     batch_size: int | None,
     options: dict[str, Any],
+    *,
+    seed: int | None = None,
+    first_sample: int = 0,
 ) -> tuple[Tensor, list[Tensor], Tensor, Tensor, Tensor]:
-    """Times, the states at each, evaluations, accepted steps and rejected steps."""
+    """Times, the states at each, evaluations, accepted steps and rejected steps.
+
+    A call with a `seed` is a part of a larger one, from its `first_sample` on.
+    """
     sde = require_model(sde, "solve")
     check_generator(generator)
     n = None if n is None else whole_number("n", n)
@@ -52,16 +58,19 @@ def solve_states(
     nodes = levels(sde, planned.times)
     sde.slice_conditions(0, n, n)
     stochastic = planned.solver.stochastic
-    seed = draw_seed(generator) if start is None or stochastic else 0
+    if seed is None:
+        seed = draw_seed(generator) if start is None or stochastic else 0
+    drawn = seed
 
     def work(part: Model, first: int, stop: int) -> list[Tensor]:
+        numbers = first_sample + first, first_sample + stop
         if start is None:
-            z = starting_points(part, seed, first, stop)
+            z = starting_points(part, drawn, *numbers)
         else:
             z = part.from_data(start[first:stop]) / nodes[0].radius
 
         def task() -> Problem:
-            noise = _path_noise(part, seed, first, stop) if stochastic else _no_noise
+            noise = _path_noise(part, drawn, *numbers) if stochastic else _no_noise
             return problem(part, nodes, planned.adaptive, noise)
 
         states, counts = _trajectory(part, planned, task, z)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.checks import whole_number
 from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import require_model
@@ -159,6 +160,7 @@ def sample(
     sde: Model,
     n: int | None = None,
     *,
+    draws: int | None = None,
     solver: str | Solver | None = None,
     steps: int | None = None,
     spacing: str | None = None,
@@ -173,6 +175,8 @@ def sample(
     sde : ScoreSDE
     n : int, optional
         Number of samples: by default as many as conditions have rows, or 1.
+    draws : int, optional
+        Samples for each of the n rows: draws of x for each condition, as `summary` makes them.
     solver : str or Solver, optional
         A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object.
         The default is "adams"; for consistency models and flow maps it is "consistency" or
@@ -193,7 +197,7 @@ def sample(
 
     Returns
     -------
-    Tensor, shape (n, *shape), or pandas.DataFrame
+    Tensor, shape (n, *shape) or (draws, n, *shape), or pandas.DataFrame
         Samples, in the units of the data. From a model with a table, rows with its columns and
         dtypes: categories by their frequencies, unless `given(y=...)` names the combination, and
         numbers given those.
@@ -217,7 +221,12 @@ def sample(
     >>> scoresde.sample(sde, 1000, solver="rk45").norm(dim=1).mean()
     tensor(2.8...)
     """
-    model, rows = with_categories(require_model(sde, "sample"), n, generator)
+    model = require_model(sde, "sample")
+    if draws is not None:
+        if model.table is not None:
+            raise TypeError("draws= is for models without a table; repeat the conditions instead")
+        model, n = _repeated(model, n, whole_number("draws", draws))
+    model, rows = with_categories(model, n, generator)
     x = _end(
         model,
         rows.n,
@@ -228,7 +237,19 @@ def sample(
         batch_size=batch_size,
         **options,
     )
-    return rows.decoded(x)
+    if draws is None:
+        return rows.decoded(x)
+    return x.reshape(-1, draws, *x.shape[1:]).transpose(0, 1)
+
+
+def _repeated(sde: Model, n: int | None, draws: int) -> tuple[Model, int]:
+    """The model with each of n rows of conditions repeated, and the number of rows then."""
+    n = sde.condition_rows if n is None else whole_number("n", n)
+    rows = sde.condition_rows
+    if rows not in (1, n):
+        sde.slice_conditions(0, n, n)  # which says so
+    repeated = torch.arange(n, device="cpu").repeat_interleave(draws)
+    return sde.select_conditions(repeated), n * draws
 
 
 @together()

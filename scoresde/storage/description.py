@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backbones import BACKBONES
+from ..backbones import BACKBONES, Embedded
 from ..backbones.base import unwrapped
 from ..model.outcomes import to_kind
 from ..model.score_sde import ScoreSDE
@@ -33,6 +33,11 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
             "called on"
         )
     net = unwrapped(sde.net)
+    if type(net) is Embedded:
+        raise ValueError(
+            "embed= is a network of yours, which no file names: to save this model, register a "
+            "subclass of scoresde.Embedded that builds both, as docs/extending.md shows"
+        )
     name = BACKBONES.name_of(net)
     options = BACKBONES.options_of(net)
     shape_argument = next(iter(inspect.signature(BACKBONES[name]).parameters), "")

@@ -36,6 +36,7 @@ class Regression(Objective):
     """A regression of the network's output at random noise levels."""
 
     weight: str
+    takes_gaps: ClassVar[bool] = True
 
     def levels(self, process: Process, q: Tensor) -> Tensor:
         """Return the noise levels of quantiles.
@@ -135,8 +136,8 @@ class Denoising(Regression):
         A key of `scoresde.WEIGHTS`.
     noise : str, optional
         The distribution of noise levels, a key of `scoresde.NOISES`. By default "lognormal", and
-        "uniform" where x1 tells about x0, as coupled pairs do, and much is to be learnt where
-        paths begin.
+        "uniform" where much is to be learnt where paths begin: where x1 tells about x0, as in
+        coupled pairs, and where entries of a row are seen, which tell about the others.
 
     Raises
     ------
@@ -172,7 +173,7 @@ class Denoising(Regression):
         if coupled:
             made.kind = "velocity"
         if made.noise is None:
-            made.noise = usual_noise(coupled)
+            made.noise = usual_noise(coupled or sde.interface.takes_gaps)
         if made.noise == "adaptive":
             made._adaptive = AdaptiveLevels(NOISES[made.noise], sde.scale.device)
         return made
@@ -323,7 +324,8 @@ def loss(
         A key of `scoresde.WEIGHTS`.
     noise : str, optional
         A key of `scoresde.NOISES`: the distribution of the noise level; one stratified draw per
-        batch. As in `fit`, by default "lognormal", and "uniform" for a model with a source.
+        batch. As in `fit`, by default "lognormal", and "uniform" for a model with a source or with
+        a network for gaps.
     generator : torch.Generator, optional
         On the model's device.
     **condition : Tensor
@@ -353,7 +355,8 @@ def loss(
     model, x0 = matched(require_model(sde, "loss"), x0)
     sde = trainable(model, "loss")
     check_generator(generator)
-    noise = usual_noise(sde.source is not None) if noise is None else noise
+    if noise is None:
+        noise = usual_noise(sde.source is not None or sde.interface.takes_gaps)
     choose("weight", weight, WEIGHTS)
     check_noise(noise)
     x0 = sde.accept(x0, "x0")
@@ -373,6 +376,6 @@ def loss(
     return mean_error(network_output(net, examples), examples)
 
 
-def usual_noise(coupled: bool) -> str:
-    """Return the distribution of noise levels that suits a model's pairs."""
-    return "uniform" if coupled else "lognormal"
+def usual_noise(told: bool) -> str:
+    """Return the distribution of noise levels, by whether something tells about x0 besides x_t."""
+    return "uniform" if told else "lognormal"

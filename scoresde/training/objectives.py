@@ -30,6 +30,8 @@ class Objective(abc.ABC):
         What the trained model has learnt: see `ScoreSDE`.
     per_rank : frozenset of str
         The entries of `state_dict` that differ between ranks. A checkpoint has them of all ranks.
+    takes_gaps : bool
+        Whether the loss leaves out entries that are not modelled, which rows with gaps have.
 
     Examples
     --------
@@ -51,6 +53,7 @@ class Objective(abc.ABC):
 
     kind: str
     per_rank: ClassVar[frozenset[str]] = frozenset()
+    takes_gaps: ClassVar[bool] = False
 
     def check(self, sde: ScoreSDE) -> None:
         """Raise ValueError for a model that can't learn this.

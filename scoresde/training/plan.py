@@ -129,6 +129,7 @@ def planned(
         progress=true_or_false("progress", progress),
         dtype=str(_dtype(sde)).removeprefix("torch."),
     )
+    _check_gaps(sde, plan)
     _check_sizes(sde, plan)
     _check_model(sde)
     return plan
@@ -152,6 +153,22 @@ def _coupling(named: object) -> Coupling:
         hint = f": write {named.__name__}()" if isinstance(named, type) else ""
         raise TypeError(f"coupling is a name or a Coupling, got {type(named).__name__}{hint}")
     return named
+
+
+def _check_gaps(sde: ScoreSDE, plan: Plan) -> None:
+    """Raise ValueError for a run that can't leave out the gaps that its network is for."""
+    if not sde.interface.takes_gaps:
+        return
+    if not plan.objective.takes_gaps:
+        raise ValueError(
+            f"a network for rows with gaps learns by denoising, and objective={plan.named!r} does "
+            "not leave gaps out"
+        )
+    if plan.coupling.joins:
+        raise ValueError(
+            f"coupling={plan.coupling!r} joins rows by their distance, which rows with gaps do not "
+            "have; leave it out"
+        )
 
 
 def _check_sizes(sde: ScoreSDE, plan: Plan) -> None:

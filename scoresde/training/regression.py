@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..common.checks import brief_repr
 from ..common.names import choose
+from ..model.gaps import modelled
 from ..model.network import misshapen
 from ..model.score_sde import ScoreSDE
 from ..processes.base import Process
@@ -76,7 +77,7 @@ class Examples:
     x: Tensor  # (B, *shape)
     t: Tensor  # (B,)
     target: Tensor  # (B, n)
-    weight: Tensor | None = None  # (B, 1)
+    weight: Tensor | None = None  # (B, 1), or (B, n) where rows have gaps
     condition: Condition = field(default_factory=dict)
 
     def __getitem__(self, rows: slice) -> Examples:
@@ -120,6 +121,9 @@ def denoising_examples(
         factor = WEIGHTS[weight](sde.process, phi).to(z0).unsqueeze(1)
     if sde.predict != "edm":  # whose determinant is −1
         factor = 1 / c.det**2 if factor is None else factor / c.det**2
+    if sde.interface.takes_gaps and "seen" in condition:
+        counted = modelled(sde, condition["seen"])
+        factor = counted if factor is None else factor * counted
     return Examples(x, t, c.a * z0 + c.b * eps, factor, condition)
 
 

@@ -21,6 +21,7 @@ from ..common.errors import TrainingError
 from ..common.modules import duplicate
 from ..common.random import LEVELS, NETWORK, seeded
 from ..model.conditions import standardized
+from ..model.gaps import with_gaps
 from ..model.score_sde import ScoreSDE
 from . import state
 from .averaging import Averages, copy_all
@@ -164,12 +165,14 @@ class Trainer:
                 q = stratified_quantiles(len(sizes), sizes[0], g, device)
             else:  # the last batch of a loader is short
                 q = torch.cat([stratified_quantiles(1, b, g, device) for b in sizes])
+            z0 = sde.from_data(x0).to(eps)
             condition = standardized(sde, condition)
+            if sde.interface.takes_gaps:
+                z0, condition["seen"] = with_gaps(sde, z0)
             if condition and drop_conditions is not None:
                 condition = drop_conditions(condition, g)
             if skip == 0:
                 self.objective.update(self.backend.sum)
-            z0 = sde.from_data(x0).to(eps)
             yield self.objective.examples(sde, z0, eps, q, condition), sizes, skip
 
     def _descend(self, examples: Any, start: int, b: int) -> None:

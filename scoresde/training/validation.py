@@ -15,6 +15,7 @@ from ..common.random import FIXED, seeded
 from ..data.stream import TrainingStream
 from ..data.typed_table import is_rows, training_rows
 from ..model.conditions import standardized
+from ..model.gaps import with_gaps
 from ..model.score_sde import ScoreSDE
 from ..sampling.problem import starting_points
 from .backend import SingleProcess
@@ -69,7 +70,10 @@ class Validator:
             eps = starting_points(sde, FIXED, 0, n)
         q = stratified_quantiles(1, n, g, device)
         z0 = sde.from_data(x0).to(sde.state_dtype)
-        examples = self.objective.examples(sde, z0, eps, q, standardized(sde, condition))
+        condition = standardized(sde, condition)
+        if sde.interface.takes_gaps:
+            z0, condition["seen"] = with_gaps(sde, z0)
+        examples = self.objective.examples(sde, z0, eps, q, condition)
         self._rows = [min(ROWS_AT_ONCE, n - i) for i in range(0, n, ROWS_AT_ONCE)]
         self._examples = [examples[i : i + ROWS_AT_ONCE] for i in range(0, n, ROWS_AT_ONCE)]
 

@@ -64,6 +64,7 @@ class Entrance:
         self.device = sde.scale.device
         self.shape = sde.shape
         self.dim = sde.dim
+        self.gaps = sde.interface.takes_gaps
         self.transforms = transforms
         self._dtype = sde.state_dtype
         self._seed = seed
@@ -85,7 +86,7 @@ class Entrance:
         x = as_tensor(x, what)
         if self.transforms:
             x = apply(self.transforms, x, seeded(x.device, self._seed, CHANGES, *words))
-        found = as_floats(x, self.shape, what, rows)
+        found = as_floats(x, self.shape, what, rows, gaps=self.gaps)
         return found.to(self.device, self.promoted(found.dtype))
 
     def conditions(self, condition: Mapping[str, Any], n: int) -> dict[str, Tensor]:

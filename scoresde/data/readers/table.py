@@ -58,7 +58,7 @@ class TableReader(Reader):
         x = as_tensor(data, "data", exact=True).detach()
         x = x.to(INDEXABLE.get(x.dtype, x.dtype))
         if x.is_floating_point() or not self.entrance.transforms:
-            x = as_floats(x, self.entrance.shape, "data")
+            x = as_floats(x, self.entrance.shape, "data", gaps=self.entrance.gaps)
             return x.to(self.entrance.device, self.entrance.promoted(x.dtype))
         return x.to(self.entrance.device)
 

@@ -1,0 +1,150 @@
+"""Conditions of any shape through a network of the user's: against the backbone called by hand."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import scoresde
+from conftest import generator
+from scoresde import CheckpointError
+
+QUIET: dict[str, Any] = {"progress": False}
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed))
+
+
+class Series(nn.Module):
+    """The mean over time of a series (B, 3, T), mapped."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.map = nn.Linear(3, width)
+        self.calls = 0
+
+    def forward(self, series: Tensor) -> Tensor:
+        self.calls += 1
+        out: Tensor = self.map(series.mean(2))
+        return out
+
+
+def drawn(net: nn.Module) -> None:
+    """Draw all weights, so that every part speaks."""
+    with torch.no_grad():
+        for i, p in enumerate(net.parameters()):
+            p.copy_(normal(*p.shape, seed=i) / math.sqrt(max(1, p.shape[-1] if p.ndim else 1)))
+
+
+def test_it_is_the_backbone_given_what_the_network_makes() -> None:
+    """Rows that are dropped, or no condition, are the backbone's own null."""
+    for name in ("mlp", "resmlp"):
+        inner = scoresde.BACKBONES.build(name, (2,), width=8, vector=4, classes=3)
+        net = scoresde.Embedded(inner, Series())
+        drawn(net)
+        x, t, series, y = normal(5, 2), normal(5, seed=1), normal(5, 3, 7, seed=2), torch.arange(5)
+        y = y % 3
+        made = net.embed["vector"](series)
+        wanted = inner(x, t, vector=made, y=y)
+        torch.testing.assert_close(net(x, t, vector=series, y=y), wanted)
+        dropped = net.drop_conditions({"vector": series, "y": y}, generator(3))
+        lost = dropped["y"] == 3
+        lost = lost | (torch.arange(5) == 0)
+        dropped["vector"] = series.masked_fill(lost.view(-1, 1, 1), math.nan)
+        made = made.masked_fill(lost.unsqueeze(1), math.nan)
+        out = net(x, t, **dropped)
+        torch.testing.assert_close(out, inner(x, t, vector=made, y=dropped["y"]))
+        torch.testing.assert_close(net(x, t), inner(x, t))
+        out.square().sum().backward()
+        assert all(bool(p.grad.isfinite().all()) for p in net.parameters() if p.grad is not None)
+        assert bool((net.embed["vector"].map.weight.grad != 0).any())  # type: ignore[union-attr]
+
+
+def test_the_trace_stays_in_closed_form_and_one_solve_embeds_once() -> None:
+    series = Series()
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=8, vector=4, embed=series).eval()
+    drawn(sde.net)
+    given = sde.given(vector=normal(5, 3, 7, seed=2))
+    assert given.traces()
+    z, phi = normal(5, 2).double(), torch.full((5,), 0.4).double()
+    out, trace = given.network_fn(traced=True)(z, phi, None)
+    output = given.network_fn()
+    for i in range(5):
+        jacobian = torch.autograd.functional.jacobian(
+            lambda one, i=i: output(torch.cat([z[:i], one[None], z[i + 1 :]]), phi, None)[i], z[i]
+        )
+        torch.testing.assert_close(trace[i, 0], jacobian.trace(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(out, output(z, phi, None))
+    series.calls = 0
+    scoresde.sample(given, steps=7, solver="heun", generator=generator())
+    assert series.calls <= 2  # and not at each of 14 evaluations
+    assert not scoresde.build("vp", "resmlp", shape=(2,), vector=4, embed=Series()).traces()
+
+
+def test_it_is_trained_along() -> None:
+    """x is the mean of a series in odd units plus .1·ε: the prior's spread is 1, the posterior's
+    .1, and a model that knew nothing of the series would err by 1.
+    """
+    torch.manual_seed(0)
+    sde = scoresde.build("vp", "mlp", shape=(1,), width=32, depth=2, vector=4, embed=Series())
+    level = normal(2000, 1, seed=5)
+    series = 1e3 + 50 * (level.unsqueeze(2) + 0.1 * normal(2000, 3, 10, seed=6))
+    x = level + 0.1 * normal(2000, 1, seed=7)
+    scoresde.fit(
+        sde, x, given={"vector": series}, steps=300, batch_size=128, generator=generator(), **QUIET
+    )
+    assert sde.conditions.known() == {"vector": (3,)}
+    assert sde.given(vector=series[0]).condition["vector"].shape == (1, 3, 10)
+    drawn = scoresde.sample(sde.given(vector=series), steps=8, generator=generator())
+    assert float((drawn - level).square().mean().sqrt()) < 0.35
+    raw = scoresde.Embedded(
+        scoresde.MLP((1,), width=8, vector=4), {"vector": Series()}, standardize=False
+    )
+    sde = scoresde.build("vp", raw, shape=(1,))
+    scoresde.fit(sde, x, given={"vector": series}, steps=2, batch_size=8, **QUIET)
+    assert not sde.conditions.known()
+
+
+def test_a_registered_class_of_both_is_saved_and_the_two_alone_are_not(tmp_path: Path) -> None:
+    @scoresde.BACKBONES.register("of_series")
+    class OfSeries(scoresde.Embedded):
+        def __init__(self, shape: tuple[int, ...], width: int = 8) -> None:
+            super().__init__(scoresde.MLP(shape, width=width, vector=4), Series())
+
+    x, series = normal(30, 2), normal(30, 3, 6, seed=1)
+    try:
+        sde = scoresde.build("vp", "of_series", shape=(2,), width=6)
+        scoresde.fit(sde, x, given={"vector": series}, steps=3, batch_size=10, **QUIET)
+        again = scoresde.load(scoresde.save(sde, tmp_path / "model"))
+        wanted = scoresde.log_prob(sde.given(vector=series), x)
+        assert torch.equal(scoresde.log_prob(again.given(vector=series), x), wanted)
+    finally:
+        scoresde.BACKBONES.remove("of_series")
+    with pytest.raises(CheckpointError, match="unknown backbone 'of_series'"):
+        scoresde.load(tmp_path / "model")
+    sde = scoresde.build("vp", "mlp", shape=(2,), vector=4, embed=Series())
+    with pytest.raises(ValueError, match="register a subclass of scoresde"):
+        scoresde.save(sde, tmp_path / "other")
+
+
+def test_what_does_not_fit_is_said() -> None:
+    x, series = normal(4, 2), normal(4, 3, 6)
+    with pytest.raises(ValueError, match="MLP takes no condition 'vector' for embed= to make"):
+        scoresde.build("vp", "mlp", shape=(2,), embed=Series())
+    with pytest.raises(TypeError, match="embed is a network, or a mapping"):
+        scoresde.build("vp", "mlp", shape=(2,), vector=4, embed=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"embed\['vector'\] is an nn.Module, got int"):
+        scoresde.Embedded(scoresde.MLP((2,), vector=4), {"vector": 3})  # type: ignore[dict-item]
+    sde = scoresde.build("vp", "mlp", shape=(2,), vector=5, embed=Series())
+    with pytest.raises(ValueError, match=r"returned \(4, 4\), and the network takes \(4, 5\)"):
+        scoresde.fit(sde, x, given={"vector": series}, steps=1, batch_size=4, **QUIET)
+    with pytest.raises(ValueError, match=r"takes no condition 'c'. There are: vector"):
+        sde.given(c=1.0)
+    with pytest.raises(ValueError, match="condition 'vector' has NaN"):
+        sde.given(vector=series * math.nan)
