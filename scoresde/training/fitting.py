@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
@@ -20,13 +21,14 @@ from ..model.schema import Schema
 from ..model.score_sde import ScoreSDE
 from ..model.source import starts
 from .backend import SingleProcess, start_backend
-from .checkpoint import CheckpointFolder
+from .checkpoint import Checkpoint, CheckpointFolder
 from .compiled import Compiled
 from .couplings import Coupling
+from .held_out import HeldOut, Patience, hold_out, usual_steps
 from .history import History
 from .model_before import ModelBefore
 from .objectives import Objective
-from .options import HALF_LIFE_STEPS, Averaging, Backend, Checkpoints
+from .options import AUTO, HALF_LIFE_STEPS, Averaging, Backend, Checkpoints
 from .pairing import Pairing
 from .plan import Plan, planned
 from .renamed import old_keywords_translated
@@ -46,10 +48,10 @@ def fit(
     *,
     given: Mapping[str, Any] | None = None,
     transforms: Any = (),
-    validation: Any = None,
+    validation: Any = AUTO,
     objective: str | Objective | None = None,
     coupling: str | Coupling | None = None,
-    steps: int = 10_000,
+    steps: int | str = AUTO,
     batch_size: int = 512,
     lr: float = 3e-3,
     ema: float | Averaging = HALF_LIFE_STEPS,
@@ -208,7 +210,8 @@ def _trainer(
     )
     pairing = Pairing(source, sde, plan.coupling, seed, backend.rank)
     stack.callback(pairing.close)
-    objective, validator = _objective_for(sde, plan, source)
+    plan = _completed(sde, plan, source, newest)
+    objective, validator = _objective_for(sde, plan, source, seed)
     settings = plan.settings(objective)
     if folder is not None or backend.world > 1:
         settings |= _data_settings(sde, source, validator)
@@ -217,6 +220,9 @@ def _trainer(
     backend.share([*sde.parameters(), *sde.buffers()], settings)
     trainer = Trainer(sde, objective, pairing, backend, plan, before)
     stack.callback(trainer.close)
+    if isinstance(validator, HeldOut):
+        trainer.stopping = Patience(plan.steps)
+        trainer.history.held_out = sorted(validator.rows.tolist())
     if newest is not None and folder is not None:
         folder.restore(trainer)
     else:
@@ -235,8 +241,23 @@ def _trainer(
     return trainer
 
 
+def _completed(
+    sde: ScoreSDE, plan: Plan, source: TrainingStream, newest: Checkpoint | None
+) -> Plan:
+    """Return a plan whose steps are known; an older run goes on without held-out rows."""
+    before = {} if newest is None else newest.settings
+    older = newest is not None and "holds_out" not in before
+    if older and plan.holds_out:
+        plan = dataclasses.replace(plan, holds_out=False)
+    if plan.steps_by_data:
+        steps = usual_steps(sde, source, plan.batch_size)
+        steps = int(before["steps"]) if older else steps
+        plan = dataclasses.replace(plan, steps=steps, steps_by_data=False)
+    return plan
+
+
 def _objective_for(
-    sde: ScoreSDE, plan: Plan, source: TrainingStream
+    sde: ScoreSDE, plan: Plan, source: TrainingStream, seed: int
 ) -> tuple[Objective, Validator | None]:
     """Return the objective of these data, and what validates it; raise if there is none."""
     paired = source.paired
@@ -253,6 +274,8 @@ def _objective_for(
         )
     objective = plan.objective.prepared(sde, paired=paired, joined=joined)
     set_outcome(sde, objective)
+    if plan.holds_out:
+        return objective, hold_out(sde, plan, objective, source, seed)
     if plan.validation is None:
         return objective, None
     validator = Validator(sde, plan, plan.validation)
@@ -271,7 +294,7 @@ def _data_settings(
     """Return what the data of a run are recognized by, in plain JSON."""
     found: dict[str, Any] = {
         "data": source.fingerprint,
-        "validation": None if validator is None else validator.source.fingerprint,
+        "validation": None if validator is None else validator.fingerprint,
     }
     if sde.source is not None:
         few = starts(sde.source, FIXED, 0, HASHED_STARTS, sde.shape)

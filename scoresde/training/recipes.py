@@ -208,7 +208,7 @@ class Recipe:
         if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
             how["checkpoints"] = Checkpoints(checkpoints, every=self.every)
         validation = how.get("validation")
-        if validation is not None and not isinstance(validation, Validation):
+        if not isinstance(validation, Validation | str | None):
             every = how["checkpoints"].every if checkpoints is not None else self.every
             how["validation"] = as_validation(validation, every)
         if accelerated:
