@@ -222,8 +222,6 @@ def without_names(model: Any) -> Any:
 def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that must be the same when a run is resumed."""
     found = {**settings, "model": without_names(settings.get("model"))}
-    if not found.get("holds_out"):  # earlier versions hold nothing out
-        found.pop("holds_out", None)
     if found.get("objective") != "denoising":  # which alone has them
         found.pop("weight", None)
         found.pop("noise", None)

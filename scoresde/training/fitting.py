@@ -244,16 +244,16 @@ def _trainer(
 def _completed(
     sde: ScoreSDE, plan: Plan, source: TrainingStream, newest: Checkpoint | None
 ) -> Plan:
-    """Return a plan whose steps are known; an older run goes on without held-out rows."""
-    before = {} if newest is None else newest.settings
-    older = newest is not None and "holds_out" not in before
-    if older and plan.holds_out:
-        plan = dataclasses.replace(plan, holds_out=False)
+    """Return a plan whose steps are known; a run that held nothing out goes on so."""
+    steps = plan.steps
     if plan.steps_by_data:
         steps = usual_steps(sde, source, plan.batch_size)
-        steps = int(before["steps"]) if older else steps
-        plan = dataclasses.replace(plan, steps=steps, steps_by_data=False)
-    return plan
+    holds_out = plan.holds_out
+    if newest is not None:
+        holds_out = holds_out and newest.settings.get("validation") is not None
+        if plan.steps_by_data:
+            steps = newest.settings.get("steps", steps)
+    return dataclasses.replace(plan, steps=steps, steps_by_data=False, holds_out=holds_out)
 
 
 def _objective_for(

@@ -244,11 +244,12 @@ def choose_average(trainer: Any) -> None:
     held: HeldOut = trainer.validator
     stopping: Patience = trainer.stopping
     history: History = trainer.history
-    assert stopping.first is not None and stopping.best is not None
-    candidates = {0: stopping.first, history.best: stopping.best}
-    candidates[trainer.step] = trainer.averages.main.parts
-    if history.best == 0:
-        candidates = {0: stopping.first}
+    assert stopping.first is not None
+    assert stopping.best is not None
+    candidates = {0: stopping.first}
+    if history.best:
+        candidates[history.best] = stopping.best
+        candidates[trainer.step] = trainer.averages.main.parts
     losses = {}
     gained = {}
     for step, parts in candidates.items():

@@ -66,7 +66,6 @@ class Plan:
         validation = self.validation
         return {
             "steps": AUTO if self.steps_by_data else self.steps,
-            "holds_out": self.holds_out,
             "batch_size": self.batch_size,
             "lr": self.lr,
             "ema": self.averaging.half_life,
@@ -85,6 +84,7 @@ class Plan:
         resume = self.checkpoints is not None and self.checkpoints.resume
         return {
             **self.settings(self.objective),
+            "holds_out": self.holds_out,
             "checkpoints": self.checkpoints is not None,
             "resume": resume,
             "compile": self.backend.compile,
@@ -150,7 +150,10 @@ def _steps(steps: int | str) -> int:
         if steps != AUTO:
             raise ValueError(f"steps is an integer or 'auto', got {steps!r}")
         return MOST_STEPS
-    return whole_number("steps", steps)
+    try:
+        return whole_number("steps", steps)
+    except TypeError as error:
+        raise TypeError(f"{error}; try 10_000, or 'auto'") from None
 
 
 def _objective(named: object) -> Objective:

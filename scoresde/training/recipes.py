@@ -26,7 +26,7 @@ from ..model.score_sde import ScoreSDE
 from ..processes.base import Process
 from .fitting import fit
 from .history import History
-from .options import EVERY_STEPS, Backend, Checkpoints, Validation, as_validation
+from .options import AUTO, EVERY_STEPS, Backend, Checkpoints, Validation, as_validation
 from .renamed import OLD, translated
 
 __all__ = ["RECIPES", "Recipe", "recipe"]
@@ -260,7 +260,7 @@ PLAIN = Recipe(
     "Anything: what the command does without a recipe.",
     (),
     net="mlp",
-    how={"steps": 10_000, "batch_size": 512, "lr": 3e-3, "transforms": ()},
+    how={"steps": AUTO, "batch_size": 512, "lr": 3e-3, "transforms": ()},
 )
 
 GRAY: dict[str, Any] = {

@@ -68,7 +68,9 @@ def translated(keywords: dict[str, Any], usual: str = "denoising") -> dict[str, 
         made["objective"] = objective
     every = old.get("every", EVERY_STEPS)
     held_out = as_validation(new.get("validation"), every)
-    if isinstance(held_out, Validation) and not old.keys().isdisjoint(("patience", "every", "out")):
+    if isinstance(held_out, Validation) and not old.keys().isdisjoint(
+        ("patience", "every", "out")
+    ):
         patience = old.get("patience", held_out.patience)
         made["validation"] = dataclasses.replace(held_out, patience=patience)
     if old.get("snapshots"):

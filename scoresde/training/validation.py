@@ -121,9 +121,7 @@ class EarlyStopping:
         later = [checked for checked in history.checked if checked > history.best]
         self.stopped = len(later) >= self.patience
 
-    def keep_lowest(
-        self, step: int, loss: float, history: History, average: list[Tensor]
-    ) -> None:
+    def keep_lowest(self, step: int, loss: float, history: History, average: list[Tensor]) -> None:
         """Keep an average whose loss is the lowest so far."""
         if history.best is None or loss < self._lowest:
             self._lowest = loss

@@ -90,7 +90,10 @@ class TableReader(Reader):
         mine = slice(share.rank * share.rows, (share.rank + 1) * share.rows)
         device = self.entrance.device if isinstance(self.rows, Tensor) else torch.device("cpu")
         kept = self.kept
-        order = Shuffles(len(self.rows if kept is None else kept), share.seed, device)
+        n = len(self.rows)
+        if kept is not None:
+            n = len(kept)
+        order = Shuffles(n, share.seed, device)
         for group in itertools.count(step // k):
             rows = order(group * k * size, (group + 1) * k * size)
             rows = rows if kept is None else kept[rows]
