@@ -134,6 +134,7 @@ def test_nothing_is_held_out_where_rows_can_not_be_chosen(tmp_path: Path) -> Non
     x = moons(64)
     np.save(tmp_path / "x.npy", x.numpy())
     source = scoresde.build("rectified", "mlp", shape=(2,), width=8)
+    flow = scoresde.build("rectified", "mlp", shape=(2,), width=8)
     source.source = toy.EightGaussians()
     images = scoresde.build("vp", "unet", shape=(1, 8, 8), channels=8, blocks=1, multipliers=(1,))
     loader = torch.utils.data.DataLoader(x, batch_size=16)
@@ -143,8 +144,12 @@ def test_nothing_is_held_out_where_rows_can_not_be_chosen(tmp_path: Path) -> Non
         "sampler": (small(), toy.Moons(), {}),
         "loader": (small(), loader, {}),
         "on disk": (small(), np.load(tmp_path / "x.npy", mmap_mode="r"), {}),
-        "pairs": (small(), scoresde.Pairs(x, x), {}),
-        "coupling": (small(), x, {"coupling": "minibatch_ot"}),
+        "pairs": (flow, scoresde.Pairs(x, x), {}),
+        "coupling": (
+            scoresde.build("rectified", "mlp", shape=(2,), width=8),
+            x,
+            {"coupling": "minibatch_ot"},
+        ),
         "source": (source, x, {}),
         "images": (images, torch.randn(64, 1, 8, 8, generator=generator()), {}),
     }

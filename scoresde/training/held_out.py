@@ -7,6 +7,7 @@ stop. At the end log p of them decides between the last average, the best one an
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -22,6 +23,7 @@ from ..data.stream import TrainingStream
 from ..density.exact import log_prob
 from ..model.conditions import standardized
 from ..model.score_sde import ScoreSDE
+from ..model.standardization import wide
 from .averaging import Weights
 from .denoising import Denoising
 from .history import History
@@ -60,8 +62,12 @@ LONGEST_GAP = 500  # steps between checks
 PATIENCE = 3
 """Training stops at so many times the best step, plus …"""
 
-PATIENT_STEPS = 200
-"""… so many steps, or a tenth of all."""
+PATIENT_STEPS = 300
+"""… so many steps …"""
+
+PATIENT_SHARE = 4
+"""… or one in so many of all, if that is more: while the learning rate warms up, the loss may rise
+before it falls."""
 
 CONFIRMED_STANDARD_ERRORS = 1.0
 """By which held-out rows must prefer a trained average to the first."""
@@ -173,8 +179,9 @@ class HeldOut(Validator):
         for i in range(0, len(examples), ROWS_AT_ONCE):
             part = examples[i : i + ROWS_AT_ONCE]
             parts.append(self.objective.errors(network_output(net, part), part))
-        wide = torch.cat(parts).cpu() if parts[0].device.type == "mps" else torch.cat(parts)
-        mean: Tensor = backend.mean(wide.double().view(-1, rows).mean(0))
+        errors = torch.cat(parts)
+        errors = errors.to(wide(errors.device)).view(-1, rows)
+        mean: Tensor = backend.mean(errors.mean(0))
         return mean
 
     def loss(self, net: Any, backend: Any) -> float:
@@ -192,11 +199,10 @@ class HeldOut(Validator):
         sde = self._sde
         given = sde.given(**self._condition) if self._condition else sde
         how = {"rtol": JUDGED_TOLERANCE, "atol": JUDGED_TOLERANCE}
-        try:
-            found = log_prob(given, self._x, **how).double()
-        except SolverError:
-            return None
-        mean: Tensor = backend.mean(found)
+        found = torch.full((len(self._x),), math.nan, device=sde.scale.device)
+        with contextlib.suppress(SolverError):  # the mean is NaN then, on all ranks
+            found = log_prob(given, self._x, **how)
+        mean: Tensor = backend.mean(found.to(wide(found.device)))
         return mean if bool(mean.isfinite().all()) else None
 
 
@@ -205,7 +211,7 @@ class Patience(EarlyStopping):
 
     def __init__(self, steps: int) -> None:
         super().__init__(None)
-        self._least = max(PATIENT_STEPS, steps // 10)
+        self._least = max(PATIENT_STEPS, steps // PATIENT_SHARE)
         self.first: list[Tensor] | None = None
 
     def record(self, step: int, loss: float, history: History, average: list[Tensor]) -> None:
