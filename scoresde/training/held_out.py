@@ -207,7 +207,7 @@ class HeldOut(Validator):
 
 
 class Patience(EarlyStopping):
-    """Keeps the first and the best average; stops long after the best step."""
+    """Keeps the first average and the best later one; stops long after the best step."""
 
     def __init__(self, steps: int) -> None:
         super().__init__(None)
@@ -219,6 +219,7 @@ class Patience(EarlyStopping):
         super().record(step, loss, history, average)
         if step == 0:
             self.first = [p.clone() for p in average]
+            return
         self.keep_lowest(step, loss, history, average)
         assert history.best is not None
         self.stopped = step >= PATIENCE * history.best + self._least
@@ -237,12 +238,12 @@ class Patience(EarlyStopping):
         weights.fill(self.first, found, "first.")
 
 
-def confirmed(gain: Tensor) -> bool:
-    """Whether gains of rows (n,) are above 0 by more than their standard error."""
+def confirmed(gain: Tensor, least: float = 0.0) -> bool:
+    """Whether the mean of gains (n,) is above `least`, and above its standard error."""
     if len(gain) < 2:
         return False
     error = gain.std() / math.sqrt(len(gain))
-    return bool(gain.mean() > CONFIRMED_STANDARD_ERRORS * error)
+    return bool(gain.mean() > max(least, CONFIRMED_STANDARD_ERRORS * float(error)))
 
 
 def choose_average(trainer: Any) -> None:
@@ -252,10 +253,9 @@ def choose_average(trainer: Any) -> None:
     history: History = trainer.history
     assert stopping.first is not None
     assert stopping.best is not None
-    candidates = {0: stopping.first}
-    if history.best:
-        candidates[history.best] = stopping.best
-        candidates[trainer.step] = trainer.averages.main.parts
+    assert history.best is not None
+    candidates = {0: stopping.first, history.best: stopping.best}
+    candidates[trainer.step] = trainer.averages.main.parts
     losses = {}
     gained = {}
     for step, parts in candidates.items():
@@ -288,8 +288,7 @@ def _best(
     trainer: Any, held: HeldOut, candidates: dict[int, Any], losses: dict[int, Tensor]
 ) -> int:
     """Return the step whose average held-out rows prefer: by log p, or by their loss."""
-    if list(candidates) == [0]:
-        return 0
+    least = 0.0
     values: dict[int, Tensor] = {step: -value for step, value in losses.items()}
     if held.can_score:
         scores: dict[int, Tensor] = {}
@@ -299,8 +298,10 @@ def _best(
             found = held.scores(trainer.backend)
             if found is not None:
                 scores[step] = found
-        values = scores if 0 in scores else values
+        if 0 in scores:
+            values = scores
+            least = JUDGED_TOLERANCE
     best = max(values, key=lambda step: float(values[step].mean()))
-    if best and not confirmed(values[best] - values[0]):
+    if best and not confirmed(values[best] - values[0], least):
         return 0
     return best
