@@ -255,9 +255,9 @@ def _completed(
     steps = plan.steps
     if plan.steps_by_data:
         steps = usual_steps(sde, source, plan.batch_size)
-    holds_out = plan.holds_out
+    holds_out = plan.holds_out and sde.ema is None  # a trained network may have seen any row
     if newest is not None:
-        holds_out = holds_out and newest.settings.get("validation") is not None
+        holds_out = plan.holds_out and newest.settings.get("validation") is not None
         if plan.steps_by_data:
             steps = newest.settings.get("steps", steps)
     return dataclasses.replace(plan, steps=steps, steps_by_data=False, holds_out=holds_out)

@@ -108,10 +108,9 @@ def held_out_rows(n: int, seed: int) -> Tensor:
 def hold_out(
     sde: ScoreSDE, plan: Plan, objective: Objective, source: TrainingStream, seed: int
 ) -> HeldOut | None:
-    """Hold out rows of a table for a model that learns a score from nothing; None otherwise."""
+    """Hold out rows of a table for a model that learns a score; None for other data and models."""
     reader = readable_table(sde, source)
-    new = sde.ema is None
-    if reader is None or not new or plan.coupling.joins or sde.source is not None:
+    if reader is None or plan.coupling.joins or sde.source is not None:
         return None
     judge = objective.validated_by()
     if objective.kind != "score" or not isinstance(judge, Denoising):
