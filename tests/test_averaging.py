@@ -198,7 +198,8 @@ def test_training_flat_is_training_separate_parameters(monkeypatch: pytest.Monke
         net = Odd()
         sde = ScoreSDE(scoresde.VPSDE(), net, shape=(2,))
         monkeypatch.setattr(engine, "Weights", functools.partial(Weights, flat=flat))
-        scoresde.fit(sde, cloud(), steps=50, batch_size=32, progress=False, generator=generator(1))
+        how = {"steps": 50, "batch_size": 32, "progress": False, "validation": None}
+        scoresde.fit(sde, cloud(), generator=generator(1), **how)
         assert sde.ema is not None
         assert bool((net.unused == 1).all())
         assert not torch.equal(net.copies[1]["last.weight"], net.copies[2]["last.weight"])

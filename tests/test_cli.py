@@ -52,6 +52,8 @@ def model(tmp_path_factory: pytest.TempPathFactory, table: np.ndarray) -> Path:
             "64",
             "--seed",
             "3",
+            "--validation",
+            "none",
         ]
     )
     return folder / "model"
@@ -60,7 +62,8 @@ def model(tmp_path_factory: pytest.TempPathFactory, table: np.ndarray) -> Path:
 def as_api(table: np.ndarray) -> scoresde.ScoreSDE:
     torch.manual_seed(3)
     sde = scoresde.build("vp", "mlp", shape=(2,))
-    scoresde.fit(sde, torch.from_numpy(table), steps=30, batch_size=64, progress=False)
+    how = {"steps": 30, "batch_size": 64, "progress": False, "validation": None}
+    scoresde.fit(sde, torch.from_numpy(table), **how)
     return sde
 
 

@@ -808,6 +808,8 @@ def test_the_command_hands_on_conditions_levels_and_trace(
     v, y = rng.integers(0, 16, (40, 3)).astype(np.uint8), np.arange(40) % 2
     np.savez(tmp_path / "d.npz", x=v, y=y)
     small = [
+        "--validation",
+        "none",
         "--steps",
         "30",
         "--batch-size",

@@ -85,9 +85,8 @@ def test_average_is_the_recursion(half_life: float) -> None:
             return x * self.w
 
     sde = ScoreSDE(scoresde.VPSDE(), Noting(), shape=(2,))
-    scoresde.fit(
-        sde, cloud(), steps=60, lr=0.05, ema=half_life, progress=False, generator=generator()
-    )
+    how = {"steps": 60, "lr": 0.05, "progress": False, "validation": None}
+    scoresde.fit(sde, cloud(), ema=half_life, generator=generator(), **how)
     after = [w.clone() for w in seen[1:]] + [sde.net.w.detach().double()]
     assert len(after) == 60
     wanted = after[0]
@@ -132,7 +131,8 @@ def test_history_holds_numbers_and_no_graph_is_kept_from_step_to_step() -> None:
             return out
 
     sde = ScoreSDE(scoresde.VPSDE(), Net(), shape=(2,))
-    history = scoresde.fit(sde, cloud(), steps=40, batch_size=32, progress=False)
+    how = {"steps": 40, "batch_size": 32, "progress": False}
+    history = scoresde.fit(sde, cloud(), validation=None, **how)
     assert max(most) <= 2  # this step's, and the one before it until its loss is replaced
     assert len(most) == 40
     gc.collect()
@@ -379,7 +379,8 @@ def test_networks_with_weights_made_by_hooks(norm: Any) -> None:
         return sde
 
     sde = made()
-    scoresde.fit(sde, cloud(), steps=5, ema=0, progress=False, generator=generator())
+    how = {"steps": 5, "progress": False, "validation": None}
+    scoresde.fit(sde, cloud(), ema=0, generator=generator(), **how)
     x = cloud(5, 1)
     assert sde.ema is not None
     with torch.no_grad():
@@ -415,7 +416,7 @@ def test_a_model_made_in_inference_mode_learns_like_any_other(tmp_path: Path) ->
 
 def renamed(**old: Any) -> list[str]:
     """Fit with old keywords; return the warnings, which name this file."""
-    how: dict[str, Any] = {"steps": 4, "batch_size": 16, "progress": False}
+    how: dict[str, Any] = {"steps": 4, "batch_size": 16, "progress": False, "validation": None}
     with pytest.warns(DeprecationWarning, match="keywords of fit") as caught:
         scoresde.fit(small(), cloud(), generator=generator(), **(how | old))
     assert {Path(warning.filename).name for warning in caught} == {Path(__file__).name}

@@ -20,7 +20,7 @@ from ..data.transforms import TRANSFORMS, Dequantize
 from ..processes.base import PROCESSES
 from ..training.couplings import COUPLINGS
 from ..training.objectives import OBJECTIVES
-from ..training.options import Checkpoints, Validation
+from ..training.options import AUTO, Checkpoints, Validation
 from ..training.recipes import PLAIN, RECIPES, recipe
 from .devices import find_device, launched, say
 from .inputs import Columns, condition_columns, network_options, number_of_classes, read_samples
@@ -57,7 +57,9 @@ def fit(args: argparse.Namespace) -> None:
     transforms = _with_dequantization(transforms, levels)
     options = _network_options(args, args.net or rule.net, columns, samples)
     validation = _validation(args, columns)
-    held_out = None
+    held_out: Validation | str | None = AUTO
+    if args.validation == "none":
+        held_out = None
     if validation is None and args.patience is not None:
         raise ValueError("--patience goes with --validation, whose loss it watches")
     if validation is not None:
@@ -70,7 +72,8 @@ def fit(args: argparse.Namespace) -> None:
         some: Any = as_tensor(data[:1], "data") if on_disk else data
         sde.accept(some, "data")
     for name in ("steps", "batch_size"):
-        whole_number(name.replace("_", "-"), how[name])
+        if how[name] != AUTO:
+            whole_number(name.replace("_", "-"), how[name])
     engine = launched()
     if engine is None and (args.device is not None or args.recipe is not None):
         sde.to(find_device(args.device))
@@ -113,7 +116,7 @@ def _network_options(
 
 def _validation(args: argparse.Namespace, columns: Columns) -> files.Samples | None:
     """The held-out samples; of the folder of the data itself, its test set."""
-    if not args.validation:
+    if args.validation in (None, "", AUTO, "none"):
         return None
     same = args.validation == args.data and Path(args.data).is_dir()
     split = "test" if same else "train"
@@ -174,7 +177,7 @@ COMMANDS = {
             option(
                 "--validation",
                 help="held-out samples, whose loss is recorded; the folder of the data itself for "
-                "its test set",
+                "its test set; auto: some rows of a table, none: nothing (default: auto)",
             ),
             option(
                 "--patience",

@@ -38,6 +38,7 @@ NETWORK = 7  # dropout and other randomness of a network
 FIXED = 8  # noise of validation
 STARTS = 9  # where training paths begin
 PAIRS = 10  # couplings
+HELD_OUT = 11  # rows that are not trained on
 
 
 def draw_seed(generator: torch.Generator | None) -> int:

@@ -22,7 +22,12 @@ class History:
         Loss of the averaged network on the fixed validation examples.
     best : int or None
         The step whose average was kept because its validation loss was lowest, if `patience` was
-        given.
+        given; 0 for the weights that training began with.
+    held_out : list of int
+        Numbers of the rows that `fit` did not train on, by validation="auto".
+    gap : float or None
+        How much more the loss of the kept average fell on training rows than on the held-out ones,
+        both with the same noise: what it has learnt by heart. None if nothing was held out.
     seconds : float
         Wall time of the loop, over all parts of an interrupted run.
 
@@ -37,6 +42,8 @@ class History:
     checked: list[int] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
     best: int | None = None
+    held_out: list[int] = field(default_factory=list)
+    gap: float | None = None
     seconds: float = 0.0
 
     def __repr__(self) -> str:
@@ -44,7 +51,8 @@ class History:
         last = f"{self.loss[-1]:.4g}" if self.loss else "none"
         check = f", validation={self.validation[-1]:.4g}" if self.validation else ""
         steps = self.step[-1] if self.step else 0
-        return f"History(steps={steps}, loss={last}{check}, seconds={self.seconds:.1f})"
+        held = f", best={self.best}, held_out={len(self.held_out)} rows" if self.held_out else ""
+        return f"History(steps={steps}, loss={last}{check}{held}, seconds={self.seconds:.1f})"
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> object:
         """Draw the losses over the steps.

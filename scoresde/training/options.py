@@ -12,6 +12,8 @@ from typing import Any
 from ..common.checks import as_path, real_number, true_or_false, whole_number
 
 EVERY_STEPS = 500
+MOST_STEPS = 10_000
+"""Of steps="auto"."""
 HALF_LIFE_STEPS = 700.0
 
 BY_NAME = ("x", "given", "accelerator")
@@ -188,8 +190,17 @@ class Backend:
         return written(self)
 
 
-def as_validation(value: Any, every: int) -> Validation | None:
+AUTO = "auto"
+
+
+def as_validation(value: Any, every: int) -> Validation | str | None:
     """Return `validation=` in full: bare samples, or (x, given), are measured every so often."""
+    if isinstance(value, str):
+        if value != AUTO:
+            raise ValueError(
+                f"validation is 'auto', None, samples, (x, given) or Validation, got {value!r}"
+            )
+        return value
     if value is None or isinstance(value, Validation):
         return value
     if isinstance(value, tuple) and len(value) == 2:

@@ -18,7 +18,9 @@ from ..model.score_sde import ScoreSDE
 from .couplings import COUPLINGS, Coupling
 from .objectives import OBJECTIVES, Objective
 from .options import (
+    AUTO,
     EVERY_STEPS,
+    MOST_STEPS,
     Averaging,
     Backend,
     Checkpoints,
@@ -50,6 +52,9 @@ class Plan:
     backend: Backend
     progress: bool
     dtype: str
+    holds_out: bool = False
+    """Whether rows of a table are held out, if the data are one."""
+    steps_by_data: bool = False
 
     @property
     def patience(self) -> int | None:
@@ -60,7 +65,7 @@ class Plan:
         """Return what a resumed run, and every rank, must share, in plain JSON."""
         validation = self.validation
         return {
-            "steps": self.steps,
+            "steps": AUTO if self.steps_by_data else self.steps,
             "batch_size": self.batch_size,
             "lr": self.lr,
             "ema": self.averaging.half_life,
@@ -79,6 +84,7 @@ class Plan:
         resume = self.checkpoints is not None and self.checkpoints.resume
         return {
             **self.settings(self.objective),
+            "holds_out": self.holds_out,
             "checkpoints": self.checkpoints is not None,
             "resume": resume,
             "compile": self.backend.compile,
@@ -92,7 +98,7 @@ def planned(
     validation: Any,
     objective: str | Objective | None,
     coupling: str | Coupling | None,
-    steps: int,
+    steps: int | str,
     batch_size: int,
     lr: float,
     ema: Any,
@@ -106,6 +112,8 @@ def planned(
     folder = as_checkpoints(checkpoints)
     every = EVERY_STEPS if folder is None else folder.every
     held_out = as_validation(validation, every)
+    auto = isinstance(held_out, str)
+    held_out = None if isinstance(held_out, str) else held_out
     if held_out is not None and learnt.validated_by() is None:
         raise ValueError(
             f"validation= measures how well a model denoises, which it does not learn with "
@@ -120,7 +128,7 @@ def planned(
         coupling=_coupling(coupling),
         transforms=tuple(resolve(transforms)),
         validation=held_out,
-        steps=whole_number("steps", steps),
+        steps=_steps(steps),
         batch_size=whole_number("batch_size", batch_size),
         lr=real_number("lr", lr, 0, math.inf, hint="try 3e-3"),
         averaging=as_averaging(ema),
@@ -128,11 +136,25 @@ def planned(
         backend=as_backend(backend),
         progress=true_or_false("progress", progress),
         dtype=str(_dtype(sde)).removeprefix("torch."),
+        holds_out=auto,
+        steps_by_data=steps == AUTO,
     )
     _check_gaps(sde, plan)
     _check_sizes(sde, plan)
     _check_model(sde)
     return plan
+
+
+def _steps(steps: int | str) -> int:
+    """Return the steps of a run; if the data say them, the most."""
+    if isinstance(steps, str):
+        if steps != AUTO:
+            raise ValueError(f"steps is an integer or 'auto', got {steps!r}")
+        return MOST_STEPS
+    try:
+        return whole_number("steps", steps)
+    except TypeError as error:
+        raise TypeError(f"{error}; try 10_000, or 'auto'") from None
 
 
 def _objective(named: object) -> Objective:

@@ -26,7 +26,7 @@ from ..model.score_sde import ScoreSDE
 from ..processes.base import Process
 from .fitting import fit
 from .history import History
-from .options import EVERY_STEPS, Backend, Checkpoints, Validation, as_validation
+from .options import AUTO, EVERY_STEPS, Backend, Checkpoints, Validation, as_validation
 from .renamed import OLD, translated
 
 __all__ = ["RECIPES", "Recipe", "recipe"]
@@ -208,7 +208,7 @@ class Recipe:
         if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
             how["checkpoints"] = Checkpoints(checkpoints, every=self.every)
         validation = how.get("validation")
-        if validation is not None and not isinstance(validation, Validation):
+        if not isinstance(validation, Validation | str | None):
             every = how["checkpoints"].every if checkpoints is not None else self.every
             how["validation"] = as_validation(validation, every)
         if accelerated:
@@ -260,7 +260,7 @@ PLAIN = Recipe(
     "Anything: what the command does without a recipe.",
     (),
     net="mlp",
-    how={"steps": 10_000, "batch_size": 512, "lr": 3e-3, "transforms": ()},
+    how={"steps": AUTO, "batch_size": 512, "lr": 3e-3, "transforms": ()},
 )
 
 GRAY: dict[str, Any] = {

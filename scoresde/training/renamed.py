@@ -68,7 +68,9 @@ def translated(keywords: dict[str, Any], usual: str = "denoising") -> dict[str, 
         made["objective"] = objective
     every = old.get("every", EVERY_STEPS)
     held_out = as_validation(new.get("validation"), every)
-    if held_out is not None and not old.keys().isdisjoint(("patience", "every", "out")):
+    if isinstance(held_out, Validation) and not old.keys().isdisjoint(
+        ("patience", "every", "out")
+    ):
         patience = old.get("patience", held_out.patience)
         made["validation"] = dataclasses.replace(held_out, patience=patience)
     if old.get("snapshots"):
@@ -96,7 +98,7 @@ def _check(old: dict[str, Any], new: dict[str, Any]) -> None:
         true_or_false(name, old.get(name, False))
     if old.get("patience") is not None:
         whole_number("patience", old["patience"])
-        if new.get("validation") is None:
+        if isinstance(new.get("validation"), str | None):
             raise ValueError("patience= goes with validation=, whose loss it watches")
     if old.get("out") is not None:
         as_path(old["out"], "out")

@@ -27,6 +27,7 @@ from . import state
 from .averaging import Averages, copy_all
 from .backend import SingleProcess
 from .checkpoint import CheckpointFolder
+from .held_out import HeldOut, choose_average
 from .history import History
 from .model_before import ModelBefore
 from .noise_levels import stratified_quantiles
@@ -95,6 +96,9 @@ class Trainer:
         kept = {round(i * steps / snapshots) for i in range(1, snapshots + 1)}
         begun = time.perf_counter()
         passed = self.history.seconds
+        held = self.validator if isinstance(self.validator, HeldOut) else None
+        if held is not None and not self.history.checked:
+            self.validate()  # the untrained network
         with self._bar() as bar:
             for step in self.steps_to_go(reseed):
                 last = step == steps
@@ -102,7 +106,7 @@ class Trainer:
                     self.note()
                     bar.set_postfix(loss=f"{self.history.loss[-1]:.4f}", refresh=False)
                     bar.update(step - bar.n)
-                if self.validator is not None and (step % self.validator.every == 0 or last):
+                if self.validator is not None and (self.validator.due(step) or last):
                     self.validate()
                     if self.stopping.stopped and self.history.step[-1:] != [step]:
                         self.note()
@@ -114,6 +118,8 @@ class Trainer:
                 if step % folder.every == 0 or last or self.stopping.stopped:
                     self.verify()
                     folder.save(self.sde, self.state_dict())
+            if held is not None:
+                choose_average(self)
             self.close()
             if folder is not None:
                 folder.finish(self.sde)
@@ -294,8 +300,8 @@ class Trainer:
         found |= state.optimizer_tensors(self.optimizer, weights)
         for i, profile in enumerate(self.averages.profiles):
             found |= state.named(weights, profile.parts, f"profile.{i}.")
-        if self.stopping.best is not None:
-            found |= state.named(weights, self.stopping.best, "best.")
+        for name, parts in self.stopping.averages().items():
+            found |= state.named(weights, parts, name)
         for name, value in self.objective.state_dict().items():
             shared = name not in self.objective.per_rank
             found[f"law.{name}"] = value if shared else backend.each(value)
@@ -327,11 +333,7 @@ class Trainer:
         averages.main.count = int(found["averaged"])
         self.position = state.of_one_rank(found["position"], backend.world)
         self.history = History(**found["history"])
-        best = None
-        if self.history.best is not None:
-            best = weights.copies()
-            weights.fill(best, found, "best.")
-        self.stopping.restore(bool(found["stopped"]), self.history, best)
+        self.stopping.restore(bool(found["stopped"]), self.history, weights, found)
         scaler = backend.scaler()
         if scaler is not None and found["scaler"]:
             scaler.load_state_dict(found["scaler"])

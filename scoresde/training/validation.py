@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..model.conditions import standardized
 from ..model.gaps import with_gaps
 from ..model.score_sde import ScoreSDE
 from ..sampling.problem import starting_points
+from .averaging import Weights
 from .backend import SingleProcess
 from .history import History
 from .noise_levels import stratified_quantiles
@@ -46,6 +47,15 @@ class Validator:
         self._sde = sde
         self._examples: list[Any] = []
         self._rows: list[int] = []
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What the held-out samples are recognized by, in plain JSON."""
+        return self.source.fingerprint
+
+    def due(self, step: int) -> bool:
+        """Whether the loss is checked after a step."""
+        return step > 0 and step % self.every == 0
 
     def check(self, names: set[str] | None) -> None:
         """Raise ValueError unless the samples have the conditions of the training data."""
@@ -111,18 +121,30 @@ class EarlyStopping:
         history.validation.append(loss)
         if self.patience is None:
             return
+        self.keep_lowest(step, loss, history, average)
+        assert history.best is not None
+        later = [checked for checked in history.checked if checked > history.best]
+        self.stopped = len(later) >= self.patience
+
+    def keep_lowest(self, step: int, loss: float, history: History, average: list[Tensor]) -> None:
+        """Keep an average whose loss is the lowest so far."""
         if history.best is None or loss < self._lowest:
             self._lowest = loss
             history.best = step
             self.best = [p.clone() for p in average]
-        later = [checked for checked in history.checked if checked > history.best]
-        self.stopped = len(later) >= self.patience
 
-    def restore(self, stopped: bool, history: History, best: list[Tensor] | None) -> None:
+    def averages(self) -> dict[str, list[Tensor]]:
+        """Return the averages that a checkpoint must hold, by their prefixes."""
+        return {} if self.best is None else {"best.": self.best}
+
+    def restore(
+        self, stopped: bool, history: History, weights: Weights, found: Mapping[str, Any]
+    ) -> None:
         """Go on from a checkpoint."""
         self.stopped = stopped
-        self.best = best
         if history.best is not None:
+            self.best = weights.copies()
+            weights.fill(self.best, found, "best.")
             self._lowest = history.validation[history.checked.index(history.best)]
 
 

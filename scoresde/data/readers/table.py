@@ -52,6 +52,8 @@ class TableReader(Reader):
             entrance.samples(part, -1, i, rows=range(i, i + len(part)))
         self.given = entrance.table_conditions(given, n)
         self.condition_names = set(self.given)
+        self.kept: Tensor | None = None
+        """Numbers of the rows that batches are made of; None for all."""
 
     def _on_device(self, data: Any) -> Tensor:
         """The data as a tensor on the model's device; integers stay so for the transforms."""
@@ -73,6 +75,13 @@ class TableReader(Reader):
         found = torch.from_numpy(np.require(part, part.dtype.newbyteorder("="), ["C", "W"]))
         return found.to(self.entrance.device, INDEXABLE.get(found.dtype, found.dtype))
 
+    def hold_out(self, rows: Tensor) -> None:
+        """Leave rows out of all batches; mean, scale and fingerprint remain those of all rows."""
+        keep = torch.ones(len(self.rows), dtype=torch.bool, device="cpu")
+        keep[rows.cpu()] = False
+        device = self.rows.device if isinstance(self.rows, Tensor) else keep.device
+        self.kept = keep.nonzero()[:, 0].to(device)
+
     def batches(self, step: int, position: Mapping[str, int] | None = None) -> Iterator[Batch]:
         """Batches of several steps; ranks read disjoint rows."""
         share = self.share
@@ -80,9 +89,14 @@ class TableReader(Reader):
         size = share.batch_size
         mine = slice(share.rank * share.rows, (share.rank + 1) * share.rows)
         device = self.entrance.device if isinstance(self.rows, Tensor) else torch.device("cpu")
-        order = Shuffles(len(self.rows), share.seed, device)
+        kept = self.kept
+        n = len(self.rows)
+        if kept is not None:
+            n = len(kept)
+        order = Shuffles(n, share.seed, device)
         for group in itertools.count(step // k):
             rows = order(group * k * size, (group + 1) * k * size)
+            rows = rows if kept is None else kept[rows]
             if share.world > 1:
                 rows = rows.view(k, size)[:, mine].flatten()
             x = self.take(rows)
@@ -112,6 +126,10 @@ class TableReader(Reader):
         rows = torch.arange(0, total, max(1, total // n), device="cpu")
         if len(rows) < n:
             rows = rows.repeat(-(-n // len(rows)))
+        return self.chosen(rows)
+
+    def chosen(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rows by their numbers, transformed as held-out samples are, with their conditions."""
         here = rows.to(self.entrance.device)
         if isinstance(self.rows, Tensor):
             rows = here
