@@ -27,6 +27,9 @@ from .density.exact import likelihood, log_prob, sample_and_log_prob
 from .density.weighted_bits import Bits
 from .evaluation.report import evaluate
 from .evaluation.results import Evaluation
+from .inference.amortized import Posterior
+from .inference.loading import load_posterior
+from .inference.recipe import posterior
 from .metrics import (
     classifier_test,
     energy_distance,
@@ -118,6 +121,7 @@ __all__ = [
     "Model",
     "Objective",
     "Pairs",
+    "Posterior",
     "Process",
     "RectifiedFlow",
     "Registry",
@@ -149,6 +153,7 @@ __all__ = [
     "frechet_distance",
     "likelihood",
     "load",
+    "load_posterior",
     "log_prob",
     "loss",
     "metrics",
@@ -156,6 +161,7 @@ __all__ = [
     "nfe_for_error",
     "noise_floor",
     "oracle",
+    "posterior",
     "posthoc_ema",
     "recipes",
     "reflow",

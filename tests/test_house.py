@@ -25,7 +25,7 @@ FLOORS = [
     {"density", "metrics"},
     {"data"},
     {"training"},
-    {"evaluation"},
+    {"evaluation", "inference"},
     {"cli"},
     {"__main__"},
 ]
