@@ -38,7 +38,7 @@ def posterior(
     bounds: str = "transform",
     held_out: float = 0.1,
     patience: int = 4,
-    steps: int = 4000,
+    steps: int = 5000,
     lr: float = 2e-3,
     ema: float = 200.0,
     generator: torch.Generator | None = None,
@@ -156,6 +156,8 @@ def _default(theta: Tensor, x: Tensor, generator: torch.Generator) -> ScoreSDE:
             "resmlp",
             shape=(theta.shape[1],),
             vector=x.shape[1],
+            fourier=16,
+            dropout=0.1,
             condition_dropout=0.0,
         )
 

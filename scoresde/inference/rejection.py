@@ -16,6 +16,8 @@ DRAWS = 4096
 """By which the acceptance is estimated for log_prob."""
 SEED = 2_718_281
 """Of these draws."""
+QUICK = {"rtol": 1e-3, "atol": 1e-3}
+"""Tolerances of the solves for it, whose errors are small beside the binomial one."""
 AT_ONCE = 2**17
 """Most draws of a round beyond one for each sample."""
 MOST_DRAWS = 500
@@ -71,7 +73,7 @@ class Acceptance:
 def share_inside(posterior: Draws, row: Tensor, n: int = DRAWS) -> float:
     """The share of n draws at one observation inside the support, from a seed of its own."""
     generator = torch.Generator(device=row.device).manual_seed(SEED)
-    theta = posterior.draw(row, torch.zeros(n, dtype=torch.long), generator, {})
+    theta = posterior.draw(row, torch.zeros(n, dtype=torch.long), generator, dict(QUICK))
     return float(posterior._prior.contains(theta).double().mean())
 
 
