@@ -3,12 +3,14 @@
     u_i = Φ⁻¹((theta_i − low_i)/(high_i − low_i))      in an interval, Φ the normal CDF
     u_i = log(theta_i − low_i), −log(high_i − theta_i)  on a half line
     u_i = theta_i                                       elsewhere
-    w = L⁻¹(u − b − A·(x − m)/s)
+    w = L⁻¹(u − b − A·f(x)),  f(x) = ((x − m)/s, the normal scores of x)
 
-A is the ridge regression of u on x, with the penalty that generalized cross-validation chooses, and
-L Lᵀ the covariance of what it leaves. A network that outputs zero, which means w ~ N(0, I), is then
-the best linear-Gaussian posterior, and nothing that it samples leaves the prior's support. With a
-uniform prior u is N(0, I) before the data are seen.
+A is a ridge regression, with the penalty that generalized cross-validation chooses, and L Lᵀ the
+covariance of what it leaves. Normal scores, Φ⁻¹ of the share of simulations below x_k, are used
+if some theta_i has an interval: where x_k is theta_i and a little noise, u_i is nearly linear in
+them. A network that outputs zero, which means w ~ N(0, I), is then the best linear-Gaussian
+posterior, and nothing that it samples leaves the prior's support. With a uniform prior u is N(0, I)
+before the data are seen.
 
     log p(theta | x) = log p(w | x) − log det L + ∑ log |du_i/dtheta_i|
 """
@@ -16,6 +18,7 @@ uniform prior u is N(0, I) before the data are seen.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -25,7 +28,9 @@ EDGE = 1e-9
 PENALTIES = torch.logspace(-6, 6, 25, dtype=torch.float64)
 """Of the ridge regression, per row."""
 MOST_FEATURES = 2000
-"""Numbers in one observation beyond which no regression is made."""
+"""Twice the numbers in one observation, beyond which no regression is made."""
+KNOTS = 61
+"""Of the normal scores, from −3 to 3, or nearer to 0 if fewer than five simulations lie beyond."""
 SMALLEST = 1e-300
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -87,7 +92,7 @@ class Support:
 class Coordinates:
     """The map between theta and w, given x, with its numbers in float64."""
 
-    NUMBERS = ("low", "high", "mean", "scale", "slope", "intercept", "root")
+    NUMBERS = ("low", "high", "mean", "scale", "knots", "levels", "slope", "intercept", "root")
 
     def __init__(self, **numbers: Tensor) -> None:
         self.numbers = {name: numbers[name].double().cpu() for name in self.NUMBERS}
@@ -99,13 +104,16 @@ class Coordinates:
         support = Support(low, high)
         u, _ = support.forward(theta.cpu())
         x = x.cpu().double()
-        mean = x.mean(0)
         scale = x.std(0, correction=0)
-        constant = scale <= 1e-9 * mean.abs()
-        scale = torch.where(constant, 1.0, scale)
-        features = torch.where(constant, 0.0, (x - mean) / scale)
-        slope, freedom = ridge(features, u - u.mean(0))
-        left = u - u.mean(0) - features @ slope
+        numbers = {"mean": x.mean(0)}
+        constant = scale <= 1e-9 * numbers["mean"].abs()
+        numbers["scale"] = torch.where(constant, math.inf, scale)
+        wanted = bool(support.both.any()) and 2 * x.shape[1] <= MOST_FEATURES
+        numbers |= _normal_scores(x if wanted else x[:0])
+        f = features(x, numbers)
+        centre = f.mean(0)
+        slope, freedom = ridge(f - centre, u - u.mean(0))
+        left = u - u.mean(0) - (f - centre) @ slope
         covariance = left.T @ left / max(1.0, len(u) - 1 - freedom)
         spread = covariance.diagonal()
         spread = torch.where(spread > 0, spread, 1.0)
@@ -113,11 +121,10 @@ class Coordinates:
         return cls(
             low=low,
             high=high,
-            mean=mean,
-            scale=torch.where(constant, math.inf, scale),
             slope=slope,
-            intercept=u.mean(0),
+            intercept=u.mean(0) - centre @ slope,
             root=torch.linalg.cholesky(covariance),
+            **numbers,
         )
 
     def forward(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,23 +161,50 @@ class Coordinates:
 
     def _centre(self, x: Tensor) -> Tensor:
         """What u is expected to be at x."""
-        mean, scale, slope, intercept = (
-            self.numbers[name].to(x.device) for name in ("mean", "scale", "slope", "intercept")
-        )
-        return intercept + ((x.double() - mean) / scale) @ slope
+        near = {name: value.to(x.device) for name, value in self.numbers.items()}
+        return near["intercept"] + features(x.double(), near) @ near["slope"]
 
 
-def ridge(features: Tensor, target: Tensor) -> tuple[Tensor, float]:
+def features(x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
+    """f(x), (…, 2K) or (…, K), of x (…, K)."""
+    linear = (x - numbers["mean"]) / numbers["scale"]
+    levels = numbers["levels"]
+    if not len(levels):
+        return linear
+    rows = x.reshape(-1, x.shape[-1]).T.contiguous()
+    above = torch.searchsorted(numbers["knots"], rows).clamp(1, len(levels) - 1)
+    high = numbers["knots"].gather(1, above)
+    low = numbers["knots"].gather(1, above - 1)
+    width = high - low
+    share = torch.where(width > 0, ((rows - low) / width).clamp(0, 1), 0.5)
+    score = levels[above - 1] + share * (levels[above] - levels[above - 1])
+    score = torch.where(numbers["scale"].isinf().unsqueeze(1), 0.0, score)
+    return torch.cat([linear, score.T.reshape(x.shape)], -1)
+
+
+def _normal_scores(x: Tensor) -> dict[str, Tensor]:
+    """The knots (K, KNOTS) of x (N, K), and the normal quantiles that they are; none of no x."""
+    if not len(x):
+        none = torch.zeros(0, dtype=torch.float64)
+        return {"knots": none.expand(x.shape[1], 0), "levels": none}
+    rare = torch.special.ndtri(torch.tensor(5 / max(len(x), 20), dtype=torch.float64))
+    most = min(3.0, -float(rare))
+    levels = torch.linspace(-most, most, KNOTS, dtype=torch.float64)
+    at = (torch.special.ndtr(levels) * (len(x) - 1)).round().long()
+    return {"knots": x.sort(0).values[at].T.contiguous(), "levels": levels}
+
+
+def ridge(given: Tensor, target: Tensor) -> tuple[Tensor, float]:
     """The slope (K, D) of a regression of centred numbers, and its degrees of freedom.
 
     The penalty has the least generalized cross-validation error, ∑‖y − ŷ‖²/(N − df)², summed over
     targets of unit variance; an infinite one, for no regression, is among them.
     """
-    n, k = features.shape
+    n, k = given.shape
     none = torch.zeros(k, target.shape[1], dtype=torch.float64)
     if k > MOST_FEATURES:
         return none, 0.0
-    left, size, right = torch.linalg.svd(features, full_matrices=False)
+    left, size, right = torch.linalg.svd(given, full_matrices=False)
     deviation = target.std(0, correction=0)
     unit = target / torch.where(deviation > 0, deviation, 1.0)
     along = left.T @ unit
