@@ -92,14 +92,30 @@ class Support:
 class Coordinates:
     """The map between theta and w, given x, with its numbers in float64."""
 
-    NUMBERS = ("low", "high", "mean", "scale", "knots", "levels", "slope", "intercept", "root")
+    NUMBERS = (
+        "low",
+        "high",
+        "mean",
+        "scale",
+        "knots",
+        "levels",
+        "slope",
+        "intercept",
+        "root",
+    )
 
     def __init__(self, **numbers: Tensor) -> None:
         self.numbers = {name: numbers[name].double().cpu() for name in self.NUMBERS}
         self.support = Support(self.numbers["low"], self.numbers["high"])
 
     @classmethod
-    def measured(cls, low: Tensor, high: Tensor, theta: Tensor, x: Tensor) -> Coordinates:
+    def measured(
+        cls,
+        low: Tensor,
+        high: Tensor,
+        theta: Tensor,
+        x: Tensor,
+    ) -> Coordinates:
         """Coordinates from pairs: theta (N, D) and x (N, K)."""
         support = Support(low, high)
         u, _ = support.forward(theta.cpu())
@@ -127,7 +143,11 @@ class Coordinates:
             **numbers,
         )
 
-    def forward(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        theta: Tensor,
+        x: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """w (…, D) and log |det dw/dtheta| (…) of theta inside, given x (…, K), in float64."""
         u, log_det = self.support.forward(theta)
         root = self.numbers["root"].to(u.device)
@@ -141,7 +161,12 @@ class Coordinates:
         """log |det dw/dtheta| at w, up to a constant."""
         return self.support.log_slope(self.to_u(w, x))
 
-    def clamped(self, w: Tensor, x: Tensor, farthest: float) -> Tensor:
+    def clamped(
+        self,
+        w: Tensor,
+        x: Tensor,
+        farthest: float,
+    ) -> Tensor:
         """w with no |u_i| of an interval beyond `farthest`."""
         u = self.support.clamped(self.to_u(w, x), farthest)
         return self.from_u(u, x).to(w.dtype)

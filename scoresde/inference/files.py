@@ -14,7 +14,10 @@ NAME = "posterior"
 """Name of the record."""
 
 
-def save_posterior(posterior: Any, folder: str | os.PathLike[str]) -> Path:
+def save_posterior(
+    posterior: Any,
+    folder: str | os.PathLike[str],
+) -> Path:
     """Write both records; the model first, for its errors."""
     folder = save(posterior.sde, folder)
     coordinates = posterior.coordinates

@@ -12,7 +12,11 @@ from ..common.inputs import as_reals
 from ..model.score_sde import ScoreSDE
 
 
-def observations(sde: ScoreSDE, condition: str, x: Any) -> tuple[Tensor, Size]:
+def observations(
+    sde: ScoreSDE,
+    condition: str,
+    x: Any,
+) -> tuple[Tensor, Size]:
     """Observations as rows (B, *shape) on the model's device, and their batch shape."""
     if x is None:
         raise TypeError("x is missing: give the observation, x=x_o")

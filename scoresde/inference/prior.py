@@ -128,7 +128,10 @@ def _box(lowest: object, highest: object) -> Distribution:
     return Independent(Uniform(low, high), 1)
 
 
-def _written(family: str, **values: Tensor) -> dict[str, Any] | None:
+def _written(
+    family: str,
+    **values: Tensor,
+) -> dict[str, Any] | None:
     """A family and its numbers in plain JSON, exact for float32 and float64."""
     dtypes = {value.dtype for value in values.values()}
     name = str(dtypes.pop()).removeprefix("torch.")
@@ -144,7 +147,10 @@ def _has_density(support: Any) -> bool:
     return not any(isinstance(part, type(known.simplex)) for part in parts)
 
 
-def _bounds(support: Any, dim: int) -> tuple[Tensor, Tensor] | None:
+def _bounds(
+    support: Any,
+    dim: int,
+) -> tuple[Tensor, Tensor] | None:
     """The box that a support is, as float64 (D,) each; None if it is of another form."""
     inner = getattr(support, "base_constraint", None)
     if inner is not None:

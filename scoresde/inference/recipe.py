@@ -142,7 +142,11 @@ def posterior(
     return made
 
 
-def _default(theta: Tensor, x: Tensor, generator: torch.Generator) -> ScoreSDE:
+def _default(
+    theta: Tensor,
+    x: Tensor,
+    generator: torch.Generator,
+) -> ScoreSDE:
     """The model that is trained if none is given."""
     if x.ndim != 2:
         raise ValueError(
@@ -162,12 +166,19 @@ def _default(theta: Tensor, x: Tensor, generator: torch.Generator) -> ScoreSDE:
         )
 
 
-def _chosen(given: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+def _chosen(
+    given: dict[str, Tensor],
+    rows: Tensor,
+) -> dict[str, Tensor]:
     """Conditions of some rows."""
     return {name: value[rows] for name, value in given.items()}
 
 
-def _pairs(prior: Prior, theta: Any, x: Any) -> tuple[Tensor, Tensor]:
+def _pairs(
+    prior: Prior,
+    theta: Any,
+    x: Any,
+) -> tuple[Tensor, Tensor]:
     """Parameters (N, D) and simulations (N, *shape) that can be trained on, on the CPU; checked."""
     theta = _floating(theta, "theta")
     x = _floating(x, "x")

@@ -70,7 +70,11 @@ class Acceptance:
         return cls(share, torch.sqrt(smooth * (1 - smooth) / n), n)
 
 
-def share_inside(posterior: Draws, row: Tensor, n: int = DRAWS) -> float:
+def share_inside(
+    posterior: Draws,
+    row: Tensor,
+    n: int = DRAWS,
+) -> float:
     """The share of n draws at one observation inside the support, from a seed of its own."""
     generator = torch.Generator(device=row.device).manual_seed(SEED)
     theta = posterior.draw(row, torch.zeros(n, dtype=torch.long), generator, dict(QUICK))
