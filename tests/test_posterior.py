@@ -177,6 +177,22 @@ def test_a_positive_parameter_stays_positive() -> None:
     assert (post.sample((500,), x=torch.tensor([-3.0])) > 0).all()
 
 
+def test_a_support_in_two_pieces_is_kept_by_rejection() -> None:
+    low = torch.tensor([[0.0, 0.0], [2.0, 2.0]])
+    prior = MixtureSameFamily(Categorical(torch.ones(2)), Independent(Uniform(low, low + 1), 1))
+    g = torch.Generator().manual_seed(0)
+    theta = torch.rand(400, 2, generator=g) + 2 * (torch.rand(400, 1, generator=g) < 0.5)
+    post = small(prior, theta, theta + 0.3 * torch.randn(400, 2, generator=g))
+    draws = post.sample((300,), x=torch.tensor([1.5, 1.5]), generator=g, **QUICK)
+    first = ((draws >= 0) & (draws <= 1)).all(1)
+    second = ((draws >= 2) & (draws <= 3)).all(1)
+    assert (first | second).all()
+    assert first.any()
+    assert second.any()
+    gap = torch.tensor([1.5, 1.5])
+    assert post.log_prob(gap, x=gap) == -math.inf
+
+
 def test_the_regression_forgets_features_that_tell_nothing() -> None:
     g = torch.Generator().manual_seed(0)
     features = torch.randn(60, 50, dtype=torch.float64, generator=g)
@@ -217,7 +233,9 @@ def test_what_is_saved_comes_back_bit_for_bit(prior: Any, tmp_path: Path) -> Non
     x = torch.tensor([0.5, 0.4])
     points = 0.1 + 0.3 * torch.randn(20, 2, generator=g)
     assert torch.equal(again.log_prob(points, x=x, steps=8), post.log_prob(points, x=x, steps=8))
-    assert torch.equal(again._prior.log_prob(points), post._prior.log_prob(points))
+    assert again._prior.describe() == post._prior.describe()
+    inside = post.prior.support.check(points)
+    assert torch.equal(again.prior.log_prob(points[inside]), post.prior.log_prob(points[inside]))
     assert type(again.prior) is type(post.prior)
     assert scoresde.load(tmp_path / "post").shape == (2,)
 

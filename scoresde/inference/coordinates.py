@@ -125,7 +125,8 @@ class Coordinates:
         constant = scale <= 1e-9 * numbers["mean"].abs()
         numbers["scale"] = torch.where(constant, math.inf, scale)
         wanted = bool(support.both.any()) and 2 * x.shape[1] <= MOST_FEATURES
-        numbers |= _normal_scores(x if wanted else x[:0])
+        scored = x if wanted else x[:0]
+        numbers |= _normal_scores(scored)
         f = features(x, numbers)
         centre = f.mean(0)
         slope, freedom = ridge(f - centre, u - u.mean(0))

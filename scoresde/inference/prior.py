@@ -1,4 +1,4 @@
-"""What a prior is asked for: its support as bounds of each parameter, its density, its name."""
+"""What a prior is asked for: its support, as bounds of each parameter, and its name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, Uniform
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    Uniform,
+)
 from torch.distributions import constraints as known
 
 from ..common.checks import brief_repr
@@ -48,23 +55,16 @@ class Prior:
             low = self.low.to(value.device)
             high = self.high.to(value.device)
             return ((value >= low) & (value <= high)).all(-1)
-        support: Any = self.law.support
-        inside: Tensor = support.check(self._near(theta.detach()))
-        return inside.to(theta.device)
-
-    def log_prob(self, theta: Tensor) -> Tensor:
-        """log p(theta), −∞ outside the support, on theta's device."""
-        inside = self.contains(theta)
-        value = self._near(theta)
-        some = self._near(self.law.sample())
-        value = torch.where(inside.to(value.device).unsqueeze(-1), value, some)
-        log_p: Tensor = self.law.log_prob(value)
-        return log_p.to(theta.device).masked_fill(~inside, -math.inf)
-
-    def _near(self, theta: Tensor) -> Tensor:
-        """Theta where the prior's own numbers are, and in their dtype."""
         some = self.law.sample()
-        return theta.to(some.device, some.dtype)
+        value = theta.detach().to(some.device, some.dtype)
+        law: Any = self.law
+        if isinstance(law, MixtureSameFamily):  # torch's own support asks for all components'
+            value = value.unsqueeze(-2)
+            law = law.component_distribution
+        inside: Tensor = law.support.check(value)
+        if law is not self.law:
+            inside = inside.any(-1)
+        return inside.to(theta.device)
 
     def describe(self) -> dict[str, Any] | None:
         """The prior in plain JSON, if it is of a family that can be written so."""
