@@ -290,7 +290,7 @@ class Posterior:
         >>> sde = scoresde.build("vp", "resmlp", shape=(1,), vector=1)
         >>> post = scoresde.Posterior(sde, ([-9.0], [9.0]))
         >>> post.acceptance(torch.zeros(1), n=100)
-        Acceptance(share=tensor(1.), stderr=tensor(0.0098), n=100)
+        Acceptance(share=tensor(1.), stderr=tensor(0.0070), n=100)
         """
         n = whole_number("n", n)
         rows, batch = observations(self.sde, self.condition, x)
