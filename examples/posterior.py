@@ -44,7 +44,7 @@ def exact(theta: Tensor, x: Tensor) -> Tensor:
 
 def main(
     n: int = 5000,
-    steps: int = 2500,
+    steps: int = 1500,
     draws: int = 2000,
     out: str = "posterior.png",
     seed: int = 0,
@@ -62,7 +62,7 @@ def main(
     accuracy = scoresde.classifier_test(found, truth).accuracy
     print(post.history)
     print(f"a classifier tells draws from the exact posterior in {accuracy:.1%} of cases")
-    print(f"a likely theta: {post.map(x=observed, draws=200).tolist()}")
+    print(f"a likely theta: {post.map(x=observed, draws=200, steps=5).tolist()}")
     plot(found, truth, Path(out))
     return accuracy
 
@@ -84,7 +84,7 @@ def plot(found: Tensor, truth: Tensor, out: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-n", type=int, default=5000, help="simulations")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--draws", type=int, default=2000)
     parser.add_argument("--out", default="posterior.png")
     parser.add_argument("--seed", type=int, default=0)

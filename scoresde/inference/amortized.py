@@ -158,7 +158,7 @@ class Posterior:
         if self.leaks:
             theta = accepted(self, rows, index, generator, how)
         else:
-            theta = self.draw(rows, index, generator, how)
+            theta = self._draw(rows, index, generator, how)
         return theta.reshape(*shape, *batch, self._prior.dim)
 
     def log_prob(
@@ -328,12 +328,12 @@ class Posterior:
 
     # ------------------------------------------------------------------ in flat rows
 
-    def under(self, rows: Tensor, index: Tensor) -> tuple[Any, Tensor]:
+    def _under(self, rows: Tensor, index: Tensor) -> tuple[Any, Tensor]:
         """The model under chosen observations, and these; one for all stays one row."""
         chosen = rows if len(rows) == 1 else rows[index.to(rows.device)]
         return self.sde.given(**{self.condition: chosen}), chosen
 
-    def draw(
+    def _draw(
         self,
         rows: Tensor,
         index: Tensor,
@@ -341,15 +341,15 @@ class Posterior:
         how: dict[str, Any],
     ) -> Tensor:
         """The model's draws, (N, D), one for each index of an observation."""
-        model, chosen = self.under(rows, index)
+        model, chosen = self._under(rows, index)
         w = sample(model, len(index), generator=generator, **how)
         if self.coordinates is None:
             return w
         return self.coordinates.inverse(w, chosen.flatten(1))
 
-    def density(self, theta: Tensor, rows: Tensor, index: Tensor, how: dict[str, Any]) -> Tensor:
+    def _density(self, theta: Tensor, rows: Tensor, index: Tensor, how: dict[str, Any]) -> Tensor:
         """The model's log p of theta (N, D) inside the support."""
-        model, chosen = self.under(rows, index)
+        model, chosen = self._under(rows, index)
         if self.coordinates is None:
             return log_prob(model, theta.to(self.sde.state_dtype), **how)
         w, log_det = self.coordinates.forward(theta, chosen.flatten(1))
@@ -371,7 +371,7 @@ class Posterior:
         if not bool(inside.any()):
             return value
         chosen = index[inside.to(index.device)]
-        log_p = self.density(theta[inside], rows, chosen, how)
+        log_p = self._density(theta[inside], rows, chosen, how)
         if normalized and self.leaks:
             shares = torch.ones(len(rows), dtype=torch.float64)
             for i in sorted(set(chosen.tolist())):

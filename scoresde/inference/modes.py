@@ -26,7 +26,7 @@ def mode(
     how: dict[str, Any],
 ) -> Tensor:
     """The likeliest point found at one observation (1, *shape)."""
-    model, _ = posterior.under(row, torch.zeros(draws, dtype=torch.long))
+    model, _ = posterior._under(row, torch.zeros(draws, dtype=torch.long))
     quick = {"steps": SOLVE_STEPS, **how}
     with torch.no_grad():
         w, log_p = sample_and_log_prob(model, draws, generator=generator, **quick)

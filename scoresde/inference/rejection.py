@@ -32,7 +32,7 @@ class Draws(Protocol):
     sde: Any
     _prior: Any
 
-    def draw(
+    def _draw(
         self,
         rows: Tensor,
         index: Tensor,
@@ -77,7 +77,7 @@ def share_inside(
 ) -> float:
     """The share of n draws at one observation inside the support, from a seed of its own."""
     generator = torch.Generator(device=row.device).manual_seed(SEED)
-    theta = posterior.draw(row, torch.zeros(n, dtype=torch.long), generator, dict(QUICK))
+    theta = posterior._draw(row, torch.zeros(n, dtype=torch.long), generator, dict(QUICK))
     return float(posterior._prior.contains(theta).double().mean())
 
 
@@ -102,7 +102,7 @@ def accepted(
                 "prior disagree at this x: train on more pairs, or with bounds='transform'"
             )
         chosen = index[waiting].repeat_interleave(copies)
-        theta = posterior.draw(rows, chosen, generator, how)
+        theta = posterior._draw(rows, chosen, generator, how)
         inside = posterior._prior.contains(theta).view(len(waiting), copies)
         out = theta.new_empty(len(index), theta.shape[1]) if out is None else out
         first = inside.int().argmax(1)
