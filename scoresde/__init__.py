@@ -29,6 +29,9 @@ from .density.exact import likelihood, log_prob, sample_and_log_prob
 from .density.weighted_bits import Bits
 from .evaluation.report import evaluate
 from .evaluation.results import Evaluation
+from .inference.amortized import Posterior
+from .inference.loading import load_posterior
+from .inference.recipe import posterior
 from .metrics import (
     classifier_test,
     energy_distance,
@@ -123,6 +126,7 @@ __all__ = [
     "Model",
     "Objective",
     "Pairs",
+    "Posterior",
     "Process",
     "RectifiedFlow",
     "Registry",
@@ -158,6 +162,7 @@ __all__ = [
     "impute",
     "likelihood",
     "load",
+    "load_posterior",
     "log_prob",
     "loss",
     "metrics",
@@ -166,6 +171,7 @@ __all__ = [
     "noise_floor",
     "oracle",
     "plotting",
+    "posterior",
     "posthoc_ema",
     "recipes",
     "reflow",

@@ -25,7 +25,7 @@ FLOORS = [
     {"density", "metrics"},
     {"data"},
     {"training"},
-    {"evaluation", "estimators"},
+    {"evaluation", "estimators", "inference"},
     {"cli"},
     {"__main__"},
 ]

@@ -1,0 +1,1 @@
+"""Posteriors p(theta | x) from simulated pairs: simulation-based inference."""

@@ -1,0 +1,396 @@
+"""A conditional model and a prior as a posterior p(theta | x), for any observation x."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from ..common.checks import check_generator, true_or_false, whole_number
+from ..common.inputs import as_reals
+from ..density.exact import log_prob
+from ..model.require import require_sde
+from ..model.score_sde import ScoreSDE
+from ..sampling.trajectory import sample
+from ..training.history import History
+from .coordinates import Coordinates
+from .files import save_posterior
+from .modes import mode
+from .observations import condition_name, observations, sample_size
+from .prior import as_prior
+from .rejection import Acceptance, accepted, share_inside
+
+CACHED = 10_000
+"""Observations whose acceptance is remembered."""
+
+
+class Posterior:
+    """p(theta | x): a model with one condition, and a prior whose support it keeps to.
+
+    With `coordinates`, as `scoresde.posterior` makes them, the model is one of transformed
+    parameters, and nothing lies outside the support. Without, as for a model trained by hand on
+    theta itself, draws outside the support are rejected, and
+
+        log p(theta | x) = log p_model(theta | x) − log A(x),      −∞ outside,
+
+    with A(x), the model's share inside, estimated by draws: see `acceptance`.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+        Of shape (D,), with a condition.
+    prior : torch.distributions.Distribution or pair of Tensor
+        Of event shape (D,), or the corners (low, high) of a box.
+    coordinates : Coordinates, optional
+        Those of the parameters that the model is one of.
+    condition : str, optional
+        The network's name of x, if it takes more than one condition: "vector" by default.
+
+    Attributes
+    ----------
+    sde : ScoreSDE
+        The model.
+    prior : torch.distributions.Distribution
+        The prior.
+    history : History or None
+        That of the training, if `scoresde.posterior` made it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a model without conditions, or a prior that is none or of another dimension.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> sde = scoresde.build("vp", "resmlp", shape=(2,), vector=3)
+    >>> post = scoresde.Posterior(sde, (-torch.ones(2), torch.ones(2)))
+    >>> post.sample((4,), x=torch.zeros(3)).shape
+    torch.Size([4, 2])
+    """
+
+    def __init__(
+        self,
+        sde: ScoreSDE,
+        prior: Any,
+        *,
+        coordinates: Coordinates | None = None,
+        condition: str | None = None,
+    ) -> None:
+        self.sde = require_sde(sde, "Posterior")
+        self._prior = as_prior(prior)
+        if tuple(sde.shape) != (self._prior.dim,):
+            raise ValueError(
+                f"the prior has {self._prior.dim} parameters and the model is one of shape "
+                f"{tuple(sde.shape)}"
+            )
+        self.condition = condition_name(sde, condition)
+        self.coordinates = coordinates
+        kept = coordinates is not None and self._prior.box
+        if coordinates is not None:
+            kept = kept and torch.equal(coordinates.support.low, self._prior.low)
+            kept = kept and torch.equal(coordinates.support.high, self._prior.high)
+        self.leaks = not (kept or self._prior.everywhere)
+        self.history: History | None = None
+        self._shares: dict[bytes, float] = {}
+
+    @property
+    def prior(self) -> Any:
+        """The prior, a torch distribution."""
+        return self._prior.law
+
+    def __repr__(self) -> str:
+        """The model, the prior and how its support is kept."""
+        how = "rejection" if self.leaks else "no leak"
+        return f"Posterior({self.sde!r}, {self.prior!r}, {how})"
+
+    def sample(
+        self,
+        sample_shape: Any = (),
+        x: Any = None,
+        *,
+        generator: torch.Generator | None = None,
+        **how: Any,
+    ) -> Tensor:
+        """Draw parameters given x, all inside the prior's support.
+
+        Parameters
+        ----------
+        sample_shape : tuple of int, or int
+        x : Tensor or array, shape (K,) or (B, K)
+            One observation, or several, each with a posterior of its own.
+        generator : torch.Generator, optional
+            The only source of randomness when given.
+        **how
+            As for `scoresde.sample`: solver, steps, rtol, atol, batch_size, ….
+
+        Returns
+        -------
+        Tensor, shape (*sample_shape, D) or (*sample_shape, B, D)
+
+        Raises
+        ------
+        TypeError, ValueError
+            For x of another shape or with NaN in it.
+        SolverError
+            As `scoresde.sample`; and if too few draws lie inside the support to go on.
+
+        Warns
+        -----
+        UserWarning
+            If fewer than 5% of the model's draws lie inside the support.
+
+        Examples
+        --------
+        See `Posterior`.
+        """
+        check_generator(generator)
+        shape = sample_size(sample_shape)
+        rows, batch = observations(self.sde, self.condition, x)
+        n = math.prod(shape)
+        index = torch.arange(len(rows)).repeat(n)
+        if not len(index):
+            return self.sde.scale.new_empty(*shape, *batch, self._prior.dim)
+        if self.leaks:
+            theta = accepted(self, rows, index, generator, how)
+        else:
+            theta = self._draw(rows, index, generator, how)
+        return theta.reshape(*shape, *batch, self._prior.dim)
+
+    def log_prob(
+        self, theta: Any, x: Any = None, *, normalized: bool = True, **how: Any
+    ) -> Tensor:
+        """Return log p(theta | x), −∞ outside the prior's support.
+
+        Parameters
+        ----------
+        theta : Tensor or array, shape (…, D)
+        x : Tensor or array, shape (K,) or (B, K)
+            With B observations, theta (…, B, D) or (D,) has one for each.
+        normalized : bool
+            Whether to divide by the model's share inside the support where it leaks: see
+            `acceptance`, which draws 4,096 samples for each new x.
+        **how
+            As for `scoresde.log_prob`: solver, rtol, atol, batch_size, ….
+
+        Returns
+        -------
+        Tensor, shape (…) or (…, B)
+            Nats. Gradients flow to theta.
+
+        Raises
+        ------
+        TypeError, ValueError, SolverError
+            As `sample` and `scoresde.log_prob`.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> sde = scoresde.build("vp", "resmlp", shape=(2,), vector=3)
+        >>> post = scoresde.Posterior(sde, (-torch.ones(2), torch.ones(2)))
+        >>> post.log_prob(torch.tensor([[0.0, 0.0], [0.0, 2.0]]), x=torch.zeros(3)).isinf()
+        tensor([False,  True])
+        """
+        true_or_false("normalized", normalized)
+        theta = as_reals(theta, "theta").to(self.sde.scale.device)
+        rows, batch = observations(self.sde, self.condition, x)
+        dim = self._prior.dim
+        if not theta.ndim or theta.shape[-1] != dim:
+            raise ValueError(f"theta has shape {tuple(theta.shape)}, wanted (…, {dim})")
+        broadcast: Any = torch.broadcast_shapes
+        try:
+            shape: Size = broadcast(theta.shape[:-1], batch)
+        except RuntimeError:
+            raise ValueError(
+                f"theta has shape {tuple(theta.shape)} and x holds {tuple(batch)} observations: "
+                f"wanted (…, {', '.join(map(str, batch))}, {dim})"
+            ) from None
+        if not theta.is_floating_point():
+            theta = theta.to(self.sde.state_dtype)
+        if bool(theta.isnan().any()):
+            raise ValueError("theta has NaN values")
+        flat = theta.expand(*shape, dim).reshape(-1, dim)
+        index = torch.arange(len(rows)).reshape(batch).expand(shape).reshape(-1)
+        return self._flat_log_prob(flat, rows, index, normalized, how).reshape(shape)
+
+    def map(
+        self,
+        x: Any = None,
+        *,
+        draws: int = 500,
+        steps: int = 20,
+        generator: torch.Generator | None = None,
+        **how: Any,
+    ) -> Tensor:
+        """Return the parameters of the highest posterior density that ascent from draws finds.
+
+        The likeliest of some draws climb the gradient of log p(theta | x), and the best of all
+        points is returned. Where the density rises up to the edge of the support, it lies a
+        hair inside.
+
+        Parameters
+        ----------
+        x : Tensor or array, shape (K,) or (B, K)
+        draws : int
+            Samples to begin with, for each observation.
+        steps : int
+            Iterations of L-BFGS; 0 for the likeliest draw.
+        generator : torch.Generator, optional
+            Draws the samples.
+        **how
+            As for `log_prob`.
+
+        Returns
+        -------
+        Tensor, shape (D,) or (B, D)
+
+        Raises
+        ------
+        TypeError, ValueError, SolverError
+            As `sample`.
+
+        Examples
+        --------
+        See `Posterior`.
+        """
+        whole_number("draws", draws)
+        whole_number("steps", steps, 0)
+        check_generator(generator)
+        rows, batch = observations(self.sde, self.condition, x)
+        found = [mode(self, row[None], draws, steps, generator, how) for row in rows]
+        return torch.stack(found).reshape(*batch, self._prior.dim)
+
+    def acceptance(self, x: Any = None, *, n: int = 4096) -> Acceptance:
+        """Estimate the share of the model's draws inside the prior's support, with its error.
+
+        Parameters
+        ----------
+        x : Tensor or array, shape (K,) or (B, K)
+        n : int
+            Draws for each observation, from a seed of their own.
+
+        Returns
+        -------
+        Acceptance
+            `share` and its standard error `stderr`, of shape () or (B,). log_prob errs by about
+            stderr/share.
+
+        Raises
+        ------
+        TypeError, ValueError, SolverError
+            As `sample`.
+
+        Examples
+        --------
+        >>> import scoresde
+        >>> sde = scoresde.build("vp", "resmlp", shape=(1,), vector=1)
+        >>> post = scoresde.Posterior(sde, ([-9.0], [9.0]))
+        >>> post.acceptance(torch.zeros(1), n=100)
+        Acceptance(share=tensor(1.), stderr=tensor(0.0070), n=100)
+        """
+        n = whole_number("n", n)
+        rows, batch = observations(self.sde, self.condition, x)
+        if not self.leaks:
+            one = torch.ones(batch)
+            return Acceptance(one, torch.zeros(batch), n)
+        shares = [share_inside(self, row[None], n) for row in rows]
+        return Acceptance.of(torch.tensor(shares).reshape(batch), n)
+
+    def save(self, folder: str | os.PathLike[str]) -> Path:
+        """Save model, coordinates and prior; `scoresde.load_posterior` reads them.
+
+        A box, independent normals and a `MultivariateNormal` are written as numbers. Any other
+        prior is not kept: give it to `load_posterior`.
+
+        Parameters
+        ----------
+        folder : path
+
+        Returns
+        -------
+        Path
+            The folder, which `scoresde.load` reads too, for the model alone.
+
+        Raises
+        ------
+        TypeError, ValueError, CheckpointError
+            As `scoresde.save`.
+
+        Examples
+        --------
+        See `scoresde.load_posterior`.
+        """
+        return save_posterior(self, folder)
+
+    # ------------------------------------------------------------------ in flat rows
+
+    def _under(self, rows: Tensor, index: Tensor) -> tuple[Any, Tensor]:
+        """The model under chosen observations, and these; one for all stays one row."""
+        chosen = rows if len(rows) == 1 else rows[index.to(rows.device)]
+        return self.sde.given(**{self.condition: chosen}), chosen
+
+    def _draw(
+        self,
+        rows: Tensor,
+        index: Tensor,
+        generator: torch.Generator | None,
+        how: dict[str, Any],
+    ) -> Tensor:
+        """The model's draws, (N, D), one for each index of an observation."""
+        model, chosen = self._under(rows, index)
+        w = sample(model, len(index), generator=generator, **how)
+        if self.coordinates is None:
+            return w
+        return self.coordinates.inverse(w, chosen.flatten(1))
+
+    def _density(self, theta: Tensor, rows: Tensor, index: Tensor, how: dict[str, Any]) -> Tensor:
+        """The model's log p of theta (N, D) inside the support."""
+        model, chosen = self._under(rows, index)
+        if self.coordinates is None:
+            return log_prob(model, theta.to(self.sde.state_dtype), **how)
+        w, log_det = self.coordinates.forward(theta, chosen.flatten(1))
+        log_p = log_prob(model, w.to(self.sde.state_dtype), **how)
+        return (log_p + log_det).to(log_p.dtype)
+
+    def _flat_log_prob(
+        self,
+        theta: Tensor,
+        rows: Tensor,
+        index: Tensor,
+        normalized: bool,
+        how: dict[str, Any],
+    ) -> Tensor:
+        """log p of theta (N, D), −∞ outside."""
+        inside = self._prior.contains(theta)
+        value = torch.full(theta.shape[:1], -math.inf, device=theta.device)
+        value = value.to(self.sde.state_dtype)
+        if not bool(inside.any()):
+            return value
+        chosen = index[inside.to(index.device)]
+        log_p = self._density(theta[inside], rows, chosen, how)
+        if normalized and self.leaks:
+            shares = torch.ones(len(rows), dtype=torch.float64)
+            for i in sorted(set(chosen.tolist())):
+                shares[i] = self._share(rows[i : i + 1])
+            log_p = log_p - shares.log()[chosen].to(log_p)
+        value = value.to(log_p.dtype)
+        value[inside] = log_p
+        return value
+
+    def _share(self, row: Tensor) -> float:
+        """The acceptance at one observation, remembered; raise if it is 0."""
+        key = row.cpu().numpy().tobytes()
+        if key not in self._shares:
+            if len(self._shares) >= CACHED:
+                self._shares.clear()
+            self._shares[key] = share_inside(self, row)
+        if not self._shares[key]:
+            raise ValueError(
+                "no draw of the model at this x lies in the prior's support, so that log_prob "
+                "can't be normalized there; try normalized=False"
+            )
+        return self._shares[key]

@@ -1,0 +1,249 @@
+"""Coordinates in which a posterior is nearly a standard normal distribution.
+
+    u_i = Φ⁻¹((theta_i − low_i)/(high_i − low_i))      in an interval, Φ the normal CDF
+    u_i = log(theta_i − low_i), −log(high_i − theta_i)  on a half line
+    u_i = theta_i                                       elsewhere
+    w = L⁻¹(u − b − A·f(x)),  f(x) = ((x − m)/s, the normal scores of x)
+
+A is a ridge regression, with the penalty that generalized cross-validation chooses, and L Lᵀ the
+covariance of what it leaves. Normal scores, Φ⁻¹ of the share of simulations below x_k, are used
+if some theta_i has an interval: where x_k is theta_i and a little noise, u_i is nearly linear in
+them. A network that outputs zero, which means w ~ N(0, I), is then the best linear-Gaussian
+posterior, and nothing that it samples leaves the prior's support. With a uniform prior u is N(0, I)
+before the data are seen.
+
+    log p(theta | x) = log p(w | x) − log det L + ∑ log |du_i/dtheta_i|
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+EDGE = 1e-9
+"""Share of an interval, at each end, that counts as its edge: u stays within ±6."""
+PENALTIES = torch.logspace(-6, 6, 25, dtype=torch.float64)
+"""Of the ridge regression, per row."""
+MOST_FEATURES = 2000
+"""Twice the numbers in one observation, beyond which no regression is made."""
+KNOTS = 61
+"""Of the normal scores, from −3 to 3, or nearer to 0 if fewer than five simulations lie beyond."""
+SMALLEST = 1e-300
+LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class Support:
+    """The bijection between the interior of a box of intervals, half lines and lines, and R^D."""
+
+    def __init__(self, low: Tensor, high: Tensor) -> None:
+        self.low = low.double()
+        self.high = high.double()
+        self.both = low.isfinite() & high.isfinite()
+        self.lower = low.isfinite() & ~high.isfinite()
+        self.upper = high.isfinite() & ~low.isfinite()
+
+    def forward(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """u and ∑ log |du/dtheta| of theta (…, D) inside, in float64."""
+        theta = theta.double()
+        low, high, both, lower, upper = self._on(theta.device)
+        width = torch.where(both, high - low, 1.0)
+        share = ((theta - torch.where(both, low, 0.0)) / width).clamp(EDGE, 1 - EDGE)
+        probit = torch.special.ndtri(torch.where(both, share, 0.5))
+        one = torch.ones_like(theta)
+        above = torch.where(lower, theta - low, one).clamp_min(SMALLEST)
+        below = torch.where(upper, high - theta, one).clamp_min(SMALLEST)
+        u = torch.where(both, probit, theta)
+        u = torch.where(lower, above.log(), u)
+        u = torch.where(upper, -below.log(), u)
+        return u, self.log_slope(u)
+
+    def log_slope(self, u: Tensor) -> Tensor:
+        """∑ log |du/dtheta| at u (…, D)."""
+        low, high, both, lower, upper = self._on(u.device)
+        width = torch.where(both, high - low, 1.0)
+        inner = torch.where(both, 0.5 * u.square() + LOG_ROOT_2PI - width.log(), 0.0)
+        return (inner + torch.where(upper, u, 0.0) - torch.where(lower, u, 0.0)).sum(-1)
+
+    def clamped(self, u: Tensor, farthest: float) -> Tensor:
+        """u with parameters in intervals no farther than that from 0."""
+        return torch.where(self.both.to(u.device), u.clamp(-farthest, farthest), u)
+
+    def inverse(self, u: Tensor, dtype: torch.dtype) -> Tensor:
+        """Theta of u (…, D), strictly inside as numbers of that dtype."""
+        u = u.double()
+        low, high, both, lower, upper = self._on(u.device)
+        theta = torch.where(both, low + torch.special.ndtr(u) * (high - low), u)
+        theta = torch.where(lower, low + torch.where(lower, u, 0.0).exp(), theta)
+        theta = torch.where(upper, high - torch.where(upper, -u, 0.0).exp(), theta)
+        theta = theta.to(dtype)
+        least = torch.nextafter(low.to(dtype), torch.full_like(low, math.inf).to(dtype))
+        most = torch.nextafter(high.to(dtype), torch.full_like(high, -math.inf).to(dtype))
+        return torch.minimum(torch.maximum(theta, least), most)
+
+    def _on(self, device: torch.device) -> list[Tensor]:
+        """Bounds and masks on a device."""
+        parts = (self.low, self.high, self.both, self.lower, self.upper)
+        return [part.to(device) for part in parts]
+
+
+class Coordinates:
+    """The map between theta and w, given x, with its numbers in float64."""
+
+    NUMBERS = (
+        "low",
+        "high",
+        "mean",
+        "scale",
+        "knots",
+        "levels",
+        "slope",
+        "intercept",
+        "root",
+    )
+
+    def __init__(self, **numbers: Tensor) -> None:
+        self.numbers = {name: numbers[name].double().cpu() for name in self.NUMBERS}
+        self.support = Support(self.numbers["low"], self.numbers["high"])
+
+    @classmethod
+    def measured(
+        cls,
+        low: Tensor,
+        high: Tensor,
+        theta: Tensor,
+        x: Tensor,
+    ) -> Coordinates:
+        """Coordinates from pairs: theta (N, D) and x (N, K)."""
+        support = Support(low, high)
+        u, _ = support.forward(theta.cpu())
+        x = x.cpu().double()
+        scale = x.std(0, correction=0)
+        numbers = {"mean": x.mean(0)}
+        constant = scale <= 1e-9 * numbers["mean"].abs()
+        numbers["scale"] = torch.where(constant, math.inf, scale)
+        wanted = bool(support.both.any()) and 2 * x.shape[1] <= MOST_FEATURES
+        scored = x if wanted else x[:0]
+        numbers |= _normal_scores(scored)
+        f = features(x, numbers)
+        centre = f.mean(0)
+        slope, freedom = ridge(f - centre, u - u.mean(0))
+        left = u - u.mean(0) - (f - centre) @ slope
+        covariance = left.T @ left / max(1.0, len(u) - 1 - freedom)
+        spread = covariance.diagonal()
+        spread = torch.where(spread > 0, spread, 1.0)
+        covariance = covariance + torch.diag(1e-10 * spread)
+        return cls(
+            low=low,
+            high=high,
+            slope=slope,
+            intercept=u.mean(0) - centre @ slope,
+            root=torch.linalg.cholesky(covariance),
+            **numbers,
+        )
+
+    def forward(
+        self,
+        theta: Tensor,
+        x: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """w (…, D) and log |det dw/dtheta| (…) of theta inside, given x (…, K), in float64."""
+        u, log_det = self.support.forward(theta)
+        root = self.numbers["root"].to(u.device)
+        return self.from_u(u, x), log_det - root.diagonal().log().sum()
+
+    def inverse(self, w: Tensor, x: Tensor) -> Tensor:
+        """Theta of w, strictly inside the support, in w's dtype."""
+        return self.support.inverse(self.to_u(w, x), w.dtype)
+
+    def log_slope(self, w: Tensor, x: Tensor) -> Tensor:
+        """log |det dw/dtheta| at w, up to a constant."""
+        return self.support.log_slope(self.to_u(w, x))
+
+    def clamped(
+        self,
+        w: Tensor,
+        x: Tensor,
+        farthest: float,
+    ) -> Tensor:
+        """w with no |u_i| of an interval beyond `farthest`."""
+        u = self.support.clamped(self.to_u(w, x), farthest)
+        return self.from_u(u, x).to(w.dtype)
+
+    def to_u(self, w: Tensor, x: Tensor) -> Tensor:
+        """u of w."""
+        root = self.numbers["root"].to(w.device)
+        return w.double() @ root.T + self._centre(x).to(w.device)
+
+    def from_u(self, u: Tensor, x: Tensor) -> Tensor:
+        """w of u."""
+        root = self.numbers["root"].to(u.device)
+        centred = u - self._centre(x).to(u.device)
+        w = torch.linalg.solve_triangular(root.T, centred.unsqueeze(-2), upper=True, left=False)
+        flat: Tensor = w.squeeze(-2)
+        return flat
+
+    def _centre(self, x: Tensor) -> Tensor:
+        """What u is expected to be at x."""
+        near = {name: value.to(x.device) for name, value in self.numbers.items()}
+        return near["intercept"] + features(x.double(), near) @ near["slope"]
+
+
+def features(x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
+    """f(x), (…, 2K) or (…, K), of x (…, K)."""
+    linear = (x - numbers["mean"]) / numbers["scale"]
+    levels = numbers["levels"]
+    if not len(levels):
+        return linear
+    rows = x.reshape(-1, x.shape[-1]).T.contiguous()
+    above = torch.searchsorted(numbers["knots"], rows).clamp(1, len(levels) - 1)
+    high = numbers["knots"].gather(1, above)
+    low = numbers["knots"].gather(1, above - 1)
+    width = high - low
+    share = torch.where(width > 0, ((rows - low) / width).clamp(0, 1), 0.5)
+    score = levels[above - 1] + share * (levels[above] - levels[above - 1])
+    score = torch.where(numbers["scale"].isinf().unsqueeze(1), 0.0, score)
+    return torch.cat([linear, score.T.reshape(x.shape)], -1)
+
+
+def _normal_scores(x: Tensor) -> dict[str, Tensor]:
+    """The knots (K, KNOTS) of x (N, K), and the normal quantiles that they are; none of no x."""
+    if not len(x):
+        none = torch.zeros(0, dtype=torch.float64)
+        return {"knots": none.expand(x.shape[1], 0), "levels": none}
+    rare = torch.special.ndtri(torch.tensor(5 / max(len(x), 20), dtype=torch.float64))
+    most = min(3.0, -float(rare))
+    levels = torch.linspace(-most, most, KNOTS, dtype=torch.float64)
+    at = (torch.special.ndtr(levels) * (len(x) - 1)).round().long()
+    return {"knots": x.sort(0).values[at].T.contiguous(), "levels": levels}
+
+
+def ridge(given: Tensor, target: Tensor) -> tuple[Tensor, float]:
+    """The slope (K, D) of a regression of centred numbers, and its degrees of freedom.
+
+    The penalty has the least generalized cross-validation error, ∑‖y − ŷ‖²/(N − df)², summed over
+    targets of unit variance; an infinite one, for no regression, is among them.
+    """
+    n, k = given.shape
+    none = torch.zeros(k, target.shape[1], dtype=torch.float64)
+    if k > MOST_FEATURES:
+        return none, 0.0
+    left, size, right = torch.linalg.svd(given, full_matrices=False)
+    deviation = target.std(0, correction=0)
+    unit = target / torch.where(deviation > 0, deviation, 1.0)
+    along = left.T @ unit
+    total = float(unit.square().sum())
+    best = (total / (n - 1) ** 2, none, 0.0)
+    for penalty in PENALTIES * n:
+        shrink = size.square() / (size.square() + penalty)
+        freedom = float(shrink.sum())
+        if freedom + 1 >= n:
+            continue
+        removed = float(((2 * shrink - shrink.square()).unsqueeze(1) * along.square()).sum())
+        error = (total - removed) / (n - 1 - freedom) ** 2
+        if error < best[0]:
+            weights = (size / (size.square() + penalty)).unsqueeze(1)
+            best = (error, right.T @ (weights * (left.T @ target)), freedom)
+    return best[1], best[2]

@@ -1,0 +1,75 @@
+"""A posterior read back from a folder."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from ..common.checks import as_path
+from ..common.errors import CheckpointError
+from ..storage import records
+from ..storage.models import load
+from .amortized import Posterior
+from .coordinates import Coordinates
+from .files import NAME
+from .prior import as_prior, rebuild_prior
+
+
+def load_posterior(
+    folder: str | os.PathLike[str], prior: Any = None, device: str | torch.device = "cpu"
+) -> Posterior:
+    """Load what `Posterior.save` wrote.
+
+    Parameters
+    ----------
+    folder : path
+    prior : torch.distributions.Distribution or pair of Tensor, optional
+        The prior, if it is of no family that is saved; it replaces the saved one.
+    device : str or torch.device
+        Where to put the model.
+
+    Returns
+    -------
+    Posterior
+
+    Raises
+    ------
+    CheckpointError
+        If there is no posterior, or it is damaged.
+    TypeError, ValueError
+        If the prior was not saved and is not given, or is of another dimension.
+
+    Examples
+    --------
+    >>> import scoresde, tempfile
+    >>> sde = scoresde.build("vp", "resmlp", shape=(2,), vector=3, width=16)
+    >>> post = scoresde.Posterior(sde, (-torch.ones(2), torch.ones(2)))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     again = scoresde.load_posterior(post.save(folder + "/moons"))
+    >>> again.prior.support.check(again.sample((4,), x=torch.zeros(3)))
+    tensor([True, True, True, True])
+    """
+    folder = as_path(folder, "folder")
+    if not (folder / f"{NAME}.json").exists():
+        raise CheckpointError(
+            f"no posterior at {folder}: it has no {NAME}.json; scoresde.load reads a model alone"
+        )
+    about, numbers = records.read(folder, NAME)
+    where = str(folder / f"{NAME}.json")
+    if prior is None and about.get("prior") is None:
+        raise ValueError(
+            f"the prior of {folder} was not saved, as it is of no family that is plain numbers: "
+            "write load_posterior(folder, prior)"
+        )
+    chosen = rebuild_prior(about["prior"], where) if prior is None else as_prior(prior)
+    coordinates = None
+    try:
+        if about["transformed"]:
+            coordinates = Coordinates(**numbers)
+        condition = str(about["condition"])
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{where} lacks {error}") from None
+    sde = load(folder, device)
+    return Posterior(sde, chosen, coordinates=coordinates, condition=condition)

@@ -1,0 +1,84 @@
+"""The mode of a posterior: ascent of log p from the likeliest draws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..density.exact import log_prob, sample_and_log_prob
+
+STARTS = 2
+"""Draws that climb."""
+SOLVE_STEPS = 24
+"""Of each solve while they climb; the points are compared at the end by solves in full."""
+FARTHEST = 4.0
+"""Largest |u| of a parameter in an interval: 3e-5 of the interval from its edge."""
+
+
+def mode(
+    posterior: Any,
+    row: Tensor,
+    draws: int,
+    steps: int,
+    generator: torch.Generator | None,
+    how: dict[str, Any],
+) -> Tensor:
+    """The likeliest point found at one observation (1, *shape)."""
+    model, _ = posterior._under(row, torch.zeros(draws, dtype=torch.long))
+    quick = {"steps": SOLVE_STEPS, **how}
+    with torch.no_grad():
+        w, log_p = sample_and_log_prob(model, draws, generator=generator, **quick)
+        spread = w.std(0) if draws > 1 else torch.ones_like(w[0])
+        inside = _clamped(posterior, w, row)
+        moved = (inside != w).any(1)
+        log_p[moved] = log_prob(model, inside[moved], **quick) if bool(moved.any()) else log_p[:0]
+        best = (log_p + _slope(posterior, inside, row)).topk(min(STARTS, draws)).indices
+    start = inside[best]
+    shift = torch.zeros_like(start, requires_grad=True)
+    ascent: Any = torch.optim.LBFGS([shift], max_iter=steps, line_search_fn="strong_wolfe")
+
+    def fall() -> Tensor:
+        ascent.zero_grad()
+        here = _clamped(posterior, start + spread * shift, row)
+        loss = -(log_prob(model, here, **quick) + _slope(posterior, here, row)).sum()
+        torch.autograd.backward(loss, inputs=[shift])
+        return loss
+
+    if steps:
+        with torch.enable_grad():
+            ascent.step(fall)
+    with torch.no_grad():
+        last = _clamped(posterior, start + spread * shift, row)
+        every = torch.cat([start, last])
+        top = (log_prob(model, every, **how) + _slope(posterior, every, row)).argmax()
+        point = every[top][None]
+        if posterior.coordinates is not None:
+            point = posterior.coordinates.inverse(point, row.flatten(1))
+    found: Tensor = point[0]
+    return found
+
+
+def _slope(posterior: Any, w: Tensor, row: Tensor) -> Tensor:
+    """What makes log p of w that of the parameters at w, up to a constant."""
+    if posterior.coordinates is None:
+        return w.new_zeros(len(w))
+    slope: Tensor = posterior.coordinates.log_slope(w, row.flatten(1))
+    return slope.to(w.dtype)
+
+
+def _clamped(posterior: Any, w: Tensor, row: Tensor) -> Tensor:
+    """The nearest point inside the prior's box, coordinate by coordinate."""
+    prior = posterior._prior
+    coordinates = posterior.coordinates
+    if coordinates is None:
+        return torch.minimum(torch.maximum(w, prior.low.to(w)), prior.high.to(w))
+    flat = row.flatten(1)
+    inside: Tensor = coordinates.clamped(w, flat, FARTHEST)
+    if posterior.leaks:
+        # what is left of the bounds is those of theta itself
+        u = coordinates.to_u(inside, flat)
+        u = torch.minimum(torch.maximum(u, prior.low.to(u)), prior.high.to(u))
+        inside = coordinates.from_u(u, flat).to(w.dtype)
+    return inside

@@ -1,0 +1,74 @@
+"""Observations, and the condition of a network that they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from ..common.checks import whole_number
+from ..common.inputs import as_reals
+from ..model.score_sde import ScoreSDE
+
+
+def observations(
+    sde: ScoreSDE,
+    condition: str,
+    x: Any,
+) -> tuple[Tensor, Size]:
+    """Observations as rows (B, *shape) on the model's device, and their batch shape."""
+    if x is None:
+        raise TypeError("x is missing: give the observation, x=x_o")
+    shape = _shape_of(sde, condition)
+    value = as_reals(x, "x")
+    if not value.is_floating_point():
+        value = value.to(torch.get_default_dtype())
+    if shape == (1,) and value.ndim == 0:
+        value = value[None]
+    ndim = len(shape) if shape is not None else 1
+    batch = value.shape[: max(0, value.ndim - ndim)]
+    if shape is not None and tuple(value.shape[len(batch) :]) != shape:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(
+            f"x has shape {tuple(value.shape)}, wanted ({wanted}), one observation, or "
+            f"(B, {wanted})"
+        )
+    if not bool(value.isfinite().all()):
+        raise ValueError("x has NaN or infinite values")
+    rows = value.reshape(-1, *value.shape[len(batch) :])
+    return rows.to(sde.scale.device), Size(batch)
+
+
+def condition_name(sde: ScoreSDE, name: str | None) -> str:
+    """The condition of the network that x is given as."""
+    shapes = sde.interface.condition_shapes
+    names = list(sde.interface.names[2:]) if shapes is None else list(shapes)
+    if name is not None:
+        sde.interface.check_names([name])
+        return name
+    if not names:
+        raise ValueError(
+            f"{sde.interface.name} takes no condition, and x would be one; try "
+            "scoresde.build('vp', 'resmlp', shape=(D,), vector=K)"
+        )
+    if "vector" not in names and len(names) > 1:
+        raise ValueError(f"which of the conditions {names} is x? Write condition={names[0]!r}")
+    return "vector" if "vector" in names else names[0]
+
+
+def _shape_of(sde: ScoreSDE, name: str) -> tuple[int, ...] | None:
+    """The shape of one observation, where the network states it or has learnt it."""
+    shapes = sde.interface.condition_shapes
+    if shapes is not None:
+        return shapes.get(name)
+    learnt = {} if sde.learnt is None else sde.learnt["conditions"]
+    return tuple(learnt[name]) if name in learnt else None
+
+
+def sample_size(shape: Any) -> Size:
+    """A sample shape, checked; a number stands for one axis."""
+    sizes = (shape,) if isinstance(shape, int) else shape
+    if not isinstance(sizes, tuple | list):
+        raise TypeError(f"sample_shape is a tuple of integers such as (1000,), got {shape!r}")
+    return Size([whole_number("a size of sample_shape", size, 0) for size in sizes])

@@ -1,0 +1,179 @@
+"""What a prior is asked for: its support, as bounds of each parameter, and its name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    Uniform,
+)
+from torch.distributions import constraints as known
+
+from ..common.checks import brief_repr
+from ..common.errors import CheckpointError
+from ..common.inputs import as_tensor
+
+HINT = "give a pair (low, high) of tensors, or a torch distribution of event shape (D,)"
+
+
+class Prior:
+    """A torch distribution over D parameters, and the box (low, high) that its support lies in."""
+
+    def __init__(self, law: Distribution) -> None:
+        if len(law.event_shape) != 1 or law.batch_shape:
+            raise ValueError(
+                f"the prior has batch shape {tuple(law.batch_shape)} and event shape "
+                f"{tuple(law.event_shape)}, wanted () and (D,); join single parameters by "
+                "torch.distributions.Independent(prior, 1)"
+            )
+        self.law = law
+        self.dim = int(law.event_shape[0])
+        support: Any = law.support
+        if support is None or support.is_discrete or not _has_density(support):
+            raise ValueError(
+                f"the prior's support is {support}, on which D numbers have no density; {HINT}"
+            )
+        found = _bounds(support, self.dim)
+        self.box = found is not None
+        free = torch.full((self.dim,), math.inf, dtype=torch.float64)
+        self.low, self.high = (-free, free) if found is None else found
+        self.everywhere = self.box and bool((self.low.isinf() & self.high.isinf()).all())
+
+    def contains(self, theta: Tensor) -> Tensor:
+        """Whether the prior's support holds theta (…, D)."""
+        if self.box:
+            value = theta.detach().double()
+            low = self.low.to(value.device)
+            high = self.high.to(value.device)
+            return ((value >= low) & (value <= high)).all(-1)
+        some = self.law.sample()
+        value = theta.detach().to(some.device, some.dtype)
+        law: Any = self.law
+        if isinstance(law, MixtureSameFamily):  # torch's own support asks for all components'
+            value = value.unsqueeze(-2)
+            law = law.component_distribution
+        inside: Tensor = law.support.check(value)
+        if law is not self.law:
+            inside = inside.any(-1)
+        return inside.to(theta.device)
+
+    def describe(self) -> dict[str, Any] | None:
+        """The prior in plain JSON, if it is of a family that can be written so."""
+        law = self.law
+        if isinstance(law, Independent) and law.reinterpreted_batch_ndims == 1:
+            base = law.base_dist
+            if type(base) is Uniform:
+                return _written("box", low=base.low, high=base.high)
+            if type(base) is Normal:
+                return _written("normal", loc=base.loc, scale=base.scale)
+        if type(law) is MultivariateNormal:
+            return _written("multivariate_normal", loc=law.loc, scale_tril=law.scale_tril)
+        return None
+
+
+def as_prior(prior: object) -> Prior:
+    """A prior from a torch distribution, or a box (low, high); raise for anything else."""
+    if isinstance(prior, Prior):
+        return prior
+    if isinstance(prior, Distribution):
+        return Prior(prior)
+    if isinstance(prior, tuple | list) and len(prior) == 2:
+        return Prior(_box(*prior))
+    raise TypeError(f"the prior is {brief_repr(prior)}; {HINT}")
+
+
+def rebuild_prior(about: Mapping[str, Any], where: str) -> Prior:
+    """The prior that `describe` wrote."""
+    try:
+        values = dict(about)
+        family = values.pop("family")
+        dtype = {"float32": torch.float32, "float64": torch.float64}[values.pop("dtype")]
+        numbers: Any = {name: torch.tensor(value, dtype=dtype) for name, value in values.items()}
+        if family == "multivariate_normal":
+            return Prior(MultivariateNormal(**numbers))
+        base: Any = {"box": Uniform, "normal": Normal}[family]
+        return Prior(Independent(base(**numbers), 1))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{where} holds no prior that this version knows: {error}") from None
+
+
+def _box(lowest: object, highest: object) -> Distribution:
+    """The uniform distribution of a box."""
+    low = as_tensor(lowest, "low")
+    high = as_tensor(highest, "high")
+    dtype = torch.promote_types(torch.promote_types(low.dtype, high.dtype), torch.float16)
+    if not (low.is_floating_point() or high.is_floating_point()):
+        dtype = torch.get_default_dtype()
+    if low.ndim != 1 or low.shape != high.shape:
+        raise ValueError(
+            f"a box has corners of shape (D,), got low {tuple(low.shape)} and high "
+            f"{tuple(high.shape)}"
+        )
+    low = low.to(dtype)
+    high = high.to(dtype)
+    if not bool((low < high).all() & low.isfinite().all() & high.isfinite().all()):
+        raise ValueError(
+            f"a box has finite corners, low < high, got low={brief_repr(low.tolist())} and "
+            f"high={brief_repr(high.tolist())}"
+        )
+    return Independent(Uniform(low, high), 1)
+
+
+def _written(
+    family: str,
+    **values: Tensor,
+) -> dict[str, Any] | None:
+    """A family and its numbers in plain JSON, exact for float32 and float64."""
+    dtypes = {value.dtype for value in values.values()}
+    name = str(dtypes.pop()).removeprefix("torch.")
+    if dtypes or name not in ("float32", "float64"):
+        return None
+    numbers = {key: value.detach().cpu().tolist() for key, value in values.items()}
+    return {"family": family, "dtype": name, **numbers}
+
+
+def _has_density(support: Any) -> bool:
+    """Whether a support has a volume in R^D: a simplex has none."""
+    parts = getattr(support, "cseq", None) or [getattr(support, "base_constraint", support)]
+    return not any(isinstance(part, type(known.simplex)) for part in parts)
+
+
+def _bounds(
+    support: Any,
+    dim: int,
+) -> tuple[Tensor, Tensor] | None:
+    """The box that a support is, as float64 (D,) each; None if it is of another form."""
+    inner = getattr(support, "base_constraint", None)
+    if inner is not None:
+        return _bounds(inner, dim)
+    parts = getattr(support, "cseq", None)
+    if parts is not None:
+        lengths = getattr(support, "lengths", [1] * len(parts))
+        found = [_bounds(part, length) for part, length in zip(parts, lengths, strict=True)]
+        pairs = [pair for pair in found if pair is not None]
+        if len(pairs) < len(found) or sum(lengths) != dim:
+            return None
+        return torch.cat([low for low, _ in pairs]), torch.cat([high for _, high in pairs])
+    if isinstance(support, type(known.real)):
+        ends: tuple[Any, Any] = (-math.inf, math.inf)
+    elif isinstance(support, known.interval | known.half_open_interval):
+        ends = (support.lower_bound, support.upper_bound)
+    elif isinstance(support, known.greater_than | known.greater_than_eq):
+        ends = (support.lower_bound, math.inf)
+    elif isinstance(support, known.less_than):
+        ends = (-math.inf, support.upper_bound)
+    else:
+        return None
+    low, high = (torch.as_tensor(end, dtype=torch.float64, device="cpu") for end in ends)
+    if low.ndim > 1 or high.ndim > 1:
+        return None
+    return low.expand(dim).clone(), high.expand(dim).clone()

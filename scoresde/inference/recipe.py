@@ -1,0 +1,219 @@
+"""`posterior`: a conditional model trained on simulated pairs, by one recipe for all of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.checks import check_generator, real_number
+from ..common.inputs import as_reals
+from ..common.names import choose
+from ..common.random import draw_seed
+from ..common.user_warnings import warn
+from ..model.builder import build
+from ..model.require import require_sde
+from ..model.score_sde import ScoreSDE
+from ..training.fitting import fit
+from ..training.options import Validation
+from .amortized import Posterior
+from .coordinates import Coordinates
+from .prior import Prior, as_prior
+
+BOUNDS = ("transform", "reject")
+FEWEST = 16
+"""Pairs that can be trained on."""
+EVERY = 250
+"""Steps between validations."""
+
+
+def posterior(
+    prior: Any,
+    theta: Any,
+    x: Any,
+    *,
+    sde: ScoreSDE | None = None,
+    bounds: str = "transform",
+    held_out: float = 0.1,
+    patience: int = 4,
+    steps: int = 5000,
+    lr: float = 2e-3,
+    ema: float = 200.0,
+    generator: torch.Generator | None = None,
+    **how: Any,
+) -> Posterior:
+    """Train a model of p(theta | x) on simulated pairs: neural posterior score estimation.
+
+    Parameters
+    ----------
+    prior : torch.distributions.Distribution or pair of Tensor
+        What theta was drawn from: of event shape (D,), or the corners (low, high) of a box.
+    theta : Tensor or array, shape (N, D)
+        Parameters, drawn from the prior.
+    x : Tensor or array, shape (N, K)
+        What the simulator made of each. Rows with NaN or infinite values are left out, with a
+        warning: what is learnt is the posterior given that the simulator succeeds.
+    sde : ScoreSDE, optional
+        A model of shape (D,) to train, whose network takes x as a condition. By default a residual
+        perceptron of moderate size.
+    bounds : str
+        How the support of a bounded prior is kept. "transform": the model is one of parameters
+        mapped to all of space. "reject": it is one of theta as it is, and draws outside are
+        rejected.
+    held_out : float
+        Share of the pairs on which training is validated, and stopped before it overfits; 0 for
+        none.
+    patience : int
+        Validations, one every 250 steps, without a new lowest loss before training stops.
+    steps, lr, ema
+        Most optimizer steps, the learning rate and the average's half-life: see `fit`.
+    generator : torch.Generator, optional
+        The randomness of everything.
+    **how
+        As for `fit`: batch_size, objective, checkpoints, backend, progress.
+
+    Returns
+    -------
+    Posterior
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arrays that do not fit one another or the prior, and parameters outside its support,
+        before any work starts.
+    TrainingError
+        As `fit`.
+
+    Warns
+    -----
+    UserWarning
+        If simulations were left out.
+
+    References
+    ----------
+    Geffner et al., Compositional score modeling for simulation-based inference, ICML 2023. Sharrock
+    et al., Sequential neural score estimation, ICML 2024. Lueckmann et al., Benchmarking
+    simulation-based inference, AISTATS 2021.
+
+    Examples
+    --------
+    >>> import scoresde
+    >>> low, high = -torch.ones(2), torch.ones(2)
+    >>> theta = low + (high - low) * torch.rand(500, 2)
+    >>> x = theta + 0.1 * torch.randn(500, 2)
+    >>> post = scoresde.posterior((low, high), theta, x, steps=50, progress=False)
+    >>> post.sample((1000,), x=torch.tensor([0.5, 0.9])).shape
+    torch.Size([1000, 2])
+    """
+    choose("bounds", bounds, BOUNDS)
+    real_number("held_out", held_out, 0, 1, closed=True, hint="try 0.1")
+    check_generator(generator)
+    known = as_prior(prior)
+    theta, x = _pairs(known, theta, x)
+    seed = torch.Generator().manual_seed(draw_seed(generator))
+    model = _default(theta, x, seed) if sde is None else require_sde(sde, "posterior")
+    free = torch.full((known.dim,), math.inf, dtype=torch.float64)
+    low, high = (known.low, known.high) if bounds == "transform" else (-free, free)
+    order = torch.randperm(len(theta), generator=seed)
+    count = min(round(held_out * len(theta)), len(theta) - FEWEST // 2)
+    kept = order[count:]
+    coordinates = Coordinates.measured(low, high, theta[kept], x[kept].flatten(1))
+    made = Posterior(model, known, coordinates=coordinates)
+    w, _ = coordinates.forward(theta, x.flatten(1))
+    w = w.to(model.state_dtype)
+    given = {made.condition: x}
+    validation = None
+    if count:
+        held = order[:count]
+        validation = Validation(w[held], _chosen(given, held), every=EVERY, patience=patience)
+    made.history = fit(
+        model,
+        w[kept],
+        given=_chosen(given, kept),
+        validation=validation,
+        steps=steps,
+        lr=lr,
+        ema=ema,
+        generator=seed,
+        **how,
+    )
+    return made
+
+
+def _default(
+    theta: Tensor,
+    x: Tensor,
+    generator: torch.Generator,
+) -> ScoreSDE:
+    """The model that is trained if none is given."""
+    if x.ndim != 2:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, wanted (N, K); flatten it, or give a model that takes "
+            "it, sde=scoresde.build('rectified', 'resmlp', shape=(D,), image=…)"
+        )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(draw_seed(generator))
+        return build(
+            "rectified",
+            "resmlp",
+            shape=(theta.shape[1],),
+            vector=x.shape[1],
+            fourier=16,
+            dropout=0.1,
+            condition_dropout=0.0,
+        )
+
+
+def _chosen(
+    given: dict[str, Tensor],
+    rows: Tensor,
+) -> dict[str, Tensor]:
+    """Conditions of some rows."""
+    return {name: value[rows] for name, value in given.items()}
+
+
+def _pairs(
+    prior: Prior,
+    theta: Any,
+    x: Any,
+) -> tuple[Tensor, Tensor]:
+    """Parameters (N, D) and simulations (N, *shape) that can be trained on, on the CPU; checked."""
+    theta = _floating(theta, "theta")
+    x = _floating(x, "x")
+    if tuple(theta.shape[1:]) != (prior.dim,):
+        raise ValueError(f"theta has shape {tuple(theta.shape)}, wanted (N, {prior.dim})")
+    if len(x) != len(theta):
+        raise ValueError(f"theta has {len(theta)} rows and x has {len(x)}: wanted one x for each")
+    outside = int((~prior.contains(theta) | ~theta.isfinite().all(1)).sum())
+    if outside:
+        raise ValueError(
+            f"{outside} of {len(theta)} rows of theta lie outside the prior's support; draw them "
+            "from the prior, prior.sample((N,))"
+        )
+    good = x.isfinite().flatten(1).all(1)
+    bad = int((~good).sum())
+    if len(theta) - bad < FEWEST:
+        raise ValueError(
+            f"{len(theta) - bad} pairs are left to train on, with {bad} simulations that are NaN "
+            f"or infinite: wanted at least {FEWEST}"
+        )
+    if bad:
+        warn(
+            f"{bad} of {len(theta)} simulations have NaN or infinite values and are left out: the "
+            "posterior is the one given that the simulator succeeds"
+        )
+        theta = theta[good]
+        x = x[good]
+    return theta, x
+
+
+def _floating(value: Any, what: str) -> Tensor:
+    """Real numbers (N, …) on the CPU, with an axis for single ones."""
+    numbers = as_reals(value, what).detach().cpu()
+    if numbers.ndim == 0:
+        raise ValueError(f"{what} is one number, wanted (N, D)")
+    if not numbers.is_floating_point():
+        numbers = numbers.to(torch.get_default_dtype())
+    return numbers[:, None] if numbers.ndim == 1 else numbers
