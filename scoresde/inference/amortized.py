@@ -342,7 +342,7 @@ class Posterior:
     ) -> Tensor:
         """The model's draws, (N, D), one for each index of an observation."""
         model, chosen = self._under(rows, index)
-        w = sample(model, len(index), generator=generator, **how)
+        w: Tensor = sample(model, len(index), generator=generator, **how)
         if self.coordinates is None:
             return w
         return self.coordinates.inverse(w, chosen.flatten(1))
