@@ -83,7 +83,7 @@ def ours(task: Task, theta: Tensor, x: Tensor, args: argparse.Namespace) -> Post
         drawn = scoresde.sample(sde.given(vector=rows), len(rows), generator=generator)
         return drawn.reshape(len(x), n, -1)
 
-    return Posterior(draw, spent, len(history.loss))
+    return Posterior(draw, spent, history.step[-1])
 
 
 def of_sbi(method: str) -> Callable[[Task, Tensor, Tensor, argparse.Namespace], Posterior]:

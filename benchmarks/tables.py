@@ -96,7 +96,7 @@ def our_model(
         sde, began = make(), time.process_time()
         generator = torch.Generator().manual_seed(args.seed)
         history = scoresde.fit(sde, train[:, :dim], generator=generator, progress=False, **fit)
-        cost = {"cpu": time.process_time() - began, "steps": len(history.loss)}
+        cost = {"cpu": time.process_time() - began, "steps": history.step[-1]}
     else:
         sde, steps, cpu = ours(seconds, make, train[:, :dim], args.seed, **fit)
         cost = {"cpu": cpu, "steps": steps}
