@@ -11,7 +11,7 @@ CORE := tests/test_storage.py tests/test_saved_models.py tests/test_checkpoint.p
         tests/test_external.py tests/test_tables.py tests/test_robustness.py tests/test_conditions.py tests/test_cli.py \
         tests/test_public.py tests/test_accelerate.py
 
-.PHONY: demo digits test test-slow test-oldest test-newest lint docs bench-solvers bench-likelihood bench-training bench-flows bench-backbones clean
+.PHONY: demo digits test test-slow test-oldest test-newest lint docs bench-solvers bench-likelihood bench-training bench-flows bench-backbones bench-tables bench-posteriors clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python -m scoresde demo
@@ -54,11 +54,17 @@ bench-flows: .venv-bench/.peers
 bench-backbones: .venv-bench/.peers
 	.venv-bench/bin/python benchmarks/backbones.py $(BENCH)
 
+bench-tables: .venv-bench/.peers
+	.venv-bench/bin/python benchmarks/tables.py all $(BENCH)
+
+bench-posteriors: .venv-bench/.peers
+	.venv-bench/bin/python benchmarks/posteriors.py $(BENCH)
+
 # The peers have demands of their own; k-diffusion's would break all others, and only one file of it is read.
 .venv-bench/.peers: benchmarks/requirements.txt constraints.txt
 	$(MAKE) VENV=.venv-bench .venv-bench/.torch
 	.venv-bench/bin/pip install -q -c constraints.txt -r benchmarks/requirements.txt -e .
-	.venv-bench/bin/pip install -q --no-deps k-diffusion==0.1.1 score_models==0.5.11 torchcfm==1.0.7
+	.venv-bench/bin/pip install -q --no-deps k-diffusion==0.1.1 score_models==0.5.11 torchcfm==1.0.7 sbibm==1.1.0
 	@touch $@
 
 $(VENV)/.torch: constraints.txt

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from peers import k_sampling, ratios
-from stochastic import steps_within
+from race import steps_within
 from torch import Tensor, nn
 
 import scoresde
