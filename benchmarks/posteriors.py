@@ -2,11 +2,11 @@
 
     python benchmarks/posteriors.py [--quick] [--tasks two_moons slcp] [--methods scoresde NPE]
     [--simulations 10000] [--observations 1 2 3 …] [--samples 1000] [--coverage 500]
-    [--build width=256] [--fit steps=5000] [--json FILE.json]
+    [--fit steps=5000] [--json FILE.json]
 
 Everyone sees the same simulations and trains on one thread for as long as its own defaults want:
 
-    scoresde   `ours` below: one default for all tasks
+    scoresde   `scoresde.posterior` with its defaults, the same for all tasks
     NPE        sbi's NPE with its neural spline flow; NPSE and FMPE likewise with their defaults
 
 C2ST is the benchmark's own (Lueckmann et al. 2021): scikit-learn's perceptron with two hidden
@@ -31,7 +31,6 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import report
 import torch
@@ -39,9 +38,6 @@ from sbibm_tasks import TASKS, Task
 from torch import Tensor
 
 import scoresde
-
-OURS: dict[str, Any] = {"process": "vp", "net": "resmlp", "build": {}, "fit": {}}
-"""Settings of ours on every task: names, and options of `build` and `fit` besides defaults."""
 
 LEVELS = (0.5, 0.9, 0.95)
 TARP_DRAWS = 100  # for each pair of the coverage
@@ -65,25 +61,19 @@ class Posterior:
 
 
 def ours(task: Task, theta: Tensor, x: Tensor, args: argparse.Namespace) -> Posterior:
-    """Train a model of theta whose condition is x."""
-    build = OURS["build"] | {"vector": x.shape[1]} | report.options(args.build)
-    fit = OURS["fit"] | report.options(args.fit)
+    """Train `scoresde.posterior` with its defaults."""
+    how = report.options(args.fit)
     if args.quick:
-        fit.setdefault("steps", 200)
-    began = time.process_time()
-    sde = scoresde.build(OURS["process"], OURS["net"], shape=(theta.shape[1],), **build)
+        how.setdefault("steps", 200)
     generator = torch.Generator().manual_seed(args.seed)
-    given = {"vector": x}
-    history = scoresde.fit(sde, theta, given=given, generator=generator, progress=False, **fit)
+    began = time.process_time()
+    made = scoresde.posterior(task.prior, theta, x, generator=generator, progress=False, **how)
     spent = time.process_time() - began
-    generator.manual_seed(args.seed + 1)
 
     def draw(n: int, x: Tensor) -> Tensor:
-        rows = x.repeat_interleave(n, 0)
-        drawn = scoresde.sample(sde.given(vector=rows), len(rows), generator=generator)
-        return drawn.reshape(len(x), n, -1)
+        return made.sample((n,), x=x, generator=generator).transpose(0, 1)
 
-    return Posterior(draw, spent, history.step[-1])
+    return Posterior(draw, spent, made.history.step[-1])
 
 
 def of_sbi(method: str) -> Callable[[Task, Tensor, Tensor, argparse.Namespace], Posterior]:
@@ -221,7 +211,6 @@ def main() -> None:
     parser.add_argument("--observations", nargs="*", type=int, default=list(range(1, 11)))
     parser.add_argument("--samples", type=int, default=1000, help="of each set in the C2ST")
     parser.add_argument("--coverage", type=int, default=500, help="pairs; 0 for no coverage")
-    parser.add_argument("--build", nargs="*", default=[], help="options of build, key=value")
     parser.add_argument("--fit", nargs="*", default=[], help="options of fit, key=value")
     report.add_outputs(parser)
     args = parser.parse_args()
