@@ -484,7 +484,11 @@ def test_what_was_found_before_an_interruption_stands_in_the_file(
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["score"]["n"] == SCORED_AT_ONCE
     assert found["samples"] == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "samples.csv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "evaluation.json",
+        "pairs.png",
+        "samples.csv",
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ as E log mean w·exp(e), which is at most ½·E e² above that of w alone. That 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -52,6 +53,8 @@ from ..sampling.trajectory import sample, solve
 from .held_out import HeldOut
 from .results import Distance, Evaluation, Score
 
+PAIRED_COLUMNS = range(2, 9)  # of which samples and data are drawn in pairs
+PAIRED_ROWS = 2000
 SCORED_AT_ONCE = 128  # data between two writes of the file
 DRAWN_AT_ONCE = 1024  # samples drawn at a time for the Fréchet distance
 # streams of the seed, beside ORDER_STREAM
@@ -151,6 +154,8 @@ def _write_samples(task: Task, x: Tensor, nfe: float) -> str:
     if not task.is_image:
         name = "samples.csv" if len(task.sde.shape) == 1 else "samples.npy"
         write(task.folder / name, x, columns=task.sde.schema.columns)
+        if len(task.sde.shape) == 1 and task.sde.shape[0] in PAIRED_COLUMNS:
+            _draw_pairs(task, x)
         return name
     partial = task.folder / "samples.partial.png"
     limits = (0.0, task.levels - 1.0) if task.levels else None
@@ -163,6 +168,17 @@ def _write_samples(task: Task, x: Tensor, nfe: float) -> str:
     )
     os.replace(partial, task.folder / "samples.png")
     return "samples.png"
+
+
+def _draw_pairs(task: Task, x: Tensor) -> None:
+    """Draw samples beside data, column by column, if matplotlib is there."""
+    assert task.folder is not None
+    partial = task.folder / "pairs.partial.png"
+    data = task.data.rows(task.order[:PAIRED_ROWS]).cpu()
+    names = list(task.sde.schema.columns) or None
+    with contextlib.suppress(ImportError):
+        plotting.pairs(data.double(), x.cpu(), names, partial)
+        os.replace(partial, task.folder / "pairs.png")
 
 
 def score(task: Task) -> Iterator[dict[str, Any]]:

@@ -88,8 +88,8 @@ def evaluate(
         L, the number of levels of integers.
     samples : int
         How many to draw, 0 for none. With `out` they are written there: images, (1 or 3, H, W), on
-        a sheet, samples.png; vectors as a table, samples.csv, with the model's column names;
-        others as an array, samples.npy.
+        a sheet, samples.png; vectors as a table, samples.csv, with the model's column names, and
+        up to 8 columns beside the data in pairs.png; others as an array, samples.npy.
     fid : int
         How many samples to draw for the Fréchet distance to all of `data`; for a useful one, far
         more than features. 0 for none.
