@@ -92,6 +92,8 @@ def test_fit_reads_csv_with_and_without_a_header(
             "30",
             "--batch-size",
             "64",
+            "--validation",
+            "none",
             "--seed",
             "3",
         ]
@@ -628,6 +630,8 @@ def test_an_interrupted_fit_goes_on_and_ends_where_an_uninterrupted_one_does(
         "30",
         "--batch-size",
         "64",
+        "--validation",
+        "none",
         "--seed",
         "3",
     ]

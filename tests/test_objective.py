@@ -418,6 +418,7 @@ def linear(process: str = "rectified", predict: str = "v", **options: Any) -> Sc
         shape=(2,),
         predict=predict,
         input_convention="raw",
+        standardize="scale",
         **options,
     )
 

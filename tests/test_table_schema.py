@@ -394,7 +394,7 @@ def test_a_fit_that_fails_leaves_no_schema() -> None:
     schema = table()
     sde = scoresde.build("vp", "mlp", shape=schema.shape, classes=schema.classes, width=8)
     with pytest.raises(TypeError):
-        scoresde.fit(sde, schema, validation="no", progress=False)
+        scoresde.fit(sde, schema, validation=3, progress=False)
     assert sde.table is None
 
 

@@ -345,8 +345,8 @@ def test_training_with_a_constant_is_training_without_it() -> None:
             return torch.stack([out[:, 0], 9 + out[:, 1], out[:, 1]], 1)
 
     x = cloud()
-    bare = small()
-    wide = ScoreSDE(bare.process, Wide(small().net), shape=(3,))
+    bare = small(axes=0)
+    wide = ScoreSDE(bare.process, Wide(small(axes=0).net), shape=(3,))
     how: dict[str, Any] = {"steps": 10, "batch_size": 16, "progress": False}
     table = torch.stack([x[:, 0], torch.full((200,), 7.0), x[:, 1]], 1)
     held_out = scoresde.Validation(table, every=5)

@@ -64,7 +64,7 @@ def octaves_of(u: Tensor) -> list[int]:
     found = [ALWAYS] * u.shape[1]
     for octave in range(ALWAYS, OCTAVES):
         low = LOWEST * 2 ** (octave - 0.5)
-        f = torch.linspace(low, 2 * low, PROBED + 1)[1:].to(u)
+        f = torch.linspace(low, 2 * low, PROBED + 1, device="cpu")[1:]
         power = torch.zeros(u.shape[1], dtype=u.dtype, device=u.device)
         for one in f.tolist():
             phase = (2 * math.pi * one) * u

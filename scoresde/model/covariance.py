@@ -38,7 +38,7 @@ class Covariance:
         self.count = 0
         self.resolution = 0.0
         self._counts = [0] * FOLDS
-        self._unit = torch.zeros(0)
+        self._unit = torch.zeros(0, device="cpu")
 
     def add(self, part: Tensor) -> None:
         """Count in further rows."""
@@ -91,7 +91,7 @@ class Covariance:
         """R (d, d) in float64; rows and columns of constants are those of the identity."""
         d = len(varies)
         index = varies.nonzero()[:, 0]
-        counts = torch.tensor(self._counts, dtype=torch.float64)
+        counts = torch.tensor(self._counts, dtype=torch.float64, device="cpu")
         means = self._means[:, index]
         products = self._products[:, index][:, :, index]
         _, product = _pooled(counts, means, products)
@@ -104,7 +104,7 @@ class Covariance:
             share = _best_shrinkage(counts, means, products)
         largest = (self._reference.abs()[index] + self._unit[index]) / (self._unit[index] * std)
         floor = max(SMALLEST_VARIANCE, float((self.resolution * largest).amax()) ** 2)
-        whole = torch.eye(d, dtype=torch.float64)
+        whole = torch.eye(d, dtype=torch.float64, device="cpu")
         found = _square_root((1 - share) * correlation, share, floor, index.tolist())
         whole[index.unsqueeze(1), index] = found
         return whole
@@ -121,8 +121,8 @@ def _best_shrinkage(counts: Tensor, means: Tensor, products: Tensor) -> float:
     """The ρ of the highest likelihood of folds that were left out; 1 for a handful of rows."""
     if counts.sum() < FEWEST_ROWS:
         return 1.0
-    shares = torch.tensor(SHRINKAGES, dtype=torch.float64)
-    lost = torch.zeros(len(shares), dtype=torch.float64)
+    shares = torch.tensor(SHRINKAGES, dtype=torch.float64, device="cpu")
+    lost = torch.zeros_like(shares)
     for fold in range(len(counts)):
         others = [other for other in range(len(counts)) if other != fold]
         mean, product = _pooled(counts[others], means[others], products[others])

@@ -22,6 +22,7 @@ from ..data.readers import TableReader
 from ..data.stream import TrainingStream
 from ..density.exact import log_prob
 from ..model.conditions import standardized
+from ..model.gaps import with_gaps
 from ..model.score_sde import ScoreSDE
 from ..model.standardization import wide
 from .averaging import Weights
@@ -168,6 +169,8 @@ class HeldOut(Validator):
         q = stratified_quantiles(1, n, g, device)
         z0 = sde.from_data(x0).to(sde.state_dtype)
         shown = standardized(sde, condition)
+        if sde.interface.takes_gaps:
+            z0, shown["seen"] = with_gaps(sde, z0)
         return self.objective.examples(sde, z0, eps, q, shown), len(rows)
 
     @torch.no_grad()
@@ -191,6 +194,8 @@ class HeldOut(Validator):
     def can_score(self) -> bool:
         """Whether log p of the held-out rows is cheap."""
         sde = self._sde
+        if sde.interface.takes_gaps:  # log p is of whole rows
+            return False
         return sde.dim <= (JUDGED_DIM if sde.traces() else UNTRACED_DIM)
 
     def scores(self, backend: Any) -> Tensor | None:
