@@ -169,7 +169,7 @@ def test_grid_search_takes_the_model_with_the_higher_log_p() -> None:
     how = {
         **SMALL,
         "batch_size": 64,
-        "fit_options": {"ema": 50, "validation": None},
+        "net_options": {"width": 32, "fourier": 16},
         "solve_options": {"solver": "heun", "steps": 8},
     }
     search = GridSearchCV(ScoreDensity(**how), {"steps": [1, 500]}, cv=2).fit(x)
