@@ -18,6 +18,10 @@ class RankTest:
 
     Attributes
     ----------
+    mean : Tensor, shape (D,)
+        Of the ranks of each coordinate, divided by the number of draws: ½ if calibrated.
+    spread : Tensor, shape (D,)
+        Their standard deviation beside that of uniform ranks: 1 if calibrated.
     ranks : Tensor, shape (N, D), int64
         How many of the draws are below the true value, from 0 to `draws`.
     draws : int
