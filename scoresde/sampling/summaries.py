@@ -22,7 +22,7 @@ from .states import solve_states
 GROUP_STATES = 2**16
 """Draws that are held at once, at most, unless one condition has more."""
 
-SAME_LEVEL = 1e-9
+SAME_LEVEL = 1e-7  # the rounding of float32
 """How far two levels of quantiles may differ and still be the same."""
 
 
@@ -181,6 +181,8 @@ def summary(
             )
         sde = sde.given(**given)
     total = sde.condition_rows
+    if not total:
+        raise ValueError("the conditions have no rows: there is nothing to summarize")
     sde.slice_conditions(0, total, total)
     seed = draw_seed(generator)
     size = _conditions_at_once(sde, draws)
