@@ -45,6 +45,13 @@ class Support:
         self.lower = low.isfinite() & ~high.isfinite()
         self.upper = high.isfinite() & ~low.isfinite()
 
+    def contains(self, theta: Tensor) -> Tensor:
+        """Whether theta (…, D) is inside or at the edge."""
+        theta = theta.detach().double()
+        low = self.low.to(theta.device)
+        high = self.high.to(theta.device)
+        return ((theta >= low) & (theta <= high)).all(-1)
+
     def forward(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """u and ∑ log |du/dtheta| of theta (…, D) inside, in float64."""
         theta = theta.double()
@@ -106,7 +113,32 @@ class Coordinates:
 
     def __init__(self, **numbers: Tensor) -> None:
         self.numbers = {name: numbers[name].double().cpu() for name in self.NUMBERS}
+        self._check()
         self.support = Support(self.numbers["low"], self.numbers["high"])
+
+    def _check(self) -> None:
+        """Raise ValueError for numbers that are no map of D parameters and K numbers in x."""
+        n = self.numbers
+        shapes = {name: tuple(value.shape) for name, value in n.items()}
+        dim = n["low"].shape[:1].numel()
+        k = n["mean"].shape[:1].numel()
+        knots = n["levels"].shape[:1].numel()
+        wanted: dict[str, tuple[int, ...]] = dict.fromkeys(("low", "high", "intercept"), (dim,))
+        wanted |= {"mean": (k,), "scale": (k,), "knots": (k, knots), "levels": (knots,)}
+        wanted |= {"slope": (2 * k if knots else k, dim), "root": (dim, dim)}
+        for name, shape in wanted.items():
+            if shapes[name] != shape:
+                raise ValueError(f"{name} has shape {shapes[name]}, wanted {shape}")
+        finite = ("mean", "knots", "levels", "slope", "intercept", "root")
+        if not all(bool(n[name].isfinite().all()) for name in finite):
+            raise ValueError("numbers that are not finite")
+        if not bool((n["low"] < n["high"]).all() & (n["scale"] > 0).all()):
+            raise ValueError("an empty interval, or a scale that is not positive")
+        rising = (n["knots"].diff() >= 0).all() & (n["levels"].diff() > 0).all()
+        if not bool(rising):
+            raise ValueError("knots or levels that do not rise")
+        if not bool((n["root"].diagonal() > 0).all() & (n["root"].triu(1) == 0).all()):
+            raise ValueError("a root that is not lower triangular with a positive diagonal")
 
     @classmethod
     def measured(
