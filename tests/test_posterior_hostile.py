@@ -153,4 +153,6 @@ def test_bad_priors_and_observations_are_refused() -> None:
         scoresde.posterior(UNIT, theta, theta, held_out=1)
     x = torch.zeros(2, dtype=torch.bfloat16)
     post = conjugate(UNIT)
+    with pytest.raises(ValueError, match="sample_shape="):
+        post.sample(10**12, x=x)
     assert torch.equal(post.log_prob(theta[0], x=x), post.log_prob(theta[0], x=x.double()))

@@ -157,6 +157,9 @@ def test_more_bad_input() -> None:
     assert torch.equal(found.interval(0.8)[1], found.quantiles[:, 1])
     with pytest.raises(ValueError, match="no rows"):
         scoresde.summary(model(), 10, given={"c": centres(3)[:0]})
+    for verb in (scoresde.summary, scoresde.sample):
+        with pytest.raises(ValueError, match="draws=1000000000000"):
+            verb(model().given(c=centres(3)), draws=10**12)
     with pytest.raises(ValueError, match="mass"):
         found.interval(90)
     with pytest.raises(ValueError, match="has 3 rows for 4 samples"):

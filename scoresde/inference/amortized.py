@@ -150,8 +150,8 @@ class Posterior:
         See `Posterior`.
         """
         check_generator(generator)
-        shape = sample_size(sample_shape)
         rows, batch = observations(self.sde, self.condition, x)
+        shape = sample_size(sample_shape, len(rows) * self._prior.dim)
         n = math.prod(shape)
         index = torch.arange(len(rows)).repeat(n)
         if not len(index):

@@ -5,12 +5,13 @@
     u_i = theta_i                                       elsewhere
     w = L⁻¹(u − b − A·f(x)),  f(x) = ((x − m)/s, the normal scores of x)
 
-A is a ridge regression, with the penalty that generalized cross-validation chooses, and L Lᵀ the
-covariance of what it leaves. Normal scores, Φ⁻¹ of the share of simulations below x_k, are used
-if some theta_i has an interval: where x_k is theta_i and a little noise, u_i is nearly linear in
-them. A network that outputs zero, which means w ~ N(0, I), is then the best linear-Gaussian
-posterior, and nothing that it samples leaves the prior's support. With a uniform prior u is N(0, I)
-before the data are seen.
+A and b are a ridge regression of u on f(x), whose penalty generalized cross-validation chooses,
+and L Lᵀ is the covariance of its residuals. A network that outputs zero means w ~ N(0, I), which is
+the best linear-Gaussian posterior. No sample leaves the prior's support. Under a uniform prior, u
+is N(0, I).
+
+The normal score of x_k is Φ⁻¹ of the share of simulations below it. Scores are used if some theta_i
+has an interval: where x_k is theta_i and a little noise, u_i is nearly linear in the score.
 
     log p(theta | x) = log p(w | x) − log det L + ∑ log |du_i/dtheta_i|
 """

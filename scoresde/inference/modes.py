@@ -86,7 +86,7 @@ def _supported(posterior: Any, w: Tensor, row: Tensor) -> Tensor:
 
 
 def _slope(posterior: Any, w: Tensor, row: Tensor) -> Tensor:
-    """What makes log p of w that of the parameters at w, up to a constant."""
+    """log |det dw/dtheta| at w up to a constant: log p(theta) is log p(w) plus this."""
     if posterior.coordinates is None:
         return w.new_zeros(len(w))
     slope: Tensor = posterior.coordinates.log_slope(w, row.flatten(1))

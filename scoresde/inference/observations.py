@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Size, Tensor
 
-from ..common.checks import whole_number
+from ..common.checks import check_budget, whole_number
 from ..common.inputs import as_reals
 from ..model.score_sde import ScoreSDE
 
@@ -47,7 +48,8 @@ def condition_name(sde: ScoreSDE, name: str | None) -> str:
     if name is not None:
         sde.interface.check_names([name])
         return name
-    if not names and sde.interface.open:  # any name will do
+    interface = sde.interface
+    if not names and interface.open and interface.condition_shapes is None:  # any name will do
         return "vector"
     if not names:
         raise ValueError(
@@ -68,9 +70,11 @@ def shape_of(sde: ScoreSDE, name: str) -> tuple[int, ...] | None:
     return tuple(learnt[name]) if name in learnt else None
 
 
-def sample_size(shape: Any) -> Size:
-    """A sample shape, checked; a number stands for one axis."""
+def sample_size(shape: Any, each: int) -> Size:
+    """A sample shape, checked, of so many numbers each; a number stands for one axis."""
     sizes = (shape,) if isinstance(shape, Integral) else shape
     if not isinstance(sizes, tuple | list):
         raise TypeError(f"sample_shape is a tuple of integers such as (1000,), got {shape!r}")
-    return Size([whole_number("a size of sample_shape", size, 0) for size in sizes])
+    found = [whole_number("a size of sample_shape", size, 0) for size in sizes]
+    check_budget(f"sample_shape={tuple(found)}", 8.0 * math.prod(found) * max(1, each))
+    return Size(found)
