@@ -133,6 +133,15 @@ def test_a_registered_class_of_both_is_saved_and_the_two_alone_are_not(tmp_path:
         scoresde.save(sde, tmp_path / "other")
 
 
+def test_a_condition_of_another_width_than_was_learnt_is_refused() -> None:
+    net = scoresde.BACKBONES.build("resmlp", (2,), width=8, vector=4)
+    sde = scoresde.build("vp", scoresde.Embedded(net, Series()), shape=(2,))
+    scoresde.fit(sde, normal(40, 2), given={"vector": normal(40, 3, 5)}, steps=2, **QUIET)
+    assert scoresde.sample(sde.given(vector=normal(4, 3, 7)), steps=2).shape == (4, 2)
+    with pytest.raises(ValueError, match="learnt with 3 entries along its second axis"):
+        scoresde.sample(sde.given(vector=normal(4, 2, 5)), steps=2)
+
+
 def test_what_does_not_fit_is_said() -> None:
     x, series = normal(4, 2), normal(4, 3, 6)
     with pytest.raises(ValueError, match="MLP takes no condition 'vector' for embed= to make"):

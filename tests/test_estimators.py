@@ -306,6 +306,11 @@ def test_bad_requests_of_a_regressor_are_named() -> None:
         model.predict_interval(X6, 90)
     with pytest.raises(ValueError, match="y has 2 columns, wanted 1"):
         model.score_samples(X6, X6)
+    with pytest.raises(ValueError, match="keep 1e-06 away"):
+        ConditionalScoreDensity(**TINY).fit(X6, X6).predict_interval(X6, 1 - 1e-9)
+    for name in ("sde", "data"):
+        with pytest.raises(TypeError, match=f"fit_options has '{name}', which the estimator sets"):
+            ScoreDensity(fit_options={name: None}).fit(X6)
 
 
 def test_without_scikit_learn_a_sentence_says_what_to_install(

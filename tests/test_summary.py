@@ -152,6 +152,14 @@ def test_more_bad_input() -> None:
     found = scoresde.summary(model(), 10, given={"c": centres(3)}, steps=3)
     with pytest.raises(ValueError, match=r"no quantile 0.1 among .*ask for it"):
         found.interval(0.8)
+    levels = torch.tensor([0.1, 0.9])  # of float32
+    found = scoresde.summary(model(), 10, given={"c": centres(3)}, steps=3, quantiles=levels)
+    assert torch.equal(found.interval(0.8)[1], found.quantiles[:, 1])
+    with pytest.raises(ValueError, match="no rows"):
+        scoresde.summary(model(), 10, given={"c": centres(3)[:0]})
+    for verb in (scoresde.summary, scoresde.sample):
+        with pytest.raises(ValueError, match="draws=1000000000000"):
+            verb(model().given(c=centres(3)), draws=10**12)
     with pytest.raises(ValueError, match="mass"):
         found.interval(90)
     with pytest.raises(ValueError, match="has 3 rows for 4 samples"):

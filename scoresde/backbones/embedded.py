@@ -4,8 +4,9 @@ A time series, a set or an image becomes the `vector` that a backbone takes:
 
     net(x, t, vector=embed(condition)),      embed: (B, *any shape) → (B, vector).
 
-A condition that is dropped or not given never reaches `embed`; the backbone's learnt null stands
-for it.
+The backbone's learnt null stands for a condition that is dropped or not given. In a batch, `embed`
+sees zeros in place of the dropped rows, and what it makes of them is not used. Batch normalization
+counts these zeros: prefer layer normalization, or build the backbone with condition_dropout=0.
 """
 
 from __future__ import annotations

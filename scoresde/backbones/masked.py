@@ -7,19 +7,19 @@ Each entry of a row has one of three roles:
     seen         1    shown without noise, and not denoised
     missing     −1    neither shown nor denoised
 
-The backbone is called with the state, 0 in all entries that are not modelled, and with a vector of
-the seen values, waves of them (so that p(modelled | seen) may change fast with them), and two
-masks, of what is seen and of what is missing. So it learns the denoiser
+The backbone is given the state, with 0 in all entries that are not modelled, and a vector. The
+vector holds the seen values, waves of them, and two masks: what is seen and what is missing. The
+waves let p(modelled | seen) change fast with the seen values. So the backbone learns the denoiser
 of p(modelled | seen) for all patterns that occur,
 
     E[x_modelled | x_modelled + noise, x_seen],
 
-which is what the squared error has for its minimum if gaps do not depend on the values that they
-hide, given those that are seen (missing at random, Rubin 1976). Without gaps, and with nothing
-shown, it has no vector: the ordinary denoiser of whole rows, which `sample` and `log_prob` use.
+which minimizes the squared error if gaps, given what is seen, do not depend on the values that they
+hide (missing at random, Rubin 1976). A whole row of which nothing is shown comes without a vector:
+there the backbone is the ordinary denoiser, which `sample` and `log_prob` use.
 
-In training a part of the rows are shown a random part of what they have, which is what imputation
-needs (Tashiro et al. 2021, CSDI).
+In training some rows show a random part of their entries, as imputation will (Tashiro et al. 2021,
+CSDI).
 """
 
 from __future__ import annotations

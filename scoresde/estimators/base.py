@@ -131,7 +131,7 @@ def _without_repeats(named: dict[str, Any], options: Mapping[str, Any]) -> dict[
     twice = sorted(found.keys() & options.keys())
     if twice:
         raise TypeError(f"{twice[0]} is given twice: leave it out of fit_options")
-    own = sorted({"given", "generator", "progress"} & options.keys())
+    own = sorted({"sde", "data", "given", "generator", "progress"} & options.keys())
     if own:
         raise TypeError(
             f"fit_options has {own[0]!r}, which the estimator sets: use X, random_state or verbose"

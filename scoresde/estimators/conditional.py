@@ -34,6 +34,7 @@ CONDITION = "vector"
 """What the network calls x."""
 ROWS_AT_ONCE = 2**16
 """Most conditions that are laid out at once."""
+MOST_DRAWS = 10**7
 DRAWS_BEYOND = 10
 """Expected draws beyond a quantile that is found from draws."""
 
@@ -369,6 +370,11 @@ class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[m
             return self._shaped(self._decode(rows, noise))
         beyond = float(np.minimum(levels, 1 - levels).min())
         draws = max(self._check_prediction(), math.ceil(DRAWS_BEYOND / beyond))
+        if draws > MOST_DRAWS:
+            raise ValueError(
+                f"quantiles of several outputs are found from draws, and a level {beyond:.3g} from "
+                f"0 or 1 needs {draws:,}: keep {DRAWS_BEYOND / MOST_DRAWS:g} away from them"
+            )
         drawn = self._decode(rows, self._noise(draws))
         found = np.quantile(drawn, levels, axis=1, method="weibull")
         return self._shaped(np.moveaxis(found, 0, 1))

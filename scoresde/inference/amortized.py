@@ -88,11 +88,12 @@ class Posterior:
                 f"the prior has {self._prior.dim} parameters and the model is one of shape "
                 f"{tuple(sde.shape)}"
             )
+        self._prior.check_resolved(sde.state_dtype)
         self.condition = condition_name(sde, condition)
         self.coordinates = coordinates
-        kept = coordinates is not None and self._prior.box
-        if coordinates is not None:
-            kept = kept and torch.equal(coordinates.support.low, self._prior.low)
+        kept = False
+        if coordinates is not None and self._prior.box:
+            kept = torch.equal(coordinates.support.low, self._prior.low)
             kept = kept and torch.equal(coordinates.support.high, self._prior.high)
         self.leaks = not (kept or self._prior.everywhere)
         self.history: History | None = None
@@ -149,8 +150,8 @@ class Posterior:
         See `Posterior`.
         """
         check_generator(generator)
-        shape = sample_size(sample_shape)
         rows, batch = observations(self.sde, self.condition, x)
+        shape = sample_size(sample_shape, len(rows) * self._prior.dim)
         n = math.prod(shape)
         index = torch.arange(len(rows)).repeat(n)
         if not len(index):
@@ -226,11 +227,11 @@ class Posterior:
         generator: torch.Generator | None = None,
         **how: Any,
     ) -> Tensor:
-        """Return the parameters of the highest posterior density that ascent from draws finds.
+        """Return the likeliest parameters that an ascent from draws finds.
 
-        The likeliest of some draws climb the gradient of log p(theta | x), and the best of all
-        points is returned. Where the density rises up to the edge of the support, it lies a
-        hair inside.
+        The likeliest of some draws climb the gradient of log p(theta | x), and the best point in
+        the support is returned. Where the density rises up to the edge, that point lies just
+        inside.
 
         Parameters
         ----------
@@ -261,6 +262,8 @@ class Posterior:
         whole_number("steps", steps, 0)
         check_generator(generator)
         rows, batch = observations(self.sde, self.condition, x)
+        if not len(rows):
+            return self.sde.scale.new_empty(*batch, self._prior.dim)
         found = [mode(self, row[None], draws, steps, generator, how) for row in rows]
         return torch.stack(found).reshape(*batch, self._prior.dim)
 
@@ -295,8 +298,7 @@ class Posterior:
         n = whole_number("n", n)
         rows, batch = observations(self.sde, self.condition, x)
         if not self.leaks:
-            one = torch.ones(batch)
-            return Acceptance(one, torch.zeros(batch), n)
+            return Acceptance(torch.ones(batch), torch.zeros(batch), n)
         shares = [share_inside(self, row[None], n) for row in rows]
         return Acceptance.of(torch.tensor(shares).reshape(batch), n)
 
@@ -366,6 +368,8 @@ class Posterior:
     ) -> Tensor:
         """log p of theta (N, D), −∞ outside."""
         inside = self._prior.contains(theta)
+        if self.coordinates is not None:
+            inside = inside & self.coordinates.support.contains(theta)
         value = torch.full(theta.shape[:1], -math.inf, device=theta.device)
         value = value.to(self.sde.state_dtype)
         if not bool(inside.any()):
@@ -383,7 +387,7 @@ class Posterior:
 
     def _share(self, row: Tensor) -> float:
         """The acceptance at one observation, remembered; raise if it is 0."""
-        key = row.cpu().numpy().tobytes()
+        key = row.cpu().double().numpy().tobytes()
         if key not in self._shares:
             if len(self._shares) >= CACHED:
                 self._shares.clear()

@@ -5,12 +5,13 @@
     u_i = theta_i                                       elsewhere
     w = L⁻¹(u − b − A·f(x)),  f(x) = ((x − m)/s, the normal scores of x)
 
-A is a ridge regression, with the penalty that generalized cross-validation chooses, and L Lᵀ the
-covariance of what it leaves. Normal scores, Φ⁻¹ of the share of simulations below x_k, are used
-if some theta_i has an interval: where x_k is theta_i and a little noise, u_i is nearly linear in
-them. A network that outputs zero, which means w ~ N(0, I), is then the best linear-Gaussian
-posterior, and nothing that it samples leaves the prior's support. With a uniform prior u is N(0, I)
-before the data are seen.
+A and b are a ridge regression of u on f(x), whose penalty generalized cross-validation chooses,
+and L Lᵀ is the covariance of its residuals. A network that outputs zero means w ~ N(0, I), which is
+the best linear-Gaussian posterior. No sample leaves the prior's support. Under a uniform prior, u
+is N(0, I).
+
+The normal score of x_k is Φ⁻¹ of the share of simulations below it. Scores are used if some theta_i
+has an interval: where x_k is theta_i and a little noise, u_i is nearly linear in the score.
 
     log p(theta | x) = log p(w | x) − log det L + ∑ log |du_i/dtheta_i|
 """
@@ -44,6 +45,13 @@ class Support:
         self.both = low.isfinite() & high.isfinite()
         self.lower = low.isfinite() & ~high.isfinite()
         self.upper = high.isfinite() & ~low.isfinite()
+
+    def contains(self, theta: Tensor) -> Tensor:
+        """Whether theta (…, D) is inside or at the edge."""
+        theta = theta.detach().double()
+        low = self.low.to(theta.device)
+        high = self.high.to(theta.device)
+        return ((theta >= low) & (theta <= high)).all(-1)
 
     def forward(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """u and ∑ log |du/dtheta| of theta (…, D) inside, in float64."""
@@ -106,7 +114,32 @@ class Coordinates:
 
     def __init__(self, **numbers: Tensor) -> None:
         self.numbers = {name: numbers[name].double().cpu() for name in self.NUMBERS}
+        self._check()
         self.support = Support(self.numbers["low"], self.numbers["high"])
+
+    def _check(self) -> None:
+        """Raise ValueError for numbers that are no map of D parameters and K numbers in x."""
+        n = self.numbers
+        shapes = {name: tuple(value.shape) for name, value in n.items()}
+        dim = n["low"].shape[:1].numel()
+        k = n["mean"].shape[:1].numel()
+        knots = n["levels"].shape[:1].numel()
+        wanted: dict[str, tuple[int, ...]] = dict.fromkeys(("low", "high", "intercept"), (dim,))
+        wanted |= {"mean": (k,), "scale": (k,), "knots": (k, knots), "levels": (knots,)}
+        wanted |= {"slope": (2 * k if knots else k, dim), "root": (dim, dim)}
+        for name, shape in wanted.items():
+            if shapes[name] != shape:
+                raise ValueError(f"{name} has shape {shapes[name]}, wanted {shape}")
+        finite = ("mean", "knots", "levels", "slope", "intercept", "root")
+        if not all(bool(n[name].isfinite().all()) for name in finite):
+            raise ValueError("numbers that are not finite")
+        if not bool((n["low"] < n["high"]).all() & (n["scale"] > 0).all()):
+            raise ValueError("an empty interval, or a scale that is not positive")
+        rising = (n["knots"].diff() >= 0).all() & (n["levels"].diff() > 0).all()
+        if not bool(rising):
+            raise ValueError("knots or levels that do not rise")
+        if not bool((n["root"].diagonal() > 0).all() & (n["root"].triu(1) == 0).all()):
+            raise ValueError("a root that is not lower triangular with a positive diagonal")
 
     @classmethod
     def measured(

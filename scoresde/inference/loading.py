@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 import torch
 
-from ..common.checks import as_path
+from ..common.checks import as_path, brief_repr, true_or_false
 from ..common.errors import CheckpointError
+from ..model.score_sde import ScoreSDE
 from ..storage import records
 from ..storage.models import load
 from .amortized import Posterior
 from .coordinates import Coordinates
 from .files import NAME
+from .observations import shape_of
 from .prior import as_prior, rebuild_prior
 
 
@@ -26,7 +29,8 @@ def load_posterior(
     ----------
     folder : path
     prior : torch.distributions.Distribution or pair of Tensor, optional
-        The prior, if it is of no family that is saved; it replaces the saved one.
+        The prior, if it is of no family that is saved. It replaces the saved one; outside the
+        support of that, where nothing was learnt, log p stays −∞.
     device : str or torch.device
         Where to put the model.
 
@@ -66,10 +70,38 @@ def load_posterior(
     chosen = rebuild_prior(about["prior"], where) if prior is None else as_prior(prior)
     coordinates = None
     try:
-        if about["transformed"]:
+        if true_or_false("transformed", about["transformed"]):
             coordinates = Coordinates(**numbers)
-        condition = str(about["condition"])
-    except (KeyError, TypeError) as error:
+        condition = about["condition"]
+    except KeyError as error:
         raise CheckpointError(f"{where} lacks {error}") from None
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{where} was edited or is damaged: {error}") from None
     sde = load(folder, device)
+    _check_fit(sde, coordinates, condition, where)
     return Posterior(sde, chosen, coordinates=coordinates, condition=condition)
+
+
+def _check_fit(
+    sde: ScoreSDE, coordinates: Coordinates | None, condition: object, where: str
+) -> None:
+    """Raise CheckpointError unless a model is one of such coordinates and takes the condition."""
+    names = sde.interface.condition_names
+    known = condition in names if names else sde.interface.open
+    if not isinstance(condition, str) or not known:
+        raise CheckpointError(
+            f"{where} names the condition {brief_repr(condition)}, which its model does not take"
+        )
+    if coordinates is None:
+        return
+    dim = len(coordinates.numbers["low"])
+    if (dim,) != tuple(sde.shape):
+        raise CheckpointError(
+            f"{where} has coordinates of {dim} parameters for a model of shape {tuple(sde.shape)}"
+        )
+    shape = shape_of(sde, condition)
+    k = len(coordinates.numbers["mean"])
+    if shape is not None and math.prod(shape) != k:
+        raise CheckpointError(
+            f"{where} has coordinates for {k} numbers in x, and its model takes {math.prod(shape)}"
+        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Size, Tensor
 
-from ..common.checks import whole_number
+from ..common.checks import check_budget, whole_number
 from ..common.inputs import as_reals
 from ..model.score_sde import ScoreSDE
 
@@ -20,7 +22,7 @@ def observations(
     """Observations as rows (B, *shape) on the model's device, and their batch shape."""
     if x is None:
         raise TypeError("x is missing: give the observation, x=x_o")
-    shape = _shape_of(sde, condition)
+    shape = shape_of(sde, condition)
     value = as_reals(x, "x")
     if not value.is_floating_point():
         value = value.to(torch.get_default_dtype())
@@ -42,11 +44,13 @@ def observations(
 
 def condition_name(sde: ScoreSDE, name: str | None) -> str:
     """The condition of the network that x is given as."""
-    shapes = sde.interface.condition_shapes
-    names = list(sde.interface.names[2:]) if shapes is None else list(shapes)
+    names = sde.interface.condition_names
     if name is not None:
         sde.interface.check_names([name])
         return name
+    interface = sde.interface
+    if not names and interface.open and interface.condition_shapes is None:  # any name will do
+        return "vector"
     if not names:
         raise ValueError(
             f"{sde.interface.name} takes no condition, and x would be one; try "
@@ -57,7 +61,7 @@ def condition_name(sde: ScoreSDE, name: str | None) -> str:
     return "vector" if "vector" in names else names[0]
 
 
-def _shape_of(sde: ScoreSDE, name: str) -> tuple[int, ...] | None:
+def shape_of(sde: ScoreSDE, name: str) -> tuple[int, ...] | None:
     """The shape of one observation, where the network states it or has learnt it."""
     shapes = sde.interface.condition_shapes
     if shapes is not None:
@@ -66,9 +70,11 @@ def _shape_of(sde: ScoreSDE, name: str) -> tuple[int, ...] | None:
     return tuple(learnt[name]) if name in learnt else None
 
 
-def sample_size(shape: Any) -> Size:
-    """A sample shape, checked; a number stands for one axis."""
-    sizes = (shape,) if isinstance(shape, int) else shape
+def sample_size(shape: Any, each: int) -> Size:
+    """A sample shape, checked, of so many numbers each; a number stands for one axis."""
+    sizes = (shape,) if isinstance(shape, Integral) else shape
     if not isinstance(sizes, tuple | list):
         raise TypeError(f"sample_shape is a tuple of integers such as (1000,), got {shape!r}")
-    return Size([whole_number("a size of sample_shape", size, 0) for size in sizes])
+    found = [whole_number("a size of sample_shape", size, 0) for size in sizes]
+    check_budget(f"sample_shape={tuple(found)}", 8.0 * math.prod(found) * max(1, each))
+    return Size(found)

@@ -21,8 +21,18 @@ from torch.distributions import constraints as known
 from ..common.checks import brief_repr
 from ..common.errors import CheckpointError
 from ..common.inputs import as_tensor
+from ..common.random import isolated
 
 HINT = "give a pair (low, high) of tensors, or a torch distribution of event shape (D,)"
+
+FEWEST_NUMBERS = 2**7
+"""Floating-point numbers across an interval, at least."""
+FAMILIES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "box": (Uniform, ("low", "high")),
+    "normal": (Normal, ("loc", "scale")),
+    "multivariate_normal": (MultivariateNormal, ("loc", "scale_tril")),
+}
+"""Those that are saved, by the name in the record, with the numbers of each."""
 
 
 class Prior:
@@ -37,7 +47,10 @@ class Prior:
             )
         self.law = law
         self.dim = int(law.event_shape[0])
-        support: Any = law.support
+        try:
+            support: Any = law.support
+        except NotImplementedError:
+            support = None
         if support is None or support.is_discrete or not _has_density(support):
             raise ValueError(
                 f"the prior's support is {support}, on which D numbers have no density; {HINT}"
@@ -55,16 +68,31 @@ class Prior:
             low = self.low.to(value.device)
             high = self.high.to(value.device)
             return ((value >= low) & (value <= high)).all(-1)
-        some = self.law.sample()
-        value = theta.detach().to(some.device, some.dtype)
-        law: Any = self.law
-        if isinstance(law, MixtureSameFamily):  # torch's own support asks for all components'
-            value = value.unsqueeze(-2)
-            law = law.component_distribution
-        inside: Tensor = law.support.check(value)
-        if law is not self.law:
-            inside = inside.any(-1)
-        return inside.to(theta.device)
+        value = theta.detach().to(_device_of(self.law))
+        return _holds(self.law, value).to(theta.device)
+
+    def nearest(self, theta: Tensor) -> Tensor:
+        """The nearest point of the box, as numbers of theta's dtype, coordinate by coordinate."""
+        low = self.low.to(theta)
+        high = self.high.to(theta)
+        up = torch.nextafter(low, torch.full_like(low, math.inf))
+        down = torch.nextafter(high, torch.full_like(high, -math.inf))
+        low = torch.where(low.double() < self.low.to(low.device), up, low)
+        high = torch.where(high.double() > self.high.to(high.device), down, high)
+        return torch.minimum(torch.maximum(theta, low), high)
+
+    def check_resolved(self, dtype: torch.dtype) -> None:
+        """Raise ValueError if an interval holds few numbers of a dtype."""
+        size = torch.maximum(self.low.abs(), self.high.abs())
+        narrow = size.isfinite() & (self.high - self.low < FEWEST_NUMBERS * _eps(dtype) * size)
+        if bool(narrow.any()):
+            at = narrow.nonzero().flatten().tolist()
+            name = str(dtype).removeprefix("torch.")
+            raise ValueError(
+                f"the prior's intervals of parameters {at} are too narrow for {name} so far from "
+                "0: subtract a constant from them, or give a model in float64, sde=build(...)"
+                ".double()"
+            )
 
     def describe(self) -> dict[str, Any] | None:
         """The prior in plain JSON, if it is of a family that can be written so."""
@@ -98,11 +126,16 @@ def rebuild_prior(about: Mapping[str, Any], where: str) -> Prior:
         family = values.pop("family")
         dtype = {"float32": torch.float32, "float64": torch.float64}[values.pop("dtype")]
         numbers: Any = {name: torch.tensor(value, dtype=dtype) for name, value in values.items()}
-        if family == "multivariate_normal":
-            return Prior(MultivariateNormal(**numbers))
-        base: Any = {"box": Uniform, "normal": Normal}[family]
-        return Prior(Independent(base(**numbers), 1))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        made, names = FAMILIES[family]
+        if set(numbers) != set(names):
+            raise ValueError(f"a {family} is of {', '.join(names)}")
+        if not all(bool(value.isfinite().all()) for value in numbers.values()):
+            raise ValueError("infinite numbers")
+        law = made(**numbers, validate_args=True)
+        if not law.event_shape:
+            law = Independent(law, 1)
+        return Prior(law)
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
         raise CheckpointError(f"{where} holds no prior that this version knows: {error}") from None
 
 
@@ -110,6 +143,8 @@ def _box(lowest: object, highest: object) -> Distribution:
     """The uniform distribution of a box."""
     low = as_tensor(lowest, "low")
     high = as_tensor(highest, "high")
+    if low.is_complex() or high.is_complex():
+        raise TypeError("a box has real corners, got complex numbers")
     dtype = torch.promote_types(torch.promote_types(low.dtype, high.dtype), torch.float16)
     if not (low.is_floating_point() or high.is_floating_point()):
         dtype = torch.get_default_dtype()
@@ -139,6 +174,30 @@ def _written(
         return None
     numbers = {key: value.detach().cpu().tolist() for key, value in values.items()}
     return {"family": family, "dtype": name, **numbers}
+
+
+def _eps(dtype: torch.dtype) -> float:
+    """The relative spacing of numbers of a dtype."""
+    return float(torch.finfo(dtype).eps)
+
+
+def _device_of(law: Any) -> torch.device:
+    """Where a distribution's numbers are; the global generator stays as it was."""
+    with isolated():
+        some: Tensor = law.sample()
+    return some.device
+
+
+def _holds(law: Any, value: Tensor) -> Tensor:
+    """Whether a distribution's support holds values (…, *batch, *event), of each in the batch."""
+    if isinstance(law, Independent):
+        each = _holds(law.base_dist, value)
+        return each.flatten(-law.reinterpreted_batch_ndims).all(-1)
+    if isinstance(law, MixtureSameFamily):  # torch's own support asks for all components'
+        spread = value.unsqueeze(-1 - len(law.event_shape))
+        return _holds(law.component_distribution, spread).any(-1)
+    inside: Tensor = law.support.check(value)
+    return inside
 
 
 def _has_density(support: Any) -> bool:

@@ -25,6 +25,7 @@ from .prior import Prior, as_prior
 BOUNDS = ("transform", "reject")
 FEWEST = 16
 """Pairs that can be trained on."""
+MOST_HELD_OUT = 0.9
 EVERY = 250
 """Steps between validations."""
 
@@ -38,7 +39,7 @@ def posterior(
     bounds: str = "transform",
     held_out: float = 0.1,
     patience: int = 4,
-    steps: int = 5000,
+    steps: int | str = 5000,
     lr: float = 2e-3,
     ema: float = 200.0,
     generator: torch.Generator | None = None,
@@ -63,12 +64,14 @@ def posterior(
         mapped to all of space. "reject": it is one of theta as it is, and draws outside are
         rejected.
     held_out : float
-        Share of the pairs on which training is validated, and stopped before it overfits; 0 for
-        none.
+        Share of the pairs that are held out: their loss is watched, and the weights of its lowest
+        value are kept. At most 0.9; 0 for none. Nothing else is held out.
     patience : int
         Validations, one every 250 steps, without a new lowest loss before training stops.
-    steps, lr, ema
-        Most optimizer steps, the learning rate and the average's half-life: see `fit`.
+    steps : int or "auto"
+        Optimizer steps, at most. "auto" counts them by the pairs that are trained on: see `fit`.
+    lr, ema
+        The learning rate and the half-life of the average: see `fit`.
     generator : torch.Generator, optional
         The randomness of everything.
     **how
@@ -108,7 +111,8 @@ def posterior(
     torch.Size([1000, 2])
     """
     choose("bounds", bounds, BOUNDS)
-    real_number("held_out", held_out, 0, 1, closed=True, hint="try 0.1")
+    real_number("held_out", held_out, 0, MOST_HELD_OUT, closed=True, hint="try 0.1")
+    _check_own(how)
     check_generator(generator)
     known = as_prior(prior)
     theta, x = _pairs(known, theta, x)
@@ -140,6 +144,19 @@ def posterior(
         **how,
     )
     return made
+
+
+def _check_own(how: dict[str, Any]) -> None:
+    """Raise TypeError for arguments of `fit` that `posterior` sets."""
+    own = {
+        "given": "x is the condition",
+        "validation": "held_out= and patience= say what is held out",
+        "data": "theta and x are the data",
+        "transforms": "theta is mapped by bounds=",
+    }
+    for name, why in own.items():
+        if name in how:
+            raise TypeError(f"posterior has no argument {name!r}: {why}")
 
 
 def _default(
@@ -184,6 +201,8 @@ def _pairs(
     x = _floating(x, "x")
     if tuple(theta.shape[1:]) != (prior.dim,):
         raise ValueError(f"theta has shape {tuple(theta.shape)}, wanted (N, {prior.dim})")
+    if not x[:1].numel() and len(x):
+        raise ValueError(f"x has shape {tuple(x.shape)}: an observation has at least one number")
     if len(x) != len(theta):
         raise ValueError(f"theta has {len(theta)} rows and x has {len(x)}: wanted one x for each")
     outside = int((~prior.contains(theta) | ~theta.isfinite().all(1)).sum())

@@ -68,6 +68,13 @@ class ConditionScales(nn.Module):
         part = self._modules.get(name)
         if part is None:
             return value
+        learnt = tuple(part.mean.shape)  # type: ignore[arg-type]
+        got = tuple(value.shape[1 : 1 + len(learnt)])
+        if got != learnt:
+            raise ValueError(
+                f"condition {name!r} has shape {tuple(value.shape)}, and the model has learnt with "
+                f"{learnt[0]} entries along its second axis"
+            )
         mean = _like_rows(part.mean, value)  # type: ignore[arg-type]
         scale = _like_rows(part.scale, value)  # type: ignore[arg-type]
         return (value.to(mean.dtype) - mean) / scale

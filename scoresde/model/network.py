@@ -49,6 +49,7 @@ class NetworkInterface:
         self.inner = inner
         parameters = inspect.signature(inner.forward).parameters
         self.names = tuple(parameters)
+        self.named = [p.name for p in parameters.values() if p.kind is not p.VAR_KEYWORD][2:]
         self.open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         self.drop: Callable[..., dict[str, Tensor]] | None
         self.drop = _drop_of(inner)
@@ -65,6 +66,16 @@ class NetworkInterface:
         if shapes is None:
             return None
         return {name: tuple(shape) for name, shape in shapes.items()}
+
+    @property
+    def condition_names(self) -> list[str]:
+        """Names of the conditions that it takes, as far as it says them."""
+        inner = self.inner
+        shapes = inner.shapes if isinstance(inner, Embedded) else self.condition_shapes
+        if shapes is not None:
+            return list(shapes)
+        names = [*inner.embed] if isinstance(inner, Embedded) else self.named
+        return [name for name in names if name not in SOLVE_ARGUMENTS]
 
     @property
     def wide_inputs(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..common.checks import check_generator, real_number, true_or_false, whole_number
+from ..common.checks import check_budget, check_generator, real_number, true_or_false, whole_number
 from ..common.random import draw_seed
 from ..common.sharding import together
 from ..model.protocol import Model
@@ -22,7 +22,7 @@ from .states import solve_states
 GROUP_STATES = 2**16
 """Draws that are held at once, at most, unless one condition has more."""
 
-SAME_LEVEL = 1e-9
+SAME_LEVEL = 1e-7  # the rounding of float32
 """How far two levels of quantiles may differ and still be the same."""
 
 
@@ -181,7 +181,10 @@ def summary(
             )
         sde = sde.given(**given)
     total = sde.condition_rows
+    if not total:
+        raise ValueError("the conditions have no rows: there is nothing to summarize")
     sde.slice_conditions(0, total, total)
+    check_budget(f"draws={draws}", 8.0 * draws * sde.dim)  # of one condition, at least
     seed = draw_seed(generator)
     size = _conditions_at_once(sde, draws)
     parts = []

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.checks import whole_number
+from ..common.checks import check_budget, whole_number
 from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import require_model
@@ -248,6 +248,7 @@ def _repeated(sde: Model, n: int | None, draws: int) -> tuple[Model, int]:
     rows = sde.condition_rows
     if rows not in (1, n):
         sde.slice_conditions(0, n, n)  # which says so
+    check_budget(f"draws={draws} for each of {n}", 8.0 * n * draws * sde.dim)
     repeated = torch.arange(n, device="cpu").repeat_interleave(draws)
     return sde.select_conditions(repeated), n * draws
 
