@@ -534,6 +534,23 @@ def test_the_command_fits_samples_and_scores_tables(
     assert "tables are written as" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "wanted"), [([], "auto"), (["--validation", "none"], None)], ids=["auto", "none"]
+)
+def test_the_command_holds_rows_out_as_fit_does(
+    option: list[str], wanted: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+    monkeypatch.setattr("scoresde.cli.tables.fit", lambda sde, data, **how: seen.update(how))
+    data = str(tmp_path / "t.csv")
+    ROWS.to_csv(data, index=False)
+    main(["fit", data, "--out", str(tmp_path / "m"), "--table", *option])
+    assert seen["steps"] == "auto"
+    assert seen["validation"] == wanted
+    with pytest.raises(SystemExit):
+        main(["fit", data, "--out", str(tmp_path / "m"), "--drop-missing", "--columns", "x"])
+
+
 # ---------------------------------------------------------------------- bad input
 
 X = [0.25, 0.5, 1.5]
