@@ -576,6 +576,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     ({"y": ["a", "b"]}, {}, "no numeric column"),
     ({"x": X}, {"bounds": {"z": (0, 1)}}, "the table has no column 'z'"),
     ({"x": X}, {"bounds": {"x": (1, 0)}}, "is a pair such as"),
+    ({"x": X}, {"bounds": {"x": (0, 10**400)}}, "is a pair such as"),
     ({"x": X}, {"bounds": {"x": (0, 1)}}, "column 'x' has 1.5 outside the bounds"),
     ({"x": X}, {"bounds": {"x": (0.25, None)}, "steps": {"x": None}}, "on the bounds"),
     ({"x": X}, {"steps": {"x": 0.4}}, "no multiple of its step 0.4"),
@@ -630,6 +631,19 @@ def test_integers_in_a_float_of_few_digits_are_discretized(dtype: str, most: int
     assert column == Numeric("x", dtype, column.seen, 1.0, 0.0, 0)
     rough = np.random.default_rng(0).uniform(0, most, N)
     assert Table({"x": rough.astype(dtype)}, steps={"x": None}).columns[0].kind == "continuous"
+
+
+@pytest.mark.parametrize("far", [0, 10**12, 10**15, -(10**15), 2**53 - 9])
+def test_noise_stays_in_the_bin_of_integers_far_from_zero(far: int) -> None:
+    column = far + np.random.default_rng(0).integers(0, 9, N)
+    rows = Table({"n": column})
+    z, _ = rows.encode(rows, generator(0))
+    assert rows.decode(z)["n"].tolist() == column.tolist()
+
+
+def test_more_rows_than_memory_holds_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="n=10000000000000 samples take"):
+        scoresde.sample(small(table(), validation=None), 10**13)
 
 
 def test_columns_that_a_model_does_not_know_are_not_read() -> None:

@@ -18,6 +18,7 @@ from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..solvers import Solver
+from .batches import check_count
 from .states import solve_states
 from .tables import with_categories
 
@@ -248,6 +249,7 @@ def _repeated(sde: Model, n: int | None, draws: int) -> tuple[Model, int]:
     rows = sde.condition_rows
     if rows not in (1, n):
         sde.slice_conditions(0, n, n)  # which says so
+    check_count(sde, n * draws)
     repeated = torch.arange(n, device="cpu").repeat_interleave(draws)
     return sde.select_conditions(repeated), n * draws
 

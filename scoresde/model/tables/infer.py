@@ -268,9 +268,20 @@ def _step(name: str, step: Any) -> float | None:
     """A stated step: a positive number, or None for a continuous column."""
     if step is None:
         return None
-    if isinstance(step, bool) or not isinstance(step, Real) or not 0 < step < math.inf:
+    found = _real(step)
+    if not 0 < found < math.inf:
         raise ValueError(f"steps[{name!r}] is a positive number or None, got {step!r:.40}")
-    return float(step)
+    return found
+
+
+def _real(value: Any) -> float:
+    """A number as a float; NaN for anything else."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _bounds(name: str, pair: Any) -> Bounds:
@@ -278,11 +289,10 @@ def _bounds(name: str, pair: Any) -> Bounds:
     wanted = f"bounds[{name!r}] is a pair such as (0, None) or (0, 1), got {pair!r:.40}"
     if not isinstance(pair, tuple | list) or len(pair) != 2 or pair[0] == pair[1] is None:
         raise ValueError(wanted)
-    numbers = [each for each in pair if each is not None]
-    for each in numbers:
-        if isinstance(each, bool) or not isinstance(each, Real) or not math.isfinite(each):
-            raise ValueError(wanted)
+    numbers = [_real(each) for each in pair if each is not None]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(wanted)
     if len(numbers) == 2 and not numbers[0] < numbers[1]:
         raise ValueError(wanted)
-    low, high = (None if each is None else float(each) for each in pair)
+    low, high = (None if each is None else _real(each) for each in pair)
     return low, high

@@ -129,7 +129,9 @@ def _as_array(name: str, column: Any) -> np.ndarray:
     """The cells of a column; Python's stay objects where numpy would make them of one kind."""
     if isinstance(column, Tensor):
         column = as_tensor(column, f"column {name!r}").detach().cpu()
-        return np.asarray(column.float() if column.dtype == torch.bfloat16 else column)
+        if column.dtype == torch.bfloat16:  # which numpy has not
+            column = column.float()
+        return np.asarray(column)
     if isinstance(column, np.ma.MaskedArray):
         values = np.asarray(column.data).astype(object)
         values[np.ma.getmaskarray(column)] = None
