@@ -605,7 +605,7 @@ def test_a_bad_table_is_refused_in_one_sentence(
     ("change", "message"),
     [
         ({"carat": None}, "the rows lack the columns 'carat'"),
-        ({"cut": "q"}, "column 'cut' has 'q', which the table has not"),
+        ({"cut": "q"}, "column 'cut' has 'q', which the table does not have"),
         ({"share": 1.2}, "column 'share' has 1.2, and 2 more, outside the bounds"),
         ({"share": 0.0}, "on the bounds"),
         ({"stars": 6}, "column 'stars' has 6"),

@@ -129,7 +129,7 @@ def _as_array(name: str, column: Any) -> np.ndarray:
     """The cells of a column; Python's stay objects where numpy would make them of one kind."""
     if isinstance(column, Tensor):
         column = as_tensor(column, f"column {name!r}").detach().cpu()
-        if column.dtype == torch.bfloat16:  # which numpy has not
+        if column.dtype == torch.bfloat16:  # which numpy does not have
             column = column.float()
         return np.asarray(column)
     if isinstance(column, np.ma.MaskedArray):

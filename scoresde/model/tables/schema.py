@@ -108,7 +108,7 @@ class TableSchema:
         ------
         TypeError, ValueError
             For columns that are lacking or of another kind, missing or infinite values, values
-            outside stated bounds, and categories or combinations that the table has not.
+            outside stated bounds, and categories or combinations that the table does not have.
 
         Examples
         --------
@@ -124,7 +124,7 @@ class TableSchema:
             names = listed(each.name for each in self.categorical)
             raise ValueError(
                 f"row {row} (from 0){and_more((found < 0).numpy())} has a combination of {names} "
-                "that the table has not: its probability is 0"
+                "that the table does not have: its probability is 0"
             )
         if found is not None:
             labels = self.labels[found]
