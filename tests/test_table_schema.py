@@ -571,6 +571,11 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     ({"x": X, "y": [True, 2, 3]}, {}, "column 'y' holds bool and int"),
     ({"x": X, "y": ["a", math.nan, "b"]}, {}, "column 'y' has no value in 1 of 3 rows"),
     ({"x": X, "y": np.ma.array([1, 2, 4], mask=[0, 1, 0])}, {}, "'y' has no value in 1 of 3 rows"),
+    (
+        {"x": X, "y": [-1e308, 0.5, 1e308]},
+        {},
+        "column 'y' runs from -1e\\+308 to 1e\\+308: divide",
+    ),
     ({"x": X, "y": [10**400, 2, 3]}, {}, "column 'y' has integers that float64 can't hold"),
     ({"x": X, "y": np.zeros((3, 2))}, {}, "column 'y' has shape"),
     ({"y": ["a", "b"]}, {}, "no numeric column"),

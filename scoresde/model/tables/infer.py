@@ -80,6 +80,8 @@ def column_of(raw: RawColumn, stated: Statements) -> Column:
         raise ValueError(
             f"column {name!r} is constant, {low:g} in all rows, and has no density: leave it out"
         )
+    if high - low > 1e300:
+        raise ValueError(f"column {name!r} runs from {low:g} to {high:g}: divide it by a constant")
     if values.dtype.kind in "iu" and max(-low, high) > LARGEST_INTEGER:
         raise ValueError(
             f"column {name!r} has integers beyond 2^53, such as {high:.0f}, which float64 rounds: "
