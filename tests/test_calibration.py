@@ -208,6 +208,27 @@ def test_units_and_shape_of_parameters_do_not_matter() -> None:
     assert torch.equal(c.ranks, sbc(truth, draws).ranks)
 
 
+@pytest.mark.parametrize("unit", [1e-200, 1e200, 1e300])
+def test_results_are_the_same_in_any_unit(unit: float) -> None:
+    theta = torch.randn(60, 2, generator=generator(0), dtype=torch.float64)
+    draws = torch.randn(60, 20, 2, generator=generator(1), dtype=torch.float64)
+    points = torch.randn(60, 2, generator=generator(2), dtype=torch.float64)
+    for references in (None, points):
+        scaled = None if references is None else references * unit
+        found = tarp(theta * unit, draws * unit, scaled, generator=generator())
+        assert torch.equal(
+            found.ranks, tarp(theta, draws, references, generator=generator()).ranks
+        )
+    x, y = theta[:20], theta[20:40] + 9
+    assert c2st(x * unit, y * unit, folds=2, generator=generator()) > 0.9
+
+
+def test_c2st_tells_sets_of_different_units_apart_also_in_inference_mode() -> None:
+    with torch.inference_mode():
+        x = torch.randn(60, 2, generator=generator(0))
+        assert c2st(1e-30 * x, 1e30 * x, generator=generator()) > 0.9
+
+
 def test_densities_may_lack_a_constant_and_be_zero() -> None:
     g = generator()
     true, draws = torch.randn(100, generator=g), torch.randn(100, 30, generator=g)

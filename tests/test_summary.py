@@ -94,6 +94,11 @@ def test_they_are_of_the_draws_that_sample_makes(
             torch.testing.assert_close(found.quantiles[:n, place], exact, **close)
 
 
+def test_more_draws_than_memory_holds_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="n=20000000000000 samples take"):
+        scoresde.sample(model().given(c=centres(2)), draws=10**13)
+
+
 def test_draws_of_one_condition_and_of_none() -> None:
     """Without rows of conditions they are ordinary samples; with one, as many for each of n."""
     sde = model()

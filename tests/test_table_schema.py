@@ -445,6 +445,12 @@ HOSTILE: list[tuple[tuple[Any, ...], Any]] = [
     (("columns", 0, "decimals"), 10**9),
     (("columns", 0, "seen"), [2.0, 1.0]),
     (("columns", 0, "seen"), [0.0]),
+    (("columns", 0, "seen"), [-1.0, 2.0]),  # outside the bounds
+    (("columns", 0, "seen"), [-1e308, 1e308]),
+    (("columns", 1, "step"), 1e308),
+    (("columns", 1, "step"), 1e-320),
+    (("columns", 1, "origin"), 1e308),
+    (("columns", 1, "bounds"), [1e308, None]),
     (("columns", 0, "bounds"), [1.0, 0.0]),
     (("columns", 0, "extra"), 1),
     (("columns", 2, "categories"), []),
@@ -528,6 +534,23 @@ def test_the_command_fits_samples_and_scores_tables(
     assert "tables are written as" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("option", "wanted"), [([], "auto"), (["--validation", "none"], None)], ids=["auto", "none"]
+)
+def test_the_command_holds_rows_out_as_fit_does(
+    option: list[str], wanted: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = {}
+    monkeypatch.setattr("scoresde.cli.tables.fit", lambda sde, data, **how: seen.update(how))
+    data = str(tmp_path / "t.csv")
+    ROWS.to_csv(data, index=False)
+    main(["fit", data, "--out", str(tmp_path / "m"), "--table", *option])
+    assert seen["steps"] == "auto"
+    assert seen["validation"] == wanted
+    with pytest.raises(SystemExit):
+        main(["fit", data, "--out", str(tmp_path / "m"), "--drop-missing", "--columns", "x"])
+
+
 # ---------------------------------------------------------------------- bad input
 
 X = [0.25, 0.5, 1.5]
@@ -544,14 +567,29 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     ({"x": [1.0, math.inf, 2.0]}, {}, "column 'x' has infinite values"),
     ({"x": X, "y": np.array(["2020-01-01"] * 3, "M8[D]")}, {}, "column 'y' is of datetime64"),
     ({"x": X, "y": [1, "a", None]}, {}, "column 'y' holds int and str"),
+    ({"x": X, "y": [1, "a", 2.0]}, {}, "column 'y' holds float and int and str"),
+    ({"x": X, "y": [True, 2, 3]}, {}, "column 'y' holds bool and int"),
+    ({"x": X, "y": ["a", math.nan, "b"]}, {}, "column 'y' has no value in 1 of 3 rows"),
+    ({"x": X, "y": np.ma.array([1, 2, 4], mask=[0, 1, 0])}, {}, "'y' has no value in 1 of 3 rows"),
+    (
+        {"x": X, "y": [-1e308, 0.5, 1e308]},
+        {},
+        "column 'y' runs from -1e\\+308 to 1e\\+308: divide",
+    ),
+    ({"x": X, "y": [10**400, 2, 3]}, {}, "column 'y' has integers that float64 can't hold"),
     ({"x": X, "y": np.zeros((3, 2))}, {}, "column 'y' has shape"),
     ({"y": ["a", "b"]}, {}, "no numeric column"),
     ({"x": X}, {"bounds": {"z": (0, 1)}}, "the table has no column 'z'"),
     ({"x": X}, {"bounds": {"x": (1, 0)}}, "is a pair such as"),
-    ({"x": X}, {"bounds": {"x": (0, 1)}}, "column 'x' has 1.5, and 0 more, outside the bounds"),
+    ({"x": X}, {"bounds": {"x": (0, 10**400)}}, "is a pair such as"),
+    ({"x": X}, {"bounds": {"x": (0, 1)}}, "column 'x' has 1.5 outside the bounds"),
     ({"x": X}, {"bounds": {"x": (0.25, None)}, "steps": {"x": None}}, "on the bounds"),
     ({"x": X}, {"steps": {"x": 0.4}}, "no multiple of its step 0.4"),
     ({"x": X}, {"steps": {"x": 0}}, "is a positive number or None"),
+    ({"x": X}, {"steps": {"x": 1e300}}, "all its values lie within 1"),
+    ({"x": X}, {"steps": {"x": 1e-20}}, "finer than float64 tells its values apart"),
+    ({"x": X, "y": [1.0, math.inf, 2.0]}, {"categories": ["y"]}, "'y' has categories such as 1.0"),
+    ({"x": X}, {"categories": [["x"]]}, "categories is a list of names"),
     ({"x": X, "y": [*"abc"]}, {"steps": {"y": 1}}, "column 'y' is categorical"),
     ({"x": X}, {"categories": "x"}, "categories is a list"),
     ({"x": X}, {"missing": "skip"}, "unknown missing= 'skip'"),
@@ -572,7 +610,7 @@ def test_a_bad_table_is_refused_in_one_sentence(
     ("change", "message"),
     [
         ({"carat": None}, "the rows lack the columns 'carat'"),
-        ({"cut": "q"}, "column 'cut' has 'q', which the table has not"),
+        ({"cut": "q"}, "column 'cut' has 'q', which the table does not have"),
         ({"share": 1.2}, "column 'share' has 1.2, and 2 more, outside the bounds"),
         ({"share": 0.0}, "on the bounds"),
         ({"stars": 6}, "column 'stars' has 6"),
@@ -589,6 +627,51 @@ def test_bad_rows_are_refused_before_any_work(change: dict[str, Any], message: s
             del rows[name]
     with pytest.raises((ValueError, TypeError), match=message):
         table().encode(rows)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("float16", 200), ("float32", 30_000)])
+def test_integers_in_a_float_of_few_digits_are_discretized(dtype: str, most: int) -> None:
+    values = np.random.default_rng(0).integers(0, most, N)
+    column = Table({"x": values.astype(dtype)}).columns[0]
+    assert column == Numeric("x", dtype, column.seen, 1.0, 0.0, 0)
+    rough = np.random.default_rng(0).uniform(0, most, N)
+    assert Table({"x": rough.astype(dtype)}, steps={"x": None}).columns[0].kind == "continuous"
+
+
+@pytest.mark.parametrize("far", [0, 10**12, 10**15, -(10**15), 2**53 - 9])
+def test_noise_stays_in_the_bin_of_integers_far_from_zero(far: int) -> None:
+    column = far + np.random.default_rng(0).integers(0, 9, N)
+    rows = Table({"n": column})
+    z, _ = rows.encode(rows, generator(0))
+    assert rows.decode(z)["n"].tolist() == column.tolist()
+
+
+def test_more_rows_than_memory_holds_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="n=10000000000000 samples take"):
+        scoresde.sample(small(table(), validation=None), 10**13)
+
+
+def test_columns_that_a_model_does_not_know_are_not_read() -> None:
+    rows = Table({"x": [0.5, 1.0, 2.25]})
+    dates = np.array(["2020-01-01"] * 2, "M8[D]")
+    values, _ = rows.values({"when": dates, "x": [0.5, 1.0]})
+    assert values[:, 0].tolist() == [0.5, 1.0]
+
+
+def test_tensors_and_numbers_of_numpy_are_taken() -> None:
+    x = torch.tensor([0.5, 1.0, 2.25])
+    how = {"steps": {"x": np.float32(0.25)}, "bounds": {"x": (np.int64(0), None)}}
+    wanted = Table({"x": x.numpy()}, steps={"x": 0.25}, bounds={"x": (0, None)}).describe()
+    for column in (x.clone().requires_grad_(), x.bfloat16()):
+        assert Table({"x": column}, **how).describe() == wanted
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([[0], [1]]), torch.ones(2), torch.ones(1).long()])
+def test_labels_of_another_shape_or_kind_are_refused(labels: torch.Tensor) -> None:
+    rows = Table({"n": [1, 2, 5], "kind": ["a", "b", "a"]})
+    with pytest.raises(ValueError, match="labels are 2 integers from 0 to 1"):
+        rows.decode(torch.ones(2, 1), labels)
+    assert rows.decode(torch.ones(2, 1), [0, 1])["kind"].tolist() == ["a", "b"]  # type: ignore
 
 
 def test_values_between_steps_are_rounded_down_with_a_warning() -> None:

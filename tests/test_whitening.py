@@ -15,6 +15,7 @@ from torch.distributions import MultivariateNormal
 import scoresde
 from scoresde.model.columns import Thinned, octaves_of
 from scoresde.model.covariance import Covariance
+from scoresde.storage import records
 
 D = 5
 
@@ -232,6 +233,33 @@ def test_files_and_copies_keep_the_covariance(tmp_path: Path) -> None:
         assert torch.equal(scoresde.log_prob(loaded, x[:5]), wanted)
     half = scoresde.load(tmp_path / "model").bfloat16()
     assert torch.equal(half.root, sde.root)
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        (torch.full((2, 2), math.nan), "not a positive definite"),
+        (-torch.eye(2), "not a positive definite"),
+        (torch.ones(2, 2), "not a positive definite"),
+        (torch.tensor([[1.0, 0.5], [0.0, 1.0]]), "not a positive definite"),
+        (torch.eye(2) * 1e-30, "stretches by 1e\\+20 or more"),
+        (torch.eye(2) * 1e30, "stretches by 1e\\+20 or more"),
+        (torch.eye(3), "of another shape or kind, first 'root'"),
+        (torch.eye(2).long(), "of another shape or kind, first 'root'"),
+        (None, "weights are missing"),
+    ],
+)
+def test_a_file_with_a_wrong_root_is_refused(
+    root: Tensor | None, message: str, tmp_path: Path
+) -> None:
+    scoresde.save(model(torch.randn(50, 2, generator=generator()), width=8), tmp_path / "m")
+    about, tensors = records.read(tmp_path / "m", "model")
+    tensors = {name: value for name, value in tensors.items() if name != "root"}
+    if root is not None:
+        tensors["root"] = root
+    records.write(tmp_path / "m", "model", tensors, about)
+    with pytest.raises(scoresde.CheckpointError, match=message):
+        scoresde.load(tmp_path / "m")
 
 
 def test_pairs_of_a_whitened_model_train_another() -> None:

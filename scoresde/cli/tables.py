@@ -17,7 +17,7 @@ from ..data.files.mixed import (
 from ..data.typed_table import Table
 from ..model.builder import build
 from ..training.fitting import fit
-from ..training.options import Checkpoints, Validation
+from ..training.options import AUTO, Checkpoints, Validation
 from ..training.recipes import PLAIN
 from .devices import (
     find_device,
@@ -52,6 +52,9 @@ TABLE_OPTIONS: tuple[Option, ...] = (
 )
 """Options of `fit`."""
 
+NO_FILE = (None, "", AUTO, "none")
+"""Of --validation: no held-out samples are given."""
+
 NOT_OF_TABLES = ("recipe", "condition", "columns", "transform")
 
 
@@ -62,7 +65,8 @@ def fit_table(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is no option of a --table, whose columns are all learnt")
     how = {name: getattr(args, name) or PLAIN.how[name] for name in ("steps", "batch_size", "lr")}
     for name in ("steps", "batch_size"):
-        whole_number(name.replace("_", "-"), how[name])
+        if how[name] != AUTO:
+            whole_number(name.replace("_", "-"), how[name])
     every = PLAIN.every if args.every is None else whole_number("every", args.every)
     categories = []
     if args.categories:
@@ -76,8 +80,10 @@ def fit_table(args: argparse.Namespace) -> None:
         bounds=dict(map(_bounds, args.bounds)),
         missing=missing,
     )
-    held_out = None
-    if args.validation:
+    held_out: Validation | str | None = AUTO
+    if args.validation == "none":
+        held_out = None
+    if args.validation not in NO_FILE:
         rows = read_columns(args.validation, encoding=args.encoding)
         held_out = Validation(rows, every=every, patience=args.patience)
     elif args.patience is not None:

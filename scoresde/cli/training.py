@@ -25,7 +25,7 @@ from ..training.recipes import PLAIN, RECIPES, recipe
 from .devices import find_device, launched, say
 from .inputs import Columns, condition_columns, network_options, number_of_classes, read_samples
 from .parser import COLUMNS, CONDITION, ENCODING, IMPORT, Command, option
-from .tables import TABLE_OPTIONS, fit_table
+from .tables import NO_FILE, TABLE_OPTIONS, fit_table
 
 
 def _default(name: str) -> str:
@@ -35,7 +35,7 @@ def _default(name: str) -> str:
 
 def fit(args: argparse.Namespace) -> None:
     """Train a model; it and its checkpoints are written to a folder."""
-    if args.table or args.categories or args.bounds:
+    if args.table or args.categories or args.bounds or args.drop_missing:
         fit_table(args)
         return
     rule = PLAIN if args.recipe is None else recipe(args.recipe)
@@ -116,7 +116,7 @@ def _network_options(
 
 def _validation(args: argparse.Namespace, columns: Columns) -> files.Samples | None:
     """The held-out samples; of the folder of the data itself, its test set."""
-    if args.validation in (None, "", AUTO, "none"):
+    if args.validation in NO_FILE:
         return None
     same = args.validation == args.data and Path(args.data).is_dir()
     split = "test" if same else "train"

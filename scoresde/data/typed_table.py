@@ -40,8 +40,8 @@ class Table(TableSchema):
       a thousandth of the range. Other numbers are **continuous**, also those on a decimal grid
       finer than 1e-4 standard deviations, unless most rows repeat a value.
     - A column with stated `bounds` is learnt as log(x − a), −log(b − x) or log((x − a)/(b − x)),
-      with the Jacobian. Of a discretized one the bins of the values within the bounds are taken,
-      and 5% of a step more on either side, so that a value may be equal to a bound.
+      with the Jacobian. For a discretized column, a and b lie 5% of a step outside the bins of
+      its values within the bounds, so that a value may be equal to a bound.
     - Words, booleans, pandas' categories and stated integers are **categorical**. Their
       combinations, at most 1,000, are the class label y of the network:
       log p(row) = log p(y) + log p(x | y). p(y) is (1 − ε) times the share of rows. Combinations
@@ -268,7 +268,7 @@ def training_rows(
         if bool((found < 0).any()):
             raise ValueError(
                 f"{int((found < 0).sum())} rows have combinations of categories that the model's "
-                "table has not: drop them"
+                "table does not have: drop them"
             )
         given["y"] = Labels(table.labels[found].numpy(), table.words)
     return values, given

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..common.checks import check_budget, check_generator, whole_number
 from ..common.names import suggest_arguments
-from .points import points
+from .points import points, reach
 
 UNITS_PER_DIMENSION = 10
 BATCH_SIZE = 200
@@ -25,9 +25,12 @@ WEIGHT_DECAY = 1e-4 / BATCH_SIZE
 LEAST_GAIN = 1e-4
 PATIENCE_EPOCHS = 10
 MOST_EPOCHS = 10_000
+FARTHEST = 1e6
+"""Standard deviations of x from its mean, at which points beyond are put: float32 holds them."""
 
 
 @suggest_arguments
+@torch.inference_mode(False)
 def c2st(x: Tensor, y: Tensor, folds: int = 5, generator: torch.Generator | None = None) -> float:
     """Return the accuracy with which a network tells x from y, on points it has not seen.
 
@@ -80,10 +83,12 @@ def c2st(x: Tensor, y: Tensor, folds: int = 5, generator: torch.Generator | None
         )
     units = UNITS_PER_DIMENSION * x.shape[1]
     check_budget(f"{folds} networks of {units} units", 16.0 * folds * units * (x.shape[1] + units))
+    unit = reach(x)
+    x = x / unit
     mean = x.mean(0)
     std = x.std(0)
     std = torch.where(std > 0, std, 1.0)
-    data = ((torch.cat([x, y]) - mean) / std).float()
+    data = ((torch.cat([x, y / unit]) - mean) / std).clamp(-FARTHEST, FARTHEST).float()
     label = torch.ones(len(data), device=data.device)
     label[len(x) :] = -1
     device = data.device if generator is None else generator.device

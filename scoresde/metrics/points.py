@@ -36,6 +36,13 @@ def points(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return x.reshape(len(x), -1).double(), y.reshape(len(y), -1).to(x.device, torch.float64)
 
 
+def reach(*parts: Tensor) -> Tensor:
+    """Divisor of the columns of rows (…, D), a power of two, by which their squares are finite."""
+    largest = torch.stack([part.reshape(-1, part.shape[-1]).abs().amax(0) for part in parts])
+    found = largest.amax(0)
+    return torch.where(found > 0, torch.exp2(torch.frexp(found).exponent.double() - 1), 1.0)
+
+
 def distances(x: Tensor, y: Tensor) -> Tensor:
     """Return all Euclidean distances |x_i − y_j|."""
     # without matrix products: as fast in the plane, and exact

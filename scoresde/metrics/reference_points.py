@@ -13,6 +13,7 @@ from ..common.checks import check_generator
 from ..common.inputs import as_reals
 from ..common.names import suggest_arguments
 from .hpd import LEVELS, Coverage, check_levels, curve
+from .points import reach
 from .uniform_ranks import ranks, truth_and_draws
 
 
@@ -109,6 +110,9 @@ def tarp(
     wanted = check_levels(levels)
     truth, values = truth_and_draws(theta_true, draws, ("theta_true", "draws"), finite=True)
     n, k = values.shape[:2]
+    unit = reach(truth, values)
+    truth = truth / unit
+    values = values / unit
     mean = (truth.sum(0) + values.sum((0, 1))) / (n * (k + 1))
     squares = (truth - mean).square().sum(0) + (values - mean).square().sum((0, 1))
     std = (squares / (n * (k + 1))).sqrt()
@@ -118,7 +122,7 @@ def tarp(
         u = torch.rand(truth.shape, generator=generator, device=device, dtype=torch.float64)
         points = mean + math.sqrt(3) * std * (2 * u.to(truth.device) - 1)
     else:
-        points = _references(references, theta_true).to(truth)
+        points = _references(references, theta_true).to(truth) / unit
     near = ((truth - points) / std).square().sum(1, keepdim=True)
     far = ((values - points[:, None]) / std).square().sum(2, keepdim=True)
     found = curve(ranks(near, far, generator)[:, 0], k, wanted)

@@ -28,7 +28,7 @@ FEWEST_ROWS = 2 * FOLDS
 """Fewer show no correlations."""
 
 SMALLEST_VARIANCE = 1e-13
-"""Of a direction, beside its largest of 1; float64 can't tell less."""
+"""Of a direction, in units of the variance of a column: float64 can't resolve less."""
 
 
 class Covariance:

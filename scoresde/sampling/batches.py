@@ -22,10 +22,8 @@ BATCH_NUMBERS = 2**22
 """Numbers in the states evaluated at once by default, at most."""
 
 
-def batch_ranges(
-    sde: Model, n: int, batch_size: int | None, cost: int = 1, calls: int = 1, held: int = 1
-) -> Iterator[tuple[int, int]]:
-    """Cut n samples into batches (start, stop); inside `sharded()`, this rank's share of them."""
+def check_count(sde: Model, n: int | None, held: int = 1) -> int:
+    """Return n as an int; raise unless so many samples fit into memory, `held` times."""
     n = whole_number("n", n)
     what = f"n={n} samples"
     if held > 2:
@@ -33,6 +31,14 @@ def batch_ranges(
     nbytes = float(n) * sde.dim * sde.state_dtype.itemsize * held
     hint = "draw fewer, or write them to disk in parts"
     check_budget(what, nbytes, device=sde.scale.device, hint=hint)
+    return n
+
+
+def batch_ranges(
+    sde: Model, n: int, batch_size: int | None, cost: int = 1, calls: int = 1, held: int = 1
+) -> Iterator[tuple[int, int]]:
+    """Cut n samples into batches (start, stop); inside `sharded()`, this rank's share of them."""
+    n = check_count(sde, n, held)
     if batch_size is not None:
         size = whole_number("batch_size", batch_size)
     else:

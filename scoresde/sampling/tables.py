@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.checks import check_generator, whole_number
+from ..common.checks import check_generator
 from ..model.protocol import Model
 from ..model.tables.schema import TableSchema
+from .batches import check_count
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def with_categories(
     if not table.classes or model.unconditional:
         return model, Rows(n, table)
     y = model.condition.get("y")
-    n = model.condition_rows if n is None else whole_number("n", n)
+    if n is None:
+        n = model.condition_rows
+    n = check_count(model, n)
     if y is not None:
         if len(y) == 1:
             y = y.expand(n)

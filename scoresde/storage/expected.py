@@ -24,6 +24,9 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MOST_UNSAVED_NUMBERS = 2**26
 """Numbers in buffers that a network may keep out of its state: no weight of a file bounds them."""
 
+MOST_STRETCH = 1e20
+"""Roots of correlations that `fit` measures have eigenvalues far inside (1e-20, 1e20)."""
+
 
 def expected_weights(about: dict[str, Any], count: int) -> dict[str, Expected]:
     """Shape and number type of every weight, by name, for a file that holds `count` weights."""
@@ -121,11 +124,16 @@ def check_weights(wanted: Mapping[str, Expected], tensors: Mapping[str, Tensor])
             "its standardization is not a finite mean and a positive scale (0 for constants)"
         )
     root = tensors.get("root")
-    if root is not None and not bool((torch.linalg.eigvalsh(_lower(root)) > 0).all()):
+    if root is None:
+        return
+    stretch = torch.linalg.eigvalsh(_symmetric(root))
+    if not bool((stretch > 0).all()):
         raise ValueError("the root of its correlations is not a positive definite matrix")
+    if not bool(((stretch > 1 / MOST_STRETCH) & (stretch < MOST_STRETCH)).all()):
+        raise ValueError(f"the root of its correlations stretches by {MOST_STRETCH:g} or more")
 
 
-def _lower(root: Tensor) -> Tensor:
+def _symmetric(root: Tensor) -> Tensor:
     """A finite symmetric matrix in float64; one of zeros for any other."""
     root = root.double()
     symmetric = bool(root.isfinite().all()) and torch.allclose(root, root.T, atol=1e-6)

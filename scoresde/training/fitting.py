@@ -96,8 +96,8 @@ def fit(
         2,000 (a fifth of up to 500 rows, none of fewer than 20), chosen by the seed. Training stops
         when their loss stays high. Of the last average, the best one and the untrained network
         the model keeps the one under which these rows have the highest log p. Nothing is held out
-        of other data, with a coupling, a source or an objective that has no score, and from a
-        second `fit` on. None for no validation.
+        from other data, nor with a coupling, a source or an objective that has no score, nor in
+        a second `fit`. None for no validation.
     objective : str or Objective, optional
         What is learnt: a name of `scoresde.OBJECTIVES`, or an object, such as
         `Denoising(weight="min_snr")` or `Distilled(2)`. By default "denoising", and "bridge" for

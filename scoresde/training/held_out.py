@@ -74,10 +74,10 @@ CONFIRMED_STANDARD_ERRORS = 1.0
 """By which held-out rows must prefer a trained average to the first."""
 
 BY_HEART = 0.5
-"""Share of what was gained on the training rows that held-out rows do not confirm: large above."""
+"""If held-out rows do not confirm this share of the gain on training rows, `fit` warns."""
 
 NOTICED_GAIN = 0.02
-"""Share of the loss: smaller gains on the training rows are no sign of anything."""
+"""Share of the loss: smaller gains on training rows say nothing."""
 
 ROWS_A_STEP = 512
 FEWEST_STEPS = 500

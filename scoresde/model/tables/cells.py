@@ -37,7 +37,9 @@ def category_numbers(column: Categorical, raw: RawColumn) -> np.ndarray:
     if (codes < 0).any():
         word = came[int(place[codes < 0][0])]
         hint = nearest(str(word), [str(each) for each in column.categories])
-        raise ValueError(f"column {column.name!r} has {word!r}, which the table has not. {hint}")
+        raise ValueError(
+            f"column {column.name!r} has {word!r}, which the table does not have. {hint}"
+        )
     return codes
 
 

@@ -20,6 +20,8 @@ CATEGORICAL = ("bool", "category", "str", *NUMERIC)
 """Dtypes of categorical columns: numpy's names, "str" for words, "category" as pandas has it."""
 MARGIN = 0.05
 """Of a step, by which the box of a bounded discretized column is wider than its bins."""
+FINEST_SHARE = 2.0**-54
+"""Of the range of a column, which its step is at least."""
 
 Bounds = tuple[float | None, float | None]
 Category = str | bool | int | float
@@ -193,13 +195,20 @@ def _rebuild_numeric(about: Mapping[str, Any]) -> Numeric:
         raise wrong
     low, high = bounds
     ordered = seen[0] < seen[1] and (low is None or high is None or low < high)
-    if not ordered or (step is not None and step <= 0):
+    reach = float(seen[1]) - float(seen[0])
+    if not ordered or not math.isfinite(reach):
         raise wrong
+    if step is not None:
+        fits = FINEST_SHARE * reach <= step <= 1.001 * reach
+        if not fits or abs(about["origin"]) > 1.001 * max(step, abs(seen[0])):
+            raise wrong
     column = Numeric(
         name, about["dtype"], tuple(seen), step, about["origin"], decimals, tuple(bounds)
     )
     least, greatest = column.ends
-    if least > greatest or not all(map(math.isfinite, (column.shift, *seen))):
+    slack = 1e-3 * (step or 0.0)
+    within = least - slack <= seen[0] and seen[1] <= greatest + slack
+    if not within or not math.isfinite(column.shift):
         raise wrong
     return column
 

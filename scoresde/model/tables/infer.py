@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ MOST_DECIMALS = 9
 FINEST_STEP = 1e-4
 """Of the standard deviation: finer grids are continuous, unless most rows repeat a value."""
 LARGEST_INTEGER = 2**53
+INTEGERS_APART = 0.25
+"""Spacing of a dtype's numbers from which values that are all integers show no grid."""
 TOLD_STEP = 1e-3
 """Of the range: a value between finer steps is rounded down without a warning."""
 ATOM = 0.2
@@ -40,8 +43,9 @@ class Statements:
         bounds: Any,
         names: Collection[str],
     ) -> None:
-        if isinstance(categories, str) or not isinstance(categories, Collection):
-            raise TypeError(f"categories is a list of columns, got {categories!r:.80}")
+        names_alone = not isinstance(categories, str) and isinstance(categories, Collection)
+        if not names_alone or not all(isinstance(name, str) for name in categories):
+            raise TypeError(f"categories is a list of names of columns, got {categories!r:.80}")
         for what, value in (("steps", steps), ("bounds", bounds)):
             if not isinstance(value, Mapping):
                 raise TypeError(f"{what} is a mapping of columns, got {value!r:.80}")
@@ -76,6 +80,8 @@ def column_of(raw: RawColumn, stated: Statements) -> Column:
         raise ValueError(
             f"column {name!r} is constant, {low:g} in all rows, and has no density: leave it out"
         )
+    if high - low > 1e300:
+        raise ValueError(f"column {name!r} runs from {low:g} to {high:g}: divide it by a constant")
     if values.dtype.kind in "iu" and max(-low, high) > LARGEST_INTEGER:
         raise ValueError(
             f"column {name!r} has integers beyond 2^53, such as {high:.0f}, which float64 rounds: "
@@ -116,7 +122,9 @@ def _decimal_grid(distinct: np.ndarray) -> tuple[float, float, int | None] | Non
         else:
             scaled = distinct.astype(np.float64) * 10**decimals
             rounding = 4 * eps * np.abs(scaled)
-            if rounding.max() > 0.01:
+            if not decimals and eps * np.abs(scaled).max() < INTEGERS_APART:
+                rounding = np.zeros_like(scaled)  # integers are exact
+            elif rounding.max() > 0.01:
                 return None
             rounded = np.rint(scaled)
             if (np.abs(scaled - rounded) > rounding).any():
@@ -149,6 +157,17 @@ def _stated_grid(raw: RawColumn, step: float | None) -> tuple[float, float, int 
     if step is None:
         return None
     values = np.unique(raw.values).astype(np.float64)
+    reach = float(values[-1] - values[0])
+    if step < 2.0**-52 * float(np.abs(values).max()):
+        raise ValueError(
+            f"column {raw.name!r} has the step {step:g}, finer than float64 tells its values "
+            f"apart: give a larger one, or steps={{{raw.name!r}: None}} for a continuous column"
+        )
+    if step > reach * (1 + 1e-3):
+        raise ValueError(
+            f"column {raw.name!r} has the step {step:g}, and all its values lie within {reach:g}: "
+            "give a smaller one"
+        )
     for origin in (0.0, float(values[0])):
         multiples = (values - origin) / step
         off = np.abs(multiples - np.rint(multiples)) > 1e-3
@@ -175,10 +194,10 @@ def _categorical(raw: RawColumn) -> Categorical:
     if raw.categories is not None:
         categories = raw.categories
     plain = all(type(each) in (str, bool, int, float) for each in categories)
-    if not plain or any(each != each for each in categories):
+    if not plain or any(isinstance(each, float) and each - each != 0 for each in categories):
         raise TypeError(
             f"column {raw.name!r} has categories such as {categories[0]!r:.40}; wanted words, "
-            "numbers or booleans"
+            "finite numbers or booleans"
         )
     return Categorical(raw.name, raw.dtype, categories, raw.ordered)
 
@@ -197,13 +216,19 @@ def check_bounds(column: Numeric, values: np.ndarray) -> None:
     if not bad.any():
         return
     first = values[bad][0]
-    text = f"column {column.name!r} has {first:g}, and {int(bad.sum()) - 1} more,"
+    text = f"column {column.name!r} has {first:g}{and_more(bad)}"
     if first in (least, greatest):
         raise ValueError(
             f"{text} on the bounds {(low, high)} of a continuous column, where log and logit have "
             "no value: state wider bounds, or a step"
         )
     raise ValueError(f"{text} outside the bounds {(low, high)}")
+
+
+def and_more(bad: np.ndarray) -> str:
+    """How many rows besides the first are bad, for a message; nothing if there are no others."""
+    others = int(bad.sum()) - 1
+    return f", and {others:,} more," if others else ""
 
 
 def on_grid(column: Numeric, values: np.ndarray) -> np.ndarray:
@@ -221,7 +246,7 @@ def on_grid(column: Numeric, values: np.ndarray) -> np.ndarray:
     low, high = column.seen
     if off.any() and column.step > TOLD_STEP * (high - low):
         warn(
-            f"column {column.name!r} has {values[off][0]:g}, and {int(off.sum()) - 1} more, "
+            f"column {column.name!r} has {values[off][0]:g}{and_more(off)} "
             f"between the multiples of its step {column.step:g}: they are rounded down"
         )
     if off.any():
@@ -245,9 +270,20 @@ def _step(name: str, step: Any) -> float | None:
     """A stated step: a positive number, or None for a continuous column."""
     if step is None:
         return None
-    if isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf:
+    found = _real(step)
+    if not 0 < found < math.inf:
         raise ValueError(f"steps[{name!r}] is a positive number or None, got {step!r:.40}")
-    return float(step)
+    return found
+
+
+def _real(value: Any) -> float:
+    """A number as a float; NaN for anything else."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.nan
 
 
 def _bounds(name: str, pair: Any) -> Bounds:
@@ -255,11 +291,10 @@ def _bounds(name: str, pair: Any) -> Bounds:
     wanted = f"bounds[{name!r}] is a pair such as (0, None) or (0, 1), got {pair!r:.40}"
     if not isinstance(pair, tuple | list) or len(pair) != 2 or pair[0] == pair[1] is None:
         raise ValueError(wanted)
-    numbers = [each for each in pair if each is not None]
-    for each in numbers:
-        if isinstance(each, bool) or not isinstance(each, int | float) or not math.isfinite(each):
-            raise ValueError(wanted)
+    numbers = [_real(each) for each in pair if each is not None]
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(wanted)
     if len(numbers) == 2 and not numbers[0] < numbers[1]:
         raise ValueError(wanted)
-    low, high = (None if each is None else float(each) for each in pair)
+    low, high = (None if each is None else _real(each) for each in pair)
     return low, high

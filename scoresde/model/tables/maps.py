@@ -45,7 +45,9 @@ class Maps:
         """v + u·step: points inside the bins of values (N, D); u is uniform on (0, 1)."""
         # Rounding must not lead into another bin.
         inside = 1e-6 + (1 - 2e-6) * u
-        return values + inside * self.steps.to(values)
+        steps = self.steps.to(values)
+        below = torch.nextafter(values + steps, torch.full_like(values, -torch.inf))
+        return torch.where(steps > 0, torch.minimum(values + inside * steps, below), values)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encoded rows of points x, both (N, D)."""

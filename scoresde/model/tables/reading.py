@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import numbers
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from ..frames import check_unique, is_frame
+from ...common.inputs import as_tensor
+from ...common.names import nearest
+from ..frames import check_unique, is_frame, listed
 from .columns import NUMERIC
 
 GAPS = ("None", "nan", "<NA>", "NaT")
@@ -52,13 +58,21 @@ def holds_columns(data: Any) -> bool:
     return is_frame(data) or isinstance(data, Mapping)
 
 
-def raw_columns(data: Any) -> dict[str, RawColumn]:
-    """The columns of a data frame or mapping by name, all of one length."""
+def raw_columns(data: Any, needed: Collection[str] | None = None) -> dict[str, RawColumn]:
+    """The columns of a data frame or mapping by name, or the needed ones, all of one length."""
     if not holds_columns(data):
         raise TypeError(
             f"a table is a data frame or a mapping of names to columns, got {type(data).__name__}"
         )
-    found = {name: raw_column(name, column) for name, column in _named(data)}
+    named = dict(_named(data))
+    if needed is not None and named:
+        lacking = [name for name in needed if name not in named]
+        if lacking:
+            raise ValueError(
+                f"the rows lack the columns {listed(lacking)}. " + nearest(lacking[0], list(named))
+            )
+        named = {name: named[name] for name in needed}
+    found = {name: raw_column(name, column) for name, column in named.items()}
     lengths = {len(column) for column in found.values()}
     if not found or lengths == {0}:
         raise ValueError("the table is empty: it has no columns, or no rows")
@@ -91,7 +105,7 @@ def raw_column(name: str, column: Any) -> RawColumn:
         return RawColumn(name, "category", codes, codes < 0, categories, ordered)
     if hasattr(column, "to_numpy"):
         column = column.to_numpy()
-    values = np.asarray(column)
+    values = _as_array(name, column)
     if values.ndim != 1:
         raise ValueError(
             f"column {name!r} has shape {values.shape}, wanted one number or word in each row"
@@ -111,6 +125,25 @@ def raw_column(name: str, column: Any) -> RawColumn:
     return RawColumn(name, values.dtype.name, values, np.isnan(values))
 
 
+def _as_array(name: str, column: Any) -> np.ndarray:
+    """The cells of a column; Python's stay objects where numpy would make them of one kind."""
+    if isinstance(column, Tensor):
+        column = as_tensor(column, f"column {name!r}").detach().cpu()
+        if column.dtype == torch.bfloat16:  # which numpy does not have
+            column = column.float()
+        return np.asarray(column)
+    if isinstance(column, np.ma.MaskedArray):
+        values = np.asarray(column.data).astype(object)
+        values[np.ma.getmaskarray(column)] = None
+        return values
+    values = np.asarray(column)
+    if isinstance(column, list | tuple) and values.ndim == 1:
+        kinds = {type(v) for v in column}
+        if len(kinds) > 1 and (values.dtype.kind in "US" or kinds & {bool, np.bool_}):
+            return np.array(column, object)
+    return values
+
+
 def _of_objects(name: str, values: np.ndarray) -> RawColumn:
     """A column of Python's objects: all words, all booleans or all numbers, but for gaps."""
     cells = values.tolist()
@@ -125,6 +158,9 @@ def _of_objects(name: str, values: np.ndarray) -> RawColumn:
         flags[~missing] = there
         return RawColumn(name, "bool", flags, missing)
     if all(isinstance(v, numbers.Real) and not isinstance(v, bool) for v in there):
+        largest = max((abs(v) for v in there), default=0)
+        if largest > sys.float_info.max and largest != math.inf:
+            raise ValueError(f"column {name!r} has integers that float64 can't hold: leave it out")
         dtype = np.asarray(there).dtype
         if missing.any() or dtype.name not in NUMERIC:
             dtype = np.dtype(np.float64)

@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from ...common.checks import check_generator
-from ...common.inputs import as_floats
-from ...common.names import nearest
+from ...common.inputs import as_floats, as_tensor
 from ...common.random import (
     PRIOR,
     Noise,
@@ -41,6 +40,7 @@ from .columns import (
     rebuild_column,
 )
 from .combinations import MOST_COMBINATIONS, Combinations
+from .infer import and_more
 from .maps import Maps
 from .reading import raw_columns
 
@@ -108,7 +108,7 @@ class TableSchema:
         ------
         TypeError, ValueError
             For columns that are lacking or of another kind, missing or infinite values, values
-            outside stated bounds, and categories or combinations that the table has not.
+            outside stated bounds, and categories or combinations that the table does not have.
 
         Examples
         --------
@@ -123,8 +123,8 @@ class TableSchema:
             row = int((found < 0).nonzero()[0])
             names = listed(each.name for each in self.categorical)
             raise ValueError(
-                f"row {row} (from 0), and {int((found < 0).sum()) - 1} more, have a combination "
-                f"of {names} that the table has not: its probability is 0"
+                f"row {row} (from 0){and_more((found < 0).numpy())} has a combination of {names} "
+                "that the table does not have: its probability is 0"
             )
         if found is not None:
             labels = self.labels[found]
@@ -189,9 +189,10 @@ class TableSchema:
         for j, column in enumerate(self.numeric):
             found[column.name] = restored_numbers(column, x[:, j])
         if labels is not None and self.combinations is not None:
-            numbers = labels.detach().cpu().numpy()
+            numbers = np.asarray(as_tensor(labels, "labels").detach().cpu())
             most = len(self.combinations.codes)
-            if len(numbers) != len(x) or not ((numbers >= 0) & (numbers < most)).all():
+            fits = numbers.shape == (len(x),) and numbers.dtype.kind in "iu"
+            if not fits or not ((numbers >= 0) & (numbers < most)).all():
                 raise ValueError(
                     f"labels are {len(x)} integers from 0 to {self.classes - 1}, one a row"
                 )
@@ -211,14 +212,9 @@ class TableSchema:
         """Return the values (N, D), and the combinations of categories; −1 for unknown ones."""
         if isinstance(frame, TableSchema):
             frame = getattr(frame, "frame", frame)  # the rows of a Table
-        raw = raw_columns(frame)
         categorical = self.categorical if categories else ()
         needed = [each.name for each in self.numeric] + [each.name for each in categorical]
-        lacking = [name for name in needed if name not in raw]
-        if lacking:
-            raise ValueError(
-                f"the rows lack the columns {listed(lacking)}. " + nearest(lacking[0], list(raw))
-            )
+        raw = raw_columns(frame, needed)
         parts = [checked_numbers(column, raw[column.name], gaps) for column in self.numeric]
         values = torch.from_numpy(np.stack(parts, 1))
         if self.combinations is None or not categories:
