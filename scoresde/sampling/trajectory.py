@@ -266,7 +266,8 @@ def encode(
 ) -> Tensor:
     """Run data to noise along the probability-flow ODE: the x_1 of each x_0.
 
-    Its distribution is nearly N(0, (α² + σ²)·scale²).
+    Its distribution is nearly N(0, (α² + σ²)·Σ), where Σ is the covariance of the data, or
+    diag(scale²) of a model that does not whiten.
 
     Parameters
     ----------
