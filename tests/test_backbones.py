@@ -269,7 +269,15 @@ def test_in_other_precision_it_is_saved_and_loaded(
     assert torch.equal(again(x, t), wanted)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow)
+        if name in ("uvit", "diffusers:UNet2DModel")  # as dit, and another's code
+        else name
+        for name in NAMES
+    ],
+)
 def test_it_compiles_without_a_break(name: str) -> None:
     net = network(name, **{"classes": 3} if name in LABELLED else {})
     x, t = draw(name)
