@@ -272,10 +272,10 @@ def test_in_other_precision_it_is_saved_and_loaded(
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow)
-        if name in ("uvit", "diffusers:UNet2DModel")  # as dit, and another's code
-        else name
-        for name in NAMES
+        pytest.param(*param.values, marks=pytest.mark.slow)
+        if param.values[0] in ("uvit", "diffusers:UNet2DModel")  # as dit, and another's code
+        else param
+        for param in NAMES
     ],
 )
 def test_it_compiles_without_a_break(name: str) -> None:

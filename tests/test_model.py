@@ -448,7 +448,15 @@ def classes() -> ScoreSDE:
     return ScoreSDE(VP, Classes(), shape=(2,), input_convention="raw").double()
 
 
-@pytest.mark.parametrize(("make", "weight"), [(classes, 0.0), (labelled, 1.0)])
+@pytest.mark.parametrize(
+    ("make", "weight"),
+    [
+        (classes, 0.0),
+        (labelled, 1.0),
+        pytest.param(classes, 1.0, marks=pytest.mark.slow),
+        pytest.param(labelled, 0.0, marks=pytest.mark.slow),
+    ],
+)
 def test_guidance_of_weight_0_and_1_is_one_of_its_models(make: Any, weight: float) -> None:
     """One network stands for both: `given()` makes the one that stays without conditions."""
     sde = make().double()
