@@ -273,7 +273,8 @@ def test_in_other_precision_it_is_saved_and_loaded(
     "name",
     [
         pytest.param(*param.values, marks=pytest.mark.slow)
-        if param.values[0] in ("uvit", "diffusers:UNet2DModel")  # as dit, and another's code
+        if param.values[0]
+        in ("dit", "uvit", "diffusers:UNet2DModel")  # dit, uvit: test_transformers
         else param
         for param in NAMES
     ],
