@@ -90,8 +90,16 @@ def test_order_towards_the_data(order: int) -> None:
     assert order - 0.6 < slope < order + 0.2, (slope, errors)
 
 
-@pytest.mark.parametrize("name", PROCESSES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.float32) for name in PROCESSES),
+        *(
+            pytest.param(name, torch.float64, marks=() if name == "vp" else (pytest.mark.slow,))
+            for name in PROCESSES
+        ),
+    ],
+)
 def test_one_mode_of_any_thinness_stays_thin(name: str, dtype: torch.dtype) -> None:
     """The std of samples is at most the mode's own (convolved with σ(0)), for 1 to 500 steps and
     stds of 1e-5 to 0.1.

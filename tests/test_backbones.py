@@ -269,7 +269,16 @@ def test_in_other_precision_it_is_saved_and_loaded(
     assert torch.equal(again(x, t), wanted)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(*param.values, marks=pytest.mark.slow)
+        if param.values[0]
+        in ("dit", "uvit", "diffusers:UNet2DModel")  # dit, uvit: test_transformers
+        else param
+        for param in NAMES
+    ],
+)
 def test_it_compiles_without_a_break(name: str) -> None:
     net = network(name, **{"classes": 3} if name in LABELLED else {})
     x, t = draw(name)

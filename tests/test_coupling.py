@@ -192,12 +192,24 @@ def _first(rows: list[Any]) -> Tensor:
     return torch.stack([row[0] for row in rows])
 
 
-@pytest.mark.parametrize("kind", ["table", "law", "loader"])
 @pytest.mark.parametrize(
-    "coupling",
-    [MinibatchOT(reuse=1), MinibatchOT(reuse=3), MinibatchOT(size=32, reuse=2), Independent()],
+    ("kind", "coupling", "sourced"),
+    [
+        pytest.param(
+            kind, coupling, sourced, marks=(pytest.mark.slow,) if (i + j + sourced) % 2 else ()
+        )
+        for i, kind in enumerate(("table", "law", "loader"))
+        for j, coupling in enumerate(
+            (
+                MinibatchOT(reuse=1),
+                MinibatchOT(reuse=3),
+                MinibatchOT(size=32, reuse=2),
+                Independent(),
+            )
+        )
+        for sourced in (False, True)
+    ],
 )
-@pytest.mark.parametrize("sourced", [False, True])
 def test_a_run_in_pieces_ends_as_one_in_one_go(
     kind: str, coupling: Any, sourced: bool, tmp_path: Path
 ) -> None:

@@ -23,6 +23,8 @@ FENCE = re.compile(
     r"^(?P<fence>`{3,}|:{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=fence)[ \t]*$", re.M | re.S
 )
 NOT_RUN = ("text", "console")
+ASSERTED = ("docs/flows.md",)
+"""Pages that assert what a model learns in the steps that they state."""
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str, int]]:
@@ -60,19 +62,31 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Perceptrons of 32 units, unless the page says how many: the blocks are on trial, not what is
-    learnt.
+def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Perceptrons of 32 units, unless the page says how many, and 50 training steps at most, unless
+    the page asserts what is learnt: the blocks are on trial.
     """
-    build = scoresde.build
+    most = None if request.getfixturevalue("page") in ASSERTED else 50
+    build, fit, posterior = scoresde.build, scoresde.fit, scoresde.posterior
 
     def narrower(process: Any = "vp", net: Any = "mlp", **options: Any) -> scoresde.ScoreSDE:
-        return build(process, net, **({"width": 32} if net == "mlp" else {}) | options)
+        width = {"width": 32} if net in ("mlp", "resmlp") else {}
+        return build(process, net, **(width | options))
+
+    def shorter(train: Any) -> Any:
+        def run(*args: Any, steps: Any = None, **how: Any) -> Any:
+            if steps is not None:
+                how["steps"] = steps if most is None else min(steps, most)
+            return train(*args, **how)
+
+        return run
 
     monkeypatch.setattr(scoresde, "build", narrower)
+    monkeypatch.setattr(scoresde, "fit", shorter(fit))
+    monkeypatch.setattr(scoresde, "posterior", shorter(posterior))
 
 
-@pytest.mark.usefixtures("tables", "narrow")
+@pytest.mark.usefixtures("tables", "small")
 @pytest.mark.parametrize(
     "page", [name for name, page in PAGES.items() if any(b[0] == "python" for b in blocks(page))]
 )

@@ -52,8 +52,20 @@ class Waits(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("predict", ["edm", "v", "eps"])
-@pytest.mark.parametrize("solver", FIXED)
+@pytest.mark.parametrize(
+    ("solver", "predict"),
+    [
+        pytest.param(
+            solver,
+            predict,
+            marks=()
+            if predict == "edm" or solver in ("adams", "dpmpp_2m", "em", "heun", "pc")
+            else (pytest.mark.slow,),
+        )
+        for solver in FIXED
+        for predict in ("edm", "v", "eps")
+    ],
+)
 def test_fixed_steps_wait_for_no_device_and_keep_nothing(solver: str, predict: str) -> None:
     """The operations that would wait for a GPU, and the network outputs alive at once, do not grow
     with the number of steps.

@@ -84,11 +84,11 @@ def test_rectified_flow_example_reflows_and_draws_paths(
 def test_posterior_example_tells_how_near_the_exact_one_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A short run: a classifier that always tells the posterior of 300 steps from the exact one
+    """A short run: a classifier that always tells the posterior of 200 steps from the exact one
     would be right in all cases.
     """
     main = runpy.run_path(str(EXAMPLES / "posterior.py"))["main"]
-    accuracy = main(n=2000, steps=300, draws=500, out=str(tmp_path / "posterior.png"))
+    accuracy = main(n=2000, steps=200, draws=300, out=str(tmp_path / "posterior.png"))
     assert accuracy < 0.95
     assert (tmp_path / "posterior.png").stat().st_size > 5000
     assert f"{accuracy:.1%}" in capsys.readouterr().out

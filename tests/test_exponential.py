@@ -342,8 +342,14 @@ def test_few_steps_are_exact_where_the_denoised_value_stays(
     torch.testing.assert_close(end, wanted, rtol=0, atol=1e-9 if finite else 1e-4)
 
 
-@pytest.mark.parametrize("solver", NAMES)
-@pytest.mark.parametrize("name", ["rectified", "vp", "ve"])
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [
+        pytest.param(name, solver, marks=() if name == "vp" or i % 3 == j else (pytest.mark.slow,))
+        for i, solver in enumerate(NAMES)
+        for j, name in enumerate(("rectified", "vp", "ve"))
+    ],
+)
 def test_data_to_noise_undoes_noise_to_data(name: str, solver: str) -> None:
     """The same code with h < 0: to 1e-4 and back again, which a wrong sign in one weight would not
     be.

@@ -62,7 +62,7 @@ def test_the_lists_are_complete() -> None:
     assert SOLVERS.build("torchdiffeq:fixed_adams") == SOLVERS.build("torchdiffeq:implicit_adams")
 
 
-@pytest.mark.parametrize("process", ["vp", "rectified"])
+@pytest.mark.parametrize("process", ["vp", pytest.param("rectified", marks=pytest.mark.slow)])
 def test_end_points_and_stations_equal_ours(process: str) -> None:
     """To 1e-6 at a tolerance of 1e-8, at the end and at times on the way, where dense output of
     low order would show.
@@ -99,7 +99,7 @@ def test_tolerance_rules_the_error(name: str) -> None:
 def test_log_prob_is_the_closed_form(name: str) -> None:
     mixture, process = MIXTURES["8 Gaussians"], scoresde.RectifiedFlow()
     x = mixture.sample(1, generator=generator(), dtype=torch.float64)
-    fine = {"steps": 300} if name in GRID else {"rtol": 1e-7, "atol": 1e-7}
+    fine = {"steps": 150} if name in GRID else {"rtol": 1e-7, "atol": 1e-7}
     logp = scoresde.log_prob(scoresde.oracle(mixture, process), x, solver=name, **fine)
     assert float((logp - mixture.log_prob(x)).abs().max()) < 1e-5
 
@@ -117,16 +117,22 @@ def test_euler_is_ours(process: str) -> None:
         torch.testing.assert_close(theirs, ours, rtol=1e-12, atol=1e-12)
 
 
+@functools.cache
+def three_modes() -> tuple[ScoreSDE, Tensor]:
+    """A mixture's exact score, and where its samples end."""
+    means = torch.tensor([[0.0, 0.0], [1.5, 0.0], [0.0, 2.0]], dtype=torch.float64)
+    sde = scoresde.oracle(
+        toy.GaussianMixture(means, [0.6, 0.8, 1.0]), scoresde.RectifiedFlow()
+    ).double()
+    return sde, scoresde.sample(sde, 32, rtol=1e-13, atol=1e-13, generator=generator())
+
+
 @pytest.mark.parametrize("name", GRID)
 def test_fixed_grids_have_their_order(name: str) -> None:
     """Slope over four halvings within 0.15 of the order; Adams–Moulton's order, which varies up to
     12, is only at least that.
     """
-    means = torch.tensor([[0.0, 0.0], [1.5, 0.0], [0.0, 2.0]], dtype=torch.float64)
-    sde = scoresde.oracle(
-        toy.GaussianMixture(means, [0.6, 0.8, 1.0]), scoresde.RectifiedFlow()
-    ).double()
-    exact = scoresde.sample(sde, 32, rtol=1e-13, atol=1e-13, generator=generator())
+    sde, exact = three_modes()
     runs = [
         scoresde.sample(sde, 32, solver=name, steps=16 * 2**k, generator=generator())
         for k in range(5)
@@ -155,8 +161,10 @@ def growth(angles: list[float], asked: list[float], adaptive: bool) -> Problem:
 
 
 @pytest.mark.parametrize("name", TOLERANT + GRID)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("forward", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "forward"),
+    [(torch.float64, False), (torch.float64, True), (torch.float32, False)],
+)
 def test_path_is_kept_and_each_sample_has_its_row(
     name: str, dtype: torch.dtype, forward: bool
 ) -> None:
@@ -307,7 +315,9 @@ def test_strong_order_on_coupled_noise(name: str, order: float) -> None:
     sde = scoresde.oracle(
         toy.GaussianMixture(means, [0.6, 0.8]), scoresde.RectifiedFlow()
     ).double()
-    solver, n, finest, top, bottom = SOLVERS.build(f"torchsde:{name}"), 400, 512, 1.3, 0.4
+    solver, n, finest, top, bottom = SOLVERS.build(f"torchsde:{name}"), 400, 256, 1.3, 0.4
+    if name == "srk":
+        finest = 512  # order 1.5 shows later
     h, draw = (top - bottom) / finest, generator()
     w = math.sqrt(h) * torch.randn(finest, n, 1, generator=draw, dtype=torch.float64)
     u = h * (

@@ -1179,11 +1179,11 @@ for name in sys.argv[1:-1]:
 @pytest.mark.skipif(
     not Path("/proc/self/clear_refs").exists(), reason="measured through Linux's /proc"
 )
-def test_200_megabytes_are_mapped(tmp_path: Path) -> None:
+def test_100_megabytes_are_mapped(tmp_path: Path) -> None:
     """Less than 20 MB of memory for a .npy, an IDX and an .npz file, one after another in one
     process.
     """
-    n, names = 260_000, ["a.npy", "a-idx3-ubyte", "a.npz"]
+    n, names = 130_000, ["a.npy", "a-idx3-ubyte", "a.npz"]
     header = {"descr": "|u1", "fortran_order": False, "shape": (n, 28, 28)}
     for name in names[:2]:  # sparse on the disk
         with (tmp_path / name).open("wb") as file:

@@ -221,7 +221,10 @@ def test_marginals_on_the_way_are_right_at_five_times(noise: float, form: str) -
     assert coordinates(FlowSDE(noise, form)) > 1e-4
 
 
-@pytest.mark.parametrize("noise", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize(
+    "noise",
+    [2.0, pytest.param(0.5, marks=pytest.mark.slow), pytest.param(8.0, marks=pytest.mark.slow)],
+)
 def test_the_test_of_marginals_sees_a_wrong_factor_in_the_score(noise: float) -> None:
     """A score term 1.5 times too large, or too small by half, is found at that level; with factor
     1 it is this solver.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import scoresde
-from conftest import MIXTURES, at, generator
+from conftest import MIXTURES, PROCESSES, at, generator
 from scoresde import Process, ScoreSDE, toy
 from scoresde.common.random import PATH, PRIOR, PROBE, Noise
 
@@ -26,6 +26,22 @@ def true_ends(
     return mixture.perturb(*at(process, 0.0)), mixture.perturb(*at(process, 1.0))
 
 
+each_process = pytest.mark.parametrize(
+    ("process", "mixture"),
+    [
+        pytest.param(
+            name,
+            target,
+            marks=() if target == "8 Gaussians" or name == "vp" else (pytest.mark.slow,),
+        )
+        for name in PROCESSES
+        for target in MIXTURES
+    ],
+    indirect=True,
+)
+
+
+@each_process
 def test_log_prob_is_the_closed_form(process: Process, mixture: toy.GaussianMixture) -> None:
     """With the true p(x_1) as prior: 1e-5 nats in float64 at tight tolerance, worst of 10; 1e-3 in
     float32 at defaults, worst of 40.
@@ -41,7 +57,21 @@ def test_log_prob_is_the_closed_form(process: Process, mixture: toy.GaussianMixt
     assert float((single.double() - data.log_prob(x.float().double())).abs().max()) < 1e-3
 
 
-@pytest.mark.parametrize("predict", ["x0", "eps", "v", "score"])
+@pytest.mark.parametrize(
+    ("process", "predict"),
+    [
+        pytest.param(
+            name,
+            predict,
+            marks=()
+            if predict == "x0" or name in ("vp", "rectified", "ve")
+            else (pytest.mark.slow,),
+        )
+        for name in PROCESSES
+        for predict in ("x0", "eps", "v", "score")
+    ],
+    indirect=["process"],
+)
 def test_log_prob_does_not_depend_on_what_the_network_predicts(
     process: Process, predict: str
 ) -> None:
@@ -87,7 +117,7 @@ def test_any_rank_batch_of_one_and_many(shape: tuple[int, ...], solver: str) -> 
     x = mixture.sample(4, generator=generator(), dtype=torch.float64)
     truth = mixture.log_prob(x)
     x = x.reshape(4, *shape)
-    how = {"rtol": 1e-7, "atol": 1e-7} if solver == "rk45" else {"steps": 25}
+    how = {"rtol": 1e-6, "atol": 1e-6} if solver == "rk45" else {"steps": 25}
     many = scoresde.log_prob(sde, x, solver=solver, **how)
     torch.testing.assert_close(many, truth, rtol=0, atol=1e-5 if solver == "rk45" else 1e-4)
     torch.testing.assert_close(
@@ -187,7 +217,7 @@ def test_as_many_signs_as_dimensions_are_the_exact_trace(dim: int) -> None:
         ("hutchinson_gaussian", 2, (1, 2, 4, 16, 64)),
         ("hutchinson_gaussian", 8, (1, 2, 4, 16, 64)),
         ("hutchinson", 8, (1, 2, 4)),
-        ("hutchinson", 80, (1, 2, 4, 16, 64)),
+        ("hutchinson", 80, (1, 4, 16)),
     ],
 )
 def test_probes_are_independent_and_their_error_is_stated(
@@ -222,24 +252,31 @@ def test_later_draws_leave_earlier_ones_alone(stream: int) -> None:
     assert all(torch.equal(x, again()) for x in kept)
 
 
+MANY = [(1, (1,)), (1, (3, 4, 4, 2)), (6, (1,)), (6, (8,)), (6, (1, 8, 8)), (6, (3, 4, 4, 2))]
+
+
 @pytest.mark.parametrize(
-    ("count", "shape"),
-    [(1, (1,)), (1, (3, 4, 4, 2)), (6, (1,)), (6, (8,)), (6, (1, 8, 8)), (6, (3, 4, 4, 2))],
+    ("count", "shape", "process"),
+    [
+        pytest.param(*case, name, marks=() if i % 3 == j else (pytest.mark.slow,))
+        for i, case in enumerate(MANY)
+        for j, name in enumerate(("vp", "ve", "rectified"))
+    ],
+    indirect=["process"],
 )
-def test_log_prob_in_many_dimensions(count: int, shape: tuple[int, ...]) -> None:
+def test_log_prob_in_many_dimensions(count: int, shape: tuple[int, ...], process: Process) -> None:
     """|Δ log p| ≤ 1e-3 in float32 at the default tolerance, ≤ 1e-5 in float64 at 1e-7; worst of 12
     points.
     """
     means = torch.randn(count, *shape, generator=generator(math.prod(shape)), dtype=torch.float64)
     mixture = toy.GaussianMixture(means, torch.linspace(0.3, 0.7, count, dtype=torch.float64))
-    for process in (scoresde.VPSDE(), scoresde.VESDE(), scoresde.RectifiedFlow()):
-        data, noise = true_ends(mixture, process)
-        sde = scoresde.oracle(mixture, process)
-        x = data.sample(12, generator=generator(), dtype=torch.float64)
-        tight = scoresde.log_prob(sde, x, prior=noise, rtol=1e-7, atol=1e-7)
-        assert float((tight - data.log_prob(x)).abs().max()) <= 1e-5
-        single = scoresde.log_prob(sde, x.float(), prior=noise)
-        assert float((single.double() - data.log_prob(x.float().double())).abs().max()) <= 1e-3
+    data, noise = true_ends(mixture, process)
+    sde = scoresde.oracle(mixture, process)
+    x = data.sample(12, generator=generator(), dtype=torch.float64)
+    tight = scoresde.log_prob(sde, x, prior=noise, rtol=1e-7, atol=1e-7)
+    assert float((tight - data.log_prob(x)).abs().max()) <= 1e-5
+    single = scoresde.log_prob(sde, x.float(), prior=noise)
+    assert float((single.double() - data.log_prob(x.float().double())).abs().max()) <= 1e-3
 
 
 @pytest.mark.parametrize("name", ["8 Gaussians", "16-D"])
@@ -264,7 +301,7 @@ def test_a_tolerance_means_something_over_six_decades(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> list[tuple[ScoreSDE, Tensor, Tensor]]:
-    """Small networks, as rough as training leaves them; 100 points, and log p of each at 1e-10 in
+    """Small networks, as rough as training leaves them; 100 points, and log p of each at 1e-9 in
     float64.
     """
     means = torch.randn(6, 8, generator=generator(8)) * 1.5
@@ -276,9 +313,9 @@ def trained() -> list[tuple[ScoreSDE, Tensor, Tensor]]:
         x = target.sample(100, generator=generator(7)).float()
         torch.manual_seed(0)
         sde = scoresde.build(process, "mlp", shape=x.shape[1:], width=64)
-        scoresde.fit(sde, target, steps=700, progress=False, generator=generator())
+        scoresde.fit(sde, target, steps=400, progress=False, generator=generator())
         double = copy.deepcopy(sde).double()
-        how = {"rtol": 1e-10, "atol": 1e-10, "batch_size": 100}
+        how = {"rtol": 1e-9, "atol": 1e-9, "batch_size": 100}
         found.append((sde.eval(), x, scoresde.log_prob(double, x.double(), **how)))
     return found
 
@@ -348,6 +385,7 @@ def test_latent_is_where_the_flow_ends_and_sampling_comes_back() -> None:
     assert found.nfe.shape == (50,)
 
 
+@each_process
 def test_prior_gap_is_the_only_error_left_and_is_stated(
     process: Process, mixture: toy.GaussianMixture
 ) -> None:

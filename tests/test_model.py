@@ -91,7 +91,7 @@ def test_conditions_reach_the_models_within() -> None:
     torch.manual_seed(0)
     sde = scoresde.build("vp", "mlp", shape=(2,), classes=3)
     for parameter in sde.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+        torch.nn.init.normal_(parameter, std=0.1)
     view = sde.given(y=torch.tensor([0, 1, 2, 1, 0]))
     average = Average(view, view)
     how = {"solver": "rk45", "batch_size": 2}
@@ -448,8 +448,15 @@ def classes() -> ScoreSDE:
     return ScoreSDE(VP, Classes(), shape=(2,), input_convention="raw").double()
 
 
-@pytest.mark.parametrize("weight", [0.0, 1.0])
-@pytest.mark.parametrize("make", [classes, labelled])
+@pytest.mark.parametrize(
+    ("make", "weight"),
+    [
+        (classes, 0.0),
+        (labelled, 1.0),
+        pytest.param(classes, 1.0, marks=pytest.mark.slow),
+        pytest.param(labelled, 0.0, marks=pytest.mark.slow),
+    ],
+)
 def test_guidance_of_weight_0_and_1_is_one_of_its_models(make: Any, weight: float) -> None:
     """One network stands for both: `given()` makes the one that stays without conditions."""
     sde = make().double()

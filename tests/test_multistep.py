@@ -808,8 +808,18 @@ def solved(
     )
 
 
-@pytest.mark.parametrize("name", ["vp", "rectified", "ve"])
-@pytest.mark.parametrize("mixture", list(PROBLEMS))
+@pytest.mark.parametrize(
+    ("mixture", "name"),
+    [
+        pytest.param(
+            mixture,
+            name,
+            marks=() if mixture == "8 Gaussians" or name == "vp" else (pytest.mark.slow,),
+        )
+        for mixture in PROBLEMS
+        for name in ("vp", "rectified", "ve")
+    ],
+)
 def test_adams_error_follows_its_tolerance(mixture: str, name: str) -> None:
     """End point's error over six decades of tolerance, against Dormand–Prince 8(5,3) at 1e-12, for
     200 samples.
@@ -831,8 +841,15 @@ def test_adams_error_follows_its_tolerance(mixture: str, name: str) -> None:
         cost = float(solution.nfe.double().mean())
 
 
-@pytest.mark.parametrize("mixture", ["8 Gaussians", "bumps"])
-@pytest.mark.parametrize("name", ["vp", "ve"])
+@pytest.mark.parametrize(
+    ("name", "mixture"),
+    [
+        ("vp", "8 Gaussians"),
+        ("ve", "bumps"),
+        pytest.param("vp", "bumps", marks=pytest.mark.slow),
+        pytest.param("ve", "8 Gaussians", marks=pytest.mark.slow),
+    ],
+)
 def test_adams_likelihood_follows_its_tolerance(mixture: str, name: str) -> None:
     """Error of log p(x) over six decades of tolerance, against the closed form, for 100 samples;
     and that of the latent.
@@ -871,7 +888,7 @@ def test_adams_needs_few_evaluations(mixture: str) -> None:
         assert float(free.nfe.double().mean()) < cost
 
 
-@pytest.mark.parametrize("name", ["vp", "cosine", "ve"])
+@pytest.mark.parametrize("name", ["vp", "ve", pytest.param("cosine", marks=pytest.mark.slow)])
 def test_adams_dense_output_is_free_and_as_good_as_the_steps(name: str) -> None:
     times = [1.0, 0.9, 0.7, 0.69, 0.5, 0.31, 0.1, 0.05, 1e-3, 0.0]
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.PROCESSES.build(name)).double()

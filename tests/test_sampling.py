@@ -20,13 +20,23 @@ from scoresde.sampling.problem import levels, problem
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
 
-@pytest.mark.parametrize("target", list(MIXTURES))
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        pytest.param(
+            name,
+            target,
+            marks=() if target == "8 Gaussians" or name == "vp" else (pytest.mark.slow,),
+        )
+        for name in PROCESSES
+        for target in MIXTURES
+    ],
+)
 def test_decode_undoes_encode(name: str, target: str) -> None:
     mixture = MIXTURES[target]
     sde = scoresde.oracle(mixture, scoresde.PROCESSES.build(name)).double()
     x, tight = (
-        mixture.sample(20, generator=generator(), dtype=torch.float64),
+        mixture.sample(10, generator=generator(), dtype=torch.float64),
         {"rtol": 1e-8, "atol": 1e-8},
     )
     latent = scoresde.encode(sde, x, **tight)
@@ -67,17 +77,23 @@ def test_encoding_has_its_trajectory_and_images_their_shape() -> None:
     torch.testing.assert_close(back.x.flip(0), path.x, rtol=0, atol=1e-6)
 
 
+@functools.cache
+def one_mode() -> tuple[ScoreSDE, Tensor, Tensor]:
+    """A Gaussian's exact score, data, and where each row ends."""
+    mixture = toy.GaussianMixture(torch.zeros(1, 2, dtype=torch.float64), 0.5)
+    sde = scoresde.oracle(mixture, scoresde.EDM()).double()
+    x = mixture.sample(20, generator=generator(), dtype=torch.float64)
+    return sde, x, scoresde.encode(sde, x, **TIGHT)
+
+
 @pytest.mark.parametrize(
     "solver", [name for name in ORDINARY if not SOLVERS.build(name).stochastic]
 )
 def test_every_deterministic_solver_runs_both_ways(solver: str) -> None:
     """Data to noise and back, with enough steps for 3%."""
-    mixture = toy.GaussianMixture(torch.zeros(1, 2, dtype=torch.float64), 0.5)
-    sde = scoresde.oracle(mixture, scoresde.EDM()).double()
-    x = mixture.sample(20, generator=generator(), dtype=torch.float64)
+    sde, x, exact = one_mode()
     steps = 400 if SOLVERS.build(solver).order == 1 else 60
     latent = scoresde.encode(sde, x, solver=solver, steps=steps)
-    exact = scoresde.encode(sde, x, **TIGHT)
     torch.testing.assert_close(latent, exact, rtol=0.03, atol=0.03)
     torch.testing.assert_close(
         scoresde.decode(sde, latent, solver=solver, steps=steps), x, rtol=0, atol=0.03
@@ -191,10 +207,23 @@ def two_modes(name: str) -> tuple[ScoreSDE, Tensor, Tensor, Tensor]:
     return sde, x, found.latent, found.log_prob
 
 
+FROM_DATA = ["adams", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "deis", "rk4"]
+
+
 @pytest.mark.parametrize(
-    "solver", ["adams", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "deis", "rk4"]
+    ("name", "solver"),
+    [
+        pytest.param(
+            name,
+            solver,
+            marks=()
+            if name in ("vp", "rectified") or solver in ("adams", "unipc")
+            else (pytest.mark.slow,),
+        )
+        for name in PROCESSES
+        for solver in FROM_DATA
+    ],
 )
-@pytest.mark.parametrize("name", PROCESSES)
 def test_fixed_grids_start_at_the_data_too(name: str, solver: str) -> None:
     """σ(0) = 0 on most paths, where λ is infinite: 60 steps from data to noise, and log p where
     there is one.

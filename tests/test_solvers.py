@@ -284,8 +284,8 @@ def three_modes(name: str) -> tuple[ScoreSDE, Tensor, Tensor]:
 )
 @pytest.mark.parametrize("name", ["edm", pytest.param("ve", marks=pytest.mark.slow)])
 def test_deterministic_solvers_have_their_order(solver: str, name: str) -> None:
-    """Slope of the end point's RMS error over four halvings, by least squares: within 0.15 of the
-    stated order.
+    """Slope of the end point's RMS error over three halvings (four from order 3 on), by least
+    squares: within 0.15 of the stated order.
 
     Methods in φ step evenly in φ, those in λ evenly in λ, on paths that are finite there. From
     order 5 on float64's floor comes before the leading term is alone on this problem: there it is
@@ -295,11 +295,12 @@ def test_deterministic_solvers_have_their_order(solver: str, name: str) -> None:
     built = SOLVERS.build(solver)
     sde, z, exact = three_modes(name)
     spacing = built.spacing if built.ode else "logsnr"
-    counts = np.array([{8: 2, 5: 4, 4: 12}.get(built.order, 32) * 2**k for k in range(5)])
+    first = {8: 2, 5: 4, 4: 12}.get(built.order, 32)
+    counts = np.array([first * 2**k for k in range(4 if built.order < 3 else 5)])
     ends = [solve_with(sde, solver, z, None, steps=int(n), spacing=spacing) for n in counts]
     errors = np.array([float((end - exact).square().mean().sqrt()) for end in ends])
     seen = errors > 1e-13
-    assert seen.sum() >= (5 if built.order < 5 else 3)
+    assert seen.sum() >= (len(counts) if built.order < 5 else 3)
     slope = -np.polyfit(np.log2(counts[seen]), np.log2(errors[seen]), 1)[0]
     assert slope > built.order - 0.15, errors
     assert slope < built.order + 0.15 or built.order >= 5 or solver == "adams", errors
@@ -643,14 +644,13 @@ def test_samples_do_not_depend_on_batch_size_or_number(solver: str) -> None:
     nn.init.normal_(sde.net.out.weight, std=0.1)
     # Others may accept a step here and reject it there.
     steps = None if solver in ("adams", "rk45") else 20
-    whole = scoresde.sample(sde, 300, solver=solver, steps=steps, generator=generator(3))
-    for batch_size in (64, 133):
-        again = scoresde.sample(
-            sde, 300, solver=solver, steps=steps, generator=generator(3), batch_size=batch_size
-        )
-        torch.testing.assert_close(again, whole, rtol=0, atol=1e-5)
-    few = scoresde.sample(sde, 3, solver=solver, steps=steps, generator=generator(3), batch_size=1)
-    torch.testing.assert_close(few, whole[:3], rtol=0, atol=1e-5)
+    whole = scoresde.sample(sde, 150, solver=solver, steps=steps, generator=generator(3))
+    again = scoresde.sample(
+        sde, 150, solver=solver, steps=steps, generator=generator(3), batch_size=64
+    )
+    torch.testing.assert_close(again, whole, rtol=0, atol=1e-5)
+    few = scoresde.sample(sde, 2, solver=solver, steps=steps, generator=generator(3), batch_size=1)
+    torch.testing.assert_close(few, whole[:2], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("solver", ["adams", "rk45", "em"])

@@ -399,7 +399,7 @@ STOPS_SHORT = {"dpmpp_2m_sde", "dpmpp_3m_sde", "sa"}
         *(name for name in ORDINARY if SOLVERS.build(name).stochastic and name not in STOPS_SHORT),
     ],
 )
-@pytest.mark.parametrize("name", ["vp", "rectified"])
+@pytest.mark.parametrize("name", ["vp", pytest.param("rectified", marks=pytest.mark.slow)])
 def test_weak_order(name: str, solver: str) -> None:
     """Slope of the error of mean and variance in the last halving, no sampling: within 0.2 of the
     stated order.
@@ -462,8 +462,17 @@ WIDTHS: list[tuple[str, dict[str, object], float, int]] = [
     WIDTHS,
     ids=["-".join(map(str, [solver, *how.values()])) for solver, how, _, _ in WIDTHS],
 )
-@pytest.mark.parametrize("name", ["vp", "rectified"])
-@pytest.mark.parametrize("target", ["2-D", "narrow", pytest.param("64-D", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        ("2-D", "rectified"),
+        ("narrow", "vp"),
+        pytest.param("2-D", "vp", marks=pytest.mark.slow),
+        pytest.param("narrow", "rectified", marks=pytest.mark.slow),
+        pytest.param("64-D", "vp", marks=pytest.mark.slow),
+        pytest.param("64-D", "rectified", marks=pytest.mark.slow),
+    ],
+)
 def test_modes_have_their_width_on_standardized_data(
     target: str, name: str, solver: str, how: dict[str, object], bias: float, cost: int
 ) -> None:

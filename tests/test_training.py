@@ -184,7 +184,7 @@ def test_a_trained_model_draws_from_an_easy_target(process: str, predict: str) -
 
     before, p_before = report()
     how = {
-        "steps": 1500,
+        "steps": 1000,
         "batch_size": 256,
         "lr": 5e-3,
         "progress": False,
