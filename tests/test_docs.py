@@ -13,6 +13,7 @@ import torch
 
 import scoresde
 from scoresde.cli import commands as cli
+from scoresde.evaluation.measures import MEASURES
 
 ROOT = Path(__file__).parent.parent
 PAGES = {
@@ -53,6 +54,9 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         scoresde.PREDICTIONS,
         scoresde.SPACINGS,
         scoresde.WEIGHTS,
+        scoresde.files.FILES,
+        scoresde.files.FOLDERS,
+        MEASURES,
     )
     before = [dict(table) for table in dictionaries]
     yield
