@@ -79,8 +79,10 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
     def shorter(train: Any) -> Any:
         def run(*args: Any, steps: Any = None, **how: Any) -> Any:
+            if most is not None:
+                steps = most if steps in (None, "auto") else min(steps, most)
             if steps is not None:
-                how["steps"] = steps if most is None else min(steps, most)
+                how["steps"] = steps
             return train(*args, **how)
 
         return run
