@@ -51,7 +51,7 @@ import scoresde
 OURS: dict[str, Any] = {
     "process": "vp",
     "net": "mlp",
-    "conditional net": "resmlp",  # `mlp` takes no numbers as conditions
+    "conditional net": "resmlp",  # as of `ConditionalScoreDensity`
     "build": {},
     "fit": {},
 }

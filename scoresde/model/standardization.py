@@ -96,14 +96,6 @@ class Moments:
         )
 
 
-def measure(parts: Iterable[Tensor], axis: int | None) -> Statistics:
-    """Statistics of parts (B, …) along all axes but one, or along all."""
-    moments = Moments(axis)
-    for part in parts:
-        moments.add(part)
-    return moments.statistics()
-
-
 def _power_of_two(x: Tensor) -> Tensor:
     """The largest power of two that is at most x; 0 for 0."""
     return torch.where(x > 0, x / (2 * torch.frexp(x).mantissa), 0)

@@ -99,7 +99,7 @@ class DataUnits:
         return self.standardization.from_data(x)
 
     def from_start(self: Any, x: Tensor) -> Tensor:
-        """Return points at t = 1, where α = 0, as states on the arc: (x − mean)/(scale·σ(1)).
+        """Return points at t = 1, where α = 0, as states on the arc: R⁻¹·(x − mean)/(scale·σ(1)).
 
         Parameters
         ----------
