@@ -29,6 +29,9 @@ from .density.exact import likelihood, log_prob, sample_and_log_prob
 from .density.weighted_bits import Bits
 from .evaluation.report import evaluate
 from .evaluation.results import Evaluation
+from .guidance import measurements
+from .guidance.free import classifier_free
+from .guidance.powers import compose, temper
 from .inference.amortized import Posterior
 from .inference.loading import load_posterior
 from .inference.recipe import posterior
@@ -146,7 +149,9 @@ __all__ = [
     "Validation",
     "bits_per_dim",
     "build",
+    "classifier_free",
     "classifier_test",
+    "compose",
     "decode",
     "dequantize",
     "elbo",
@@ -165,6 +170,7 @@ __all__ = [
     "load_posterior",
     "log_prob",
     "loss",
+    "measurements",
     "metrics",
     "mmd",
     "nfe_for_error",
@@ -183,6 +189,7 @@ __all__ = [
     "solve",
     "straightness",
     "summary",
+    "temper",
     "toy",
     "transforms",
     "vlb",

@@ -24,7 +24,7 @@ FLOORS = [
     {"sampling", "storage"},
     {"density", "metrics"},
     {"data"},
-    {"training"},
+    {"training", "guidance"},
     {"evaluation", "estimators", "inference"},
     {"cli"},
     {"__main__"},

@@ -1,0 +1,84 @@
+"""Models p(x)·g(x) by a gradient: v ← v − tan φ·∇log ψ(z, φ), with ψ ≈ E[g(x0) | z].
+
+The exact ψ makes the marginals of p(z)·ψ(z, φ) those of p(x0)·g(x0), and every solver right.
+Methods differ in the ψ that they take (a *twist*). Where it is only near E[g(x0) | z], samples are
+biased, mostly in the weights of modes, at any number of steps; `particles` corrects this.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..model.protocol import Model
+from .guided import Guided, below_noise, cosine_and_sine, inside
+
+Twist = Callable[..., tuple[Tensor, Tensor, Tensor]]
+"""(z, φ, rows) -> the part's velocity (B, n), log ψ (B,), and its gradient ∇_z log ψ (B, n)."""
+
+
+class Tilted(Guided):
+    """p(x)·g(x): a model, its `twist`, and `log_g`, which the twist ends in at the data."""
+
+    def __init__(
+        self, model: Model, interval: tuple[float, float] = (0.0, math.inf), **tensors: Tensor
+    ) -> None:
+        super().__init__(model, **tensors)
+        self.interval = interval
+
+    @abc.abstractmethod
+    def twist(self, *, raw: bool = False) -> Twist:
+        """Velocity of the part, log ψ and ∇_z log ψ, as a function of states and angles."""
+
+    @abc.abstractmethod
+    def log_g(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
+        """log g (B,) of standardized data z (B, n), up to a constant that all samples share."""
+
+    def velocity_fn(self, *, raw: bool = False) -> Callable[..., Tensor]:
+        """Return v − tan φ·∇log ψ, within the interval of noise levels; see `Model`."""
+        plain: Callable[..., Tensor] = self.model.velocity_fn(raw=raw)
+        twist = self.twist(raw=raw)
+
+        def velocity(z: Tensor, phi: Tensor | float, rows: Tensor | None = None) -> Tensor:
+            within = inside(phi, self.interval)
+            if within is False:
+                return plain(z, phi, rows)
+            angle = below_noise(phi)
+            v, _, gradient = twist(z, angle, rows)
+            cos, sin = cosine_and_sine(angle, z)
+            pull: Tensor = (sin / cos) * gradient
+            if isinstance(within, Tensor):
+                pull = torch.where(within, pull, 0)
+            guided: Tensor = v - pull
+            return guided
+
+        return velocity
+
+
+def differentiated(
+    f: Callable[[Tensor], tuple[Tensor, ...]], z: Tensor
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """∇_z of Σ f(z)[0] and what f returned; rows of f do not mix.
+
+    It keeps a graph only where a caller differentiates through the result.
+    """
+    graph = torch.is_grad_enabled() and z.requires_grad
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if graph:
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # others have no second derivative
+            source = z
+        else:
+            source = z.detach().clone().requires_grad_()
+        found = f(source)
+        (gradient,) = torch.autograd.grad(found[0].sum(), source, create_graph=graph)
+    if graph:
+        return gradient, found
+    return gradient, tuple(part.detach() for part in found)
