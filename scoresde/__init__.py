@@ -11,7 +11,7 @@ torch.Size([1])
 from . import _moved, estimators, metrics, toy
 from .backbones import BACKBONES, MLP, Embedded
 from .common import plotting
-from .common.capabilities import CAPABILITIES
+from .common.capabilities import CAPABILITIES, FIELDS
 from .common.errors import CheckpointError, SolverError, TrainingError
 from .common.registry import Registry
 from .common.sharding import sharded
@@ -91,6 +91,7 @@ __all__ = [
     "CAPABILITIES",
     "COUPLINGS",
     "EDM",
+    "FIELDS",
     "MLP",
     "NOISES",
     "OBJECTIVES",
