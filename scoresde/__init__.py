@@ -53,6 +53,7 @@ from .model.derived import Derived
 from .model.oracles import oracle
 from .model.protocol import Model
 from .model.score_sde import ScoreSDE
+from .model.trainable import Trainable
 from .processes.base import PROCESSES, Process
 from .processes.paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .processes.prediction import PREDICTIONS
@@ -146,6 +147,7 @@ __all__ = [
     "Summary",
     "Table",
     "TraceEstimator",
+    "Trainable",
     "TrainingError",
     "Validation",
     "bits_per_dim",
