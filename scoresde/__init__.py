@@ -9,7 +9,7 @@ torch.Size([1])
 """
 
 from . import _moved, estimators, metrics, toy
-from .backbones import BACKBONES, MLP, Embedded
+from .backbones import BACKBONES, FIRST_STAGES, MLP, Embedded, StageNet
 from .common import plotting
 from .common.capabilities import CAPABILITIES, FIELDS
 from .common.errors import CheckpointError, SolverError, TrainingError
@@ -48,6 +48,7 @@ from .metrics import (
     straightness,
     wasserstein,
 )
+from .model.autoencoder import FirstStage, first_stage
 from .model.builder import build
 from .model.derived import Derived
 from .model.oracles import oracle
@@ -82,6 +83,7 @@ from .training.objectives import OBJECTIVES, Objective
 from .training.options import Averaging, Backend, Checkpoints, Validation
 from .training.posthoc import posthoc_ema
 from .training.regression import WEIGHTS
+from .training.stages import Autoencoding, fit_stage
 
 __version__ = "0.1.0"
 
@@ -93,6 +95,7 @@ __all__ = [
     "COUPLINGS",
     "EDM",
     "FIELDS",
+    "FIRST_STAGES",
     "MLP",
     "NOISES",
     "OBJECTIVES",
@@ -105,6 +108,7 @@ __all__ = [
     "VPSDE",
     "WEIGHTS",
     "AdaptiveRungeKutta",
+    "Autoencoding",
     "Averaging",
     "Backend",
     "Bits",
@@ -122,6 +126,7 @@ __all__ = [
     "Distribution",
     "Embedded",
     "Evaluation",
+    "FirstStage",
     "History",
     "Hutchinson",
     "Independent",
@@ -142,6 +147,7 @@ __all__ = [
     "Solution",
     "Solver",
     "SolverError",
+    "StageNet",
     "Stepper",
     "SubVPSDE",
     "Summary",
@@ -165,7 +171,9 @@ __all__ = [
     "evaluate",
     "evaluations",
     "files",
+    "first_stage",
     "fit",
+    "fit_stage",
     "frechet_distance",
     "impute",
     "likelihood",
