@@ -26,6 +26,7 @@ from .density.distribution import Distribution
 from .density.error_bars import Likelihood
 from .density.estimators import TRACES, Hutchinson, TraceEstimator
 from .density.exact import likelihood, log_prob, sample_and_log_prob
+from .density.latent import LatentBound, latent_bound
 from .density.weighted_bits import Bits
 from .evaluation.report import evaluate
 from .evaluation.results import Evaluation
@@ -51,6 +52,7 @@ from .metrics import (
 from .model.autoencoder import FirstStage, first_stage
 from .model.builder import build
 from .model.derived import Derived
+from .model.latent import Latent
 from .model.oracles import oracle
 from .model.protocol import Model
 from .model.score_sde import ScoreSDE
@@ -130,6 +132,8 @@ __all__ = [
     "History",
     "Hutchinson",
     "Independent",
+    "Latent",
+    "LatentBound",
     "Likelihood",
     "MeanFlow",
     "MinibatchOT",
@@ -176,6 +180,7 @@ __all__ = [
     "fit_stage",
     "frechet_distance",
     "impute",
+    "latent_bound",
     "likelihood",
     "load",
     "load_posterior",

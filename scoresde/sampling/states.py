@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +21,25 @@ from .plan import Plan, plan, starts_at_data
 from .problem import levels, problem, starting_points
 
 
+@dataclass(frozen=True)
+class ArcStates:
+    """States on the arc to start from, (n, dim), in place of those in the units of the data."""
+
+    z: Tensor
+
+    def __len__(self) -> int:
+        """The number of states."""
+        return len(self.z)
+
+    def __getitem__(self, rows: slice) -> ArcStates:
+        """Return some of the rows."""
+        return ArcStates(self.z[rows])
+
+
 def solve_states(
     sde: Model,
     n: int | None,
-    start: Tensor | None,
+    start: Tensor | ArcStates | None,
     solver: str | Solver | None,
     steps: int | None,
     spacing: str | None,
@@ -47,7 +63,7 @@ def solve_states(
     if forward:
         _check_runs_to_noise(sde, planned.solver, solver)
     if start is not None:
-        start = sde.accept(start, "start")
+        start = _accepted(sde, start)
         if n not in (None, 1, len(start)):
             raise ValueError(f"start holds {len(start)} states and n is {n}; leave n out")
         n = len(start)
@@ -67,7 +83,7 @@ def solve_states(
         if start is None:
             z = starting_points(part, drawn, *numbers)
         else:
-            z = part.from_data(start[first:stop]) / nodes[0].radius
+            z = _arc_states(part, start[first:stop], nodes[0].radius)
 
         def task() -> Problem:
             noise = _path_noise(part, drawn, *numbers) if stochastic else _no_noise
@@ -81,6 +97,18 @@ def solve_states(
 
     nfe, accepted, rejected, *states = map_batches(sde, n, batches, work)
     return planned.times[list(planned.keep)], states, nfe.cpu(), accepted.cpu(), rejected.cpu()
+
+
+def _accepted(sde: Model, start: Tensor | ArcStates) -> Tensor | ArcStates:
+    """The states to start from, checked if they are a user's."""
+    if isinstance(start, ArcStates):
+        return start
+    return require_model(sde, "solve(start=...)").accept(start, "start")
+
+
+def _arc_states(sde: Model, start: Tensor | ArcStates, radius: float) -> Tensor:
+    """States on the arc of states to start from."""
+    return start.z if isinstance(start, ArcStates) else sde.from_data(start) / radius
 
 
 def _check_runs_to_noise(sde: Model, solver: Solver, named: str | Solver | None) -> None:
