@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,39 @@ def test_ranks_share_one_codebook(tmp_path: Path) -> None:
     for name in ("codebook", "sum", "count"):
         ours = torch.tensor(first[name])[live]
         torch.testing.assert_close(ours, getattr(whole, name)[live])
+
+
+def _fitted(rank: int, file: str, folder: str) -> None:
+    import accelerate
+
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= own | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29512"}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=2
+    )
+    accelerator = accelerate.Accelerator(cpu=True)
+    torch.manual_seed(rank)
+    stage = scoresde.first_stage(
+        "vq", shape=(2,), latent=(2,), codes=4, width=4, decay=0.9, revive=0.0
+    )
+    how: dict[str, Any] = {"steps": 20, "batch_size": 32, "progress": False}
+    x = torch.randn(200, 2, generator=generator(9))
+    scoresde.fit_stage(stage, x, generator=generator(3), backend=accelerator, **how)
+    torch.save(stage.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_train_one_stage(tmp_path: Path) -> None:
+    """After T steps of global batches of 32, counts add up to γ^T·4 + (1 − γ^T)·32."""
+    pytest.importorskip("accelerate")
+    torch.multiprocessing.spawn(_fitted, (str(tmp_path / "meet"), str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    total = 0.9**20 * 4 + (1 - 0.9**20) * 32
+    assert float(first["net.count"].sum()) == pytest.approx(total, rel=1e-5)
 
 
 # ------------------------------------------------------------------------------- fit and files
