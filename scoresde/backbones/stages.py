@@ -25,6 +25,9 @@ from .resampling import Resample, convolution
 FIRST_STAGES: Registry[nn.Module] = Registry("first stage", "scoresde.FIRST_STAGES")
 """First stages by name, built as `FIRST_STAGES.build(name, shape, latent=…, **options)`."""
 
+LEAST_NOISE = 1e-3
+"""Of p(x|z), if it is learnt."""
+
 LOG_SCALES = (-15.0, 10.0)
 """log s(x) is kept in this range, in which s² neither overflows nor vanishes."""
 
@@ -102,12 +105,12 @@ class StageNet(nn.Module):
     latent : tuple of int
         Shape of one latent.
     noise : float, optional
-        Standard deviation of p(x|z), in units of the standardized x. Without one it is learnt.
+        Standard deviation of p(x|z), in units of the standardized x. Without one it is learnt, and
+        at least 1e-3: where a latent says all of x, its density has no bound.
 
     Attributes
     ----------
     latent : tuple of int
-    log_noise : Tensor, shape ()
 
     Examples
     --------
@@ -120,16 +123,25 @@ class StageNet(nn.Module):
     tensor([[1., 1., 0., 0.]])
     """
 
-    log_noise: Tensor
+    learnt_noise: nn.Parameter | None
+    given_noise: Tensor
 
     def __init__(self, latent: tuple[int, ...], noise: float | None = None) -> None:
         super().__init__()
         self.latent = event_shape(latent)
         if noise is None:
-            self.log_noise = nn.Parameter(torch.zeros(()))
+            self.learnt_noise = nn.Parameter(torch.zeros(()))
         else:
+            self.register_parameter("learnt_noise", None)
             value = real_number("noise", noise, 0, math.inf, hint="leave it out to learn it")
-            self.register_buffer("log_noise", torch.tensor(math.log(value)))
+            self.register_buffer("given_noise", torch.tensor(math.log(value)))
+
+    @property
+    def log_noise(self) -> Tensor:
+        """Logarithm of the noise of p(x|z), shape ()."""
+        if self.learnt_noise is None:
+            return self.given_noise
+        return self.learnt_noise.clamp_min(math.log(LEAST_NOISE))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return mean and standard deviation of q(z|x).
