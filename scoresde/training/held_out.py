@@ -21,7 +21,7 @@ from ..common.user_warnings import warn
 from ..data.readers import TableReader
 from ..data.stream import TrainingStream
 from ..density.exact import log_prob
-from ..model.conditions import standardized
+from ..model.condition_scales import standardized
 from ..model.gaps import with_gaps
 from ..model.score_sde import ScoreSDE
 from ..model.standardization import wide

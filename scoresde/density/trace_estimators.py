@@ -1,4 +1,4 @@
-"""The trace of a network's Jacobian: exactly, by random probes, or by a method of the user."""
+"""Classes of trace estimators, `TRACES`: exact, Hutchinson's, or a method of the user."""
 
 from __future__ import annotations
 
