@@ -40,7 +40,7 @@ class TraceEstimator(abc.ABC):
         depend on the generator and on i alone.
     draws : int
         Independent, unbiased estimates that `estimate` returns, 1 by default. Their mean is the
-        trace, and their spread gives `Likelihood.stderr`.
+        trace, and their standard deviation gives `Likelihood.stderr`.
 
     References
     ----------

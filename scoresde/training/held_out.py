@@ -84,7 +84,7 @@ FEWEST_STEPS = 500
 
 
 def readable_table(sde: ScoreSDE, source: TrainingStream) -> TableReader | None:
-    """Return the reader of a table of vectors in memory; None for other data."""
+    """Return the reader of an array of vectors in memory; None for other data."""
     reader = source.reader
     if type(reader) is not TableReader or not isinstance(reader.rows, Tensor):
         return None
