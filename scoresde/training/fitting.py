@@ -106,8 +106,8 @@ def fit(
         Which noise, or which sample of the model's `source`, is joined with which x0: a name of
         `scoresde.COUPLINGS`. With any but "independent" the model has no score.
     steps : int or "auto"
-        Optimizer steps. With "auto" one for each row of an array of vectors in memory, at batches of
-        512, from 500 to 10,000; 10,000 for other data.
+        Optimizer steps. With "auto" one for each row of an array of vectors in memory, at batches
+        of 512, from 500 to 10,000; 10,000 for other data.
     batch_size : int
         Samples per step, over all processes (a DataLoader brings its own, per process).
     lr : float
