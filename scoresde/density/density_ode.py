@@ -25,8 +25,8 @@ from ..sampling.plan import Plan, network_dtypes, plan
 from ..sampling.problem import levels
 from ..solvers import Counts, Problem, Solver
 from ..solvers.problem import Velocity, split
-from .estimators import Exact, TraceEstimator, check_memory
 from .prior import Traced
+from .trace_estimators import Exact, TraceEstimator, check_memory
 
 SCORE_SIN = 0.02
 """sin φ below which ε̂ is not divided by it for a score: that would be the network's error."""
