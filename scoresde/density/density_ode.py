@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -207,7 +207,7 @@ def _standard_error(gains: Tensor, random: bool) -> Tensor:
         return gains.new_full((len(gains),), math.nan)
     # ±2 of it hold 95.4% of normal errors, however few estimates there are.
     quantile = 0.5 * (1 + math.erf(math.sqrt(2)))
-    widened = 0.5 * float(student.ppf(quantile, draws - 1))
+    widened = 0.5 * float(stdtrit(draws - 1, quantile))
     return gains.std(1) * (widened / math.sqrt(draws))
 
 
