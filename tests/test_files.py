@@ -27,7 +27,7 @@ import torch
 
 from scoresde.cli.inputs import held_out_split
 from scoresde.data import files
-from scoresde.data.files import columns, read, write
+from scoresde.data.files import columns, formats, read, write
 from scoresde.data.files.base import Request, from_columns
 from scoresde.data.files.tables import text_lines
 
@@ -811,7 +811,7 @@ def test_columns_of_a_table_are_chosen_by_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", x=TABLE, dose=TABLE[:, 0], age=LABELS)
     found = read(tmp_path / "t.npz", conditions={"vector": ["dose", "age"]})
     same(found.given["vector"], np.stack([TABLE[:, 0], LABELS.astype(np.float32)], 1))
-    with pytest.raises(ValueError, match=r"columns=\('x',\) is for tables"):
+    with pytest.raises(ValueError, match=r"columns=\('x',\) is for \*\.csv, .*\*\.parquet$"):
         read(tmp_path / "t.npz", columns=("x",))
 
 
@@ -1218,9 +1218,9 @@ def test_100_megabytes_are_mapped(tmp_path: Path) -> None:
     ("name", "options", "said"),
     [
         ("nowhere.npy", {}, r"no file or folder.*nowhere\.npy"),
-        ("model.pt", {}, r"read from \.npy, \.npz, \.csv"),
-        ("a.npy", {"samples": "x"}, r"samples='x' is for the arrays of an \.npz"),
-        ("a.npy", {"split": "test"}, r"split='test' is for folders"),
+        ("model.pt", {}, r"read from \*\.npy, \*\.npz, \*\.csv.*, folders of .*, images$"),
+        ("a.npy", {"samples": "x"}, r"samples='x' is for \*\.npz$"),
+        ("a.npy", {"split": "test"}, r"split='test' is for folders of \*idx"),
         ("a.npy", {"conditions": ("y",)}, r"no 'y'.*names no columns"),
         ("flat.npy", {}, r"\(50,\); wanted one sample per row"),
         ("none.npy", {}, r"no samples: shape \(0, 3\)"),
@@ -1277,5 +1277,48 @@ def test_a_row_of_the_tables_is_read_though_it_comes_last(
     assert held_out_split(str(tmp_path), None) == "test"
     found = files.read(tmp_path, split="test", **how)
     assert found.values.tolist() == [[1, 0], [2, -1], [3, -2], [4, -3]]
+    assert formats.readable("encoding").endswith(r"*.jsonl, folders of *.jsonl")
     with pytest.raises(ValueError, match=r"train\.jsonl: split='test' is for folders"):
         files.read(tmp_path / "train.jsonl", split="test", **how)
+
+
+@pytest.mark.parametrize("words", [["cat", "dog"], ["1", "2"]])
+def test_a_column_of_text_is_words_even_if_they_look_like_numbers(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of the built-in readers, whose words are objects."""
+
+    def reader(path: Path, request: Request) -> files.Samples:
+        return from_columns(["height", "kind"], lambda j: columns[j], 2, request)
+
+    monkeypatch.setitem(files.FILES, "*.two", (reader, "columns"))
+    columns = [np.array([1.5, 2.5]), np.array(words)]
+    path = tmp_path / "a.two"
+    path.touch()
+    with pytest.raises(ValueError, match=r"a\.two can't be read: column 'kind' holds words; ask"):
+        read(path)
+    found = read(path, conditions={"y": "kind"})
+    assert found.values.tolist() == [[1.5], [2.5]]
+    assert found.given["y"].tolist() == ([1, 2] if words[0] == "1" else [0, 1])
+    columns[1] = np.array(["2026-11-29", "2026-11-30"], "datetime64[D]")
+    with pytest.raises(ValueError, match=r"column 'kind' holds datetime64\[D\] values; ask"):
+        read(path)
+
+
+def test_a_file_nested_too_deep_is_a_value_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reader(path: Path, request: Request) -> files.Samples:
+        return files.Samples(np.array(json.loads(path.read_text())))
+
+    monkeypatch.setitem(files.FILES, "*.json", (reader, ""))
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"deep\.json can't be read: maximum recursion depth"):
+        read(path)
+
+
+def test_the_docstring_of_read_has_every_format() -> None:
+    assert read.__doc__ is not None
+    for pattern in files.FILES:
+        assert f"`{pattern.removesuffix('.gz')}`" in read.__doc__

@@ -15,7 +15,7 @@ from ..backbones import BACKBONES
 from ..common.checks import whole_number
 from ..common.inputs import as_tensor
 from ..data import files
-from ..data.files.formats import READABLE
+from ..data.files.formats import readable
 from ..data.transforms import TRANSFORMS, Dequantize
 from ..processes.base import PROCESSES
 from ..training.couplings import COUPLINGS
@@ -140,7 +140,7 @@ COMMANDS = {
         options=(
             option(
                 "data",
-                help=READABLE,
+                help=f"{readable()}; idx files are MNIST's, batch files CIFAR-10's",
             ),
             option("--out", required=True, help="folder for checkpoints and the model"),
             option(
