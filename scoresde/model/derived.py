@@ -144,7 +144,15 @@ class Derived(Model):
                 )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse models in a list or dict, where their conditions would not reach them."""
+        """Refuse the names of every model's attributes and methods, and models in a list or dict,
+        where their conditions would not reach them.
+        """
+        own = inspect.getattr_static(Derived, name, None)
+        if inspect.isfunction(own) or (isinstance(own, property) and own.fset is None):
+            raise AttributeError(
+                f"{type(self).__name__} can't set {name!r}, which every model has; give the "
+                f"attribute another name, such as 'my_{name}', or override {name!r} in the class"
+            )
         held = value.values() if isinstance(value, dict) else value
         if isinstance(value, list | tuple | dict) and any(isinstance(one, Model) for one in held):
             raise TypeError(f"{name} holds several models: give each an attribute of its own")
