@@ -242,7 +242,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         ["fit", "{files}/table.txt", "--out", "{out}"],
         r"read from \*\.npy, \*\.npz, \*\.csv",
     ),
-    "a pickle": (["fit", "{files}/torch.pt", "--out", "{out}"], r"read from \*\.npy, \*\.npz, \*\.csv"),
+    "a pickle": (["fit", "{files}/torch.pt", "--out", "{out}"], r"read from \*\.npy, \*\.npz"),
     "integer data": (["fit", "{files}/integers.npy", "--out", "{out}"], "int64.*float"),
     "NaN data": (["fit", "{files}/nan.npy", "--out", "{out}"], "NaN.*rows: 3"),
     "one column of numbers": (

@@ -120,7 +120,9 @@ def _validation(args: argparse.Namespace, columns: Columns) -> files.Samples | N
         return None
     same = args.validation == args.data and Path(args.data).is_dir()
     split = "test" if same else "train"
-    return read_samples(args, args.validation, columns, split)[0]
+    samples: files.Samples
+    samples, _ = read_samples(args, args.validation, columns, split)
+    return samples
 
 
 def _checkpoint(args: argparse.Namespace) -> str:
