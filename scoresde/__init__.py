@@ -24,8 +24,8 @@ from .density.bits import bits_per_dim
 from .density.bounds import Bound, elbo, vlb
 from .density.distribution import Distribution
 from .density.error_bars import Likelihood
-from .density.estimators import TRACES, Hutchinson, TraceEstimator
 from .density.exact import likelihood, log_prob, sample_and_log_prob
+from .density.trace_estimators import TRACES, Hutchinson, TraceEstimator
 from .density.weighted_bits import Bits
 from .evaluation.report import evaluate
 from .evaluation.results import Evaluation
