@@ -21,7 +21,7 @@ from ..common.checks import real_number, whole_number
 from ..common.inputs import event_shape
 from ..common.names import choose
 from .base import BACKBONES
-from .labels import (
+from .conditions import (
     check_known,
     check_labels,
     check_numbers,
