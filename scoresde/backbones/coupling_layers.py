@@ -13,6 +13,7 @@ random order of the entries. Constants of the last layer scale each entry (Dinh 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from ..common.checks import real_number, whole_number
 from ..common.inputs import event_shape
 from ..common.names import choose
-from .base import BACKBONES
+from ..common.registry import Registry
 from .conditions import (
     check_known,
     check_labels,
@@ -35,6 +36,9 @@ LARGEST_LOG_SCALE = 2.0
 """Bound of |s| of a layer."""
 
 KINDS = ("affine", "additive")
+
+FLOWS: Registry[nn.Module] = Registry("flow", "scoresde.FLOWS")
+"""Invertible networks by name."""
 
 
 class Coupling(nn.Module):
@@ -52,7 +56,7 @@ class Coupling(nn.Module):
         self.affine = affine
         outputs = len(moved) * (2 if affine else 1)
         layers: list[nn.Module] = []
-        inputs = len(kept) + context
+        inputs = max(1, len(kept) + context)  # a single entry is moved by constants
         for _ in range(depth):
             layers += [nn.Linear(inputs, width), nn.SiLU()]
             inputs = width
@@ -66,6 +70,8 @@ class Coupling(nn.Module):
         known = z.index_select(1, self.kept)
         if context is not None:
             known = torch.cat([known, context], 1)
+        elif not len(self.kept):
+            known = z.new_zeros(len(z), 1)
         out: Tensor = self.net(known)
         if not self.affine:
             return out, torch.zeros_like(out)
@@ -85,9 +91,9 @@ class Coupling(nn.Module):
         return z.index_copy(1, self.moved, part)
 
 
-@BACKBONES.register("coupling_flow")
+@FLOWS.register("coupling")
 class CouplingLayers(nn.Module):
-    """NICE or RealNVP for samples of any shape, as a network: called as net(x), returns (z, log|det|).
+    """NICE or RealNVP as a network: called as net(x), it returns latents and log|∂z/∂x|.
 
     It is no denoiser: `scoresde.coupling_flow` makes a model of it.
 
@@ -181,9 +187,7 @@ class CouplingLayers(nn.Module):
             shapes["vector"] = (self.vectors,)
         return shapes
 
-    def _context(
-        self, x: Tensor, y: Tensor | None, vector: Tensor | None
-    ) -> Tensor | None:
+    def _context(self, x: Tensor, y: Tensor | None, vector: Tensor | None) -> Tensor | None:
         """The conditions as one vector a sample; None without any."""
         given: dict[str, Tensor | None] = {}
         found = None
@@ -199,7 +203,11 @@ class CouplingLayers(nn.Module):
         return found
 
     def forward(
-        self, x: Tensor, t: Tensor | None = None, y: Tensor | None = None, vector: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor | None = None,
+        y: Tensor | None = None,
+        vector: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return latents (B, n) and log|∂z/∂x| (B,); t is not used."""
         z = x.flatten(1)
@@ -210,9 +218,7 @@ class CouplingLayers(nn.Module):
             log_det = log_det + gained
         return z * self.log_scale.exp(), log_det + self.log_scale.sum()
 
-    def inverse(
-        self, z: Tensor, y: Tensor | None = None, vector: Tensor | None = None
-    ) -> Tensor:
+    def inverse(self, z: Tensor, y: Tensor | None = None, vector: Tensor | None = None) -> Tensor:
         """Return the samples (B, *shape) of latents (B, n)."""
         context = self._context(z, y, vector)
         x = z * (-self.log_scale).exp()
@@ -220,7 +226,9 @@ class CouplingLayers(nn.Module):
             x = layer.inverse(x, context)  # type: ignore[operator]
         return x.reshape(len(x), *self.shape)
 
-    def drop_conditions(self, condition, generator):  # type: ignore[no-untyped-def]
+    def drop_conditions(
+        self, condition: Mapping[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
         """Return conditions without those of some samples, chosen with `condition_dropout`."""
         return drop_conditions(condition, self.classes, self.condition_dropout, generator)
 
