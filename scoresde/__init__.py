@@ -50,9 +50,11 @@ from .metrics import (
 )
 from .model.builder import build
 from .model.derived import Derived
+from .model.invertible import CouplingFlow, coupling_flow
 from .model.oracles import oracle
 from .model.protocol import Model
 from .model.score_sde import ScoreSDE
+from .model.trainable import Trainable
 from .processes.base import PROCESSES, Process
 from .processes.paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .processes.prediction import PREDICTIONS
@@ -76,6 +78,7 @@ from .training.denoising import Denoising, Distilled, loss
 from .training.fitting import fit
 from .training.flow_maps import ConsistencyTraining, MeanFlow
 from .training.history import History
+from .training.maximum_likelihood import MaximumLikelihood
 from .training.noise_levels import NOISES
 from .training.objectives import OBJECTIVES, Objective
 from .training.options import Averaging, Backend, Checkpoints, Validation
@@ -115,6 +118,7 @@ __all__ = [
     "ConsistencyTraining",
     "Cosine",
     "Coupling",
+    "CouplingFlow",
     "Denoising",
     "Derived",
     "Distilled",
@@ -125,6 +129,7 @@ __all__ = [
     "Hutchinson",
     "Independent",
     "Likelihood",
+    "MaximumLikelihood",
     "MeanFlow",
     "MinibatchOT",
     "Model",
@@ -146,6 +151,7 @@ __all__ = [
     "Summary",
     "Table",
     "TraceEstimator",
+    "Trainable",
     "TrainingError",
     "Validation",
     "bits_per_dim",
@@ -153,6 +159,7 @@ __all__ = [
     "classifier_free",
     "classifier_test",
     "compose",
+    "coupling_flow",
     "decode",
     "dequantize",
     "elbo",
