@@ -29,9 +29,12 @@ from .density.exact import likelihood, log_prob, sample_and_log_prob
 from .density.weighted_bits import Bits
 from .evaluation.report import evaluate
 from .evaluation.results import Evaluation
-from .guidance import measurements
+from .guidance import energies, measurements
+from .guidance.classified import classifier
 from .guidance.free import classifier_free
+from .guidance.noisy_classifier import NoisyClassifier, fit_classifier
 from .guidance.powers import compose, temper
+from .guidance.rewards import toward
 from .inference.amortized import Posterior
 from .inference.loading import load_posterior
 from .inference.recipe import posterior
@@ -127,6 +130,7 @@ __all__ = [
     "MeanFlow",
     "MinibatchOT",
     "Model",
+    "NoisyClassifier",
     "Objective",
     "Pairs",
     "Posterior",
@@ -149,6 +153,7 @@ __all__ = [
     "Validation",
     "bits_per_dim",
     "build",
+    "classifier",
     "classifier_free",
     "classifier_test",
     "compose",
@@ -156,6 +161,7 @@ __all__ = [
     "dequantize",
     "elbo",
     "encode",
+    "energies",
     "energy_distance",
     "energy_test",
     "estimators",
@@ -163,6 +169,7 @@ __all__ = [
     "evaluations",
     "files",
     "fit",
+    "fit_classifier",
     "frechet_distance",
     "impute",
     "likelihood",
@@ -190,6 +197,7 @@ __all__ = [
     "straightness",
     "summary",
     "temper",
+    "toward",
     "toy",
     "transforms",
     "vlb",

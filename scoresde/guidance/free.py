@@ -123,9 +123,16 @@ class ClassifierFree(Guided):
     ) -> None:
         super().__init__(model)
         self.without = without
+        self._follows = not without.unconditional  # whether conditions reach it too
         self.beta = beta
         self.interval = interval
         self.rescale = rescale
+
+    def _open(self) -> dict[str, Model]:
+        """The parts that conditions reach: the unconditional one never."""
+        if self._follows:
+            return self.models
+        return {"model": self.model}
 
     @property
     def factors(self) -> list[tuple[Model, float]]:

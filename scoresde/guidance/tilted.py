@@ -51,6 +51,7 @@ class Tilted(Guided):
                 return plain(z, phi, rows)
             angle = below_noise(phi)
             v, _, gradient = twist(z, angle, rows)
+            v = _beyond(phi > angle, v, lambda: plain(z, phi, rows))
             cos, sin = cosine_and_sine(angle, z)
             pull: Tensor = (sin / cos) * gradient
             if isinstance(within, Tensor):
@@ -59,6 +60,15 @@ class Tilted(Guided):
             return guided
 
         return velocity
+
+
+def _beyond(clamped: Tensor | bool, v: Tensor, exact: Callable[[], Tensor]) -> Tensor:
+    """Velocities, those at clamped angles by another function, which is called if there are any."""
+    if not isinstance(clamped, Tensor):
+        return exact() if clamped else v
+    if not bool(clamped.any()):
+        return v
+    return torch.where(clamped.reshape(-1, 1), exact(), v)
 
 
 def differentiated(
