@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from ..common.capabilities import Capability
 from ..common.checks import brief_repr, real_number
 from ..common.inputs import INTEGERS
+from ..common.modules import leave_inference
 from ..common.names import choose
 from ..model.labels import wordy
 from ..model.protocol import Model
 from ..processes.base import as_time
 from .guided import noise_range, own_tensor, require_part
-from .noisy_classifier import NoisyClassifier
+from .noisy_classifier import NoisyClassifier, require_units
 from .tilted import Tilted, Twist, differentiated
 
 CONVENTIONS = ("arc", "data")
@@ -92,10 +93,11 @@ def classifier(
     scale = real_number("scale", scale, -math.inf, math.inf)
     choose("input_convention=", input_convention, CONVENTIONS)
     if isinstance(net, NoisyClassifier):
-        net.check_units(model)
+        require_units(net, model)
         if input_convention != "arc":
             raise ValueError("what fit_classifier returns takes states on the arc: leave it out")
     if isinstance(net, nn.Module):
+        leave_inference(net)
         net.eval()
     labels = _labels(net, y)
     made = Classified(model, net, labels, scale, noise_range(interval), input_convention)

@@ -30,8 +30,8 @@ CHECKS = 40
 
 SHORTEST_GAP = 20  # steps between checks
 
-JUDGED_EXAMPLES = 4096
-"""Held-out rows with noise, whose loss is a check."""
+JUDGED_EXAMPLES = 2048
+"""Held-out rows with noise, whose loss is a check, at least."""
 
 PATIENCE = 3
 """Training stops at so many times the best step, plus a tenth of all steps."""

@@ -27,7 +27,7 @@ def classifier_free(
 
     β = 0 is the unconditional model and β = 1 the conditional one. β > 1 makes samples more typical
     of their condition and less diverse (Ho and Salimans write w = β − 1). It is not the
-    distribution p(x)·p(y | x)^β: on a mixture of four components in 1-D, KL is 0.19 nats at β = 2
+    distribution p(x)·p(y | x)^β: on a mixture of four components in 1-D, KL is 0.20 nats at β = 2
     and 1.2 at β = 5, however many steps, and the ODE and the SDE sample different distributions.
     `scoresde.particles` samples p(x)·p(y | x)^β itself.
 

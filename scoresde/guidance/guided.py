@@ -49,6 +49,9 @@ class Guided(Derived):
     def tensor(self, name: str, rows: Tensor | None, like: Tensor) -> Tensor:
         """One of its tensors for the states of a call: one row for all, or a row each."""
         value = self._tensors[self._names[name]]
+        if value.is_inference():
+            with torch.inference_mode(False):
+                value = value.clone()  # which gradients can pass
         if value.is_floating_point():
             value = value.to(like)
         elif value.device != like.device:

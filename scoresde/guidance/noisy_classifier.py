@@ -89,30 +89,6 @@ class NoisyClassifier(nn.Module):
         known = at.cos().clamp_min(0).to(dtype).unsqueeze(1)
         return self.log_frequencies + known * out
 
-    def check_units(self, sde: Model) -> None:
-        """Raise ValueError unless a model has the shape and standardization it was fitted with."""
-        if tuple(sde.shape) != self.shape:
-            raise ValueError(
-                f"the classifier was fitted to shape {self.shape}, and the model has "
-                f"{tuple(sde.shape)}"
-            )
-        unit = self.scale.cpu().double()
-        pairs = (
-            (self.mean, sde.mean, unit),
-            (self.scale, sde.scale, unit),
-            (self.directions, sde.standardization.directions, 1.0),
-        )
-        for ours, theirs, size in pairs:
-            same = ours.shape == theirs.shape
-            if same:
-                gap = (ours.cpu().double() - theirs.cpu().double()).abs()
-                same = bool((gap <= 1e-3 * size).all())
-            if not same:
-                raise ValueError(
-                    "the classifier was fitted in the units of another model (mean, scale or "
-                    "correlations of the data): fit the model first, then the classifier with it"
-                )
-
     def extra_repr(self) -> str:
         """Return what `repr` shows beside the network."""
         entropy = float(functional.cross_entropy(self.log_frequencies, self.log_frequencies.exp()))
@@ -120,6 +96,30 @@ class NoisyClassifier(nn.Module):
             f"classes={self.classes}, shape={self.shape}, held_out_loss={self.held_out_loss:.3f} "
             f"of {entropy:.3f} nats"
         )
+
+
+def require_units(net: NoisyClassifier, sde: Model) -> None:
+    """Raise ValueError unless a model has the standardization of the classifier's data."""
+    if tuple(sde.shape) != net.shape:
+        raise ValueError(
+            f"the classifier was fitted to shape {net.shape}, and the model has {tuple(sde.shape)}"
+        )
+    unit = net.scale.cpu().double()
+    pairs = (
+        (net.mean, sde.mean, unit),
+        (net.scale, sde.scale, unit),
+        (net.directions, sde.standardization.directions, 1.0),
+    )
+    for ours, theirs, size in pairs:
+        same = ours.shape == theirs.shape
+        if same:
+            gap = (ours.cpu().double() - theirs.cpu().double()).abs()
+            same = bool((gap <= 1e-3 * size).all())
+        if not same:
+            raise ValueError(
+                "the classifier was fitted in the units of another model (mean, scale or "
+                "correlations of the data): fit the model first, then the classifier with it"
+            )
 
 
 @torch.inference_mode(False)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..common.modules import leave_inference
 from ..model.protocol import Model
 from .guided import Guided, below_noise, cosine_and_sine, inside
 
@@ -30,6 +31,8 @@ class Tilted(Guided):
         self, model: Model, interval: tuple[float, float] = (0.0, math.inf), **tensors: Tensor
     ) -> None:
         super().__init__(model, **tensors)
+        for trained in model.trained():
+            leave_inference(trained)  # gradients pass the network
         self.interval = interval
 
     @abc.abstractmethod

@@ -181,11 +181,12 @@ class Derived(Model):
         """The conditions of all its models; where two differ in one, as "model.y" and "other.y"."""
         held = [(attribute, model.condition) for attribute, model in self.models.items()]
         differing = _differing([condition for _, condition in held])
-        return {
-            f"{attribute}.{name}" if name in differing else name: value
-            for attribute, condition in held
-            for name, value in condition.items()
-        }
+        found = {}
+        for attribute, condition in held:
+            for name, value in condition.items():
+                apart = name in differing or "." in name  # which a part keeps apart
+                found[f"{attribute}.{name}" if apart else name] = value
+        return found
 
     @property
     def unconditional(self) -> bool:  # type: ignore[override]
