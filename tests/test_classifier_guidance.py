@@ -84,7 +84,7 @@ HOW = {
 
 @pytest.mark.parametrize(
     "process",
-    ["vp", "rectified", *(pytest.param(p, marks=pytest.mark.slow) for p in ("ve", "cosine"))],
+    ["vp", *(pytest.param(p, marks=pytest.mark.slow) for p in ("ve", "rectified", "cosine"))],
 )
 def test_an_exact_classifier_makes_the_conditional_model(process: str) -> None:
     """In data units with correlations: β = 1 is p(x | y), by every solver of score models."""
@@ -196,9 +196,7 @@ def labelled_data(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def test_a_fitted_classifier_comes_near_the_exact_one() -> None:
-    """In data units. RMS error of p(y = 1 | z) over the arc .03, of the guided velocity .17 of 1.2;
-    bounds at twice that.
-    """
+    """In data units. RMS error of p(y = 1 | z) over the arc .03, of the guided velocity .15 of .50."""
     sde = exact("rectified")
     x, y = labelled_data(3000)
     net = scoresde.fit_classifier(sde, (x, y), steps=300, progress=False, generator=generator())
@@ -216,7 +214,7 @@ def test_a_fitted_classifier_comes_near_the_exact_one() -> None:
         chosen = log_p.gather(1, test_y[:, None]).sum()
         pulls.append(torch.autograd.grad(chosen, z)[0] * phi.tan()[:, None])
     assert float((chances[0] - chances[1]).square().mean().sqrt()) < 0.06
-    assert float((pulls[0] - pulls[1]).square().sum(1).mean().sqrt()) < 0.35
+    assert float((pulls[0] - pulls[1]).square().sum(1).mean().sqrt()) < 0.3
     # In pure noise nothing is known, and the pull is finite.
     with torch.no_grad():
         at_noise = net(z, math.pi / 2).softmax(1).double()
@@ -257,7 +255,7 @@ def test_images_words_and_a_network_of_one_s_own() -> None:
     x = torch.randn(300, 1, 6, 5, generator=g) + 6.0 * y[:, None, None, None]
     words = ["bright" if k else "a dark one" for k in y.tolist()]
     sde = scoresde.build("vp", "mlp", shape=(1, 6, 5), width=8).standardize(x)
-    net = scoresde.fit_classifier(sde, (x, words), steps=40, progress=False, generator=g)
+    net = scoresde.fit_classifier(sde, (x, words), steps=20, progress=False, generator=g)
     assert net.words == ("a dark one", "bright")
     assert "classes=2, shape=(1, 6, 5)" in repr(net)
     guided = scoresde.classifier(sde, net, ["bright", "a dark one"])
@@ -266,7 +264,7 @@ def test_images_words_and_a_network_of_one_s_own() -> None:
         0,
     ]
     got = sde.from_data(scoresde.sample(guided, solver="heun", steps=5, generator=g)).mean(1)
-    assert float(got[0] - got[1]) > 0.1
+    assert float(got[0] - got[1]) > 0.1  # of 2
 
     class Own(nn.Module):
         def __init__(self) -> None:

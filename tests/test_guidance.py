@@ -87,7 +87,7 @@ def some_data(sde: ScoreSDE, n: int = 5) -> Tensor:
 # ------------------------------------------------------------------ classifier-free guidance
 
 
-@pytest.mark.parametrize("beta", [0.0, 1.0])
+@pytest.mark.parametrize("beta", [pytest.param(0.0, marks=pytest.mark.slow), 1.0])
 def test_scales_1_and_0_are_the_parts_bit_for_bit(beta: float) -> None:
     """By every solver of score models, with a class for each sample, and log_prob."""
     sde = exact()
@@ -243,7 +243,7 @@ def normal(mean: list[float], std: float, process: str = "rectified") -> ScoreSD
     return sde
 
 
-@pytest.mark.parametrize("process", ["rectified", "vp"])
+@pytest.mark.parametrize("process", ["rectified", pytest.param("vp", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("parts", "mean", "std"),
     [
@@ -444,6 +444,11 @@ def bad_calls() -> dict[str, tuple[Any, type[Exception], str]]:
         "process": (lambda: free(scoresde.VPSDE(), 2.0), TypeError, "needs a ScoreSDE"),
         "no conditions": (
             lambda: free(plain, 2.0),
+            ValueError,
+            "takes none; without= guides away",
+        ),
+        "no conditions but a reward's": (
+            lambda: free(scoresde.toward(plain, lambda x0, a: a * x0[:, 0], a=1.0), 2.0),
             ValueError,
             "takes none; without= guides away",
         ),

@@ -93,7 +93,8 @@ def _unconditional(model: Model) -> Model:
     owners = list(model.trained())
     for owner in owners:
         interface = owner.interface
-        names = interface.condition_names or list(model.condition)
+        names = interface.condition_names
+        names = names or [name for name in model.condition if owner.takes_condition(name)]
         if not names and not interface.open:
             raise ValueError(
                 "classifier_free takes a model with a condition, sde.given(y=3), and this network "
