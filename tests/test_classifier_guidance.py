@@ -196,7 +196,7 @@ def labelled_data(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def test_a_fitted_classifier_comes_near_the_exact_one() -> None:
-    """In data units. RMS error of p(y = 1 | z) over the arc .03, of the guided velocity .15 of .50."""
+    """In data units. RMS error of p(y = 1 | z) over the arc .03, of the pull on v .15 of .50."""
     sde = exact("rectified")
     x, y = labelled_data(3000)
     net = scoresde.fit_classifier(sde, (x, y), steps=300, progress=False, generator=generator())
