@@ -29,9 +29,12 @@ from .density.trace_estimators import TRACES, Hutchinson, TraceEstimator
 from .density.weighted_bits import Bits
 from .evaluation.report import evaluate
 from .evaluation.results import Evaluation
-from .guidance import measurements
+from .guidance import energies, measurements
+from .guidance.classified import classifier
 from .guidance.free import classifier_free
+from .guidance.noisy_classifier import NoisyClassifier, fit_classifier
 from .guidance.powers import compose, temper
+from .guidance.rewards import toward
 from .inference.amortized import Posterior
 from .inference.loading import load_posterior
 from .inference.recipe import posterior
@@ -133,6 +136,7 @@ __all__ = [
     "MeanFlow",
     "MinibatchOT",
     "Model",
+    "NoisyClassifier",
     "Objective",
     "Pairs",
     "Posterior",
@@ -156,6 +160,7 @@ __all__ = [
     "Validation",
     "bits_per_dim",
     "build",
+    "classifier",
     "classifier_free",
     "classifier_test",
     "compose",
@@ -164,6 +169,7 @@ __all__ = [
     "dequantize",
     "elbo",
     "encode",
+    "energies",
     "energy_distance",
     "energy_test",
     "estimators",
@@ -171,6 +177,7 @@ __all__ = [
     "evaluations",
     "files",
     "fit",
+    "fit_classifier",
     "frechet_distance",
     "impute",
     "likelihood",
@@ -198,6 +205,7 @@ __all__ = [
     "straightness",
     "summary",
     "temper",
+    "toward",
     "toy",
     "transforms",
     "vlb",
