@@ -90,6 +90,7 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(scoresde, "build", narrower)
     monkeypatch.setattr("scoresde.inference.recipe.build", narrower)
     monkeypatch.setattr(scoresde, "fit", shorter(fit))
+    monkeypatch.setattr("scoresde.estimators.base.fit", shorter(fit))
     monkeypatch.setattr(scoresde, "posterior", shorter(posterior))
 
 
