@@ -175,7 +175,27 @@ class Measurement:
                 f"y has NaN or infinite values, in row {rows[0]}: leave out what was not measured, "
                 "by Inpaint(mask) or fewer rows of a matrix"
             )
-        return y
+        found: Tensor = y
+        return found
+
+    def with_exact(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return samples x (B, *shape) with what y (B or 1, k), as of `flat`, says exactly.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+        y : Tensor, shape (B, k) or (1, k)
+
+        Returns
+        -------
+        Tensor, shape (B, *shape)
+
+        Examples
+        --------
+        >>> Inpaint([True, False]).with_exact(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0]]))
+        tensor([[0., 2.]])
+        """
+        return x
 
     def _probe(self, model: Any) -> tuple[int, ...]:
         """The shape of A(x) of one sample, once A is seen to take samples of the model."""

@@ -84,9 +84,15 @@ def observe(sde: Model, measurement: Measurement, y: Any, method: str = "mmps") 
     model = require_part(sde, "observe", Capability.SCORE)
     choose("method", method, METHODS)
     measurement = require_measurement(measurement)
+    y = measurement.accept(y, model)
     if not measurement.noise and METHODS[method].covariance == "none":
         raise ValueError("method='likelihood' divides by noise², and this has noise 0: try 'mmps'")
-    return Observed(model, measurement, measurement.accept(y, model), method)
+    scale = model.scale.expand(1, *model.shape)
+    if not measurement.noise and not bool(measurement.flat(scale).all()):
+        raise ValueError(
+            "the mask observes features that are constant in this model: leave them out of it"
+        )
+    return Observed(model, measurement, y, method)
 
 
 class Observed(Tilted):
@@ -130,6 +136,11 @@ class Observed(Tilted):
         """A (B, k) of standardized data (B, n): the elements that count."""
         return self.measurement.flat(self.measurement(self.model.to_data(z)))
 
+    def at_data(self, x: Tensor) -> Tensor:
+        """Return samples with the elements that were observed without noise; see `Model`."""
+        x = super().at_data(x)
+        return self.measurement.with_exact(x, self.tensor("y", None, x))
+
     def log_g(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """log p(y | x0) (B,), in nats.
 
@@ -143,7 +154,8 @@ class Observed(Tilted):
             noise = math.sin(self.phi_min) * scale.to(z)
         log_noise = torch.as_tensor(noise, dtype=z.dtype, device=z.device).log()
         terms = 0.5 * (residual / noise).square() + log_noise + 0.5 * math.log(2 * math.pi)
-        return -terms.expand_as(residual).sum(1)
+        found: Tensor = -terms.expand_as(residual).sum(1)
+        return found
 
     def twist(self, *, raw: bool = False) -> Twist:
         """Velocity of the part, log ψ and ∇_z log ψ."""
@@ -292,7 +304,8 @@ class Evaluation:
 
         def product(u: Tensor) -> Tensor:
             wide = isinstance(scale, Tensor) and u.ndim == 3
-            return (scale.unsqueeze(1) if wide else scale) * u
+            found: Tensor = (scale.unsqueeze(1) if wide else scale) * u
+            return found
 
         return product
 
@@ -310,7 +323,7 @@ class Evaluation:
         In its place is that of noise² + sin²φ times I, a number for all samples, which leaves the
         weights of `particles` as they are.
         """
-        tolerance = torch.finfo(r.dtype).eps ** 0.7
+        tolerance = torch.finfo(r.dtype).eps ** 0.8
         w = conjugate_gradients(
             lambda w: self.noise2 * w + at.product(covariance(at.transposed(w))),
             r,
