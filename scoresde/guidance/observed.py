@@ -162,14 +162,18 @@ class Observed(Tilted):
         plain = self.model.velocity_fn(raw=raw)
         row = METHODS[self.method]
         linear = self.measurement.linear
-        matrices: dict[torch.dtype, Tensor] = {}
+        # made now: a cache that fills later would trip the checkpoints of `log_prob`
+        ready = None
+        if linear and row.covariance != "none" and self.measured <= EXACT:
+            like = self.scale.new_empty(1, self.dim, dtype=self.state_dtype)
+            ready = matrix_of_linear(self.map, like)
 
         def matrix(at: Linearized, like: Tensor) -> Tensor:
             if not linear:
                 return at.matrix()
-            if like.dtype not in matrices:
-                matrices[like.dtype] = matrix_of_linear(self.map, like)
-            return matrices[like.dtype]
+            if ready is None or ready.dtype != like.dtype:
+                return matrix_of_linear(self.map, like)
+            return ready
 
         def twist(
             z: Tensor, phi: Tensor | float, rows: Tensor | None = None
