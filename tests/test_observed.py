@@ -465,3 +465,54 @@ def test_log_g_is_the_likelihood_of_data() -> None:
     exactly = scoresde.observe(model, measurements.Inpaint(mask), y)
     law = torch.distributions.Normal(x[:, mask], math.sin(1e-4) * model.scale[mask])
     torch.testing.assert_close(exactly.log_g(z), law.log_prob(y[:, mask]).sum(1))
+
+
+# ------------------------------------------------------------------ other models
+
+
+def test_many_states_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = mixture_model()
+    z = randn(10, 3, seed=1)
+    phi = torch.linspace(0.1, 1.4, 10, dtype=F64)
+    for measurement in (product, measurements.Denoise(0.5)):
+        y = measurement(randn(10, 3, seed=2))
+        ours = scoresde.observe(model, measurement, y)
+        whole = ours.twist()(z, phi)
+        one = ours.twist()(z[5:], 0.3, torch.arange(5, 10))
+        monkeypatch.setattr(observed_module, "LARGEST_JACOBIAN", 27)
+        for a, b in zip(ours.twist()(z, phi), whole, strict=True):
+            torch.testing.assert_close(a, b)
+        for a, b in zip(ours.twist()(z[5:], 0.3, torch.arange(5, 10)), one, strict=True):
+            torch.testing.assert_close(a, b)
+        monkeypatch.undo()
+
+
+def test_images_with_constant_pixels_and_a_condition() -> None:
+    """A network of zeros is N(mean, scale²): the posterior of each pixel is known."""
+    sde = scoresde.build("vp", "mlp", shape=(2, 2, 2), classes=3).double().eval()
+    sde.mean.copy_(torch.tensor([1.0, 5.0]).reshape(2, 1, 1))
+    sde.scale.copy_(torch.tensor([2.0, 0.0]).reshape(2, 1, 1))
+    y = 1 + 2 * randn(6, 2, 2, 2, seed=1)
+    model = sde.given(y=torch.arange(6) % 3)
+    ours = scoresde.observe(model, measurements.Denoise(1.5), y)
+    x = scoresde.sample(ours, 6, generator=generator(), rtol=1e-9, atol=1e-9, batch_size=4)
+    gain = 4 / (4 + 1.5**2)
+    start = scoresde.solve(ours, 6, generator=generator(), times=[1.0, 0.0], rtol=1e-9, atol=1e-9)
+    assert torch.equal(x[:, 1], torch.full((6, 2, 2), 5.0, dtype=F64))
+    noise = (start.x[0][:, 0] - 1) / 2  # z_1, which the ODE takes along its own axis
+    t = torch.tensor(1.0, dtype=F64)
+    cos, sin = float(model.process.alpha(t)), float(model.process.sigma(t))
+    mean = gain * (y[:, 0] - 1) / 2
+    std = math.sqrt(1 - gain)
+    end = (noise - cos * mean) / math.sqrt(cos**2 * std**2 + sin**2)
+    wanted = 1 + 2 * (mean + std * end)
+    torch.testing.assert_close(x[:, 0], wanted, rtol=0, atol=1e-7)
+
+
+def test_a_guided_model_is_observed() -> None:
+    sde = scoresde.build("vp", "mlp", shape=(3,), classes=2).eval()
+    guided = scoresde.classifier_free(sde.given(y=1), 2.0)
+    ours = scoresde.observe(guided, measurements.Denoise(0.5), [0.0, 1.0, 2.0])
+    assert ours.cost == 2 * 4
+    assert scoresde.sample(ours, 3, steps=3).isfinite().all()
+    assert "Observed" in repr(ours)

@@ -32,6 +32,9 @@ from .tilted import Tilted, Twist
 EXACT = 64
 """Up to how many measured numbers S is built and factorized; above, conjugate gradients."""
 
+LARGEST_JACOBIAN = 2**24
+"""Numbers in the Jacobians of A(x̂0) that are held at once; more states are taken in parts."""
+
 MOST_PRODUCTS = 100
 """Products with S in one solve by conjugate gradients, at most."""
 
@@ -55,31 +58,87 @@ METHODS = {
 
 
 def observe(sde: Model, measurement: Measurement, y: Any, method: str = "mmps") -> Model:
-    """Return a model of p(x | y), for a measurement y = A(x) + noise·n of x.
+    """Return a model of p(x | y) for a measurement y = A(x) + noise·n: its samples solve the
+    inverse problem.
+
+    With r = y − A(x̂0), x̂0 = E[x0 | x_t], the score gains the gradient of log N(r; 0, S) with
+    S = noise²·I + H·C·Hᵀ, where H = ∂A/∂x0 and C stands for Cov[x0 | x_t]. In standard deviations
+    of the data, u = σ/α, φ = atan u and J = ∂x̂0/∂z:
+
+    =============== ===================== =================================== ===================
+    method          C                     source                              calls a step
+    =============== ===================== =================================== ===================
+    "mmps"          sin²φ/cos φ·J         Rozet et al. 2024                   1 + m, or 1 + 2 to
+                                                                              102 where m > 64
+    "tmpd"          the row sums of that, Boys et al. 2024                    3
+                    on the diagonal
+    "pigdm"         sin²φ·I               Song et al. 2023                    2
+    "diffpir"       u²·I, and none of the Zhu et al. 2023, λ = 1              1
+                    gradient through the
+                    network
+    "likelihood"    0                     Chung et al. 2023, without its ζ    2
+    =============== ===================== =================================== ===================
+
+    **No method samples p(x | y)**, except "mmps" where p(x) is Gaussian and A linear: there it is
+    exact. For a mixture all get the weights of the modes wrong (by .14 in total variation for
+    "mmps" in 16 dimensions), and more steps do not help. `scoresde.particles` takes what they do
+    as a proposal, and is right in the limit.
 
     Parameters
     ----------
     sde : ScoreSDE
         A model of p(x), with a score.
     measurement : measurements.Measurement
-        A and its noise: `measurements.Inpaint(mask)`, `Blur`, `Linear`, …
+        A and its noise: `measurements.Inpaint(mask)`, `Blur`, `Linear`, … For a function of your
+        own, `measurements.Measurement(f, noise=0.1)`; say linear=True if it is. For one that is
+        not, A is linearized at x̂0, and log N(r; 0, S) is multiplied by cos²φ for "mmps", "tmpd"
+        and "pigdm": it would be too sure of itself close to pure noise.
     y : Tensor or array, shape (*m) or (n, *m)
         What was measured, in the units of A(x): one for all samples, or a row for each.
     method : str
-        "mmps", "pigdm", "tmpd", "diffpir" or "likelihood".
+        A row of the table.
 
     Returns
     -------
     Model
+        It works with every verb but `fit` and `save`. `log_prob` is the density of its ODE.
+        `Solution.nfe` counts forward and backward passes through the network, and for conjugate
+        gradients (m > 64 measured numbers) as many as there can be. Gradients of `log_prob` by x
+        or y build S whatever m.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Before any work: for a model without a score, a y that has not the shape of A(x) or is not
+        finite, an A that has no gradient, mixes rows or does not take samples of this model, noise
+        0 with "likelihood", or an unknown method.
+
+    Notes
+    -----
+    Without noise (`Inpaint` alone), samples have the observed elements exactly. Their ODE is
+    singular at the data, where it ends at `Process.phi_floor`, as if y had a noise of 1e-4
+    standard deviations. "adams", "rk45", "ddim", "dpmpp_2m" and all stochastic solvers reach that;
+    Runge–Kutta methods on few fixed steps ("heun", "midpoint") do not: the others are off by a
+    standard deviation after 20 steps.
+
+    References
+    ----------
+    Rozet et al., Learning diffusion priors from observations by expectation maximization, NeurIPS
+    2024. Boys et al., Tweedie moment projected diffusions for inverse problems, TMLR 2024. Song et
+    al., Pseudoinverse-guided diffusion models for inverse problems, ICLR 2023. Zhu et al.,
+    Denoising diffusion models for plug-and-play image restoration, CVPRW 2023. Chung et al.,
+    Diffusion posterior sampling for general noisy inverse problems, ICLR 2023.
 
     Examples
     --------
+    Two numbers from N(0, I), whose sum was measured as 3 ± 1, have means of 1:
+
     >>> gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1.0)
     >>> sde = scoresde.oracle(gaussian, scoresde.VPSDE())
     >>> total = scoresde.measurements.Linear([[1.0, 1.0]], noise=1.0)
     >>> posterior = scoresde.observe(sde, total, y=[3.0])
-    >>> scoresde.sample(posterior, 1000).mean(0)  # (1, 1) in closed form
-    tensor([...])
+    >>> scoresde.sample(posterior, 4000, generator=torch.Generator().manual_seed(0)).mean(0)
+    tensor([1.0..., 1.0...])
     """
     model = require_part(sde, "observe", Capability.SCORE)
     choose("method", method, METHODS)
@@ -181,6 +240,9 @@ class Observed(Tilted):
             phi = self._above_data(below_noise(phi))
             y = self.tensor("y", rows, z).to(z.dtype)
             graph = torch.is_grad_enabled() and (z.requires_grad or y.requires_grad)
+            most = max(1, LARGEST_JACOBIAN // (self.dim * self.measured))
+            if len(z) > most and self.measured <= EXACT and not graph:
+                return _in_parts(twist, z, phi, rows, most)
             at = Evaluation(self, row, y, phi, graph, matrix)
             v, log_psi, gradient = at(lambda z: plain(z, phi, rows), z)
             if not linear and row.tempered:
@@ -197,6 +259,21 @@ class Observed(Tilted):
             return phi
         least = self.phi_min
         return phi.clamp_min(least) if isinstance(phi, Tensor) else max(phi, least)
+
+
+def _in_parts(
+    twist: Twist, z: Tensor, phi: Tensor | float, rows: Tensor | None, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A twist of many states, some at a time."""
+    if rows is None:
+        rows = torch.arange(len(z), device=z.device)
+    angles = phi.ndim > 0 if isinstance(phi, Tensor) else False
+    found = []
+    for start in range(0, len(z), size):
+        some = slice(start, start + size)
+        found.append(twist(z[some], phi[some] if angles else phi, rows[some]))
+    v, log_psi, gradient = (torch.cat(column) for column in zip(*found, strict=True))
+    return v, log_psi, gradient
 
 
 class Evaluation:
