@@ -13,6 +13,7 @@ from torch.distributions import MultivariateNormal
 
 import scoresde
 from scoresde import measurements
+from scoresde.guidance import evaluation
 from scoresde.guidance import observed as observed_module
 from scoresde.guidance.guided import cosine_and_sine
 from scoresde.guidance.linear_systems import conjugate_gradients, gaussian_terms
@@ -218,7 +219,7 @@ def by_hand(model: Any, measurement: Any, y: Tensor, z: Tensor, phi: float) -> A
     return x0, jacobian(denoised, z), jacobian(a, x0), (y - a(x0)).detach()
 
 
-@pytest.mark.parametrize("method", list(observed_module.METHODS))
+@pytest.mark.parametrize("method", list(evaluation.METHODS))
 @pytest.mark.parametrize("rows", [2, 70])
 def test_each_method_is_what_its_formula_says(method: str, rows: int) -> None:
     """Below and above 64 measured numbers, where S is no longer built."""
@@ -265,7 +266,7 @@ def test_angles_a_sample_and_chosen_rows_give_what_one_angle_gives() -> None:
     z = randn(6, 3, seed=2)
     phi = torch.linspace(0.1, 1.5, 6, dtype=F64)
     rows = torch.tensor([4, 1, 5])
-    for method in observed_module.METHODS:
+    for method in evaluation.METHODS:
         ours = scoresde.observe(model, measurements.Denoise(0.7), y, method=method)
         twist = ours.twist()
         together = twist(z[rows], phi[rows], rows)
@@ -354,7 +355,7 @@ def test_no_graph_is_kept() -> None:
     model = mixture_model()
     y = torch.tensor([1.0], requires_grad=True)
     for measurement in (product, measurements.Linear(torch.ones(1, 3), noise=1.0)):
-        for method in observed_module.METHODS:
+        for method in evaluation.METHODS:
             ours = scoresde.observe(model, measurement, y.detach(), method=method)
             for part in ours.twist()(randn(5, 3), 0.5):
                 assert not part.requires_grad
@@ -371,7 +372,7 @@ def test_no_graph_is_kept() -> None:
 def test_inference_mode_and_no_grad_give_the_same() -> None:
     model = mixture_model()
     for rows in (2, 70):
-        for method in observed_module.METHODS:
+        for method in evaluation.METHODS:
             measurement = measurements.Linear(randn(rows, 3, seed=6), noise=1.5)
             y = torch.ones(rows, dtype=F64)
             z = randn(4, 3, seed=8)
@@ -395,7 +396,7 @@ def trained_like(**options: Any) -> Any:
     return sde.standardize(torch.randn(500, 3) * torch.tensor([1.0, 5.0, 0.2]) + 3).eval()
 
 
-@pytest.mark.parametrize("method", list(observed_module.METHODS))
+@pytest.mark.parametrize("method", list(evaluation.METHODS))
 def test_float32_and_half_precision_agree_with_float64(method: str) -> None:
     sde = trained_like()
     measurement = measurements.Linear([[1.0, 0.5, 2.0], [0.0, 1.0, 1.0]], noise=0.5)

@@ -120,7 +120,8 @@ class Measurement:
 
         Examples
         --------
-        >>> scoresde.measurements.Linear([[1.0, 2.0]], noise=0.1).adjoint(torch.tensor([[3.0]]), (2,))
+        >>> product = scoresde.measurements.Linear([[1.0, 2.0]], noise=0.1)
+        >>> product.adjoint(torch.tensor([[3.0]]), (2,))
         tensor([[3., 6.]])
         """
         if not self.linear:
@@ -192,7 +193,8 @@ class Measurement:
 
         Examples
         --------
-        >>> scoresde.measurements.Inpaint([True, False]).with_exact(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0]]))
+        >>> first = scoresde.measurements.Inpaint([True, False])
+        >>> first.with_exact(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0]]))
         tensor([[0., 2.]])
         """
         return x
