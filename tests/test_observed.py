@@ -16,7 +16,11 @@ from scoresde import measurements
 from scoresde.guidance import evaluation
 from scoresde.guidance import observed as observed_module
 from scoresde.guidance.guided import cosine_and_sine
-from scoresde.guidance.linear_systems import conjugate_gradients, gaussian_terms
+from scoresde.guidance.linear_systems import (
+    conjugate_gradients,
+    gaussian_terms,
+    information_terms,
+)
 
 F64 = torch.float64
 PROCESSES = ["vp", "ve", "rectified"]
@@ -254,7 +258,7 @@ def test_each_method_is_what_its_formula_says(method: str, rows: int) -> None:
             torch.testing.assert_close(gradient[i], wanted, rtol=1e-7, atol=1e-7)
             log_n = MultivariateNormal(torch.zeros(rows, dtype=F64), S).log_prob(r)
             gaps.append(float(log_psi[i] - log_n))
-        if rows <= 64 or method == "likelihood":
+        if rows <= 64 or method in ("likelihood", "mmps"):
             assert max(map(abs, gaps)) < 1e-8
         elif method in ("pigdm", "diffpir"):  # log det S is a number for all samples
             assert max(gaps) - min(gaps) < 1e-8
@@ -413,19 +417,82 @@ def test_float32_and_half_precision_agree_with_float64(method: str) -> None:
     assert sde.dim == 3
 
 
-def test_a_covariance_that_is_none_is_mended_a_sample() -> None:
-    """S of negative eigenvalues, as networks have: they are raised to noise², mates stay."""
+def test_what_is_no_covariance_pulls_nowhere() -> None:
+    """W of negative eigenvalues, as networks have: they count for nothing, and mates stay."""
     good = torch.eye(2, dtype=F64) + 0.5
-    bad = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=F64)  # eigenvalues 3 and −1
+    bad = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=F64)  # 3 along (1, 1), −1 along (1, −1)
     r = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=F64)
-    w, log_n = gaussian_terms(r, torch.stack([good, bad]), 0.25)
-    torch.testing.assert_close(w[0], torch.linalg.solve(good, r[0]))
-    mended = torch.tensor([[1.625, 1.375], [1.375, 1.625]], dtype=F64)  # 3 and 0.25
-    torch.testing.assert_close(w[1], torch.linalg.solve(mended, r[1]))
+    instead = torch.diag(torch.tensor([2.0, 4.0], dtype=F64))[None]
+    w, log_n = gaussian_terms(r, torch.stack([good, bad]), 0.25, instead)
+    noise = 0.25 * torch.eye(2, dtype=F64)
+    alone = gaussian_terms(r[:1], good[None], 0.25, instead)
+    assert torch.equal(w[:1], alone[0])
+    torch.testing.assert_close(w[0], torch.linalg.solve(good + noise, r[0]))
+    torch.testing.assert_close(w[1], torch.full((2,), 0.5 / 3.25, dtype=F64))
+    mended = noise + 1.5 + torch.tensor([[1.5, -1.5], [-1.5, 1.5]], dtype=F64)  # 3 and 3
     law = MultivariateNormal(torch.zeros(2, dtype=F64), mended)
     torch.testing.assert_close(log_n[1], law.log_prob(r[1]))
     nan = torch.full((1, 2, 2), math.nan, dtype=F64)
-    assert gaussian_terms(r[:1], nan, 0.25)[0].isnan().all()
+    assert gaussian_terms(r[:1], nan, 0.25, instead)[0].isnan().all()
+
+
+def test_systems_in_n_dimensions_agree_with_those_in_m() -> None:
+    root = randn(3, 4, 4, seed=1)
+    J = root @ root.mT
+    J[1] = -torch.eye(4, dtype=F64)  # no covariance at all
+    H = randn(1, 9, 4, seed=2)
+    r = randn(3, 9, seed=3)
+    shift, log_n = information_terms(r, H, J, 0.3, 0.25)
+    w, log_m = gaussian_terms(r, 0.3 * H @ J @ H.mT, 0.25, torch.eye(9, dtype=F64)[None])
+    wanted = (J @ H.mT @ w.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(shift, wanted, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(log_n[[0, 2]], log_m[[0, 2]], rtol=1e-8, atol=1e-8)
+    white = torch.distributions.Normal(0.0, 0.5).log_prob(r[1]).sum()
+    torch.testing.assert_close(log_n[1], white)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 70])
+def test_samples_fit_y_where_the_jacobian_is_no_covariance(rows: int) -> None:
+    """Of a network that nobody trained. With S = noise² + H·C·Hᵀ as it is they diverge."""
+    torch.manual_seed(0)
+    sde = scoresde.build("vp", "mlp", shape=(8,), width=32, depth=2).double().eval()
+    with torch.no_grad():
+        for p in sde.net.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    z = randn(20, 8, seed=1)
+    x0 = torch.autograd.functional.jacobian(
+        lambda z: (0.7 * z - 0.7 * sde.velocity_fn()(z, math.pi / 4)).sum(0), z
+    )
+    assert torch.linalg.eigvals(x0.transpose(0, 1)).real.min() < -0.1
+    measurement = measurements.Linear(randn(rows, 8, seed=6) / 3, noise=0.05)
+    y = measurement(randn(20, 8, seed=7))
+    for exact in (64, 0):  # by factors, and by conjugate gradients
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluation, "EXACT", exact)
+            ours = scoresde.observe(sde, measurement, y)
+            x = scoresde.sample(ours, 20, solver="dpmpp_2m", steps=50, generator=generator())
+        off = (measurement(x) - y).square().mean(1).sqrt()
+        assert off.median() < 5 * 0.05
+        assert x.abs().max() < 100
+
+
+def test_conjugate_gradients_have_the_velocity_of_the_closed_form() -> None:
+    """More than 64 numbers of more than 64."""
+    model = prior("vp", 72)
+    measurement = measurements.Blur([0.25, 0.5, 0.25], noise=5.0)
+    y = measured(model, measurement)
+    ours = scoresde.observe(model, measurement, y)
+    wanted = posterior(model, measurement, y).velocity_fn()
+    assert ours.cost == 204
+    z = randn(5, 72, seed=8)
+    with torch.no_grad():
+        for phi in (0.1, 0.8, 1.4):
+            torch.testing.assert_close(
+                ours.velocity_fn()(z, phi), wanted(z, phi), rtol=1e-8, atol=1e-8
+            )
+    state = z[:1].clone().requires_grad_()
+    by_factor = ours.velocity_fn()(state, 0.8)
+    torch.testing.assert_close(by_factor.detach(), wanted(z[:1], 0.8), rtol=1e-8, atol=1e-8)
 
 
 def test_conjugate_gradients_stop_a_sample_at_a_time() -> None:
