@@ -131,8 +131,9 @@ def test_mmps_has_the_velocity_of_the_closed_form(name: str, d: int) -> None:
                 torch.testing.assert_close(found, wanted(z, angle), rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("name", ["three", "inpaint"])
+@pytest.mark.parametrize(
+    ("process", "name"), [("vp", "three"), ("ve", "inpaint"), ("rectified", "three")]
+)
 def test_samples_are_those_of_the_closed_form(process: str, name: str) -> None:
     """ODE and SDE, by the same noise. Above φ = acos 1e-3 the pull is that at this angle."""
     model = prior(process, 2)
@@ -147,8 +148,9 @@ def test_samples_are_those_of_the_closed_form(process: str, name: str) -> None:
         torch.testing.assert_close(found, closed, rtol=0, atol=slack)
 
 
-@pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("name", ["one", "blur", "seventy"])
+@pytest.mark.parametrize(
+    ("process", "name"), [("vp", "one"), ("ve", "blur"), ("rectified", "seventy")]
+)
 def test_log_prob_is_that_of_the_closed_form(process: str, name: str) -> None:
     model = prior(process, 2)
     measurement = cases(2)[name]
@@ -332,7 +334,7 @@ def test_weights_by_a_nonlinear_twist_stay_finite() -> None:
 # ------------------------------------------------------------------ gradients and memory
 
 
-@pytest.mark.parametrize("rows", [1, 70])
+@pytest.mark.parametrize("rows", [1, pytest.param(70, marks=pytest.mark.slow)])
 def test_gradients_of_log_prob_reach_x_and_y(rows: int) -> None:
     model = prior("vp", 2)
     measurement = measurements.Linear(randn(rows, 2, seed=5), noise=0.1 + rows**0.5)
@@ -451,29 +453,28 @@ def test_systems_in_n_dimensions_agree_with_those_in_m() -> None:
     torch.testing.assert_close(log_n[1], white)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 70])
-def test_samples_fit_y_where_the_jacobian_is_no_covariance(rows: int) -> None:
-    """Of a network that nobody trained. With S = noise² + H·C·Hᵀ as it is they diverge."""
+@pytest.mark.slow
+def test_samples_fit_y_where_the_jacobian_is_no_covariance() -> None:
+    """Of a network trained for long enough to be of use, and not longer.
+
+    With S = noise² + H·C·Hᵀ as it is, samples diverge to 1e24 and beyond.
+    """
     torch.manual_seed(0)
-    sde = scoresde.build("vp", "mlp", shape=(8,), width=32, depth=2).double().eval()
-    with torch.no_grad():
-        for p in sde.net.parameters():
-            p.add_(0.3 * torch.randn_like(p))
-    z = randn(20, 8, seed=1)
-    x0 = torch.autograd.functional.jacobian(
-        lambda z: (0.7 * z - 0.7 * sde.velocity_fn()(z, math.pi / 4)).sum(0), z
-    )
-    assert torch.linalg.eigvals(x0.transpose(0, 1)).real.min() < -0.1
-    measurement = measurements.Linear(randn(rows, 8, seed=6) / 3, noise=0.05)
-    y = measurement(randn(20, 8, seed=7))
-    for exact in (64, 0):  # by factors, and by conjugate gradients
+    clusters = 2 * torch.randn(4, 16)
+    x = clusters.repeat(500, 1) + 0.3 * torch.randn(2000, 16)
+    sde = scoresde.build("vp", "mlp", shape=(16,), width=64, depth=2)
+    scoresde.fit(sde, x, steps=300, batch_size=256, progress=False, generator=generator())
+    for rows, exact in ((1, 64), (4, 64), (70, 64), (70, 0)):  # 0: by conjugate gradients
+        A = torch.randn(rows, 16, generator=generator(rows)) / 4
+        measurement = measurements.Linear(A, noise=0.05)
+        y = measurement(x[:50]) + 0.05 * torch.randn(50, rows, generator=generator(1))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(evaluation, "EXACT", exact)
             ours = scoresde.observe(sde, measurement, y)
-            x = scoresde.sample(ours, 20, solver="dpmpp_2m", steps=50, generator=generator())
-        off = (measurement(x) - y).square().mean(1).sqrt()
-        assert off.median() < 5 * 0.05
-        assert x.abs().max() < 100
+            found = scoresde.sample(ours, 50, solver="dpmpp_2m", steps=50, generator=generator())
+        off = (measurement(found) - y).square().mean(1).sqrt()
+        assert off.median() < 3 * 0.05, (rows, exact)
+        assert found.abs().max() < 200, (rows, exact)
 
 
 def test_conjugate_gradients_have_the_velocity_of_the_closed_form() -> None:

@@ -131,7 +131,8 @@ class Evaluation:
         def denoised(z: Tensor) -> Tensor:
             v = velocity(z)
             seen.append(v)
-            return self.cos * z - self.sin * v
+            x0: Tensor = self.cos * z - self.sin * v
+            return x0
 
         x0, J = jacobian(denoised, z, z.shape[1], create_graph=self.graph)
         v = seen[0] if self.graph else seen[0].detach()
@@ -168,15 +169,10 @@ class Evaluation:
             v = velocity(state)
             x0 = self.cos * source - self.sin * v
 
-        def pull(u: Tensor) -> Tensor:
-            (found,) = torch.autograd.grad(
-                x0, source, u, retain_graph=True, create_graph=self.graph
-            )
-            return found
-
         if self.row.covariance == "jacobian":
             pull = _symmetric(x0, source)
-
+        else:
+            pull = _transposed(x0, source, self.graph)
         if self.graph:
             return v, x0, pull
         return v.detach(), x0.detach(), pull
@@ -229,6 +225,16 @@ class Evaluation:
         variance = torch.as_tensor(self.noise2 + self.sin * self.sin, dtype=r.dtype).to(r.device)
         log_det = r.shape[1] * (2 * math.pi * variance).log().reshape(-1)
         return w, -0.5 * ((r * w).sum(1) + log_det)
+
+
+def _transposed(value: Tensor, source: Tensor, graph: bool) -> Callable[[Tensor], Tensor]:
+    """u ↦ Jᵀ·u of rows, J = ∂value/∂source."""
+
+    def product(u: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(value, source, u, retain_graph=True, create_graph=graph)
+        return found
+
+    return product
 
 
 def _symmetric(value: Tensor, source: Tensor) -> Callable[[Tensor], Tensor]:

@@ -54,7 +54,8 @@ def _low(W: Tensor, slack: float) -> Tensor:
     scale = W.diagonal(dim1=1, dim2=2).abs().mean(1)
     eye = torch.eye(W.shape[1], dtype=W.dtype, device=W.device)
     info = torch.linalg.cholesky_ex(W + (slack * scale + 1e-300)[:, None, None] * eye).info
-    return (info != 0) & W.isfinite().flatten(1).all(1)
+    found: Tensor = (info != 0) & W.isfinite().flatten(1).all(1)
+    return found
 
 
 def _mended(W: Tensor, low: Tensor, slack: float, instead: Tensor) -> tuple[Tensor, Tensor]:

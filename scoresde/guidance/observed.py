@@ -89,7 +89,9 @@ def observe(sde: Model, measurement: Measurement, y: Any, method: str = "mmps") 
     Notes
     -----
     C of a network need not be a covariance. "mmps" makes it symmetric, and takes no pull from
-    directions in which it is negative; without that its samples diverge where noise is small.
+    directions in which it is negative; without that its samples diverge where noise is small, as
+    those of "likelihood" do (which does not scale its steps), and of "tmpd" with many accurate
+    measurements of few numbers.
 
     Without noise (`Inpaint` alone), samples have the observed elements exactly. Their ODE is
     singular at the data, where it ends at `Process.phi_floor`, as if y had a noise of 1e-4
