@@ -314,6 +314,26 @@ def test_a_nonlinear_twist_says_nothing_in_pure_noise_and_ends_in_the_likelihood
     torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-4)
 
 
+def test_phases_are_retrieved_up_to_their_symmetries() -> None:
+    """16 magnitudes of 8 numbers, by systems in 8 dimensions and in 16, which agree."""
+    model = prior("vp", 8)
+    measurement = measurements.PhaseRetrieval(noise=0.3)
+    y = measured(model, measurement, 5)
+    ours = scoresde.observe(model, measurement, y)
+    assert ours.cost == 9
+    z = randn(5, 8, seed=8)
+    in_8 = ours.twist()(z, 0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "jacobian_of", lambda *sizes: "measured")
+        in_16 = ours.twist()(z, 0.5)
+    for a, b in zip(in_8, in_16, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
+    x = scoresde.sample(ours, 5, solver="dpmpp_2m", steps=30, generator=generator())
+    prior_x = scoresde.sample(model, 5, solver="dpmpp_2m", steps=30, generator=generator())
+    off = (measurement(x) - y).square().mean().sqrt()
+    assert off < 0.4 * (measurement(prior_x) - y).square().mean().sqrt()
+
+
 def test_weights_by_a_nonlinear_twist_stay_finite() -> None:
     """χ² of E[g(x0) | z] to ψ, by 20,000 draws of x0: at most 2, and up to 130 untempered."""
     gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1.0)

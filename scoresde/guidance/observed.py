@@ -197,7 +197,8 @@ class Observed(Tilted):
         linear = self.measurement.linear
         # made now: a cache that fills later would trip the checkpoints of `log_prob`
         ready = None
-        if linear and row.covariance != "none" and self.measured <= EXACT:
+        few = self.measured <= EXACT or (row.covariance == "jacobian" and self.dim <= EXACT)
+        if linear and row.covariance != "none" and few:
             like = self.scale.new_empty(1, self.dim, dtype=self.state_dtype)
             ready = matrix_of_linear(self.map, like)
 
@@ -214,7 +215,10 @@ class Observed(Tilted):
             phi = self._above_data(below_noise(phi))
             y = self.tensor("y", rows, z).to(z.dtype)
             graph = torch.is_grad_enabled() and (z.requires_grad or y.requires_grad)
-            most = max(1, LARGEST_JACOBIAN // (self.dim * min(self.dim, self.measured)))
+            numbers = self.dim * min(self.dim, self.measured)
+            if not linear:  # H by copies of A
+                numbers = self.measured * max(self.dim, self.measured)
+            most = max(1, LARGEST_JACOBIAN // numbers)
             if len(z) > most and not graph and min(self.measured, self.dim) <= EXACT:
                 return _in_parts(twist, z, phi, rows, most)
             at = Evaluation(self.map, self.measurement.noise, row, y, phi, graph, matrix)
