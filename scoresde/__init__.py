@@ -33,6 +33,7 @@ from .guidance import energies, measurements
 from .guidance.classified import classifier
 from .guidance.free import classifier_free
 from .guidance.noisy_classifier import NoisyClassifier, fit_classifier
+from .guidance.observed import observe
 from .guidance.powers import compose, temper
 from .guidance.rewards import toward
 from .inference.amortized import Posterior
@@ -190,6 +191,7 @@ __all__ = [
     "mmd",
     "nfe_for_error",
     "noise_floor",
+    "observe",
     "oracle",
     "plotting",
     "posterior",

@@ -15,7 +15,7 @@ from ..common.checks import brief_repr, real_number
 from ..common.inputs import INTEGERS
 from ..common.modules import leave_inference
 from ..common.names import choose
-from ..model.labels import wordy
+from ..model.class_words import wordy
 from ..model.protocol import Model
 from ..processes.base import as_time
 from .guided import noise_range, own_tensor, require_part

@@ -22,7 +22,7 @@ from ..common.inputs import INTEGERS, as_tensor
 from ..common.modules import leave_inference
 from ..common.names import suggest_arguments
 from ..common.random import NETWORK, draw_seed, isolated
-from ..model.labels import coded, wordy
+from ..model.class_words import coded, wordy
 from ..model.network import noise_label
 from ..model.protocol import Model
 from ..model.require import require_tensors
