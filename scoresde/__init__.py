@@ -32,6 +32,7 @@ from .evaluation.results import Evaluation
 from .guidance import measurements
 from .guidance.free import classifier_free
 from .guidance.observed import observe
+from .guidance.populations import Particles, particles
 from .guidance.powers import compose, temper
 from .inference.amortized import Posterior
 from .inference.loading import load_posterior
@@ -130,6 +131,7 @@ __all__ = [
     "Model",
     "Objective",
     "Pairs",
+    "Particles",
     "Posterior",
     "Process",
     "RectifiedFlow",
@@ -178,6 +180,7 @@ __all__ = [
     "noise_floor",
     "observe",
     "oracle",
+    "particles",
     "plotting",
     "posterior",
     "posthoc_ema",
