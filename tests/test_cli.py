@@ -389,6 +389,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
         )
         for value in ("null", "{{}}", '"a"', "")
     },
+    "guidance without a condition": (
+        ["sample", "{model}", "--out", "{out}.npy", "--guidance", "2"],
+        "--guidance strengthens a condition: name it by --given",
+    ),
     "a condition twice": (
         ["log-prob", "{model}", "{files}/good.npy", "--given", "y=1", "--condition", "y"],
         "'y' comes by both --condition and --given",
@@ -712,6 +716,13 @@ def test_columns_are_conditions_and_options_are_the_networks(
     )
     wanted = scoresde.sample(sde.given(y=1), 3, generator=generator(0))
     assert torch.equal(read(tmp_path / "x.npz"), wanted)
+    guided = ["-n", "3", "--given", "y=b", "--guidance", "2", "--out", str(tmp_path / "g.npy")]
+    main(["sample", str(tmp_path / "m"), *guided])
+    wanted = scoresde.sample(
+        scoresde.classifier_free(sde.given(y=1), 2), 3, generator=generator(0)
+    )
+    assert torch.equal(read(tmp_path / "g.npy"), wanted)
+    assert not torch.equal(wanted, read(tmp_path / "x.npz"))
 
 
 def test_bytes_are_dequantized_and_scored_in_bits(

@@ -10,6 +10,8 @@ from ..common.sharding import sharded
 from ..data import files
 from ..data.files.formats import writable
 from ..data.files.mixed import check_table_path
+from ..guidance.free import classifier_free
+from ..model.protocol import Model
 from ..sampling.trajectory import sample as draw
 from ..sampling.trajectory import solve
 from ..solvers import SOLVERS
@@ -28,7 +30,7 @@ def sample(args: argparse.Namespace) -> None:
     if sde.table is not None:
         check_table_path(args.out)
     _, texts = conditions(args)
-    conditioned = with_constants(sde, texts)
+    conditioned = _guided(with_constants(sde, texts), args.guidance, texts)
     engine = place(sde, args.device)
     if sde.table is not None:
         with sharded():
@@ -49,6 +51,15 @@ def sample(args: argparse.Namespace) -> None:
     say(engine, f"{args.out}: {args.n:,} samples, {nfe:.0f} evaluations each")
 
 
+def _guided(sde: Model, scale: float | None, texts: dict[str, str]) -> Model:
+    """The model under classifier-free guidance, if a scale is given."""
+    if scale is None:
+        return sde
+    if not texts:
+        raise ValueError("--guidance strengthens a condition: name it by --given, such as y=3")
+    return classifier_free(sde, scale)
+
+
 COMMANDS = {
     "sample": Command(
         help="draw samples from a model",
@@ -67,6 +78,13 @@ COMMANDS = {
             ),
             SEED,
             GIVEN,
+            option(
+                "--guidance",
+                type=float,
+                metavar="SCALE",
+                help="classifier-free guidance towards --given: 1 is none, 0 leaves the condition "
+                "out, more than 1 strengthens it",
+            ),
             DEVICE,
             option(
                 "--out",

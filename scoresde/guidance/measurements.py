@@ -14,6 +14,16 @@ from ..common.inputs import as_reals, as_tensor
 from ..common.names import choose
 from .measured import Measurement
 
+__all__ = [
+    "Blur",
+    "Denoise",
+    "Downsample",
+    "Inpaint",
+    "Linear",
+    "Measurement",
+    "PhaseRetrieval",
+]
+
 
 class Denoise(Measurement):
     """y = x + noise·n.

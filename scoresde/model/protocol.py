@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..common.capabilities import capabilities
+from ..common.capabilities import FIELDS, Capability, capabilities
 from ..processes.base import Process
 from .arc import OnArc
 from .fields import Fields
@@ -351,7 +351,8 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
     @property
     def capabilities(self) -> frozenset[str]:
         """What it can compute: a score, a velocity, the end of the ODE, …"""
-        return self.outcome.capabilities
+        found = self.outcome.capabilities
+        return found.union(FIELDS) if Capability.VELOCITY in found else found
 
     @property
     def distilled_steps(self) -> int | None:

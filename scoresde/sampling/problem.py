@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..common.capabilities import FIELDS
 from ..common.random import PRIOR, Noise
 from ..model.protocol import Model
 from ..model.source import starts
@@ -68,7 +69,8 @@ def problem(
 def _field(sde: Model, name: str) -> Velocity:
     """What the model gives for a capability; ValueError if it does not serve that."""
     sde.require(name)
-    made: Velocity = getattr(sde, f"{name}_fn")()
+    own = getattr(sde, f"{name}_fn", None)
+    made: Velocity = FIELDS[name](sde) if own is None else own()
     return made
 
 
