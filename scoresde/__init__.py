@@ -34,6 +34,7 @@ from .guidance.classified import classifier
 from .guidance.free import classifier_free
 from .guidance.noisy_classifier import NoisyClassifier, fit_classifier
 from .guidance.observed import observe
+from .guidance.populations import Particles, particles
 from .guidance.powers import compose, temper
 from .guidance.rewards import toward
 from .inference.amortized import Posterior
@@ -140,6 +141,7 @@ __all__ = [
     "NoisyClassifier",
     "Objective",
     "Pairs",
+    "Particles",
     "Posterior",
     "Process",
     "RectifiedFlow",
@@ -193,6 +195,7 @@ __all__ = [
     "noise_floor",
     "observe",
     "oracle",
+    "particles",
     "plotting",
     "posterior",
     "posthoc_ema",
