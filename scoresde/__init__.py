@@ -30,6 +30,7 @@ from .density.weighted_bits import Bits
 from .evaluation.report import evaluate
 from .evaluation.results import Evaluation
 from .guidance import measurements
+from .guidance.editing import edit, interpolate
 from .guidance.free import classifier_free
 from .guidance.powers import compose, temper
 from .inference.amortized import Posterior
@@ -154,6 +155,7 @@ __all__ = [
     "compose",
     "decode",
     "dequantize",
+    "edit",
     "elbo",
     "encode",
     "energy_distance",
@@ -165,6 +167,7 @@ __all__ = [
     "fit",
     "frechet_distance",
     "impute",
+    "interpolate",
     "likelihood",
     "load",
     "load_posterior",

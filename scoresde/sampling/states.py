@@ -42,8 +42,11 @@ def solve_states(
     sde = require_model(sde, "solve")
     check_generator(generator)
     n = None if n is None else whole_number("n", n)
-    forward = start is not None and starts_at_data(times)
-    planned = plan(sde, solver, steps, spacing, options, times=times, forward=forward)
+    started = start is not None
+    forward = started and starts_at_data(times)
+    planned = plan(
+        sde, solver, steps, spacing, options, times=times, forward=forward, started=started
+    )
     if forward:
         _check_runs_to_noise(sde, planned.solver, solver)
     if start is not None:
