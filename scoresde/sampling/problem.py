@@ -8,11 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..common.capabilities import Capability
 from ..common.random import PRIOR, Noise
 from ..model.protocol import Model
 from ..model.source import starts
 from ..processes.prediction import Coefficients
-from ..solvers import Level, Problem
+from ..solvers import Level, Measured, Problem, Solver
 from ..solvers.problem import Denoise, Jump, Velocity
 
 
@@ -44,7 +45,11 @@ def levels(sde: Model, times: Tensor) -> tuple[Level, ...]:
 
 
 def problem(
-    sde: Model, nodes: tuple[Level, ...], adaptive: bool, noise: Callable[[], Tensor]
+    sde: Model,
+    nodes: tuple[Level, ...],
+    adaptive: bool,
+    noise: Callable[[], Tensor],
+    measurement: Measured | None = None,
 ) -> Problem:
     """The problem of sampling: velocities, denoised values and jumps on the arc."""
     conversions = _conversions(sde, nodes)
@@ -62,7 +67,16 @@ def problem(
         jump=_jump(sde, nodes, conversions, denoise),
         bridge=_bridge_noise(sde),
         field=functools.partial(_field, sde),
+        measurement=measurement,
     )
+
+
+def measured_by(sde: Model, solver: Solver) -> Measured | None:
+    """What was measured, for a solver that needs it: it then works on the prior, `sde.model`."""
+    if Capability.MEASUREMENT not in solver.all_needs:
+        return None
+    found: Measured = sde.measured_states()
+    return found
 
 
 def _field(sde: Model, name: str) -> Velocity:

@@ -17,7 +17,7 @@ from ..solvers import Counts, Problem, Solver
 from .batches import batch_ranges, map_batches
 from .failures import run_solver
 from .plan import Plan, plan, starts_at_data
-from .problem import levels, problem, starting_points
+from .problem import levels, measured_by, problem, starting_points
 
 
 def solve_states(
@@ -64,6 +64,7 @@ def solve_states(
     if seed is None:
         seed = draw_seed(generator) if start is None or stochastic else 0
     drawn = seed
+    measurement = measured_by(sde, planned.solver)
 
     def work(part: Model, first: int, stop: int) -> list[Tensor]:
         numbers = first_sample + first, first_sample + stop
@@ -72,11 +73,17 @@ def solve_states(
         else:
             z = part.from_data(start[first:stop]) / nodes[0].radius
 
+        solved = part
+        seen = None
+        if measurement is not None:
+            solved = part.model
+            seen = measurement.rows(first, stop)
+
         def task() -> Problem:
             noise = _path_noise(part, drawn, *numbers) if stochastic else _no_noise
-            return problem(part, nodes, planned.adaptive, noise)
+            return problem(solved, nodes, planned.adaptive, noise, seen)
 
-        states, counts = _trajectory(part, planned, task, z)
+        states, counts = _trajectory(solved, planned, task, z)
         columns = (counts.nfe, counts.accepted, counts.rejected)
         tensors = (c if isinstance(c, Tensor) else torch.tensor(c, device="cpu") for c in columns)
         costs = [c.expand(stop - first) for c in tensors]

@@ -11,8 +11,10 @@ from .external import AdaptiveTorchDiffEq, SciPy, TorchDiffEq, TorchSDE
 from .flow_sde import FORMS, FlowSDE
 from .jump import Consistency, FlowMap
 from .langevin import CORRECTORS, AnnealedLangevin, PredictorCorrector
+from .measured import Measured
 from .multistep import Multistep
 from .multistep_rows import METHODS
+from .posterior import DAPS, RePaint, SplitGibbs
 from .problem import Calls, Counts, Level, Problem
 from .runge_kutta import AdaptiveRungeKutta, RungeKutta
 from .steppers import DDIM, EulerMaruyama, ReverseDiffusion
@@ -21,6 +23,7 @@ from .tableaus import TABLEAUS, Tableau
 
 __all__ = [
     "CORRECTORS",
+    "DAPS",
     "DDIM",
     "EXPONENTIALS",
     "FORMS",
@@ -44,15 +47,18 @@ __all__ = [
     "FlowSDE",
     "GottaGoFast",
     "Level",
+    "Measured",
     "Multistep",
     "PredictorCorrector",
     "Problem",
+    "RePaint",
     "Restart",
     "ReverseDiffusion",
     "RungeKutta",
     "SciPy",
     "Singlestep",
     "Solver",
+    "SplitGibbs",
     "Stepper",
     "Tableau",
     "TorchDiffEq",
