@@ -32,6 +32,7 @@ from .evaluation.results import Evaluation
 from .guidance import measurements
 from .guidance.editing import edit, interpolate
 from .guidance.free import classifier_free
+from .guidance.observed import observe
 from .guidance.powers import compose, temper
 from .inference.amortized import Posterior
 from .inference.loading import load_posterior
@@ -178,6 +179,7 @@ __all__ = [
     "mmd",
     "nfe_for_error",
     "noise_floor",
+    "observe",
     "oracle",
     "plotting",
     "posterior",
