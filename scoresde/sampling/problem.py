@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,11 +72,17 @@ def problem(
     )
 
 
-def measured_by(sde: Model, solver: Solver) -> Measured | None:
-    """What was measured, for a solver that needs it: it then works on the prior, `sde.model`."""
+def measured_by(sde: Any, solver: Solver) -> Measured | None:
+    """What was measured of a model's samples, for a solver that needs it; else None."""
     if Capability.MEASUREMENT not in solver.all_needs:
         return None
     found: Measured = sde.measured_states()
+    return found
+
+
+def prior_of(sde: Any) -> Model:
+    """The model p(x) of a model p(x | y), on which solvers work that need a measurement."""
+    found: Model = sde.model
     return found
 
 

@@ -17,7 +17,7 @@ from ..solvers import Counts, Problem, Solver
 from .batches import batch_ranges, map_batches
 from .failures import run_solver
 from .plan import Plan, plan, starts_at_data
-from .problem import levels, measured_by, problem, starting_points
+from .problem import levels, measured_by, prior_of, problem, starting_points
 
 
 def solve_states(
@@ -76,7 +76,7 @@ def solve_states(
         solved = part
         seen = None
         if measurement is not None:
-            solved = part.model
+            solved = prior_of(part)
             seen = measurement.rows(first, stop)
 
         def task() -> Problem:
