@@ -11,7 +11,7 @@ torch.Size([1])
 from . import _moved, estimators, metrics, toy
 from .backbones import BACKBONES, MLP, Embedded
 from .common import plotting
-from .common.capabilities import CAPABILITIES
+from .common.capabilities import CAPABILITIES, FIELDS
 from .common.errors import CheckpointError, SolverError, TrainingError
 from .common.registry import Registry
 from .common.sharding import sharded
@@ -24,8 +24,8 @@ from .density.bits import bits_per_dim
 from .density.bounds import Bound, elbo, vlb
 from .density.distribution import Distribution
 from .density.error_bars import Likelihood
-from .density.estimators import TRACES, Hutchinson, TraceEstimator
 from .density.exact import likelihood, log_prob, sample_and_log_prob
+from .density.trace_estimators import TRACES, Hutchinson, TraceEstimator
 from .density.weighted_bits import Bits
 from .evaluation.report import evaluate
 from .evaluation.results import Evaluation
@@ -93,6 +93,7 @@ __all__ = [
     "CAPABILITIES",
     "COUPLINGS",
     "EDM",
+    "FIELDS",
     "MLP",
     "NOISES",
     "OBJECTIVES",

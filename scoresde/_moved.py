@@ -29,7 +29,7 @@ MOVED = {
     "checkpoint": "training.checkpoint",
     "checks": "common.checks",
     "cnf": "density.density_ode",
-    "conditions": "model.conditions",
+    "conditions": "model.condition_scales",
     "coupling": "training.couplings",
     "demo": "cli.demo",
     "distribution": "density.distribution",

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import scoresde
 from conftest import fit_keywords, generator
 from scoresde import CheckpointError, ScoreSDE
-from scoresde.backbones.labels import drop_conditions
+from scoresde.backbones.conditions import drop_conditions
 from scoresde.model.network import noise_label
 from scoresde.storage import description
 from scoresde.storage import records as storage

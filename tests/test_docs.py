@@ -50,6 +50,7 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(registry, "_makers", dict(registry._makers))
     dictionaries: tuple[dict[str, Any], ...] = (
         scoresde.CAPABILITIES,
+        scoresde.FIELDS,
         scoresde.NOISES,
         scoresde.PREDICTIONS,
         scoresde.SPACINGS,

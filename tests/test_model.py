@@ -591,6 +591,22 @@ def test_a_solver_may_need_a_further_output_of_a_model(moons: ScoreSDE) -> None:
         scoresde.sample(Broken(sde), 2, solver=Taylor())
 
 
+def test_what_follows_from_a_velocity_every_model_with_one_has(
+    moons: ScoreSDE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained, conditioned and made from others; those without a velocity are refused."""
+    monkeypatch.setitem(scoresde.FIELDS, "curvature", lambda model: Curved(model).curvature_fn())
+    sde = scoresde.oracle(toy.EightGaussians(), scoresde.VPSDE()).double()
+    how: dict[str, Any] = {"solver": Taylor(), "steps": 5}
+    expected = scoresde.sample(Curved(sde), 4, generator=generator(), **how)
+    for model in (sde, sde.given(), Average(sde, sde)):
+        got = scoresde.sample(model, 4, generator=generator(), **how)
+        torch.testing.assert_close(got, expected)
+    moons.outcome = "endpoint"
+    with pytest.raises(ValueError, match="not its velocity"):
+        scoresde.sample(moons, 2, **how)
+
+
 @pytest.mark.usefixtures("curvature")
 def test_a_further_output_runs_under_conditions() -> None:
     """Of a model made from others and of a subclass of ScoreSDE, whose views are as able."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import can_trace, weights_dtype
-from .labels import absent, check_known
+from .conditions import absent, check_known
 
 Traced = Callable[..., tuple[Tensor, Tensor]]
 

@@ -16,7 +16,7 @@ import torch
 
 from ..data import files
 from ..data.files.formats import reader_of
-from ..model.labels import Labels
+from ..model.class_words import Labels
 from ..model.protocol import Model
 
 LEVELS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}  # of integers that are dequantized

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from .names import choose
 
@@ -57,10 +58,16 @@ solver may need and a model may serve: what it gives is the model's method `<nam
 """
 
 
+FIELDS: dict[str, Callable[[Any], Callable[..., Any]]] = {}
+"""Capabilities that every model with a velocity has, by name, as they follow from it. An entry
+`make` gets the model, and make(model) is a function of (z, φ, rows) like `velocity_fn()`.
+"""
+
 RENAMED = {"jump": "endpoint", "map": "flow_map"}
 """Old names of capabilities, and words of files for the outcomes of the same names."""
 
 
 def capabilities(names: Iterable[str]) -> frozenset[str]:
     """A set of capabilities, from members or names; ValueError for one that is not in the table."""
-    return frozenset(choose("capability", str(name), CAPABILITIES) for name in names)
+    known = {**CAPABILITIES, **FIELDS}
+    return frozenset(choose("capability", str(name), known) for name in names)

@@ -25,6 +25,11 @@ class Linearized:
             self._value = f(self._x)
 
     @property
+    def size(self) -> int:
+        """N, the numbers of a point."""
+        return self._x.shape[1]
+
+    @property
     def value(self) -> Tensor:
         """A(x), (B, m)."""
         return self._value if self._graph else self._value.detach()

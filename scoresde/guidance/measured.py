@@ -69,7 +69,7 @@ class Measurement:
 
         Examples
         --------
-        >>> Denoise(1.0).log_likelihood(torch.zeros(1, 1), torch.zeros(1, 1))
+        >>> scoresde.measurements.Denoise(1.0).log_likelihood(torch.zeros(1, 1), torch.zeros(1, 1))
         tensor([-0.9189])
         """
         if not self.noise:
@@ -91,7 +91,7 @@ class Measurement:
 
         Examples
         --------
-        >>> Inpaint([True, False]).flat(torch.tensor([[1.0, 2.0]]))
+        >>> scoresde.measurements.Inpaint([True, False]).flat(torch.tensor([[1.0, 2.0]]))
         tensor([[1.]])
         """
         rows = y.reshape(len(y), -1)
@@ -120,7 +120,8 @@ class Measurement:
 
         Examples
         --------
-        >>> Linear([[1.0, 2.0]], noise=0.1).adjoint(torch.tensor([[3.0]]), (2,))
+        >>> product = scoresde.measurements.Linear([[1.0, 2.0]], noise=0.1)
+        >>> product.adjoint(torch.tensor([[3.0]]), (2,))
         tensor([[3., 6.]])
         """
         if not self.linear:
@@ -153,7 +154,7 @@ class Measurement:
         Examples
         --------
         >>> sde = scoresde.build("vp", "mlp", shape=(2,))
-        >>> Linear([[1.0, 1.0]], noise=0.1).accept([3.0], sde)
+        >>> scoresde.measurements.Linear([[1.0, 1.0]], noise=0.1).accept([3.0], sde)
         tensor([[3.]], dtype=torch.float64)
         """
         shape = self._probe(model)
@@ -175,7 +176,28 @@ class Measurement:
                 f"y has NaN or infinite values, in row {rows[0]}: leave out what was not measured, "
                 "by Inpaint(mask) or fewer rows of a matrix"
             )
-        return y
+        found: Tensor = y
+        return found
+
+    def with_exact(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return samples x (B, *shape) with what y (B or 1, k), as of `flat`, says exactly.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+        y : Tensor, shape (B, k) or (1, k)
+
+        Returns
+        -------
+        Tensor, shape (B, *shape)
+
+        Examples
+        --------
+        >>> first = scoresde.measurements.Inpaint([True, False])
+        >>> first.with_exact(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0]]))
+        tensor([[0., 2.]])
+        """
+        return x
 
     def _probe(self, model: Any) -> tuple[int, ...]:
         """The shape of A(x) of one sample, once A is seen to take samples of the model."""

@@ -14,6 +14,16 @@ from ..common.inputs import as_reals, as_tensor
 from ..common.names import choose
 from .measured import Measurement
 
+__all__ = [
+    "Blur",
+    "Denoise",
+    "Downsample",
+    "Inpaint",
+    "Linear",
+    "Measurement",
+    "PhaseRetrieval",
+]
+
 
 class Denoise(Measurement):
     """y = x + noise·n.
@@ -71,15 +81,22 @@ class Inpaint(Measurement):
     def _masked(self, x: Tensor) -> Tensor:
         """X where it is observed, 0 elsewhere."""
         shape = tuple(x.shape[1:])
-        try:
-            fits = torch.broadcast_shapes(self.mask.shape, shape) == shape
-        except RuntimeError:
-            fits = False
-        if not fits:
+        ours = (1,) * (len(shape) - self.mask.ndim) + tuple(self.mask.shape)
+        fits = len(ours) == len(shape)
+        if not fits or any(a not in (1, b) for a, b in zip(ours, shape, strict=True)):
             raise ValueError(
                 f"the mask has shape {tuple(self.mask.shape)}, wanted {shape}, that of a sample"
             )
         return torch.where(self.mask.to(x.device), x, 0)
+
+    def with_exact(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return x with y in the observed elements, if there is no noise."""
+        if self.noise:
+            return x
+        counts = self.mask.to(x.device).expand(x.shape[1:]).reshape(-1)
+        rows = x.reshape(len(x), -1).clone()
+        rows[:, counts] = y.to(rows)
+        return rows.reshape(x.shape)
 
 
 class Blur(Measurement):
@@ -191,7 +208,10 @@ class Downsample(Measurement):
         for axis in _axes(x):
             if x.shape[axis] % self.factor:
                 raise ValueError(f"factor {self.factor} does not divide {x.shape[axis]} elements")
-            x = x.unflatten(axis, (-1, self.factor)).mean(axis)
+            size = x.shape[axis] // self.factor
+            turned = x.movedim(axis, -1)
+            blocks = turned.reshape(*turned.shape[:-1], size, self.factor)
+            x = blocks.mean(-1).movedim(-1, axis)
         return x
 
 
@@ -227,7 +247,8 @@ class PhaseRetrieval(Measurement):
         """|FFT| of x padded by zeros."""
         axes = _axes(x)
         sizes = [math.ceil(self.oversample * x.shape[axis]) for axis in axes]
-        return torch.fft.fftn(x, s=sizes, dim=axes, norm="ortho").abs()
+        found: Tensor = torch.fft.fftn(x, s=sizes, dim=axes, norm="ortho").abs()
+        return found
 
 
 class Linear(Measurement):

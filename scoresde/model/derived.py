@@ -280,6 +280,10 @@ class Derived(Model):
         """Return this model for chosen rows of its conditions; see `Model.select_conditions`."""
         return self._with(lambda model: model.select_conditions(rows))
 
+    def at_data(self, x: Tensor) -> Tensor:
+        """Return samples as the first model does; see `Model.at_data`."""
+        return self.model.at_data(x)
+
     def networks(self, *, raw: bool = False) -> list[nn.Module]:
         """Return the networks of all its models; see `Model.networks`."""
         return [net for model in self.models.values() for net in model.networks(raw=raw)]

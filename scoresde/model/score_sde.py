@@ -23,8 +23,8 @@ from ..common.renamed import renamed_arguments
 from ..common.user_warnings import warn
 from ..processes.base import Process, as_time
 from ..processes.prediction import check
+from .condition_scales import ConditionScales, checked, standardized, warn_lacking
 from .conditioned import Conditioned, check_overrides
-from .conditions import ConditionScales, checked, standardized, warn_lacking
 from .module import StandardizedModule
 from .network import CONVENTIONS, SOLVE_ARGUMENTS, NetworkInterface, arc_inputs, call_on_arc
 from .old_names import RENAMED, by_old_name, check_overrides_by_old_name, upgraded

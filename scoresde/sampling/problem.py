@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..common.capabilities import Capability
+from ..common.capabilities import FIELDS, Capability
 from ..common.random import PRIOR, Noise
 from ..model.protocol import Model
 from ..model.source import starts
@@ -89,7 +89,8 @@ def prior_of(sde: Any) -> Model:
 def _field(sde: Model, name: str) -> Velocity:
     """What the model gives for a capability; ValueError if it does not serve that."""
     sde.require(name)
-    made: Velocity = getattr(sde, f"{name}_fn")()
+    own = getattr(sde, f"{name}_fn", None)
+    made: Velocity = FIELDS[name](sde) if own is None else own()
     return made
 
 

@@ -87,7 +87,10 @@ def solve_states(
         columns = (counts.nfe, counts.accepted, counts.rejected)
         tensors = (c if isinstance(c, Tensor) else torch.tensor(c, device="cpu") for c in columns)
         costs = [c.expand(stop - first) for c in tensors]
-        return [*costs, *(sde.to_data(nodes[k].radius * states[k]) for k in planned.keep)]
+        found = [sde.to_data(nodes[k].radius * states[k]) for k in planned.keep]
+        if nodes[-1].t == 0:
+            found[-1] = part.at_data(found[-1])
+        return [*costs, *found]
 
     nfe, accepted, rejected, *states = map_batches(sde, n, batches, work)
     return planned.times[list(planned.keep)], states, nfe.cpu(), accepted.cpu(), rejected.cpu()

@@ -120,7 +120,7 @@ class Problem:
         have learnt it. For a bridge, where its SDE would lead without noise if its estimate of
         the end stayed as it is.
     field : callable (name) -> callable (z, φ, rows) -> Tensor
-        What the model gives for a further capability, such as "curvature": its `curvature_fn()`.
+        What the model gives for a further capability `name`: its method `<name>_fn()`.
         Take it once a solve; a call of it is an evaluation.
     bridge : float
         The noise σ of a bridge; 0 for all other models.

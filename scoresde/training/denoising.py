@@ -13,7 +13,7 @@ from torch import Tensor
 from ..common.checks import check_generator, whole_number
 from ..common.names import choose
 from ..common.random import draw_seed
-from ..model.conditions import standardized
+from ..model.condition_scales import standardized
 from ..model.require import matched, require_model, trainable
 from ..model.score_sde import ScoreSDE
 from ..model.source import starts

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...common.names import nearest
-from ...model.labels import Labels, coded
+from ...model.class_words import Labels, coded
 from ...model.schema import Named
 
 OLDEST_PILLOW = (10, 3)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...common.checks import as_path
-from ...model.labels import is_number
+from ...model.class_words import is_number
 from .base import (
     Request,
     check_compression,
