@@ -33,6 +33,7 @@ from .guidance import measurements
 from .guidance.editing import edit, interpolate
 from .guidance.free import classifier_free
 from .guidance.observed import observe
+from .guidance.populations import Particles, particles
 from .guidance.powers import compose, temper
 from .inference.amortized import Posterior
 from .inference.loading import load_posterior
@@ -132,6 +133,7 @@ __all__ = [
     "Model",
     "Objective",
     "Pairs",
+    "Particles",
     "Posterior",
     "Process",
     "RectifiedFlow",
@@ -182,6 +184,7 @@ __all__ = [
     "noise_floor",
     "observe",
     "oracle",
+    "particles",
     "plotting",
     "posterior",
     "posthoc_ema",
