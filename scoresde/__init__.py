@@ -32,6 +32,7 @@ from .evaluation.results import Evaluation
 from .guidance import measurements
 from .guidance.editing import edit, interpolate
 from .guidance.free import classifier_free
+from .guidance.imputation import impute
 from .guidance.observed import observe
 from .guidance.populations import Particles, particles
 from .guidance.powers import compose, temper
@@ -60,7 +61,6 @@ from .processes.base import PROCESSES, Process
 from .processes.paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .processes.prediction import PREDICTIONS
 from .processes.spacings import SPACINGS
-from .sampling.imputation import impute
 from .sampling.summaries import Summary, summary
 from .sampling.trajectory import Solution, decode, encode, sample, solve
 from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
