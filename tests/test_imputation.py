@@ -118,6 +118,52 @@ def test_each_row_has_its_own_condition() -> None:
     assert (found[:, 1] > 5).tolist() == [False, False, True, False]
 
 
+def test_frames_of_a_table() -> None:
+    """A column without bounds, one of integers, one of shares and a category that says how large
+    they are: what is there stays, gaps are filled with numbers that the table can have.
+    """
+    pd = pytest.importorskip("pandas")
+    torch.manual_seed(0)
+    y = torch.arange(600) % 2
+    free = torch.randn(600) + 10.0 * y
+    frame = pd.DataFrame(
+        {
+            "free": free.numpy(),
+            "count": (torch.randn(600).exp() * 3 + 20 * y).floor().int().numpy(),
+            "kind": ["small" if one == 0 else "large" for one in y.tolist()],
+            "share": torch.sigmoid(torch.randn(600)).numpy(),
+        }
+    )
+    table = scoresde.Table(frame, bounds={"share": (0, 1), "count": (0, None)})
+    sde = scoresde.build("vp", "mlp", shape=table.shape, classes=table.classes, width=32, depth=2)
+    scoresde.fit(sde, table, steps=200, batch_size=128, progress=False)
+    gaps = frame.iloc[:24].astype({"count": float}).copy()
+    gaps.iloc[0::3, 0] = NAN
+    gaps.iloc[1::3, 1] = NAN
+    gaps.iloc[2::6, 3] = NAN
+    gaps.iloc[2::6, 0] = NAN
+    found = scoresde.impute(sde, gaps, generator=generator(1), **FEW)
+    assert list(found.columns) == list(frame.columns)
+    assert (found.dtypes == frame.dtypes).all()
+    assert not found.isna().any().any()
+    assert (found["kind"] == frame["kind"][:24]).all()
+    for name in ("free", "count", "share"):
+        known = ~gaps[name].isna()
+        assert (found[name][known] == frame[name][:24][known]).all()
+    assert ((found["free"] > 5) == (found["kind"] == "large")).sum() >= 20  # it is little trained
+    assert found["share"].between(0, 1).all()
+    assert (found["count"] >= 0).all()
+    lost = gaps.copy()
+    lost.loc[3, "kind"] = None
+    for rows, how, error, why in (
+        (lost, {}, ValueError, "column 'kind' has no value in 1 of 24 rows"),
+        (gaps, {"draws": 2}, TypeError, "draws= is for models without a table"),
+        (gaps[["free", "kind"]], {}, ValueError, "the rows lack the columns"),
+    ):
+        with pytest.raises(error, match=why):
+            scoresde.impute(sde, rows, **how)
+
+
 class Still(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return torch.zeros_like(x)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..model.protocol import Model
 from ..model.standardization import Standardization
-from .evaluation import EXACT, METHODS, Evaluation, most_products
+from .evaluation import METHODS, Evaluation
 from .guided import below_noise
 from .linear_systems import gaussian_terms
 from .linearized import Linearized, matrix_of_linear
@@ -18,8 +18,10 @@ from .tilted import Tilted, Twist
 
 
 class WithGaps(Tilted):
-    """p(x | known elements) of rows with NaN for the others, by the twist "mmps".
+    """p(x | known elements) of rows with NaN for the others, by the twist "pigdm".
 
+    That of "mmps" divides by the network's Jacobian, which is not positive for networks that are
+    little trained: without noise in the measurement it then has no bound, and states diverge.
     It works on standardized columns, (x − mean)/scale, which are a linear map of states. Where an
     element is missing, its row of the map and of the residual are 0, and that of S is one of I.
     """
@@ -33,11 +35,8 @@ class WithGaps(Tilted):
 
     @property
     def cost(self) -> int:  # type: ignore[override]
-        """Calls of the network an evaluation, forward or backward; at most, above `EXACT`."""
-        calls = 1 + self.dim
-        if self.dim > EXACT:
-            calls = 2 + most_products(self.dim, self.dim)
-        return calls * self.model.cost
+        """Two calls of the network an evaluation, forward and backward."""
+        return 2 * self.model.cost
 
     @property
     def phi_min(self) -> float:
@@ -80,7 +79,7 @@ class WithGaps(Tilted):
             at = Rows(
                 lambda x0: known * self.map(x0),
                 0.0,
-                METHODS["mmps"],
+                METHODS["pigdm"],
                 columns.expand_as(z),
                 angle,
                 graph,

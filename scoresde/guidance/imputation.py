@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,9 +14,11 @@ from ..common.inputs import as_floats
 from ..model.conditioned import Conditioned
 from ..model.gaps import with_observed
 from ..model.protocol import Model
-from ..model.require import require_tensors
+from ..model.require import require_model
 from ..model.score_sde import ScoreSDE
-from ..sampling.trajectory import sample
+from ..model.tables.reading import holds_columns
+from ..model.tables.schema import TableSchema
+from ..sampling.trajectory import last_states
 from ..solvers import Solver
 from .gaps import WithGaps
 from .populations import particles as weighted
@@ -34,7 +37,7 @@ def impute(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
     **options: Any,
-) -> Tensor:
+) -> Any:
     """Fill in the gaps (NaN) of rows by draws from p(missing | seen).
 
     It takes any model with a score. Each row with gaps is one draw of weighted particles that
@@ -47,10 +50,11 @@ def impute(
     ----------
     sde : ScoreSDE
         Under conditions, if it has learnt with such: sde.given(y=...).
-    x : Tensor or array, shape (n, *shape)
-        Rows in the units of the data, NaN for what is missing.
+    x : Tensor or array, shape (n, *shape), or data frame
+        Rows in the units of the data, NaN for what is missing. Of a model with a table, a frame
+        with its columns, where numbers may be missing and categories not.
     draws : int, optional
-        Imputations of each row.
+        Imputations of each row of a tensor.
     particles : int, optional
         Of each row and draw, 16 by default; more of them where few rows of the data are like it.
     steps : int, optional
@@ -63,9 +67,9 @@ def impute(
 
     Returns
     -------
-    Tensor, shape (n, *shape), or (draws, n, *shape)
-        The rows as they are where they have values, and draws elsewhere. A row of gaps alone is a
-        sample.
+    Tensor, shape (n, *shape) or (draws, n, *shape), or pandas.DataFrame
+        The rows as they are where they have values, and draws elsewhere, within the bounds and on
+        the steps of a table's columns. A row of gaps alone is a sample.
 
     Raises
     ------
@@ -92,27 +96,71 @@ def impute(
     >>> scoresde.impute(sde, torch.tensor([[0.7, torch.nan]])).round(decimals=1)
     tensor([[0.7000, 0.7000]])
     """
-    model = require_tensors(sde, "impute")
-    inner = model.model if isinstance(model, Conditioned) else model
-    owner = inner if isinstance(inner, ScoreSDE) else None
-    how = {"steps": steps, "generator": generator, "batch_size": batch_size}
+    model = require_model(sde, "impute")
+    how = {"steps": steps, "spacing": spacing, "generator": generator, "batch_size": batch_size}
     how = {name: value for name, value in how.items() if value is not None}
-    if spacing is not None:
-        how["spacing"] = spacing
-    if owner is not None and owner.interface.takes_gaps:
+    given = {**options} if solver is None else {"solver": solver, **options}
+    if model.table is None or not holds_columns(x):
+        return _filled(model, x, draws, particles, how, given)
+    if draws is not None:
+        raise TypeError("draws= is for models without a table; repeat the rows instead")
+    return _frame(model, model.table, x, particles, how, given)
+
+
+def _frame(
+    model: Model,
+    table: TableSchema,
+    frame: Any,
+    particles: int | None,
+    how: dict[str, Any],
+    options: dict[str, Any],
+) -> Any:
+    """Rows of a table, filled."""
+    values, combinations = table.values(frame, gaps=True)
+    if combinations is not None:
+        unknown = (combinations < 0).nonzero()
+        if len(unknown):
+            raise ValueError(
+                f"row {int(unknown[0])} (from 0) has a combination of categories that the table "
+                "does not have: its probability is 0"
+            )
+        model = model.given(y=table.labels[combinations])
+    z = table.maps.forward(table.noisy(values, how.get("generator")))
+    found = table.decode(_filled(model, z, None, particles, how, options), combinations)
+    for j, column in enumerate(table.numeric):
+        known = ~values[:, j].isnan().numpy()
+        if not column.step:  # without the rounding of its map and back
+            decoded = np.asarray(found[column.name])
+            found[column.name] = np.where(known, values[:, j].to(torch.float64), decoded).astype(
+                decoded.dtype
+            )
+    return found
+
+
+def _filled(
+    model: Model,
+    x: Any,
+    draws: int | None,
+    particles: int | None,
+    how: dict[str, Any],
+    options: dict[str, Any],
+) -> Tensor:
+    """Rows with gaps, filled by a network that is shown the others, or by weighted particles."""
+    owner = model.model if isinstance(model, Conditioned) else model
+    if isinstance(owner, ScoreSDE) and owner.interface.takes_gaps:
         if particles is not None:
             raise TypeError(
-                "particles= is for networks that are not shown parts of rows: leave out"
+                "particles= is for networks that are not shown parts of rows: leave it out"
             )
-        drawn, x = _shown(model, owner, x, draws, {"solver": solver, **how, **options})
+        drawn, x = _shown(model, owner, x, draws, {**how, **options})
         return torch.where(x.isnan(), drawn.to(x.dtype), x)
-    given = {**options} if solver is None else {"solver": solver, **options}
-    if given:
+    if options:
         raise TypeError(
-            f"{', '.join(given)}= is of solvers, and this model imputes by weighted particles: it "
-            "takes particles=, steps= and spacing="
+            f"{', '.join(options)}= is of solvers, and this model imputes by weighted particles: "
+            "it takes particles=, steps= and spacing="
         )
-    return _by_particles(model, x, draws, 16 if particles is None else particles, how)
+    size = 16 if particles is None else particles
+    return _by_particles(model, x, draws, size, how)
 
 
 def _by_particles(
@@ -156,4 +204,9 @@ def _shown(
         model.slice_conditions(0, len(x), len(x))  # which says so
     seen = with_observed(owner, model.from_data(x))
     shown = model.with_condition({**model.condition, "seen": seen})
-    return sample(shown, len(x), draws=draws, **how), x
+    times = 1 if draws is None else whole_number("draws", draws)
+    rows = torch.arange(len(x), device="cpu").repeat_interleave(times)
+    drawn = last_states(shown.select_conditions(rows), len(rows), **how)
+    if draws is None:
+        return drawn, x
+    return drawn.reshape(len(x), times, *x.shape[1:]).transpose(0, 1), x
