@@ -178,7 +178,7 @@ def _by_particles(
         model.slice_conditions(0, len(x), len(x))  # which says so
     times = 1 if draws is None else whole_number("draws", draws)
     check_budget(f"draws={times} for each of {len(x)}", 8.0 * len(x) * times * model.dim)
-    found = x.expand(times, *x.shape).clone()
+    found: Tensor = x.expand(times, *x.shape).clone()
     rows = x.isnan().flatten(1).any(1).nonzero()[:, 0]
     if len(rows):
         each = rows.cpu().repeat_interleave(times)

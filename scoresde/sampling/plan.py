@@ -231,19 +231,20 @@ def _wanted_times(times: Sequence[float] | Tensor | None, forward: bool, started
     wanted = _as_times(times)
     if forward and wanted.ndim == 1:
         wanted = wanted.flip(0)
-    valid = (
+    downwards = (
         wanted.ndim == 1
         and len(wanted) >= 2
         and bool((wanted[1:] < wanted[:-1]).all())
         and bool(wanted[-1] == 0)
     )
-    if not (valid and bool((wanted[0] <= 1) if started else (wanted[0] == 1))):
+    begins = downwards and (0 < float(wanted[0]) <= 1 if started else float(wanted[0]) == 1)
+    if not begins:
         way = "decrease from 1 (noise) to 0 (data)"
         if forward:
             way = "increase from 0 (data) to 1 (noise), or a time below"
         elif started:
             way = "decrease from the time of start, in (0, 1], to 0 (data)"
-        elif valid and 0 < wanted[0] < 1:
+        elif downwards and 0 < wanted[0] < 1:
             way += ", and begin below 1 with start= alone, the states x_t there"
         raise ValueError(f"times {way}, at least those two; got {brief_repr(times)}")
     return wanted

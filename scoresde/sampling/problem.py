@@ -80,10 +80,16 @@ def measured_by(sde: Any, solver: Solver) -> Measured | None:
     return found
 
 
-def prior_of(sde: Any) -> Model:
-    """The model p(x) of a model p(x | y), on which solvers work that need a measurement."""
-    found: Model = sde.model
-    return found
+def prior_and_rows(
+    sde: Any, measurement: Measured | None, start: int, stop: int
+) -> tuple[Model, Measured | None]:
+    """The model that a solver evaluates, and what was measured of samples start to stop.
+
+    With a measurement that is the prior p(x), in place of a model of p(x | y).
+    """
+    if measurement is None:
+        return sde, None
+    return sde.model, measurement.rows(start, stop)
 
 
 def _field(sde: Model, name: str) -> Velocity:

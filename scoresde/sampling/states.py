@@ -17,7 +17,7 @@ from ..solvers import Counts, Problem, Solver
 from .batches import batch_ranges, map_batches
 from .failures import run_solver
 from .plan import Plan, plan, starts_at_data
-from .problem import levels, measured_by, prior_of, problem, starting_points
+from .problem import levels, measured_by, prior_and_rows, problem, starting_points
 
 
 def solve_states(
@@ -49,13 +49,7 @@ def solve_states(
     )
     if forward:
         _check_runs_to_noise(sde, planned.solver, solver)
-    if start is not None:
-        start = sde.accept(start, "start")
-        if n not in (None, 1, len(start)):
-            raise ValueError(f"start holds {len(start)} states and n is {n}; leave n out")
-        n = len(start)
-    elif n is None:
-        n = sde.condition_rows
+    start, n = _accepted(sde, start, n)
     calls = len(planned.times) - 1
     batches = batch_ranges(sde, n, batch_size, calls=calls, held=len(planned.keep))
     nodes = levels(sde, planned.times)
@@ -73,11 +67,7 @@ def solve_states(
         else:
             z = part.from_data(start[first:stop]) / nodes[0].radius
 
-        solved = part
-        seen = None
-        if measurement is not None:
-            solved = prior_of(part)
-            seen = measurement.rows(first, stop)
+        solved, seen = prior_and_rows(part, measurement, first, stop)
 
         def task() -> Problem:
             noise = _path_noise(part, drawn, *numbers) if stochastic else _no_noise
@@ -94,6 +84,16 @@ def solve_states(
 
     nfe, accepted, rejected, *states = map_batches(sde, n, batches, work)
     return planned.times[list(planned.keep)], states, nfe.cpu(), accepted.cpu(), rejected.cpu()
+
+
+def _accepted(sde: Model, start: Tensor | None, n: int | None) -> tuple[Tensor | None, int]:
+    """The states to start from, checked, and the number of samples."""
+    if start is None:
+        return None, sde.condition_rows if n is None else n
+    start = sde.accept(start, "start")
+    if n not in (None, 1, len(start)):
+        raise ValueError(f"start holds {len(start)} states and n is {n}; leave n out")
+    return start, len(start)
 
 
 def _check_runs_to_noise(sde: Model, solver: Solver, named: str | Solver | None) -> None:

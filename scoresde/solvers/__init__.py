@@ -9,12 +9,12 @@ from .exponential import AdaptiveSinglestep, Singlestep
 from .exponential_tableaus import EXPONENTIALS, Exponential
 from .external import AdaptiveTorchDiffEq, SciPy, TorchDiffEq, TorchSDE
 from .flow_sde import FORMS, FlowSDE
+from .inverse import DAPS, RePaint, SplitGibbs
 from .jump import Consistency, FlowMap
 from .langevin import CORRECTORS, AnnealedLangevin, PredictorCorrector
 from .measured import Measured
 from .multistep import Multistep
 from .multistep_rows import METHODS
-from .posterior import DAPS, RePaint, SplitGibbs
 from .problem import Calls, Counts, Level, Problem
 from .runge_kutta import AdaptiveRungeKutta, RungeKutta
 from .steppers import DDIM, EulerMaruyama, ReverseDiffusion

@@ -1,7 +1,7 @@
 """What was measured of a sample, as solvers of inverse problems need it: coordinates of states.
 
-Any linear measurement y = A·x + noise·n of data is one of standardized data x̃0, and by the singular
-vectors of A one of k coordinates, each with a noise of its own,
+Any linear measurement y = A·x + noise·n of data is one of standardized data x̃0, and by the
+singular vectors of A one of k coordinates, each with a noise of its own,
 
     Vᵀ·x̃0 = c + τ·n,        VᵀV = I.
 """

@@ -48,7 +48,7 @@ class RePaint(FromMeasurement):
     """RePaint: ancestral steps, after each of which noised values replace what was measured.
 
     Biased: the steps know what was measured only by its noised values. Its distance is 2.8, 3.8
-    and 15 times the floor with 5 repeats (see `scoresde.solvers.posterior`), and the share of a
+    and 15 times the floor with 5 repeats (see `scoresde.solvers.inverse`), and the share of a
     mode may be wrong by a third in 64 dimensions. Returns mend what they can: every `jump` levels
     the path goes back up by fresh noise, and down again. Exact is what was measured, and a
     distribution whose other coordinates do not depend on it, as of a Gaussian that is whitened.
@@ -150,7 +150,7 @@ class DAPS(FromMeasurement):
     """DAPS: at each level estimate the data, condition a Gaussian around them on y, noise again.
 
     Biased: p(x0 | z) is no Gaussian around one estimate. Its distance is 5.5, 9 and 12 times the
-    floor (see `scoresde.solvers.posterior`). It is exact for a Gaussian that is whitened with
+    floor (see `scoresde.solvers.inverse`). It is exact for a Gaussian that is whitened with
     ode_steps=1.
 
     From z at the angle φ an ODE leads to x̂0; a draw x0 ~ N(x0; x̂0, sin²φ)·p(y | x0) is exact, as
@@ -210,7 +210,7 @@ class SplitGibbs(FromMeasurement):
 
     Biased: the copies have noise ρ = σ/α that falls to 0 on the way, and the weights of modes
     freeze while ρ is still large. Its distance is 5, 8 and 13 times the floor (see
-    `scoresde.solvers.posterior`), and tends to 1 only for ever more steps. For a Gaussian the error
+    `scoresde.solvers.inverse`), and tends to 1 only for ever more steps. For a Gaussian the error
     falls with the steps alone.
 
     At each level, x0 ~ p(x0 | w) by a few steps of the prior's SDE ("dpmpp_2m_sde"), then
