@@ -79,8 +79,8 @@ def edit(
     >>> mixture = scoresde.toy.EightGaussians()
     >>> sde, x = scoresde.oracle(mixture, scoresde.VPSDE()), mixture.sample(1000)
     >>> edited = scoresde.edit(sde, x, 0.2)  # a vicinity of each point
-    >>> (edited - x).norm(dim=1).mean()
-    tensor(0....)
+    >>> (edited - x).norm(dim=1).mean() < 1
+    tensor(True)
     """
     model = require_tensors(sde, "edit")
     t0 = real_number("t0", t0, 0, 1, closed=True, hint="1 keeps nothing of x")
