@@ -60,7 +60,8 @@ solver may need and a model may serve: what it gives is the model's method `<nam
 
 FIELDS: dict[str, Callable[[Any], Callable[..., Any]]] = {}
 """Capabilities that every model with a velocity has, by name, as they follow from it. An entry
-`make` gets the model, and make(model) is a function of (z, φ, rows) like `velocity_fn()`.
+`make` gets the model, and make(model) is a function of (z, φ, rows) like `velocity_fn()`, whose
+result has one row a sample, of any width.
 """
 
 RENAMED = {"jump": "endpoint", "map": "flow_map"}

@@ -20,8 +20,8 @@ from .tilted import Tilted, Twist
 class WithGaps(Tilted):
     """p(x | known elements) of rows with NaN for the others, by the twist "pigdm".
 
-    That of "mmps" divides by the network's Jacobian, which is not positive for networks that are
-    little trained: without noise in the measurement it then has no bound, and states diverge.
+    Its S is positive for any network, and it takes two calls for any number of columns.
+
     It works on standardized columns, (x − mean)/scale, which are a linear map of states. Where an
     element is missing, its row of the map and of the residual are 0, and that of S is one of I.
     """
@@ -99,4 +99,4 @@ class Rows(Evaluation):
     def _solved(self, r: Tensor, CH: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
         """S⁻¹·r and log N(r; 0, S)."""
         S = CH @ H.mT + torch.diag_embed(self.missing.expand_as(r))
-        return gaussian_terms(r, S, 0.0)
+        return gaussian_terms(r, S, 0.0, S)

@@ -28,8 +28,10 @@ from .twisted import run_twisted
 
 LEAST_SIZE = 0.05
 """The effective share of a population below which `particles` warns …"""
+LEAST_PARTICLES = 1.1
+"""… or the effective number below which it does, and …"""
 MOST_ERROR = 1.0
-"""… and the standard error of log evidence in nats above which it does."""
+"""… the standard error of log evidence in nats above which it does."""
 
 
 class Particles(NamedTuple):
@@ -49,9 +51,9 @@ class Particles(NamedTuple):
         products of powers. Its exponential is unbiased but for the error of the steps, so for one
         y and n samples `log_evidence.logsumexp(0) - log(n)` is better than the mean.
     stderr : Tensor, shape (n,)
-        The standard error of log_evidence, in nats: √(P·ΣF² − 1)/√(P − 1) from the total weights F
-        of P families, the particles that descend from one at the start. It is about 1 at the most
-        and knows nothing of modes that no particle found.
+        The standard error of log_evidence, in nats, from how weights spread over the particles
+        that descend from one at the start, and over all of them between resamplings. Too small
+        where it is above about ½, as it knows nothing of modes that no particle found.
     ess : Tensor, shape (n,)
         Effective number of particles at the end, 1/Σw².
     resampled : Tensor of int, shape (n,)
@@ -258,10 +260,9 @@ def _require_correctable(model: Model) -> None:
 
 def _warn_of_weights(found: Particles, size: int) -> None:
     """Warn once, of how many populations are too thin or too uncertain."""
-    few = found.ess < LEAST_SIZE * size
-    unsure = (found.stderr > MOST_ERROR) & (size > 1)
-    count = int((few | unsure).sum())
-    if count:
+    few = found.ess < max(LEAST_SIZE * size, LEAST_PARTICLES)
+    count = int((few | (found.stderr > MOST_ERROR)).sum())
+    if count and size > 1:
         warn(
             f"{count} of {len(found.ess)} populations have an effective size below 5% of their "
             f"{size} particles or a standard error of log evidence above 1 nat: their samples are "

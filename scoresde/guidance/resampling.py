@@ -25,6 +25,7 @@ class Population:
         self.log_evidence = like.new_zeros(n)
         self.resampled = torch.zeros(n, dtype=torch.long, device=like.device)
         self._below = resample_below * size
+        self._variance = like.new_zeros(n)
         self._normals = normals
         self._own = torch.arange(size, device=like.device).expand(n, size)
         self._family = self._own
@@ -44,17 +45,23 @@ class Population:
 
         ESS and chances are those of w^share; a particle keeps the rest, w^(1 − share), as weight.
         """
+        uniform = torch.special.ndtr(self._normals())
+        if not share:
+            return list(states)
         log_weights = share * self.log_weights
         weights = _softmax(log_weights)
-        uniform = torch.special.ndtr(self._normals())
-        low = (effective_size(weights) < self._below).unsqueeze(1)
-        chosen = torch.where(low, systematic(weights, uniform), self._own)
         mean = log_weights.logsumexp(1) - math.log(self.size)
-        self.log_evidence = self.log_evidence + torch.where(low[:, 0], mean, 0)
-        rest = ((1 - share) * self.log_weights).gather(1, chosen)
+        few = (effective_size(weights) < self._below) & (mean > -math.inf)
+        low = few.unsqueeze(1)
+        chosen = torch.where(low, systematic(weights, uniform), self._own)
+        self.log_evidence = self.log_evidence + torch.where(few, mean, 0)
+        self._variance = self._variance + torch.where(few, self._relative_variance(weights), 0)
+        rest = torch.zeros_like(log_weights)
+        if share < 1:
+            rest = ((1 - share) * self.log_weights).gather(1, chosen)
         self.log_weights = torch.where(low, rest, self.log_weights)
         self._family = self._family.gather(1, chosen)
-        self.resampled = self.resampled + low[:, 0]
+        self.resampled = self.resampled + few
         rows = (chosen + self._first).flatten()
         return [state.index_select(0, rows) for state in states]
 
@@ -67,16 +74,22 @@ class Population:
         return self.log_evidence + self.log_weights.logsumexp(1) - math.log(self.size)
 
     def stderr(self) -> Tensor:
-        """The standard error of `evidence`, from the weights F of families: √(P·ΣF² − 1)/√(P − 1).
+        """The standard error of `evidence`, in nats, the larger of two estimates; ∞ for P = 1.
 
-        Families are independent but for systematic resampling, which lowers the variance (Chan and
-        Lai 2013, Lee and Whiteley 2018). ∞ for one particle.
+        That of means of weights F of independent families, √(P·ΣF² − 1)/√(P − 1) (Chan and Lai
+        2013, Lee and Whiteley 2018), which is 1 at the most; and the same of single weights, its
+        squares added up over the times between resampling, which holds where families die out.
         """
         if self.size == 1:
             return torch.full_like(self.log_evidence, math.inf)
         families = torch.zeros_like(self.log_weights).scatter_add(1, self._family, self.weights)
-        excess = self.size * families.square().sum(1) - 1
-        return (excess.clamp_min(0) / (self.size - 1)).sqrt()
+        steps = self._variance + self._relative_variance(self.weights)
+        return torch.maximum(self._relative_variance(families), steps).sqrt()
+
+    def _relative_variance(self, weights: Tensor) -> Tensor:
+        """The variance of a mean of weights over its square, from normalized weights (n, P)."""
+        excess = self.size * weights.square().sum(1) - 1
+        return excess.clamp_min(0) / max(self.size - 1, 1)
 
 
 def effective_size(weights: Tensor) -> Tensor:
