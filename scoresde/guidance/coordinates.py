@@ -15,14 +15,22 @@ MOST_ENTRIES = 2**22
 """Entries of A up to which its singular vectors are computed: some ten seconds."""
 
 
-def measured_coordinates(model: Model, measurement: Measurement, y: Tensor) -> Measured:
+def measured_coordinates(
+    model: Model,
+    measurement: Measurement,
+    y: Tensor,
+) -> Measured:
     """What was measured, from the elements of y (B or 1, k) that count."""
     if isinstance(measurement, Denoise | Inpaint) and model.standardization.root is None:
         return _elements(model, measurement, y)
     return _by_singular_vectors(model, measurement, y)
 
 
-def _elements(model: Model, measurement: Measurement, y: Tensor) -> Measured:
+def _elements(
+    model: Model,
+    measurement: Measurement,
+    y: Tensor,
+) -> Measured:
     """Of elements of data that are not whitened: coordinates are states themselves."""
     observed = torch.ones(model.shape, dtype=torch.bool, device=y.device)
     if measurement.observed is not None:
@@ -50,7 +58,11 @@ def _elements(model: Model, measurement: Measurement, y: Tensor) -> Measured:
     )
 
 
-def _by_singular_vectors(model: Model, measurement: Measurement, y: Tensor) -> Measured:
+def _by_singular_vectors(
+    model: Model,
+    measurement: Measurement,
+    y: Tensor,
+) -> Measured:
     """Of any linear map, whose matrix on states is built and decomposed."""
     if y.shape[1] * model.dim > MOST_ENTRIES:
         raise ValueError(

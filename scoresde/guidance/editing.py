@@ -190,7 +190,11 @@ def interpolate(
     return torch.cat([a[None], points.reshape(k - 2, *a.shape).to(a.dtype), b[None].to(a.dtype)])
 
 
-def great_circle(a: Tensor, b: Tensor, shares: Tensor) -> Tensor:
+def great_circle(
+    a: Tensor,
+    b: Tensor,
+    shares: Tensor,
+) -> Tensor:
     """Points (k, B, n) at shares (k,) of the way from rows a to b, norms in equal steps."""
     dtype = a.dtype
     a = a.to(wide(a.device))

@@ -48,7 +48,11 @@ class WithGaps(Tilted):
         found: Tensor = z @ self.standardization.directions.to(z).T
         return found
 
-    def log_g(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
+    def log_g(
+        self,
+        z: Tensor,
+        rows: Tensor | None = None,
+    ) -> Tensor:
         """log p of the known elements given x0 (B,), at the noise where solves end."""
         noise = math.sin(self.phi_min)
         columns = self.tensor("columns", rows, z).to(z.dtype)
@@ -65,7 +69,9 @@ class WithGaps(Tilted):
         least = self.phi_min
 
         def twist(
-            z: Tensor, phi: Tensor | float, rows: Tensor | None = None
+            z: Tensor,
+            phi: Tensor | float,
+            rows: Tensor | None = None,
         ) -> tuple[Tensor, Tensor, Tensor]:
             angle: Any = below_noise(phi)
             angle = angle.clamp_min(least) if isinstance(angle, Tensor) else max(angle, least)
@@ -96,7 +102,12 @@ class Rows(Evaluation):
 
     missing: Tensor
 
-    def _solved(self, r: Tensor, CH: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
+    def _solved(
+        self,
+        r: Tensor,
+        CH: Tensor,
+        H: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """S⁻¹·r and log N(r; 0, S)."""
         S = CH @ H.mT + torch.diag_embed(self.missing.expand_as(r))
         return gaussian_terms(r, S, 0.0, S)

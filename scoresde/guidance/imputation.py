@@ -164,7 +164,11 @@ def _filled(
 
 
 def _by_particles(
-    model: Model, x: Any, draws: int | None, size: int, how: dict[str, Any]
+    model: Model,
+    x: Any,
+    draws: int | None,
+    size: int,
+    how: dict[str, Any],
 ) -> Tensor:
     """Rows filled by weighted particles."""
     if Capability.SCORE not in model.capabilities:
@@ -190,7 +194,11 @@ def _by_particles(
 
 
 def _shown(
-    model: Model, owner: ScoreSDE, x: Any, draws: int | None, how: dict[str, Any]
+    model: Model,
+    owner: ScoreSDE,
+    x: Any,
+    draws: int | None,
+    how: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """Draws of a network that is shown what rows have, and the rows."""
     if not getattr(owner.interface.inner, "shown", 1):

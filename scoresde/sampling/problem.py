@@ -81,7 +81,10 @@ def measured_by(sde: Any, solver: Solver) -> Measured | None:
 
 
 def prior_and_rows(
-    sde: Any, measurement: Measured | None, start: int, stop: int
+    sde: Any,
+    measurement: Measured | None,
+    start: int,
+    stop: int,
 ) -> tuple[Model, Measured | None]:
     """The model that a solver evaluates, and what was measured of samples start to stop.
 
@@ -100,7 +103,10 @@ def _field(sde: Model, name: str) -> Velocity:
     return made
 
 
-def _conversions(sde: Model, nodes: tuple[Level, ...]) -> list[Coefficients]:
+def _conversions(
+    sde: Model,
+    nodes: tuple[Level, ...],
+) -> list[Coefficients]:
     """What turns the network's output into (x̂0, ε̂) at each level, in plain floats."""
     phi = torch.tensor([level.phi for level in nodes], dtype=torch.float64, device="cpu")
     columns = sde.coefficients(phi)
@@ -119,7 +125,10 @@ def _bridge_noise(sde: Model) -> float:
 
 
 def _jump(
-    sde: Model, nodes: tuple[Level, ...], conversions: list[Coefficients], denoise: Denoise
+    sde: Model,
+    nodes: tuple[Level, ...],
+    conversions: list[Coefficients],
+    denoise: Denoise,
 ) -> Jump:
     """Where the model says that level i leads to at level j, by the inputs of its network."""
     if sde.takes("tilt"):
@@ -153,7 +162,12 @@ def _tilted(sde: Model, tilt: float) -> Callable[..., Tensor]:
     return network
 
 
-def starting_points(sde: Model, seed: int, start: int, stop: int) -> Tensor:
+def starting_points(
+    sde: Model,
+    seed: int,
+    start: int,
+    stop: int,
+) -> Tensor:
     """Draw the arc states (stop − start, n) at t = 1 of samples start to stop of a call."""
     like = sde.scale.new_empty(0, dtype=sde.state_dtype)
     if sde.source is None:

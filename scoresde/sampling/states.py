@@ -86,7 +86,11 @@ def solve_states(
     return planned.times[list(planned.keep)], states, nfe.cpu(), accepted.cpu(), rejected.cpu()
 
 
-def _accepted(sde: Model, start: Tensor | None, n: int | None) -> tuple[Tensor | None, int]:
+def _accepted(
+    sde: Model,
+    start: Tensor | None,
+    n: int | None,
+) -> tuple[Tensor | None, int]:
     """The states to start from, checked, and the number of samples."""
     if start is None:
         return None, sde.condition_rows if n is None else n
@@ -96,7 +100,11 @@ def _accepted(sde: Model, start: Tensor | None, n: int | None) -> tuple[Tensor |
     return start, len(start)
 
 
-def _check_runs_to_noise(sde: Model, solver: Solver, named: str | Solver | None) -> None:
+def _check_runs_to_noise(
+    sde: Model,
+    solver: Solver,
+    named: str | Solver | None,
+) -> None:
     """Raise unless the solver, and the model's velocity, lead from data to noise."""
     if solver.reversible:
         return
@@ -114,7 +122,10 @@ def _check_runs_to_noise(sde: Model, solver: Solver, named: str | Solver | None)
 
 
 def _trajectory(
-    sde: Model, planned: Plan, task: Callable[[], Problem], z: Tensor
+    sde: Model,
+    planned: Plan,
+    task: Callable[[], Problem],
+    z: Tensor,
 ) -> tuple[dict[int, Tensor], Counts]:
     """Solve for a batch: its arc states by the number of the level, and the costs."""
     last = len(planned.times) - 1
@@ -133,7 +144,12 @@ def _trajectory(
     return states, counts
 
 
-def _path_noise(sde: Model, seed: int, start: int, stop: int) -> Noise:
+def _path_noise(
+    sde: Model,
+    seed: int,
+    start: int,
+    stop: int,
+) -> Noise:
     """The noise along the path of samples start to stop."""
     like = sde.scale.new_empty(0, dtype=sde.state_dtype)
     return Noise(seed, PATH, start, stop, sde.dim, like)

@@ -262,7 +262,11 @@ class SplitGibbs(FromMeasurement):
 
 
 def _to_data(
-    problem: Problem, solver: Solver, z: Tensor, i: int, steps: int
+    problem: Problem,
+    solver: Solver,
+    z: Tensor,
+    i: int,
+    steps: int,
 ) -> tuple[Tensor, Counts]:
     """Standardized data to which a solver leads from z at level i, in at most so many steps."""
     count = min(steps, problem.last - i)

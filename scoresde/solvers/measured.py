@@ -68,7 +68,12 @@ class Measured:
             return self
         return replace(self, values=self.values[start:stop])
 
-    def conditioned(self, mean: Tensor, std: float, noise: Tensor) -> Tensor:
+    def conditioned(
+        self,
+        mean: Tensor,
+        std: float,
+        noise: Tensor,
+    ) -> Tensor:
         """Return draws of x̃0 from N(x̃0; mean, std²·I)·p(y | x̃0), exactly.
 
         Parameters
@@ -96,7 +101,13 @@ class Measured:
         shift = shift + (left - std) * self.coordinates(noise)
         return mean + std * noise + self.states(shift)
 
-    def replaced(self, z: Tensor, cos: float, sin: float, noise: Tensor) -> Tensor:
+    def replaced(
+        self,
+        z: Tensor,
+        cos: float,
+        sin: float,
+        noise: Tensor,
+    ) -> Tensor:
         """Return states whose measured coordinates are cos·c + sin·n instead.
 
         Parameters
