@@ -31,7 +31,9 @@ from .evaluation.report import evaluate
 from .evaluation.results import Evaluation
 from .guidance import energies, measurements
 from .guidance.classified import classifier
+from .guidance.editing import edit, interpolate
 from .guidance.free import classifier_free
+from .guidance.imputation import impute
 from .guidance.noisy_classifier import NoisyClassifier, fit_classifier
 from .guidance.observed import observe
 from .guidance.populations import Particles, particles
@@ -64,7 +66,6 @@ from .processes.base import PROCESSES, Process
 from .processes.paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .processes.prediction import PREDICTIONS
 from .processes.spacings import SPACINGS
-from .sampling.imputation import impute
 from .sampling.summaries import Summary, summary
 from .sampling.trajectory import Solution, decode, encode, sample, solve
 from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
@@ -170,6 +171,7 @@ __all__ = [
     "coupling_flow",
     "decode",
     "dequantize",
+    "edit",
     "elbo",
     "encode",
     "energies",
@@ -183,6 +185,7 @@ __all__ = [
     "fit_classifier",
     "frechet_distance",
     "impute",
+    "interpolate",
     "likelihood",
     "load",
     "load_posterior",

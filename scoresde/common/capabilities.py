@@ -22,6 +22,8 @@ class Capability(enum.StrEnum):
     """Where the ODE from x_t is at any later time."""
     BRIDGE = "bridge"
     """The two drifts of an SDE between data and a source."""
+    MEASUREMENT = "measurement"
+    """A prior, and what was measured of a sample by a linear map."""
 
 
 CAPABILITIES: dict[str, str] = {
@@ -44,6 +46,11 @@ CAPABILITIES: dict[str, str] = {
     "bridge": (
         "this model is no Schrödinger bridge: that takes build('bridge', 'two_drifts', ...), "
         "a source, and fit(sde, data)"
+    ),
+    "measurement": (
+        "this solver takes a model of which something was measured by a linear map: "
+        "scoresde.observe(sde, measurement, y) with measurements.Inpaint, Blur, Linear or another "
+        "linear one; scoresde.particles takes all measurements"
     ),
 }
 """All capabilities by name, with the message on a model that lacks it. An entry adds one, which a

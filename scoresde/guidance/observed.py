@@ -21,6 +21,8 @@ from torch import Tensor
 from ..common.capabilities import Capability
 from ..common.names import choose
 from ..model.protocol import Model
+from ..solvers import Measured
+from .coordinates import measured_coordinates
 from .evaluation import EXACT, METHODS, Evaluation, jacobian_of, most_products
 from .guided import below_noise, cosine_and_sine, require_part
 from .linearized import Linearized, matrix_of_linear
@@ -140,6 +142,18 @@ class Observed(Tilted):
         super().__init__(model, y=measurement.flat(y))
         self.measurement = measurement
         self.method = method
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Those of the prior; and solvers that need a measurement take it, if that is linear."""
+        found = super().capabilities
+        return found | {Capability.MEASUREMENT} if self.measurement.linear else found
+
+    def measured_states(self) -> Measured:
+        """Return what was measured as coordinates of states, for solvers that need that."""
+        like = self.scale.new_empty(0, dtype=self.state_dtype)
+        y = self._tensors[self._names["y"]].to(like)
+        return measured_coordinates(self.model, self.measurement, y)
 
     @property
     def measured(self) -> int:
