@@ -34,7 +34,7 @@ from .guidance.classified import classifier
 from .guidance.editing import edit, interpolate
 from .guidance.free import classifier_free
 from .guidance.imputation import impute
-from .guidance.noisy_classifier import NoisyClassifier, fit_classifier
+from .guidance.noisy_classifier import NoisyClassifier
 from .guidance.observed import observe
 from .guidance.populations import Particles, particles
 from .guidance.powers import compose, temper
@@ -72,6 +72,7 @@ from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
 from .storage.models import load, save
 from .training import recipes
 from .training.bridge import BridgeMatching, SchrodingerBridge
+from .training.classifier_fitting import fit_classifier
 from .training.couplings import (
     COUPLINGS,
     ConditionAwareOT,

@@ -23,9 +23,9 @@ FLOORS = [
     {"model"},
     {"sampling", "storage"},
     {"density", "metrics"},
-    {"data"},
+    {"data", "guidance"},
     {"training"},
-    {"guidance", "evaluation", "estimators", "inference"},
+    {"evaluation", "estimators", "inference"},
     {"cli"},
     {"__main__"},
 ]

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 
 from ..common.checks import check_seed
 from ..common.errors import SolverError, TrainingError
-from . import demo, sampling, scoring, training
+from . import demo, sampling, scoring, steering, training
 from .parser import Command, build_parser
 
 COMMANDS: dict[str, Command] = {
     **demo.COMMANDS,
     **training.COMMANDS,
     **sampling.COMMANDS,
+    **steering.COMMANDS,
     **scoring.COMMANDS,
 }
 """All commands by name; see `scoresde.cli.parser`."""

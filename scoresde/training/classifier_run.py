@@ -21,9 +21,9 @@ from ..common.errors import TrainingError
 from ..common.random import FIXED, LEVELS, ORDER, seeded
 from ..common.user_warnings import warn
 from ..model.protocol import Model
-from ..training.held_out import FEWEST_ROWS, held_out_rows
-from ..training.noise_levels import stratified_quantiles
-from ..training.validation import ROWS_AT_ONCE
+from .held_out import FEWEST_ROWS, held_out_rows
+from .noise_levels import stratified_quantiles
+from .validation import ROWS_AT_ONCE
 
 CHECKS = 40
 """How often the held-out loss is taken in a run that does not stop early."""
