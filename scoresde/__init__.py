@@ -29,11 +29,16 @@ from .density.trace_estimators import TRACES, Hutchinson, TraceEstimator
 from .density.weighted_bits import Bits
 from .evaluation.report import evaluate
 from .evaluation.results import Evaluation
-from .guidance import measurements
+from .guidance import energies, measurements
+from .guidance.classified import classifier
+from .guidance.editing import edit, interpolate
 from .guidance.free import classifier_free
+from .guidance.imputation import impute
+from .guidance.noisy_classifier import NoisyClassifier, fit_classifier
 from .guidance.observed import observe
 from .guidance.populations import Particles, particles
 from .guidance.powers import compose, temper
+from .guidance.rewards import toward
 from .inference.amortized import Posterior
 from .inference.loading import load_posterior
 from .inference.recipe import posterior
@@ -52,14 +57,15 @@ from .metrics import (
 )
 from .model.builder import build
 from .model.derived import Derived
+from .model.invertible import CouplingFlow, coupling_flow
 from .model.oracles import oracle
 from .model.protocol import Model
 from .model.score_sde import ScoreSDE
+from .model.trainable import Trainable
 from .processes.base import PROCESSES, Process
 from .processes.paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .processes.prediction import PREDICTIONS
 from .processes.spacings import SPACINGS
-from .sampling.imputation import impute
 from .sampling.summaries import Summary, summary
 from .sampling.trajectory import Solution, decode, encode, sample, solve
 from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
@@ -78,6 +84,7 @@ from .training.denoising import Denoising, Distilled, loss
 from .training.fitting import fit
 from .training.flow_maps import ConsistencyTraining, MeanFlow
 from .training.history import History
+from .training.maximum_likelihood import MaximumLikelihood
 from .training.noise_levels import NOISES
 from .training.objectives import OBJECTIVES, Objective
 from .training.options import Averaging, Backend, Checkpoints, Validation
@@ -117,6 +124,7 @@ __all__ = [
     "ConsistencyTraining",
     "Cosine",
     "Coupling",
+    "CouplingFlow",
     "Denoising",
     "Derived",
     "Distilled",
@@ -127,9 +135,11 @@ __all__ = [
     "Hutchinson",
     "Independent",
     "Likelihood",
+    "MaximumLikelihood",
     "MeanFlow",
     "MinibatchOT",
     "Model",
+    "NoisyClassifier",
     "Objective",
     "Pairs",
     "Particles",
@@ -149,17 +159,22 @@ __all__ = [
     "Summary",
     "Table",
     "TraceEstimator",
+    "Trainable",
     "TrainingError",
     "Validation",
     "bits_per_dim",
     "build",
+    "classifier",
     "classifier_free",
     "classifier_test",
     "compose",
+    "coupling_flow",
     "decode",
     "dequantize",
+    "edit",
     "elbo",
     "encode",
+    "energies",
     "energy_distance",
     "energy_test",
     "estimators",
@@ -167,8 +182,10 @@ __all__ = [
     "evaluations",
     "files",
     "fit",
+    "fit_classifier",
     "frechet_distance",
     "impute",
+    "interpolate",
     "likelihood",
     "load",
     "load_posterior",
@@ -196,6 +213,7 @@ __all__ = [
     "straightness",
     "summary",
     "temper",
+    "toward",
     "toy",
     "transforms",
     "vlb",

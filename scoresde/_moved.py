@@ -14,6 +14,7 @@ from typing import Any
 
 PUBLIC = {
     "dequantize": "density.dequantize",
+    "energies": "guidance.energies",
     "files": "data.files",
     "plotting": "common.plotting",
     "recipes": "training.recipes",
@@ -42,6 +43,7 @@ MOVED = {
     "io": "storage.models",
     "items": "data.items",
     "jumps": "training.flow_maps",
+    "metrics.classifier": "metrics.two_samples",
     "modules": "common.modules",
     "objective": "training.objectives",
     "oracles": "model.oracles",

@@ -24,8 +24,8 @@ FLOORS = [
     {"sampling", "storage"},
     {"density", "metrics"},
     {"data"},
-    {"training", "guidance"},
-    {"evaluation", "estimators", "inference"},
+    {"training"},
+    {"guidance", "evaluation", "estimators", "inference"},
     {"cli"},
     {"__main__"},
 ]

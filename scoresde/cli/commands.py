@@ -1,7 +1,8 @@
-"""The `scoresde` command: demo, fit, sample, log-prob, evaluate. Arrays are read from and written
-to files; models are folders.
+"""The `scoresde` command: the table `COMMANDS`. Arrays are read from and written to files; models
+are folders.
 
-`accelerate launch -m scoresde …` runs fit, sample, log-prob and evaluate on several processes.
+`accelerate launch -m scoresde …` runs a command on several processes, if it computes where
+`scoresde.cli.devices` says.
 """
 
 from __future__ import annotations

@@ -141,8 +141,10 @@ def read_samples(
     split: str = "train",
     *,
     on_disk: bool = False,
-) -> tuple[files.Samples, int]:
-    """Return samples with the conditions of `columns` alone, and their levels; 0 for floats."""
+) -> tuple[Any, int]:
+    """Return `Samples` whose values are a tensor, with the conditions of `columns` alone, and their
+    levels; 0 for floats.
+    """
     chosen = None if args.columns is None else tuple(split_names(args.columns))
     found = files.read(
         path, conditions=columns, columns=chosen, split=split, encoding=args.encoding

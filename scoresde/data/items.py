@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from ..model.condition_scales import checked
-from ..model.score_sde import ScoreSDE
+from ..model.trainable import Trainable
 from .failures import error_text
 
 OWN_CONDITIONS = ("y", "vector", "image")
@@ -27,7 +27,7 @@ OWN_CONDITIONS = ("y", "vector", "image")
 class ItemSplitter:
     """Takes items apart, all of them as the first."""
 
-    def __init__(self, sde: ScoreSDE) -> None:
+    def __init__(self, sde: Trainable) -> None:
         self._shape = sde.shape
         self._check_accepted = functools.partial(checked, sde)
         self._checks_conditions = hasattr(sde.net, "check_condition")
@@ -36,7 +36,7 @@ class ItemSplitter:
         self._sample_key: str | None = None  # of items that are mappings
         self._seen: set[str] | None = None
 
-    def _condition_names(self, sde: ScoreSDE) -> list[str]:
+    def _condition_names(self, sde: Trainable) -> list[str]:
         """Names of conditions that the network takes."""
         forward = getattr(sde.net, "_orig_mod", sde.net).forward
         parameters = inspect.signature(forward).parameters.values()

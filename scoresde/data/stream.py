@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ..density.dequantize import Dequantized
 from ..model.gaps import standardize_observed
-from ..model.score_sde import ScoreSDE
 from ..model.standardization import Moments
+from ..model.trainable import Trainable
 from .files import Samples
 from .items import ItemSplitter, collated, is_row
 from .pairs import Pairs
@@ -41,7 +41,7 @@ class TrainingStream:
     def __init__(
         self,
         data: Any,
-        sde: ScoreSDE,
+        sde: Trainable,
         batch_size: int,
         *,
         seed: int,
@@ -112,7 +112,7 @@ class TrainingStream:
                 self._see_conditions(condition)
             yield x
 
-    def standardize(self, sde: ScoreSDE) -> None:
+    def standardize(self, sde: Trainable) -> None:
         """Set mean and scale of a model without them, from the data, or from the x_1 of pairs."""
         if isinstance(self.reader, PairsReader) and sde.source is None:
             self.reader.standardize(sde)
@@ -121,7 +121,7 @@ class TrainingStream:
         elif not bool(sde.measured):
             sde.standardize(self.measure())
 
-    def standardize_conditions(self, sde: ScoreSDE) -> None:
+    def standardize_conditions(self, sde: Trainable) -> None:
         """Set mean and scale of conditions that the model lacks, after `standardize`."""
         known = sde.conditions.known().keys()
         if self.reader.given is not None:
@@ -144,7 +144,7 @@ class TrainingStream:
 
 
 def _reader(
-    data: Any, sde: ScoreSDE, share: Share, given: Any, transforms: tuple[Transform, ...]
+    data: Any, sde: Trainable, share: Share, given: Any, transforms: tuple[Transform, ...]
 ) -> Reader:
     """The reader for what a user gave as data."""
     splitter = ItemSplitter(sde)

@@ -13,7 +13,6 @@ from torch import Tensor
 from ..common.names import choose
 from ..common.user_warnings import warn
 from ..model.class_words import Labels
-from ..model.score_sde import ScoreSDE
 from ..model.tables.cells import category_numbers, missing_text
 from ..model.tables.columns import Bounds, Categorical
 from ..model.tables.combinations import Combinations
@@ -24,6 +23,7 @@ from ..model.tables.reading import (
     raw_columns,
 )
 from ..model.tables.schema import TableSchema, check_network
+from ..model.trainable import Trainable
 from .files.mixed import read_columns
 from .transforms import Transform
 
@@ -221,12 +221,12 @@ class EncodeRows(Transform):
         return "EncodeRows()"
 
 
-def is_rows(sde: ScoreSDE, data: Any) -> bool:
+def is_rows(sde: Trainable, data: Any) -> bool:
     """Whether data are rows of a table for this model."""
     return isinstance(data, Table) or (sde.table is not None and holds_columns(data))
 
 
-def keep_schema(sde: ScoreSDE, data: Any) -> None:
+def keep_schema(sde: Trainable, data: Any) -> None:
     """Keep a table's schema in a model that has none; raise if the model knows another."""
     if not isinstance(data, Table):
         return
@@ -251,7 +251,7 @@ def _unseen(table: TableSchema) -> list[dict[str, Any]]:
 
 
 def training_rows(
-    sde: ScoreSDE,
+    sde: Trainable,
     data: Any,
     given: Any,
 ) -> tuple[Tensor, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..density.trace import jacobian
 from .guided import cosine_and_sine
-from .linear_systems import conjugate_gradients, gaussian_terms
+from .linear_systems import conjugate_gradients, gaussian_terms, information_terms
 from .linearized import Linearized, Map
 
 EXACT = 64
@@ -38,6 +40,13 @@ METHODS = {
     "diffpir": Method("u2", through=False, tempered=False),
     "likelihood": Method("none", tempered=False),
 }
+
+
+def jacobian_of(measured: int, dim: int, graph: bool = False) -> str:
+    """What "mmps" has the Jacobian of: "measured" A(x̂0), "denoised" x̂0, or "products" alone."""
+    if min(measured, dim) > EXACT and not graph:
+        return "products"
+    return "denoised" if dim < measured else "measured"
 
 
 def most_products(measured: int, dim: int) -> int:
@@ -71,8 +80,12 @@ class Evaluation:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Velocity, log N(r; 0, S) and the gradient."""
         exact = self.graph or self.y.shape[1] <= EXACT
-        if self.row.covariance == "jacobian" and exact:
-            return self._by_jacobian(velocity, z)
+        if self.row.covariance == "jacobian":
+            way = jacobian_of(self.y.shape[1], z.shape[1], self.graph)
+            if way == "denoised" and self.noise2:
+                return self._by_whole_jacobian(velocity, z)
+            if way != "products":
+                return self._by_jacobian(velocity, z)
         v, x0, pull = self._forward(velocity, z)
         at = Linearized(self.map, x0, self.graph)
         r = self.y - at.value
@@ -106,11 +119,35 @@ class Evaluation:
             v = v.detach()
             x0 = x0.detach()
         H = self.matrix(Linearized(self.map, x0, self.graph), z)
+        w, log_psi = self._solved(self.y - value, self._scale(3) * G, H)
+        return v, log_psi, (G * w.unsqueeze(2)).sum(1)
+
+    def _by_whole_jacobian(
+        self, velocity: Callable[[Tensor], Tensor], z: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """C from the Jacobian of x̂0(z), where it is smaller than S."""
+        seen: list[Tensor] = []
+
+        def denoised(z: Tensor) -> Tensor:
+            v = velocity(z)
+            seen.append(v)
+            x0: Tensor = self.cos * z - self.sin * v
+            return x0
+
+        x0, J = jacobian(denoised, z, z.shape[1], create_graph=self.graph)
+        v = seen[0] if self.graph else seen[0].detach()
+        at = Linearized(self.map, x0, self.graph)
+        H = self.matrix(at, z)
+        # J, not C: at φ = 0 the gradient is a limit, 0/0
+        shift, log_psi = information_terms(self.y - at.value, H, J, self._scale(3), self.noise2)
+        return v, log_psi, shift
+
+    def _scale(self, ndim: int) -> Any:
+        """sin²φ/cos φ, by which ∂x̂0/∂z is Cov[x0 | z]."""
         scale = self.sin * self.sin / self.cos
         if isinstance(scale, Tensor):
-            scale = scale.unsqueeze(2)
-        w, log_psi = self._solved(self.y - value, scale * G, H)
-        return v, log_psi, (G * w.unsqueeze(2)).sum(1)
+            scale = scale.reshape(-1, *(1,) * (ndim - 1))
+        return scale
 
     def _forward(
         self, velocity: Callable[[Tensor], Tensor], z: Tensor
@@ -119,7 +156,11 @@ class Evaluation:
         if not self.row.through:
             v = velocity(z)
             return v, self.cos * z - self.sin * v, lambda u: u
-        with torch.inference_mode(False), torch.enable_grad():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            if self.graph or self.row.covariance == "jacobian":
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # others differentiate once
             if self.graph and z.requires_grad:
                 source = z
             else:
@@ -128,12 +169,10 @@ class Evaluation:
             v = velocity(state)
             x0 = self.cos * source - self.sin * v
 
-        def pull(u: Tensor) -> Tensor:
-            (found,) = torch.autograd.grad(
-                x0, source, u, retain_graph=True, create_graph=self.graph
-            )
-            return found
-
+        if self.row.covariance == "jacobian":
+            pull = _symmetric(x0, source)
+        else:
+            pull = _transposed(x0, source, self.graph)
         if self.graph:
             return v, x0, pull
         return v.detach(), x0.detach(), pull
@@ -162,9 +201,10 @@ class Evaluation:
 
     def _solved(self, r: Tensor, CH: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
         """S⁻¹·r and log N(r; 0, S), S = noise²·I + H·C·Hᵀ, from the rows C·Hᵀ·e_i and Hᵀ·e_i."""
-        S = CH @ H.mT
-        S = S + self.noise2 * torch.eye(S.shape[1], dtype=S.dtype, device=S.device)
-        return gaussian_terms(r, S, self.noise2)
+        square = self.sin * self.sin
+        if isinstance(square, Tensor):
+            square = square.unsqueeze(2)
+        return gaussian_terms(r, CH @ H.mT, self.noise2, square * (H @ H.mT))
 
     def _iterated(
         self, at: Linearized, r: Tensor, covariance: Callable[[Tensor], Tensor]
@@ -180,7 +220,32 @@ class Evaluation:
             r,
             most_products(self.y.shape[1], at.size),
             tolerance,
+            0.5 * self.noise2,
         )
         variance = torch.as_tensor(self.noise2 + self.sin * self.sin, dtype=r.dtype).to(r.device)
         log_det = r.shape[1] * (2 * math.pi * variance).log().reshape(-1)
         return w, -0.5 * ((r * w).sum(1) + log_det)
+
+
+def _transposed(value: Tensor, source: Tensor, graph: bool) -> Callable[[Tensor], Tensor]:
+    """u ↦ Jᵀ·u of rows, J = ∂value/∂source."""
+
+    def product(u: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(value, source, u, retain_graph=True, create_graph=graph)
+        return found
+
+    return product
+
+
+def _symmetric(value: Tensor, source: Tensor) -> Callable[[Tensor], Tensor]:
+    """u ↦ ½·(Jᵀ + J)·u of rows, J = ∂value/∂source; J·u by the derivative of Jᵀ·w by w."""
+    with torch.inference_mode(False), torch.enable_grad():
+        w = torch.zeros_like(value, requires_grad=True)
+        (pulled,) = torch.autograd.grad(value, source, w, create_graph=True)
+
+    def product(u: Tensor) -> Tensor:
+        (back,) = torch.autograd.grad(value, source, u, retain_graph=True)
+        (forth,) = torch.autograd.grad(pulled, w, u, retain_graph=True)
+        return 0.5 * (back + forth)
+
+    return product

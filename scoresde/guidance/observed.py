@@ -21,7 +21,9 @@ from torch import Tensor
 from ..common.capabilities import Capability
 from ..common.names import choose
 from ..model.protocol import Model
-from .evaluation import EXACT, METHODS, Evaluation, most_products
+from ..solvers import Measured
+from .coordinates import measured_coordinates
+from .evaluation import EXACT, METHODS, Evaluation, jacobian_of, most_products
 from .guided import below_noise, cosine_and_sine, require_part
 from .linearized import Linearized, matrix_of_linear
 from .measured import Measurement, require_measurement
@@ -37,13 +39,13 @@ def observe(sde: Model, measurement: Measurement, y: Any, method: str = "mmps") 
 
     With r = y − A(x̂0), x̂0 = E[x0 | x_t], the score gains the gradient of log N(r; 0, S) with
     S = noise²·I + H·C·Hᵀ, where H = ∂A/∂x0 and C stands for Cov[x0 | x_t]. In standard deviations
-    of the data, u = σ/α, φ = atan u and J = ∂x̂0/∂z:
+    of the data, u = σ/α, φ = atan u, J = ∂x̂0/∂z, m numbers measured of n:
 
     =============== ===================== =================================== ===================
     method          C                     source                              calls a step
     =============== ===================== =================================== ===================
-    "mmps"          sin²φ/cos φ·J         Rozet et al. 2024                   1 + m, or 1 + 2 to
-                                                                              102 where m > 64
+    "mmps"          sin²φ/cos φ·J         Rozet et al. 2024                   1 + min(m, n), or 4
+                                                                              to 204 above 64
     "tmpd"          the row sums of that, Boys et al. 2024                    3
                     on the diagonal
     "pigdm"         sin²φ·I               Song et al. 2023                    2
@@ -77,8 +79,7 @@ def observe(sde: Model, measurement: Measurement, y: Any, method: str = "mmps") 
     Model
         It works with every verb but `fit` and `save`. `log_prob` is the density of its ODE.
         `Solution.nfe` counts forward and backward passes through the network, and for conjugate
-        gradients (m > 64 measured numbers) as many as there can be. Gradients of `log_prob` by x
-        or y build S whatever m.
+        gradients (m and n above 64) as many as there can be. `log_prob` builds S whatever m.
 
     Raises
     ------
@@ -89,6 +90,11 @@ def observe(sde: Model, measurement: Measurement, y: Any, method: str = "mmps") 
 
     Notes
     -----
+    C of a network need not be a covariance. "mmps" makes it symmetric, and takes no pull from
+    directions in which it is negative; without that its samples diverge where noise is small, as
+    those of "likelihood" do (which does not scale its steps), and of "tmpd" with many accurate
+    measurements of few numbers.
+
     Without noise (`Inpaint` alone), samples have the observed elements exactly. Their ODE is
     singular at the data, where it ends at `Process.phi_floor`, as if y had a noise of 1e-4
     standard deviations. "adams", "rk45", "ddim", "dpmpp_2m" and all stochastic solvers reach that;
@@ -138,6 +144,18 @@ class Observed(Tilted):
         self.method = method
 
     @property
+    def capabilities(self) -> frozenset[str]:
+        """Those of the prior; and solvers that need a measurement take it, if that is linear."""
+        found = super().capabilities
+        return found | {Capability.MEASUREMENT} if self.measurement.linear else found
+
+    def measured_states(self) -> Measured:
+        """Return what was measured as coordinates of states, for solvers that need that."""
+        like = self.scale.new_empty(0, dtype=self.state_dtype)
+        y = self._tensors[self._names["y"]].to(like)
+        return measured_coordinates(self.model, self.measurement, y)
+
+    @property
     def measured(self) -> int:
         """How many numbers were measured of a sample."""
         return self._tensors[self._names["y"]].shape[1]
@@ -150,9 +168,9 @@ class Observed(Tilted):
         if row.covariance == "sums":
             calls += 1
         if row.covariance == "jacobian":
-            calls = 1 + self.measured
-            if self.measured > EXACT:
-                calls = 2 + most_products(self.measured, self.dim)
+            calls = 1 + min(self.measured, self.dim)
+            if jacobian_of(self.measured, self.dim) == "products":
+                calls = 4 + 2 * most_products(self.measured, self.dim)
         return calls * self.model.cost
 
     @property
@@ -193,7 +211,8 @@ class Observed(Tilted):
         linear = self.measurement.linear
         # made now: a cache that fills later would trip the checkpoints of `log_prob`
         ready = None
-        if linear and row.covariance != "none" and self.measured <= EXACT:
+        few = self.measured <= EXACT or (row.covariance == "jacobian" and self.dim <= EXACT)
+        if linear and row.covariance != "none" and few:
             like = self.scale.new_empty(1, self.dim, dtype=self.state_dtype)
             ready = matrix_of_linear(self.map, like)
 
@@ -210,8 +229,11 @@ class Observed(Tilted):
             phi = self._above_data(below_noise(phi))
             y = self.tensor("y", rows, z).to(z.dtype)
             graph = torch.is_grad_enabled() and (z.requires_grad or y.requires_grad)
-            most = max(1, LARGEST_JACOBIAN // (self.dim * self.measured))
-            if len(z) > most and self.measured <= EXACT and not graph:
+            numbers = self.dim * min(self.dim, self.measured)
+            if not linear:  # H by copies of A
+                numbers = self.measured * max(self.dim, self.measured)
+            most = max(1, LARGEST_JACOBIAN // numbers)
+            if len(z) > most and not graph and min(self.measured, self.dim) <= EXACT:
                 return _in_parts(twist, z, phi, rows, most)
             at = Evaluation(self.map, self.measurement.noise, row, y, phi, graph, matrix)
             v, log_psi, gradient = at(lambda z: plain(z, phi, rows), z)

@@ -11,6 +11,7 @@ from .protocol import Model
 from .schema import is_named
 from .score_sde import ScoreSDE
 from .tables.reading import holds_columns
+from .trainable import Trainable
 
 OF_VIEWS = {
     "fit": (
@@ -39,6 +40,8 @@ def require_model(model: Any, verb: str) -> Model:
         raise TypeError(
             f"{verb} needs a ScoreSDE, got one wrapped in {type(model).__name__}; pass its .module"
         )
+    if isinstance(model, Trainable):
+        raise TypeError(f"{verb} needs a ScoreSDE, got {type(model).__name__}: {model.verbs}")
     raise TypeError(
         f"{verb} needs a ScoreSDE, got {type(model).__name__}; scoresde.build('vp', 'mlp', "
         "shape=(2,)) makes one and scoresde.load(folder) reads one"
@@ -51,10 +54,20 @@ def trainable(model: Model, verb: str) -> ScoreSDE:
         model = model.model
     if isinstance(model, ScoreSDE):
         return model
+    parts = "those"
+    if isinstance(model, Derived):
+        parts += f", its {' and '.join(f'.{name}' for name in model.models)}"
     raise TypeError(
         f"{verb} takes a ScoreSDE, which has a network of its own, got {type(model).__name__}, a "
-        f"model made from others: {verb} those"
+        f"model made from others: {verb} {parts}"
     )
+
+
+def require_trainable(model: Any, verb: str) -> Trainable:
+    """The argument if it has a network of its own: a ScoreSDE, or a model of another kind."""
+    if isinstance(model, Trainable) and not isinstance(model, Model):
+        return model
+    return require_sde(model, verb)
 
 
 def require_sde(model: Any, verb: str) -> ScoreSDE:

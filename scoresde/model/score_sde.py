@@ -7,34 +7,30 @@ R the square root of correlations, or the identity. The network sees z = xÌƒ_t/â
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from ..backbones.base import can_trace
 from ..common.checks import brief_repr
-from ..common.inputs import event_shape
-from ..common.modules import duplicate, leave_inference
 from ..common.names import choose
 from ..common.renamed import renamed_arguments
 from ..common.user_warnings import warn
-from ..processes.base import Process, as_time
+from ..processes.base import PROCESSES, Process, as_time
 from ..processes.prediction import check
-from .condition_scales import ConditionScales, checked, standardized, warn_lacking
+from .condition_scales import checked, standardized, warn_lacking
 from .conditioned import Conditioned, check_overrides
-from .module import StandardizedModule
-from .network import CONVENTIONS, SOLVE_ARGUMENTS, NetworkInterface, arc_inputs, call_on_arc
+from .network import CONVENTIONS, SOLVE_ARGUMENTS, arc_inputs, call_on_arc
 from .old_names import RENAMED, by_old_name, check_overrides_by_old_name, upgraded
-from .outcomes import OUTCOMES, Outcome, as_outcome
+from .outcomes import OUTCOMES, Outcome, as_outcome, from_kind, to_kind
 from .protocol import Model
-from .schema import Schema
-from .source import as_source
+from .source import as_source, describe_source, rebuild_source
+from .trainable import Trainable
 
 
-class ScoreSDE(StandardizedModule, Model):
+class ScoreSDE(Trainable, Model):
     """A score model in continuous time, which `fit` trains and `sample` and `log_prob` use.
 
     Parameters
@@ -107,9 +103,7 @@ class ScoreSDE(StandardizedModule, Model):
     tensor([[-1.0000, -1.0000]])
     """
 
-    ema: nn.Module | None
-    _interface: NetworkInterface | None = None
-    _warned = False  # whether a lack of conditions was warned of
+    stored_as = "score_sde"
     _source: Any = None
     _outcome = OUTCOMES["score"]
 
@@ -127,26 +121,16 @@ class ScoreSDE(StandardizedModule, Model):
         source: Any = None,
         standardize: str | None = None,
     ) -> None:
-        super().__init__()
         _check_parts(process, net)
         choose("input_convention=", input_convention, CONVENTIONS)
         process.check()
         check(predict, process)
-        leave_inference(net)
+        super().__init__(net, shape=shape, standardize=standardize, coupled=source is not None)
         self.process = process
-        self.net = net
-        self.register_module("ema", None)
-        self.shape = event_shape(shape)
         self.predict = predict
         self.input_convention = input_convention
         self.outcome = as_outcome(outcome)
-        self.make_statistics(next(itertools.chain(net.parameters(), net.buffers()), None))
-        self._standardize = standardize
-        self.choose_standardization(standardize, source is not None)
         self.source = source
-        self.schema = Schema()
-        self.conditions = ConditionScales()
-        self.learnt: dict[str, Any] | None = None
 
     # ------------------------------------------------------------------ what it is
 
@@ -191,50 +175,56 @@ class ScoreSDE(StandardizedModule, Model):
         if self.ema is None and changed and self.outcome.name in ("score", "velocity"):
             self.outcome = OUTCOMES["score" if source is None else "velocity"]
 
-    @property
-    def condition(self) -> Mapping[str, Tensor]:
-        """Empty: `given` returns a view that has conditions."""
-        return {}
-
-    @property
-    def interface(self) -> NetworkInterface:
-        """What the network takes and offers."""
-        held = self._interface
-        if held is None or held.net is not self.net:
-            held = NetworkInterface(self.net)
-            object.__setattr__(self, "_interface", held)
-        return held
-
-    @property
-    def state_dtype(self) -> torch.dtype:  # type: ignore[override]
-        """The dtype of states: the network's own, but at least float32."""
-        for value in itertools.chain(self.net.parameters(), self.net.buffers()):
-            if value.is_floating_point():
-                return torch.promote_types(value.dtype, torch.float32)
-        return torch.promote_types(self._dtype, torch.float32)
-
     def __getattr__(self, name: str) -> Any:
         """Parts of the module, and methods by their old names."""
         if name in RENAMED:
             return by_old_name(self, name)
         return super().__getattr__(name)
 
+    # ------------------------------------------------------------------ for training and files
+
+    @property
+    def objective(self) -> str:
+        """What `fit` trains it for if the user names nothing: what suits the process."""
+        return self.process.objective
+
+    def has_learnt(self, objective: Any) -> None:
+        """Keep what an objective makes of the network; see `Trainable.has_learnt`."""
+        self.outcome = as_outcome(objective.kind)
+
+    def described(self) -> dict[str, Any]:
+        """Return process, prediction, outcome and source; see `Trainable.described`."""
+        return {
+            "process": {
+                "name": PROCESSES.name_of(self.process),
+                "options": PROCESSES.options_of(self.process),
+            },
+            "predict": self.predict,
+            "sees": self.input_convention,
+            "kind": to_kind(self.outcome),
+            "source": describe_source(self.source),
+        }
+
+    @classmethod
+    def rebuilt(cls, net: nn.Module, shape: tuple[int, ...], about: Mapping[str, Any]) -> Self:
+        """Return a model of a network and of what `described` returned; see `Trainable`."""
+        process = PROCESSES.build(about["process"]["name"], **about["process"]["options"])
+        kind = about.get("kind")
+        if not kind:  # files of the first version
+            kind = "velocity" if about["coupled"] else "score"
+        sde = cls(
+            process,
+            net,
+            shape=shape,
+            predict=about["predict"],
+            input_convention=about["sees"],
+            outcome=from_kind(kind),
+            standardize=about.get("standardize", "scale"),
+        )
+        sde.source = rebuild_source(about.get("source"))
+        return sde
+
     # ------------------------------------------------------------------ the network
-
-    def networks(self, *, raw: bool = False) -> list[nn.Module]:
-        """Return the network in use, in a list; see `Model.networks`."""
-        # In eval mode, without a wrapper for distributed runs: ranks take different numbers of
-        # evaluations in a solve and must not wait for one another.
-        net: nn.Module = self.net
-        if not (raw or self.net.training or self.ema is None):
-            net = self.ema
-        if isinstance(net, nn.parallel.DistributedDataParallel) and not net.training:
-            net = net.module
-        return [net]
-
-    def trained(self) -> Iterator[ScoreSDE]:
-        """Yield this model; see `Model.trained`."""
-        yield self
 
     def takes(self, name: str) -> bool:
         """Whether the network has an argument of that name; see `Model.takes`."""
@@ -366,13 +356,6 @@ class ScoreSDE(StandardizedModule, Model):
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Make room for an averaged network and for conditions that the state holds."""
-        if self.ema is None and any(name.startswith(prefix + "ema.") for name in state_dict):
-            self.ema = duplicate(self.net).requires_grad_(False)
-        self.conditions.make_room(state_dict, prefix + "conditions.", self.mean.device)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         """Return what `repr` shows beside the modules."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..common.checks import check_generator
 from ..common.inputs import as_floats, as_tensor
 from ..common.random import PRIOR, isolated, seeded
+from ..toy import DENSITIES
 
 BLOCK_SAMPLES = 64
 """How many samples of a source share a generator."""
@@ -99,3 +100,22 @@ def starts(law: Any, seed: int, start: int, stop: int, shape: tuple[int, ...]) -
         if len(x) != size:
             raise ValueError(f"{type(law).__name__}.sample({size}) returned {len(x)} samples")
     return torch.cat(parts)[start - first * size : stop - first * size]
+
+
+def describe_source(source: Any) -> dict[str, Any] | None:
+    """The source by name, in plain JSON; the name is None for a source that no file can hold."""
+    if source is None:
+        return None
+    try:
+        return {"name": DENSITIES.name_of(source), "options": DENSITIES.options_of(source)}
+    except ValueError:
+        return {"name": None, "options": {}}
+
+
+def rebuild_source(about: dict[str, Any] | None) -> Any:
+    """The source by name; `Missing` if the source can't be stored in a file."""
+    if about is None:
+        return None
+    if about["name"] is None:
+        return Missing()
+    return DENSITIES.build(about["name"], **about["options"])

@@ -10,13 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ..backbones import BACKBONES, Embedded
+from ..backbones import Embedded
 from ..backbones.base import unwrapped
-from ..model.outcomes import to_kind
-from ..model.score_sde import ScoreSDE
-from ..processes.base import PROCESSES
-from ..toy import DENSITIES
-from .expected import check_weights, expected_weights
+from ..model.trainable import Trainable
+from .expected import OLDEST, check_weights, expected_weights
 
 CONDITION_FACTS = ("conditions", "learnt")
 """Entries of a description that hold what `fit` found of the data's conditions."""
@@ -25,7 +22,7 @@ COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
 """What `torch.compile` puts into the names of weights."""
 
 
-def describe(sde: ScoreSDE) -> dict[str, Any]:
+def describe(sde: Trainable) -> dict[str, Any]:
     """What a model is built from, in plain JSON, checked: a model can be built from it."""
     if sde.condition:
         raise ValueError(
@@ -38,26 +35,21 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
             "embed= is a network of yours, which no file names: to save this model, register a "
             "subclass of scoresde.Embedded that builds both, as docs/extending.md shows"
         )
-    name = BACKBONES.name_of(net)
-    options = BACKBONES.options_of(net)
-    shape_argument = next(iter(inspect.signature(BACKBONES[name]).parameters), "")
+    known = sde.networks_by_name
+    name = known.name_of(net)
+    options = known.options_of(net)
+    shape_argument = next(iter(inspect.signature(known[name]).parameters), "")
     options.pop(shape_argument, None)
-    process = {
-        "name": PROCESSES.name_of(sde.process),
-        "options": PROCESSES.options_of(sde.process),
-    }
     about: dict[str, Any] = {
-        "process": process,
+        **sde.described(),
         "net": {"name": name, "options": options},
         "shape": list(sde.shape),
-        "predict": sde.predict,
-        "sees": sde.input_convention,
-        "kind": to_kind(sde.outcome),
-        "source": _describe_source(sde),
         "averaged": sde.ema is not None,
         "standardize": sde.standardize_by,
         **condition_facts(sde),
     }
+    if sde.stored_as != OLDEST:
+        about["class"] = sde.stored_as
     schema = sde.schema.describe()
     if schema:
         about["schema"] = schema
@@ -80,14 +72,14 @@ def describe(sde: ScoreSDE) -> dict[str, Any]:
     return about
 
 
-def condition_facts(sde: ScoreSDE) -> dict[str, Any]:
+def condition_facts(sde: Trainable) -> dict[str, Any]:
     """What `fit` found of the data's conditions, in plain JSON; empty entries are left out."""
     shapes = {name: list(shape) for name, shape in sde.conditions.known().items()}
     about = {"conditions": shapes, "learnt": sde.learnt}
     return {name: value for name, value in about.items() if value}
 
 
-def weights(sde: ScoreSDE) -> dict[str, Tensor]:
+def weights(sde: Trainable) -> dict[str, Tensor]:
     """All tensors of a model by name: network, averaged network, standardization."""
     parts = {"net.": unwrapped(sde.net)}
     if sde.ema is not None:
@@ -106,13 +98,3 @@ def _python_number(value: object) -> int | float:
     if isinstance(value, numbers.Real):
         return float(value)
     raise TypeError(f"{type(value).__name__} {value!r}")
-
-
-def _describe_source(sde: ScoreSDE) -> dict[str, Any] | None:
-    """The source by name; the name is None for a source that no file can hold."""
-    if sde.source is None:
-        return None
-    try:
-        return {"name": DENSITIES.name_of(sde.source), "options": DENSITIES.options_of(sde.source)}
-    except ValueError:
-        return {"name": None, "options": {}}

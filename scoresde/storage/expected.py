@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones import BACKBONES
 from ..common.inputs import event_shape
+from ..common.names import choose
+from ..common.registry import Registry
+from ..model.trainable import KINDS, Trainable
 
 Expected = tuple[tuple[int, ...], str]
 """Shape and number type of a weight."""
@@ -24,6 +26,9 @@ FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 MOST_UNSAVED_NUMBERS = 2**26
 """Numbers in buffers that a network may keep out of its state: no weight of a file bounds them."""
 
+OLDEST = "score_sde"
+"""The kind of model that files name by naming none."""
+
 MOST_STRETCH = 1e20
 """Roots of correlations that `fit` measures have eigenvalues far inside (1e-20, 1e20)."""
 
@@ -31,7 +36,8 @@ MOST_STRETCH = 1e20
 def expected_weights(about: dict[str, Any], count: int) -> dict[str, Expected]:
     """Shape and number type of every weight, by name, for a file that holds `count` weights."""
     shape = event_shape(about["shape"])
-    net = _meta_network(about["net"]["name"], shape, about["net"]["options"], count)
+    known = kind_of(about).networks_by_name
+    net = _meta_network(known, about["net"]["name"], shape, about["net"]["options"], count)
     state = net.state_dict()
     unsaved = sum(value.numel() for name, value in net.named_buffers() if name not in state)
     if unsaved > MOST_UNSAVED_NUMBERS:
@@ -62,8 +68,17 @@ def expected_weights(about: dict[str, Any], count: int) -> dict[str, Expected]:
     return wanted
 
 
+def kind_of(about: Mapping[str, Any]) -> type[Trainable]:
+    """The class that a description names; older files, and all of score models, name none."""
+    return KINDS[choose("class", about.get("class", OLDEST), KINDS)]
+
+
 def _meta_network(
-    name: str, shape: tuple[int, ...], options: Mapping[str, Any], count: int
+    known: Registry[nn.Module],
+    name: str,
+    shape: tuple[int, ...],
+    options: Mapping[str, Any],
+    count: int,
 ) -> nn.Module:
     """Build a network without memory; raise once it has many more weights than `count`."""
     left = 4.0 * count + 100  # constructors may assign a parameter more than once
@@ -78,12 +93,12 @@ def _meta_network(
     try:
         handle = nn.modules.module.register_module_parameter_registration_hook(stop)
         with torch.device("meta"):
-            return BACKBONES.build(name, shape, **options)
+            return known.build(name, shape, **options)
     except RuntimeError as error:
         if not (isinstance(error, NotImplementedError) or re.search(r"\bmeta\b", str(error))):
             raise
         # A constructor that reads its numbers can't be built on the meta device.
-        return BACKBONES.build(name, shape, **options)
+        return known.build(name, shape, **options)
     finally:
         # The hook is global: should an interrupt keep it from being removed, it does no harm.
         left = math.inf

@@ -18,8 +18,8 @@ from torch import Tensor
 from ..common.checks import as_path, brief_repr
 from ..common.errors import CheckpointError
 from ..common.user_warnings import warn
-from ..model.require import require_sde
-from ..model.score_sde import ScoreSDE
+from ..model.require import require_trainable
+from ..model.trainable import Trainable
 from . import records as storage
 from .description import describe, weights
 from .lock import LOCK, Lock
@@ -35,12 +35,12 @@ PREFIX = "model."
 """Prefix of a model's weights in a checkpoint."""
 
 
-def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
+def save(sde: Trainable, folder: str | os.PathLike[str]) -> Path:
     """Save a model as a folder.
 
     Parameters
     ----------
-    sde : ScoreSDE
+    sde : ScoreSDE, or another Trainable
         Its process and network must be of registered classes, so that `load` can name them. Of a
         network wrapped for distributed training or by `torch.compile`, the inner one is saved.
     folder : path
@@ -67,7 +67,7 @@ def save(sde: ScoreSDE, folder: str | os.PathLike[str]) -> Path:
     ...     scoresde.load(scoresde.save(sde, folder + "/model")).process
     VPSDE(beta_min=0.1, beta_max=20.0)
     """
-    sde = require_sde(sde, "save")
+    sde = require_trainable(sde, "save")
     folder = as_path(folder, "folder")
     about = describe(sde)
     folder = prepare_folder(folder)
@@ -99,7 +99,7 @@ def prepare_folder(folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> ScoreSDE:
+def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> Any:
     """Load a model, in eval mode, from what `save` wrote or the newest checkpoint of a run.
 
     Parameters
@@ -111,7 +111,7 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
 
     Returns
     -------
-    ScoreSDE
+    ScoreSDE, or a model of the kind that was saved
 
     Raises
     ------

@@ -13,21 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones import BACKBONES
 from ..common.errors import CheckpointError, one_line
 from ..common.inputs import event_shape
 from ..common.modules import duplicate
 from ..common.plugins import loaded_only
 from ..common.user_warnings import warn
-from ..model.outcomes import from_kind
 from ..model.schema import Schema
-from ..model.score_sde import ScoreSDE
-from ..model.source import Missing
 from ..model.tables.schema import TableSchema, check_network
-from ..processes.base import PROCESSES
-from ..toy import DENSITIES
+from ..model.trainable import Trainable
 from .description import COMPILED
-from .expected import Expected, check_weights, expected_weights
+from .expected import Expected, check_weights, expected_weights, kind_of
 
 _NETS = ("net.", "ema.")
 _NULL_CONDITION = re.compile(r"(^|\.)null_(vector|image)$")
@@ -50,7 +45,9 @@ _UNBUILDABLE = (
 
 
 @loaded_only()  # a file must not choose what is imported
-def rebuild(about: Any, tensors: Mapping[str, Tensor], where: str = "the description") -> ScoreSDE:
+def rebuild(
+    about: Any, tensors: Mapping[str, Tensor], where: str = "the description"
+) -> Trainable:
     """Build a model from a description and weights, neither of them trusted; in eval mode."""
     try:
         about = _with_axes(about, tensors)
@@ -75,24 +72,12 @@ def rebuild(about: Any, tensors: Mapping[str, Tensor], where: str = "the descrip
     return sde.eval()
 
 
-def _build(about: dict[str, Any]) -> ScoreSDE:
+def _build(about: dict[str, Any]) -> Trainable:
     """Build what the JSON describes, with weights yet to come."""
     shape = event_shape(about["shape"])
-    process = PROCESSES.build(about["process"]["name"], **about["process"]["options"])
-    net = BACKBONES.build(about["net"]["name"], shape, **about["net"]["options"])
-    kind = about.get("kind")
-    if not kind:  # files of the first version
-        kind = "velocity" if about["coupled"] else "score"
-    sde = ScoreSDE(
-        process,
-        net,
-        shape=shape,
-        predict=about["predict"],
-        input_convention=about["sees"],
-        outcome=from_kind(kind),
-        standardize=about.get("standardize", "scale"),
-    )
-    sde.source = _build_source(about.get("source"))
+    kind = kind_of(about)
+    net = kind.networks_by_name.build(about["net"]["name"], shape, **about["net"]["options"])
+    sde = kind.rebuilt(net, shape, about)
     sde.schema = Schema.rebuild(about.get("schema"), shape)
     sde.table = TableSchema.rebuild(about.get("table"), shape)
     if sde.table is not None:
@@ -105,15 +90,6 @@ def _build(about: dict[str, Any]) -> ScoreSDE:
     return sde
 
 
-def _build_source(about: dict[str, Any] | None) -> Any:
-    """The source by name; `Missing` if the source can't be stored in a file."""
-    if about is None:
-        return None
-    if about["name"] is None:
-        return Missing()
-    return DENSITIES.build(about["name"], **about["options"])
-
-
 def _checked_learnt(about: Any) -> dict[str, Any] | None:
     """What `fit` recorded of conditions, in plain types."""
     if about is None:
@@ -124,7 +100,7 @@ def _checked_learnt(about: Any) -> dict[str, Any] | None:
     return {"conditions": conditions, "unconditional": bool(about["unconditional"])}
 
 
-def _convert_networks(sde: ScoreSDE, tensors: Mapping[str, Tensor]) -> None:
+def _convert_networks(sde: Trainable, tensors: Mapping[str, Tensor]) -> None:
     """Convert the networks to the dtypes of a file; unsaved buffers follow the first weight."""
     parts = [*sde.named_parameters(), *sde.named_buffers()]
     parts = [(name, value) for name, value in parts if name.startswith(_NETS)]

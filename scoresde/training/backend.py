@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..common import errors
 from ..common.errors import TrainingError
 from ..common.modules import duplicate
-from ..model.score_sde import ScoreSDE
+from ..model.trainable import Trainable
 from .averaging import Weights, whole_tensor
 
 SHOWN_CHARACTERS = 200
@@ -38,7 +38,7 @@ class SingleProcess:
     pieces = 1
     """Of a batch, whose gradients are accumulated."""
 
-    def prepare(self, sde: ScoreSDE, lr: float) -> Prepared:
+    def prepare(self, sde: Trainable, lr: float) -> Prepared:
         """Return what to call in place of the network, its weights, and their optimizer."""
         weights = Weights(sde.net)
         return sde.net, weights, _adam(list(weights.parts), lr)
@@ -66,7 +66,7 @@ class SingleProcess:
         """Return the loss scaler of half-precision training, or None."""
         return None
 
-    def release(self, sde: ScoreSDE) -> None:
+    def release(self, sde: Trainable) -> None:
         """Leave the user's own network, whole and with its own forward method, after training."""
 
     # ------------------------------------------------------------------ between ranks
@@ -114,7 +114,7 @@ class SingleProcess:
 class AccelerateBackend(SingleProcess):
     """Runs the steps through an accelerate.Accelerator, in one process or several."""
 
-    def __init__(self, accelerator: Any, sde: ScoreSDE) -> None:
+    def __init__(self, accelerator: Any, sde: Trainable) -> None:
         kind = accelerator.distributed_type
         name = str(getattr(kind, "value", kind))
         if name not in ("NO", "FSDP") and not name.startswith("MULTI_"):
@@ -140,7 +140,7 @@ class AccelerateBackend(SingleProcess):
             device = torch.device("cpu")
         sde.to(device)
 
-    def prepare(self, sde: ScoreSDE, lr: float) -> Prepared:
+    def prepare(self, sde: Trainable, lr: float) -> Prepared:
         """Return what to call in place of the network, its weights, and their optimizer."""
         self._net = sde.net
         self._own_forward = "forward" in vars(sde.net)
@@ -186,7 +186,7 @@ class AccelerateBackend(SingleProcess):
         return self.accelerator.scaler
 
     @torch.no_grad()
-    def release(self, sde: ScoreSDE) -> None:
+    def release(self, sde: Trainable) -> None:
         """Leave the user's own network, whole and with its own forward method, after training."""
         if not self._prepared:
             return
@@ -297,7 +297,7 @@ class AccelerateBackend(SingleProcess):
         return result
 
 
-def start_backend(accelerator: Any, sde: ScoreSDE) -> SingleProcess:
+def start_backend(accelerator: Any, sde: Trainable) -> SingleProcess:
     """Return the backend of an accelerator, or of none; move the model to its device."""
     if isinstance(sde.net, nn.parallel.DistributedDataParallel):
         raise ValueError(

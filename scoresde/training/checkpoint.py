@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ..common.errors import CheckpointError, one_line
 from ..common.user_warnings import warn
-from ..model.score_sde import ScoreSDE
+from ..model.trainable import Trainable
 from ..storage import records as storage
 from ..storage.description import CONDITION_FACTS, condition_facts, describe, weights
 from ..storage.lock import Lock
@@ -118,7 +118,7 @@ class CheckpointFolder:
             return stem
         raise problems[0]
 
-    def check(self, sde: ScoreSDE, settings: Mapping[str, Any]) -> None:
+    def check(self, sde: Trainable, settings: Mapping[str, Any]) -> None:
         """Keep the run's settings; raise unless they are those of the run to go on with."""
         try:
             self._model = describe(sde) | {"averaged": True}
@@ -150,7 +150,7 @@ class CheckpointFolder:
             ) from error
         self.newest = None  # free its memory
 
-    def save(self, sde: ScoreSDE, state: Mapping[str, Any]) -> None:
+    def save(self, sde: Trainable, state: Mapping[str, Any]) -> None:
         """Write a checkpoint and remove all but the last two; replace a damaged one."""
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         about = {name: value for name, value in state.items() if name not in tensors}
@@ -176,17 +176,17 @@ class CheckpointFolder:
         for stem in stems[: stems.index(newest) + 1][:-KEPT_CHECKPOINTS]:
             storage.remove(self.path, stem)
 
-    def _described(self, sde: ScoreSDE) -> dict[str, Any] | None:
+    def _described(self, sde: Trainable) -> dict[str, Any] | None:
         """Return the model in plain JSON, with what the data have decided."""
         return self._model and self._model | condition_facts(sde)
 
-    def snapshot(self, sde: ScoreSDE, step: int, tensors: dict[str, Tensor]) -> None:
+    def snapshot(self, sde: Trainable, step: int, tensors: dict[str, Tensor]) -> None:
         """Write the two averages that others are composed of."""
         about = {"step": step, "model": self._described(sde)}
         stem = f"{AVERAGE}{step:08d}"
         self._backend.together(lambda: storage.write(self.path, stem, tensors, about))
 
-    def finish(self, sde: ScoreSDE) -> None:
+    def finish(self, sde: Trainable) -> None:
         """Write the model."""
         if self._model is None:
             return

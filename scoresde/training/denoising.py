@@ -73,12 +73,13 @@ class Regression(Objective):
         out : Tensor, shape (B, n)
             The network's output, flattened.
         examples : Examples
-            With `target` (B, n), and `weight` (B, 1) or None.
+            With `target` (B, n), and `weight`: (B, 1), (B, n) where rows have gaps, or None.
 
         Returns
         -------
         Tensor, shape (B,)
-            By default the squared error of the arc velocity, times the weight: w(φ)·e².
+            By default the squared error of the arc velocity, a mean over the n entries, times the
+            weight: w(φ)·e².
 
         Examples
         --------

@@ -15,11 +15,11 @@ from ..common.checks import check_generator
 from ..common.names import suggest_arguments
 from ..common.random import FIXED, draw_seed, isolated
 from ..data.stream import TrainingStream
-from ..model.outcomes import as_outcome
-from ..model.require import require_sde
+from ..model.require import require_trainable
 from ..model.schema import Schema
 from ..model.score_sde import ScoreSDE
 from ..model.source import starts
+from ..model.trainable import Trainable
 from .backend import SingleProcess, start_backend
 from .checkpoint import Checkpoint, CheckpointFolder
 from .compiled import Compiled
@@ -44,7 +44,7 @@ HASHED_STARTS = 64
 @torch.inference_mode(False)
 @suggest_arguments
 def fit(
-    sde: ScoreSDE,
+    sde: Trainable,
     data: Any,
     *,
     given: Mapping[str, Any] | None = None,
@@ -71,7 +71,7 @@ def fit(
 
     Parameters
     ----------
-    sde : ScoreSDE
+    sde : ScoreSDE, or another Trainable
         Trained in place, and left in eval mode.
     data : Tensor, array, data frame, Table, list, Samples of a file, Dataset, DataLoader, Pairs, or
     an object with .sample(n)
@@ -100,8 +100,8 @@ def fit(
         that has no score, nor in a second `fit`. None for no validation.
     objective : str or Objective, optional
         What is learnt: a name of `scoresde.OBJECTIVES`, or an object, such as
-        `Denoising(weight="min_snr")` or `Distilled(2)`. By default "denoising", and "bridge" for
-        `SchrodingerBridge`.
+        `Denoising(weight="min_snr")` or `Distilled(2)`. By default "denoising", "bridge" for
+        `SchrodingerBridge`, and its own for a model that is no ScoreSDE.
     coupling : str or Coupling, optional
         Which noise, or which sample of the model's `source`, is joined with which x0: a name of
         `scoresde.COUPLINGS`. With any but "independent" the model has no score.
@@ -154,7 +154,7 @@ def fit(
     >>> scoresde.fit(sde, torch.randn(1000, 2), steps=20, progress=False)
     History(steps=20, loss=..., seconds=...)
     """
-    sde = require_sde(sde, "fit")
+    sde = require_trainable(sde, "fit")
     check_generator(generator)
     plan = planned(
         sde,
@@ -189,7 +189,7 @@ def fit(
 
 def _trainer(
     stack: contextlib.ExitStack,
-    sde: ScoreSDE,
+    sde: Trainable,
     data: Any,
     given: Mapping[str, Any] | None,
     plan: Plan,
@@ -251,7 +251,7 @@ def _trainer(
 
 
 def _completed(
-    sde: ScoreSDE, plan: Plan, source: TrainingStream, newest: Checkpoint | None
+    sde: Trainable, plan: Plan, source: TrainingStream, newest: Checkpoint | None
 ) -> Plan:
     """Return a plan whose steps are known; a run that held nothing out goes on so."""
     steps = plan.steps
@@ -266,12 +266,16 @@ def _completed(
 
 
 def _objective_for(
-    sde: ScoreSDE, plan: Plan, source: TrainingStream, seed: int
+    sde: Trainable, plan: Plan, source: TrainingStream, seed: int
 ) -> tuple[Objective, Validator | None]:
     """Return the objective of these data, and what validates it; raise if there is none."""
     paired = source.paired
     joined = plan.coupling.joins
-    if paired and not sde.process.ends_in_noise:
+    if paired and not isinstance(sde, ScoreSDE):
+        raise TypeError(
+            f"Pairs are the ends of a ScoreSDE's paths, and this is a {type(sde).__name__}"
+        )
+    if isinstance(sde, ScoreSDE) and paired and not sde.process.ends_in_noise:
         raise ValueError(
             f"pairs are the two ends of paths, and at t = 1 {sde.process} is not at one; try "
             "RectifiedFlow()"
@@ -282,7 +286,7 @@ def _objective_for(
             "does not learn"
         )
     objective = plan.objective.prepared(sde, paired=paired, joined=joined)
-    set_outcome(sde, objective)
+    sde.has_learnt(objective)
     if plan.holds_out:
         return objective, hold_out(sde, plan, objective, source, seed)
     if plan.validation is None:
@@ -292,13 +296,8 @@ def _objective_for(
     return objective, validator
 
 
-def set_outcome(sde: ScoreSDE, objective: Objective) -> None:
-    """Record in a model what it learns; the only place that does."""
-    sde.outcome = as_outcome(objective.kind)
-
-
 def _data_settings(
-    sde: ScoreSDE, source: TrainingStream, validator: Validator | None
+    sde: Trainable, source: TrainingStream, validator: Validator | None
 ) -> dict[str, Any]:
     """Return what the data of a run are recognized by, in plain JSON."""
     found: dict[str, Any] = {
@@ -311,7 +310,7 @@ def _data_settings(
     return found
 
 
-def _learnt_conditions(sde: ScoreSDE, source: TrainingStream) -> dict[str, Any]:
+def _learnt_conditions(sde: Trainable, source: TrainingStream) -> dict[str, Any]:
     """Return the conditions of this run and those before, and whether "none" is learnt too."""
     before = {} if sde.learnt is None else sde.learnt["conditions"]
     shapes = {name: list(shape) for name, shape in source.conditions.items()}

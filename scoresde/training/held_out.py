@@ -25,6 +25,7 @@ from ..model.condition_scales import standardized
 from ..model.gaps import with_gaps
 from ..model.score_sde import ScoreSDE
 from ..model.standardization import wide
+from ..model.trainable import Trainable
 from .averaging import Weights
 from .denoising import Denoising
 from .history import History
@@ -83,7 +84,7 @@ ROWS_A_STEP = 512
 FEWEST_STEPS = 500
 
 
-def readable_table(sde: ScoreSDE, source: TrainingStream) -> TableReader | None:
+def readable_table(sde: Trainable, source: TrainingStream) -> TableReader | None:
     """Return the reader of an array of vectors in memory; None for other data."""
     reader = source.reader
     if type(reader) is not TableReader or not isinstance(reader.rows, Tensor):
@@ -91,7 +92,7 @@ def readable_table(sde: ScoreSDE, source: TrainingStream) -> TableReader | None:
     return reader if len(sde.shape) == 1 else None
 
 
-def usual_steps(sde: ScoreSDE, source: TrainingStream, batch_size: int) -> int:
+def usual_steps(sde: Trainable, source: TrainingStream, batch_size: int) -> int:
     """Return the steps of `steps="auto"`: as many passes over a table as a batch has rows."""
     reader = readable_table(sde, source)
     if reader is None:
@@ -107,10 +108,12 @@ def held_out_rows(n: int, seed: int) -> Tensor:
 
 
 def hold_out(
-    sde: ScoreSDE, plan: Plan, objective: Objective, source: TrainingStream, seed: int
+    sde: Trainable, plan: Plan, objective: Objective, source: TrainingStream, seed: int
 ) -> HeldOut | None:
     """Hold out rows of a table for a model that learns a score; None for other data and models."""
     reader = readable_table(sde, source)
+    if not isinstance(sde, ScoreSDE):
+        return None
     if reader is None or plan.coupling.joins or sde.source is not None:
         return None
     judge = objective.validated_by()
@@ -129,7 +132,7 @@ class HeldOut(Validator):
     ) -> None:
         self.objective: Denoising = objective.prepared(sde, paired=False, joined=False)
         self.rows = rows
-        self._sde = sde
+        self._sde: ScoreSDE = sde
         self._reader = reader
         reader.hold_out(rows)
         self._fixed: dict[bool, Any] = {}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from ..model.score_sde import ScoreSDE
+from ..model.trainable import Trainable
 
 
 class ModelBefore:
     """What `fit` changes in a model before its first step; restored if no step is made."""
 
-    def __init__(self, sde: ScoreSDE) -> None:
+    def __init__(self, sde: Trainable) -> None:
         self._sde = sde
         self.replaced = False
         """Whether a step was made: then nothing is put back."""

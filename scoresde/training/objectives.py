@@ -13,6 +13,7 @@ from torch import Tensor
 from ..common.registry import Registry
 from ..model.outcomes import as_outcome
 from ..model.score_sde import ScoreSDE
+from ..model.trainable import Trainable
 
 Condition = dict[str, Tensor]
 
@@ -28,6 +29,9 @@ class Objective(abc.ABC):
     ----------
     kind : str
         What the trained model has learnt: see `ScoreSDE`.
+    trains : type
+        The kind of model that learns this: `ScoreSDE`, or another `Trainable`, which needs no
+        `kind`, is given standardized samples as z0, and may leave eps and q unused.
     per_rank : frozenset of str
         The entries of `state_dict` that differ between ranks. A checkpoint has them of all ranks.
     takes_gaps : bool
@@ -52,10 +56,11 @@ class Objective(abc.ABC):
     """
 
     kind: str
+    trains: ClassVar[type[Trainable]] = ScoreSDE
     per_rank: ClassVar[frozenset[str]] = frozenset()
     takes_gaps: ClassVar[bool] = False
 
-    def check(self, sde: ScoreSDE) -> None:
+    def check(self, sde: Any) -> None:
         """Raise ValueError for a model that can't learn this.
 
         Parameters
@@ -70,7 +75,7 @@ class Objective(abc.ABC):
         """
         return
 
-    def coupling(self, sde: ScoreSDE) -> Any:
+    def coupling(self, sde: Any) -> Any:
         """Return the coupling of `fit` when the user names none.
 
         Parameters
@@ -88,7 +93,7 @@ class Objective(abc.ABC):
         """
         return "independent"
 
-    def prepared(self, sde: ScoreSDE, *, paired: bool, joined: bool) -> Objective:
+    def prepared(self, sde: Any, *, paired: bool, joined: bool) -> Objective:
         """Return the objective for one run, with fresh state if it has any.
 
         Parameters
@@ -123,8 +128,9 @@ class Objective(abc.ABC):
         Returns
         -------
         Objective or None
-            By default `Denoising` for a model with a velocity. None where there is no such loss:
-            `fit` then refuses `validation=`.
+            By default `Denoising` for a model with a velocity, and the objective itself for a
+            model that is no ScoreSDE. None where there is no such loss: `fit` then refuses
+            `validation=`.
 
         Examples
         --------
@@ -133,6 +139,8 @@ class Objective(abc.ABC):
         >>> scoresde.BridgeMatching().validated_by() is None
         True
         """
+        if not issubclass(self.trains, ScoreSDE):
+            return self
         offered = as_outcome(self.kind).capabilities
         if "velocity" not in offered or "bridge" in offered:
             return None
@@ -157,7 +165,7 @@ class Objective(abc.ABC):
     def __call__(
         self,
         net: Callable[..., Any],
-        sde: ScoreSDE,
+        sde: Any,
         z0: Tensor,
         eps: Tensor,
         q: Tensor,
@@ -189,9 +197,7 @@ class Objective(abc.ABC):
             A mean over the rows: gradients of the pieces of a batch are averaged.
         """
 
-    def examples(
-        self, sde: ScoreSDE, z0: Tensor, eps: Tensor, q: Tensor, condition: Condition
-    ) -> Any:
+    def examples(self, sde: Any, z0: Tensor, eps: Tensor, q: Tensor, condition: Condition) -> Any:
         """State the batches of several steps at once, for an objective that saves time so.
 
         Parameters
@@ -218,7 +224,7 @@ class Objective(abc.ABC):
     def loss(
         self,
         net: Callable[..., Any],
-        sde: ScoreSDE,
+        sde: Any,
         examples: Any,
         progress: float,
         generator: Callable[[], torch.Generator],

@@ -19,7 +19,6 @@ from ..common.random import PAIRS, STARTS, seeded
 from ..common.user_warnings import warn
 from ..data.readers import Batch
 from ..data.stream import TrainingStream
-from ..model.score_sde import ScoreSDE
 from ..model.source import draw
 from .couplings import Array, Coupling
 
@@ -60,7 +59,7 @@ class Pairing:
     """An endless stream of training batches with what their paths begin in."""
 
     def __init__(
-        self, source: TrainingStream, sde: ScoreSDE, coupling: Coupling, seed: int, rank: int
+        self, source: TrainingStream, sde: Any, coupling: Coupling, seed: int, rank: int
     ) -> None:
         self.seed = seed
         self._source = source
@@ -193,11 +192,13 @@ class Pairing:
         """Return the states at t = 1 that samples are joined with; None for independent noise."""
         sde = self._sde
         if start is not None:
-            return sde.from_start(start).to(sde.state_dtype)
+            states: Tensor = sde.from_start(start)
+            return states.to(sde.state_dtype)
         if sde.source is not None:
             drawn = as_tensor(draw(sde.source, len(x0), *words), "source.sample(n)")
             drawn = as_floats(drawn, sde.shape, "source.sample(n)").to(x0.device)
-            return sde.from_start(drawn).to(sde.state_dtype)
+            states = sde.from_start(drawn)
+            return states.to(sde.state_dtype)
         if self._pool is None:
             return None
         g = seeded(x0.device, *words)

@@ -15,6 +15,7 @@ from ..common.sharding import shared
 from ..common.user_warnings import warn
 from ..data.transforms import Transform, resolve
 from ..model.score_sde import ScoreSDE
+from ..model.trainable import Trainable
 from .couplings import COUPLINGS, Coupling
 from .objectives import OBJECTIVES, Objective
 from .options import (
@@ -92,7 +93,7 @@ class Plan:
 
 
 def planned(
-    sde: ScoreSDE,
+    sde: Trainable,
     *,
     transforms: Any,
     validation: Any,
@@ -107,8 +108,9 @@ def planned(
     progress: bool,
 ) -> Plan:
     """Return the plan of a run, or raise for arguments that make none."""
-    named = sde.process.objective if objective is None else objective
+    named = sde.objective if objective is None else objective
     learnt = _objective(named)
+    _check_kind(sde, learnt, named, coupling)
     folder = as_checkpoints(checkpoints)
     every = EVERY_STEPS if folder is None else folder.every
     held_out = as_validation(validation, every)
@@ -145,6 +147,19 @@ def planned(
     return plan
 
 
+def _check_kind(sde: Trainable, learnt: Objective, named: object, coupling: object) -> None:
+    """Raise TypeError for an objective or a coupling that is for models of another kind."""
+    if not isinstance(sde, learnt.trains):
+        raise TypeError(
+            f"objective={named!r} trains a {learnt.trains.__name__}, and this is a "
+            f"{type(sde).__name__}"
+        )
+    if coupling is not None and not isinstance(sde, ScoreSDE):
+        raise TypeError(
+            f"coupling= joins data with the noise of a ScoreSDE, and this is a {type(sde).__name__}"
+        )
+
+
 def _steps(steps: int | str) -> int:
     """Return the steps of a run; if the data say them, the most."""
     if isinstance(steps, str):
@@ -177,7 +192,7 @@ def _coupling(named: object) -> Coupling:
     return named
 
 
-def _check_gaps(sde: ScoreSDE, plan: Plan) -> None:
+def _check_gaps(sde: Trainable, plan: Plan) -> None:
     """Raise ValueError for a run that can't leave out the gaps that its network is for."""
     if not sde.interface.takes_gaps:
         return
@@ -193,7 +208,7 @@ def _check_gaps(sde: ScoreSDE, plan: Plan) -> None:
         )
 
 
-def _check_sizes(sde: ScoreSDE, plan: Plan) -> None:
+def _check_sizes(sde: Trainable, plan: Plan) -> None:
     """Raise ValueError for a run that no machine could hold or end, or that has no folder."""
     check_budget(f"steps={plan.steps}", calls=plan.steps)
     nbytes = 4.0 * sde.dim * plan.batch_size
@@ -207,7 +222,7 @@ def _check_sizes(sde: ScoreSDE, plan: Plan) -> None:
         raise ValueError("snapshots= needs a folder; give it as checkpoints=")
 
 
-def _check_model(sde: ScoreSDE) -> None:
+def _check_model(sde: Trainable) -> None:
     """Raise ValueError for a model that can't be trained here; warn about half precision."""
     if shared():
         raise ValueError(
@@ -225,7 +240,7 @@ def _check_model(sde: ScoreSDE) -> None:
         raise ValueError("this model's network has no parameters to train (an oracle?)")
 
 
-def _dtype(sde: ScoreSDE) -> torch.dtype | None:
+def _dtype(sde: Trainable) -> torch.dtype | None:
     """Return the dtype of the network's first parameter."""
     parameter = next(sde.net.parameters(), None)
     return None if parameter is None else parameter.dtype

@@ -92,7 +92,7 @@ def posthoc_ema(
             f"{folder} has no {which}; try fit(..., checkpoints=folder, "
             "ema=Averaging(snapshots=16))"
         )
-    sde = load(folder)
+    sde: ScoreSDE = load(folder)
     model = describe(sde) | {"averaged": True}
     gammas = [exponent(width) for width in PROFILE_WIDTHS]
     profiles = [(gamma, int(stem[len(AVERAGE) :])) for stem in stems for gamma in gammas]

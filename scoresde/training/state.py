@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..model.score_sde import ScoreSDE
+from ..model.trainable import Trainable
 from ..storage.models import PREFIX
 from .averaging import Weights, whole_tensor
 
@@ -25,7 +25,7 @@ def named(weights: Weights, parts: list[Tensor], prefix: str) -> dict[str, Tenso
     return {prefix + name: whole_tensor(value) for name, value in views.items()}
 
 
-def model_tensors(sde: ScoreSDE, averaged_net: nn.Module) -> dict[str, Tensor]:
+def model_tensors(sde: Trainable, averaged_net: nn.Module) -> dict[str, Tensor]:
     """Return a model's tensors as `load` reads them, and buffers that its networks do not save."""
     found = {PREFIX + name: value for name, value in sde.statistics().items()}
     found |= {CONDITIONS + name: value for name, value in sde.conditions.named_buffers()}
@@ -54,7 +54,7 @@ def optimizer_tensors(optimizer: Any, weights: Weights) -> dict[str, Tensor]:
     return found
 
 
-def check(found: Mapping[str, Any], sde: ScoreSDE, weights: Weights) -> None:
+def check(found: Mapping[str, Any], sde: Trainable, weights: Weights) -> None:
     """Raise ValueError unless a state is of this network, with the same weights trained."""
     trained = weights.named([p.detach() for p in weights.parts])
     _check_shapes(found, NET, sde.net.state_dict())
@@ -78,7 +78,7 @@ def _check_shapes(found: Mapping[str, Any], prefix: str, wanted: Mapping[str, Te
 
 
 @torch.no_grad()
-def load_model(found: Mapping[str, Any], sde: ScoreSDE, averaged_net: nn.Module) -> None:
+def load_model(found: Mapping[str, Any], sde: Trainable, averaged_net: nn.Module) -> None:
     """Give a model its statistics, conditions, and the weights and buffers that do not train."""
     device = sde.scale.device
     for name, value in sde.statistics().items():

@@ -11,12 +11,12 @@ from ..data.typed_table import (
     keep_schema,
     training_rows,
 )
-from ..model.score_sde import ScoreSDE
+from ..model.trainable import Trainable
 from .plan import Plan
 
 
 def with_table(
-    sde: ScoreSDE,
+    sde: Trainable,
     data: Any,
     given: Any,
     plan: Plan,

@@ -22,7 +22,7 @@ from ..common.modules import duplicate
 from ..common.random import LEVELS, NETWORK, seeded
 from ..model.condition_scales import standardized
 from ..model.gaps import with_gaps
-from ..model.score_sde import ScoreSDE
+from ..model.trainable import Trainable
 from . import state
 from .averaging import Averages, copy_all
 from .backend import SingleProcess
@@ -51,7 +51,7 @@ class Trainer:
 
     def __init__(
         self,
-        sde: ScoreSDE,
+        sde: Trainable,
         objective: Objective,
         pairing: Pairing,
         backend: SingleProcess,

@@ -16,7 +16,7 @@ from ..data.stream import TrainingStream
 from ..data.typed_table import is_rows, training_rows
 from ..model.condition_scales import standardized
 from ..model.gaps import with_gaps
-from ..model.score_sde import ScoreSDE
+from ..model.trainable import Trainable
 from ..sampling.problem import starting_points
 from .averaging import Weights
 from .backend import SingleProcess
@@ -38,13 +38,13 @@ ROWS_AT_ONCE = 1024
 class Validator:
     """The same noise for the same held-out samples, whatever the run's seed."""
 
-    def __init__(self, sde: ScoreSDE, plan: Plan, validation: Validation) -> None:
+    def __init__(self, sde: Trainable, plan: Plan, validation: Validation) -> None:
         objective = plan.objective.validated_by()
         assert objective is not None
         self.objective = objective.prepared(sde, paired=False, joined=False)
         self.every = validation.every
         self.source = _source(sde, plan, validation)
-        self._sde = sde
+        self._sde: Any = sde
         self._examples: list[Any] = []
         self._rows: list[int] = []
 
@@ -148,7 +148,7 @@ class EarlyStopping:
             self._lowest = history.validation[history.checked.index(history.best)]
 
 
-def _source(sde: ScoreSDE, plan: Plan, validation: Validation) -> TrainingStream:
+def _source(sde: Trainable, plan: Plan, validation: Validation) -> TrainingStream:
     """Return held-out samples as a table."""
     x, given = validation.x, validation.given
     if is_rows(sde, x):

@@ -16,7 +16,7 @@ from ...common.inputs import as_floats, as_tensor
 from ...common.random import CHANGES, seeded
 from ...model.class_words import wordy
 from ...model.condition_scales import checked
-from ...model.score_sde import ScoreSDE
+from ...model.trainable import Trainable
 from ..transforms import Transform, apply, check_condition
 
 MEASURED_SAMPLES = 50_000
@@ -60,7 +60,7 @@ class Share:
 class Entrance:
     """Checks samples and conditions, transforms them, and moves them to the model's device."""
 
-    def __init__(self, sde: ScoreSDE, transforms: tuple[Transform, ...], seed: int) -> None:
+    def __init__(self, sde: Trainable, transforms: tuple[Transform, ...], seed: int) -> None:
         self.device = sde.scale.device
         self.shape = sde.shape
         self.dim = sde.dim

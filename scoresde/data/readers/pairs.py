@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ...common.user_warnings import warn
 from ...model.module import STATISTICS
-from ...model.score_sde import ScoreSDE
 from ..pairs import Pairs
 from .base import MEASURED_SAMPLES, Entrance, Share
 from .table import TableReader
@@ -38,7 +37,7 @@ class PairsReader(TableReader):
         """Samples and starts, row by row."""
         return [self.rows, self.starts]
 
-    def standardize(self, sde: ScoreSDE) -> None:
+    def standardize(self, sde: Any) -> None:
         """Standardize a model without source so that x_1/r(1) ~ N(0, 1); raise if it can't fit."""
         known = bool(sde.measured)
         if self._unit is not None and not known:  # `reflow` drew them, and says from where
