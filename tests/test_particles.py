@@ -93,6 +93,10 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float(scoresde.sliced_wasserstein(a, b, projections=64, generator=generator()))
 
 
+def variation(truth: Posterior, x: Tensor) -> float:
+    return 0.5 * float((truth.modes(x) - truth.weights).abs().sum())
+
+
 class Twisted(Tilted):
     """p·g for g = N(y; x, noise²) of a standard normal p, with the exact twist times a factor."""
 
@@ -217,13 +221,12 @@ def test_standard_errors_cover_the_evidence() -> None:
 
 
 def test_particles_have_the_weights_of_modes_that_guidance_alone_misses() -> None:
+    """The total variation of the weights; of exact samples it is 0.04 ± 0.015."""
     truth = Posterior(2, "project", 0)
-    found = scoresde.particles(truth.model(), 150, 8, 40, generator=generator())
-    alone = scoresde.sample(truth.model(), 150, solver="dpmpp_2m", steps=50, generator=generator())
-    exact = [truth.sample(150, seed) for seed in range(6)]
-    floor = sum(apart(exact[i], exact[i + 3]) for i in range(3)) / 3
-    assert sum(apart(found.x, x) for x in exact) / 6 < 1.7 * floor
-    assert sum(apart(alone, x) for x in exact) / 6 > 2 * floor
+    found = scoresde.particles(truth.model(), 300, 8, 40, generator=generator())
+    alone = scoresde.sample(truth.model(), 300, solver="dpmpp_2m", steps=40, generator=generator())
+    assert variation(truth, found.x) < 0.1
+    assert variation(truth, alone) > 0.15
 
 
 @pytest.mark.parametrize("process", [scoresde.VESDE(), scoresde.RectifiedFlow()])
@@ -232,6 +235,22 @@ def test_every_process_has_the_same_evidence(process: Any) -> None:
     found = scoresde.particles(truth.model(process), 30, 16, 40, generator=generator())
     joint = float(found.log_evidence.logsumexp(0)) - math.log(30)
     assert joint == pytest.approx(truth.log_evidence, abs=0.1)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.003])
+def test_what_is_observed_almost_exactly(noise: float) -> None:
+    """The evidence is the density of what is observed; the grid ends a tenth below the noise."""
+    prior = Posterior(4, "inpaint", 0).prior
+    mask = torch.tensor([True, False, True, False])
+    x = prior.sample(1, generator=generator(1), dtype=F64)
+    model = scoresde.observe(oracle(prior), measurements.Inpaint(mask, noise), x)
+    found = scoresde.particles(model, 40, 16, 60, generator=generator())
+    stds = (prior._s.expand(16, 4)[:, mask].square() + noise**2).sqrt()
+    exact = float(GaussianMixture(prior._m[:, mask], stds).log_prob(x[:, mask]))
+    joint = float(found.log_evidence.logsumexp(0)) - math.log(40)
+    assert joint == pytest.approx(exact, abs=0.25)
+    if not noise:
+        assert torch.equal(found.x[:, mask], x[:, mask].expand(40, 2))
 
 
 def test_a_nonlinear_measurement() -> None:
@@ -450,8 +469,6 @@ def test_posteriors_of_mixtures(dim: int, kind: str) -> None:
     exact = [truth.sample(n, seed) for seed in range(8)]
     floor = sum(apart(exact[i], exact[i + 4]) for i in range(4))
     assert sum(apart(found.x, exact[i]) for i in range(4)) < 2 * floor
-    variation = [0.5 * float((truth.modes(x) - truth.weights).abs().sum()) for x in exact]
-    mine = 0.5 * float((truth.modes(found.x) - truth.weights).abs().sum())
-    assert mine < sum(variation) / 8 + 0.06
+    assert variation(truth, found.x) < sum(variation(truth, x) for x in exact) / 8 + 0.06
     limit = {2: 0.1, 16: 0.3, 64: 0.7}[dim]
     assert abs(float((found.log_evidence - truth.log_evidence).mean())) < limit

@@ -11,8 +11,8 @@ towards the data have density π_w if they are weighted by
 
 For s = 1 this is the formula of Skreta et al. (2025); the term in c makes the weight the same for
 all particles where the parts are N(0, I), as in pure noise. The state takes a step of an
-exponential integrator, exact in the linear part and with X = Σ aᵢ·x̂0ᵢ extrapolated from two states;
-the weight takes the trapezoid rule in log(1 + w).
+exponential integrator, exact in the linear part and with X = Σ aᵢ·x̂0ᵢ extrapolated from two
+states; the weight takes the trapezoid rule in log(1 + w).
 """
 
 from __future__ import annotations

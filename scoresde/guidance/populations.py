@@ -22,10 +22,16 @@ from ..processes.spacings import SPACINGS, grid
 from ..sampling.batches import batch_ranges, map_batches
 from .feynman_kac import run_corrected
 from .guided import LARGEST_ANGLE, Guided
+from .linearized import Linearized
+from .observed import Observed
 from .resampling import Population, effective_size
 from .tilted import Tilted
 from .twisted import run_twisted
 
+LAST_LEVEL = 0.01
+"""The last noise level σ/α that is evaluated, at most."""
+PROBES = 8
+"""Points and directions at which a measurement is differentiated to see its scale."""
 LEAST_SIZE = 0.05
 """The effective share of a population below which `particles` warns …"""
 LEAST_PARTICLES = 1.1
@@ -61,6 +67,10 @@ class Particles(NamedTuple):
     nfe : Tensor of int, shape (n,)
         Network evaluations of a sample, backward passes among them, over all its particles:
         particles · steps · `model.cost`.
+
+    Examples
+    --------
+    See `particles`.
     """
 
     x: Tensor
@@ -82,7 +92,7 @@ def particles(
     steps: int = 100,
     *,
     resample_below: float = 0.5,
-    spacing: str = "graded",
+    spacing: str | None = None,
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
 ) -> Particles:
@@ -106,8 +116,10 @@ def particles(
         Each evaluates the guided model once a particle.
     resample_below : float
         From 0 to 1: resample where the effective size falls below this share of the particles.
-    spacing : str
-        Where the steps lie: a key of `scoresde.SPACINGS`.
+    spacing : str, optional
+        Where the steps lie: a key of `scoresde.SPACINGS`. By default they are uniform in
+        arsinh(α/σ), so in log(σ/α) near the data, down to a tenth of the noise of a measurement
+        or to σ/α = 0.01.
     generator : torch.Generator, optional
         The randomness: sample i depends on it and on i alone, not on n or `batch_size`.
     batch_size : int, optional
@@ -152,7 +164,8 @@ def particles(
     size = whole_number("particles", particles)
     steps = whole_number("steps", steps)
     resample_below = real_number("resample_below", resample_below, 0, 1, closed=True)
-    choose("spacing", spacing, SPACINGS)
+    if spacing is not None:
+        choose("spacing", spacing, SPACINGS)
     n = model.condition_rows if n is None else whole_number("n", n)
     angles = _angles(model, steps, spacing)
     cost = size * max(1, model.cost)
@@ -217,19 +230,42 @@ def _populations(
     ]
 
 
-def _angles(model: Model, steps: int, spacing: str) -> list[float]:
+def _angles(model: Model, steps: int, spacing: str | None) -> list[float]:
     """Angles in radians from noise to data, at which the model is evaluated."""
-    nodes = model.process.phi(grid(model.process, steps, spacing))[:-1]
-    if isinstance(model, Tilted):
-        above = nodes > model.phi_min
+    process = model.process
+    most = process.phi_max
+    least = max(model.phi_min, process.phi_floor)
+    if not isinstance(model, Tilted):
+        most = min(most, LARGEST_ANGLE)
+    if spacing is None:
+        end = max(math.atan(min(LAST_LEVEL, 0.1 * _finest(model))), least)
+        places = torch.linspace(
+            math.asinh(math.cos(most) / math.sin(most)),
+            math.asinh(1 / math.tan(end)),
+            steps,
+            dtype=torch.float64,
+            device="cpu",
+        )
+        nodes = torch.atan2(torch.ones_like(places), places.sinh())
     else:
-        nodes = nodes.clamp_max(LARGEST_ANGLE)
-        above = nodes > max(model.phi_min, model.process.phi_floor)
+        nodes = process.phi(grid(process, steps, spacing))[:-1].clamp_max(most)
+    above = nodes >= least * (1 - 1e-9)
     above[1:] &= nodes[1:] < nodes[:-1]
     found: list[float] = nodes[above].tolist()
     if not found:
         raise ValueError(f"steps={steps} leaves no noise level: take more steps=")
     return found
+
+
+def _finest(model: Model) -> float:
+    """The noise of a measurement in standard deviations of what it sees of standardized data."""
+    if not isinstance(model, Observed):
+        return math.inf
+    g = torch.Generator().manual_seed(0)
+    z, change = torch.randn(2, PROBES, model.dim, generator=g, device="cpu").to(model.scale)
+    z = z.to(model.state_dtype)
+    spread = Linearized(model.map, z, False).product(change.to(z)).square().mean(0).sqrt()
+    return model.measurement.noise / max(float(spread.max()), 1e-12)
 
 
 def _require_correctable(model: Model) -> None:
