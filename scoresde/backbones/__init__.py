@@ -3,6 +3,7 @@
 from .base import BACKBONES
 from .dit import DiT
 from .embedded import Embedded
+from .encoded import EncodedResMLP
 from .external import Diffusers
 from .masked import Masked
 from .mlp import MLP
@@ -20,6 +21,7 @@ __all__ = [
     "DiT",
     "Diffusers",
     "Embedded",
+    "EncodedResMLP",
     "Masked",
     "Preset",
     "ResMLP",

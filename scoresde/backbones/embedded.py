@@ -64,7 +64,7 @@ class Embedded(nn.Module):
     torch.Size([4, 2])
     """
 
-    condition_shapes = None  # of any shape
+    condition_shapes: dict[str, tuple[int, ...]] | None = None  # of any shape
 
     def __init__(
         self,
