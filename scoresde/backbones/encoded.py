@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from ..common.checks import real_number, whole_number
 from .base import BACKBONES
+from .conditions import check_numbers
 from .embedded import Embedded
-from .labels import check_numbers
 from .resmlp import ResMLP
 
 
