@@ -174,6 +174,11 @@ class Observed(Tilted):
         return calls * self.model.cost
 
     @property
+    def plugs_in(self) -> bool:
+        """Whether the method is "likelihood", p(y | x̂0)."""
+        return METHODS[self.method].covariance == "none"
+
+    @property
     def phi_min(self) -> float:
         """Where solves end: without noise, at `Process.phi_floor` at the least."""
         least = super().phi_min

@@ -22,11 +22,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from .guided import below_noise
 from .resampling import Population
-from .tilted import Tilted
+from .tilted import Tilted, differentiated
+
+TINY = 1e-9
+"""Where slope and curvature are both 0, the gradient is taken as it is."""
 
 
 def run_twisted(
@@ -45,11 +49,13 @@ def run_twisted(
     for i, phi in enumerate(angles):
         v, found, gradient = twist(z, below_noise(phi), rows)
         x0 = math.cos(phi) * z - math.sin(phi) * v
+        pull = math.tan(below_noise(phi)) * math.sin(phi) * gradient
+        if model.plugs_in:
+            found, pull = _damped(model, x0, found, pull, rows)
         population.add(found - log_psi)
         log_psi = found
         if i + 1 == len(angles):
             break
-        pull = math.tan(below_noise(phi)) * math.sin(phi) * gradient
         states = [z, log_psi, x0, v, pull] + ([] if last is None else [last])
         z, log_psi, x0, v, pull, *rest = population.resample(math.cos(phi) ** 4, *states)
         u = math.tan(phi)
@@ -70,3 +76,19 @@ def run_twisted(
         last_step = step
     population.add(model.log_g(x0, rows) - log_psi)
     return x0
+
+
+def _damped(
+    model: Tilted, x0: Tensor, log_g: Tensor, pull: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log E[g(x0) | z] and the shift of E[x0 | z], from log g and its gradient at x̂0.
+
+    Along the pull Δ = C·∇log g let log g be quadratic, of slope s = ∇log g·Δ and of the curvature κ
+    that log g(x̂0 + Δ) shows. For x0 | z ~ N(x̂0, C) the shift is t·Δ, t = s/(s + κ), and log E[g] =
+    log g(x̂0) + ½·s·t + ½·log t.
+    """
+    slope, _ = differentiated(lambda x: (model.log_g(x, rows),), x0)
+    s = (slope * pull).sum(1).clamp_min(0)
+    bend = 2 * (log_g + s - model.log_g(x0 + pull, rows)).clamp_min(0)
+    t = ((s + TINY) / (s + bend + TINY)).clamp_min(TINY)
+    return log_g + 0.5 * s * t + 0.5 * torch.log(t), t.unsqueeze(1) * pull
