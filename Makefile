@@ -19,6 +19,8 @@ demo: $(VENV)/.plot
 digits: $(VENV)/.test
 	$(BIN)/python examples/digits.py
 
+# Bytecode is kept, whatever the environment says: or each process of the tests compiles all there is.
+test: export PYTHONDONTWRITEBYTECODE =
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 

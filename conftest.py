@@ -15,15 +15,27 @@ import torch
 import scoresde
 
 LONGEST = (
-    "test_docs.py",
     "test_likelihood.py",
+    "test_docs.py",
+    "test_solvers.py",
+    "test_multistep.py",
+    "test_external.py",
     "test_accelerate.py",
-    "test_unet.py",
-    "test_evaluate.py",
-    "test_ranks.py",
-    "test_examples.py",
-    "test_runge_kutta.py",
     "test_checkpoint.py",
+    "test_estimators.py",
+    "test_backbones.py",
+    "test_samples.py",
+    "test_examples.py",
+    "test_flow_sde.py",
+    "test_flow_maps.py",
+    "test_sampling.py",
+    "test_exponential.py",
+    "test_ranks.py",
+    "test_stochastic.py",
+    "test_runge_kutta.py",
+    "test_bounds.py",
+    "test_evaluate.py",
+    "test_unet.py",
 )
 
 

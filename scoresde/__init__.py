@@ -24,15 +24,22 @@ from .density.bits import bits_per_dim
 from .density.bounds import Bound, elbo, vlb
 from .density.distribution import Distribution
 from .density.error_bars import Likelihood
-from .density.estimators import TRACES, Hutchinson, TraceEstimator
 from .density.exact import likelihood, log_prob, sample_and_log_prob
 from .density.latent import LatentBound, latent_bound
+from .density.trace_estimators import TRACES, Hutchinson, TraceEstimator
 from .density.weighted_bits import Bits
 from .evaluation.report import evaluate
 from .evaluation.results import Evaluation
-from .guidance import measurements
+from .guidance import energies, measurements
+from .guidance.classified import classifier
+from .guidance.editing import edit, interpolate
 from .guidance.free import classifier_free
+from .guidance.imputation import impute
+from .guidance.noisy_classifier import NoisyClassifier
+from .guidance.observed import observe
+from .guidance.populations import Particles, particles
 from .guidance.powers import compose, temper
+from .guidance.rewards import toward
 from .inference.amortized import Posterior
 from .inference.loading import load_posterior
 from .inference.recipe import posterior
@@ -52,6 +59,7 @@ from .metrics import (
 from .model.autoencoder import FirstStage, first_stage
 from .model.builder import build
 from .model.derived import Derived
+from .model.invertible import CouplingFlow, coupling_flow
 from .model.latent import Latent
 from .model.oracles import oracle
 from .model.protocol import Model
@@ -61,13 +69,13 @@ from .processes.base import PROCESSES, Process
 from .processes.paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .processes.prediction import PREDICTIONS
 from .processes.spacings import SPACINGS
-from .sampling.imputation import impute
 from .sampling.summaries import Summary, summary
 from .sampling.trajectory import Solution, decode, encode, sample, solve
 from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
 from .storage.models import load, save
 from .training import recipes
 from .training.bridge import BridgeMatching, SchrodingerBridge
+from .training.classifier_fitting import fit_classifier
 from .training.couplings import (
     COUPLINGS,
     ConditionAwareOT,
@@ -80,6 +88,7 @@ from .training.denoising import Denoising, Distilled, loss
 from .training.fitting import fit
 from .training.flow_maps import ConsistencyTraining, MeanFlow
 from .training.history import History
+from .training.maximum_likelihood import MaximumLikelihood
 from .training.noise_levels import NOISES
 from .training.objectives import OBJECTIVES, Objective
 from .training.options import Averaging, Backend, Checkpoints, Validation
@@ -122,6 +131,7 @@ __all__ = [
     "ConsistencyTraining",
     "Cosine",
     "Coupling",
+    "CouplingFlow",
     "Denoising",
     "Derived",
     "Distilled",
@@ -135,11 +145,14 @@ __all__ = [
     "Latent",
     "LatentBound",
     "Likelihood",
+    "MaximumLikelihood",
     "MeanFlow",
     "MinibatchOT",
     "Model",
+    "NoisyClassifier",
     "Objective",
     "Pairs",
+    "Particles",
     "Posterior",
     "Process",
     "RectifiedFlow",
@@ -162,13 +175,17 @@ __all__ = [
     "Validation",
     "bits_per_dim",
     "build",
+    "classifier",
     "classifier_free",
     "classifier_test",
     "compose",
+    "coupling_flow",
     "decode",
     "dequantize",
+    "edit",
     "elbo",
     "encode",
+    "energies",
     "energy_distance",
     "energy_test",
     "estimators",
@@ -177,9 +194,11 @@ __all__ = [
     "files",
     "first_stage",
     "fit",
+    "fit_classifier",
     "fit_stage",
     "frechet_distance",
     "impute",
+    "interpolate",
     "latent_bound",
     "likelihood",
     "load",
@@ -191,7 +210,9 @@ __all__ = [
     "mmd",
     "nfe_for_error",
     "noise_floor",
+    "observe",
     "oracle",
+    "particles",
     "plotting",
     "posterior",
     "posthoc_ema",
@@ -206,6 +227,7 @@ __all__ = [
     "straightness",
     "summary",
     "temper",
+    "toward",
     "toy",
     "transforms",
     "vlb",

@@ -14,6 +14,7 @@ from typing import Any
 
 PUBLIC = {
     "dequantize": "density.dequantize",
+    "energies": "guidance.energies",
     "files": "data.files",
     "plotting": "common.plotting",
     "recipes": "training.recipes",
@@ -29,7 +30,7 @@ MOVED = {
     "checkpoint": "training.checkpoint",
     "checks": "common.checks",
     "cnf": "density.density_ode",
-    "conditions": "model.conditions",
+    "conditions": "model.condition_scales",
     "coupling": "training.couplings",
     "demo": "cli.demo",
     "distribution": "density.distribution",
@@ -42,6 +43,7 @@ MOVED = {
     "io": "storage.models",
     "items": "data.items",
     "jumps": "training.flow_maps",
+    "metrics.classifier": "metrics.two_samples",
     "modules": "common.modules",
     "objective": "training.objectives",
     "oracles": "model.oracles",

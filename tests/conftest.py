@@ -83,7 +83,7 @@ class Renoise(scoresde.Stepper):
 ORDINARY = [
     name
     for name in scoresde.SOLVERS
-    if scoresde.SOLVERS.build(name).all_needs <= {"score", "velocity"}
+    if scoresde.SOLVERS.build(name).all_needs <= {"score", "velocity", *scoresde.FIELDS}
 ]
 """Solvers for models that have a score: all but those for models that have learnt to jump."""
 

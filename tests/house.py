@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import sys
 import tokenize
@@ -25,20 +26,25 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
+@functools.cache
+def relative_imports(path: Path) -> list[ast.ImportFrom]:
+    """The statements `from … import …` of a file."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+
+
 def imports(name: str, paths: dict[str, Path]) -> set[str]:
     """The modules that a module imports, inside functions and for type checking too."""
     path = paths[name]
     here = name.split(".") if name else []
     package = here if path.name == "__init__.py" else here[:-1]
-    tree = ast.parse(path.read_text())
     found = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            base = package[: len(package) + 1 - node.level]
-            target = ".".join([*base, *([node.module] if node.module else [])])
-            for alias in node.names:
-                inside = f"{target}.{alias.name}".lstrip(".")
-                found.add(inside if inside in paths else target)
+    for node in relative_imports(path):
+        base = package[: len(package) + 1 - node.level]
+        target = ".".join([*base, *([node.module] if node.module else [])])
+        for alias in node.names:
+            inside = f"{target}.{alias.name}".lstrip(".")
+            found.add(inside if inside in paths else target)
     return found - {name, ""}
 
 
@@ -148,6 +154,7 @@ class Figures:
     longest_module: tuple[int, str]
 
 
+@functools.cache
 def figures(root: Path) -> Figures:
     """Count."""
     paths = modules(root)

@@ -168,6 +168,8 @@ def test_gradients_reach_all_parameters(name: str) -> None:
     if name == "masked":  # a whole row, and rows of which something is seen
         given["seen"] = torch.stack([x, torch.zeros_like(x)], 1)
         given["seen"][1:, 1, 1:3] = torch.tensor([1.0, -1.0])
+    if name == "encoded_resmlp":  # numbers, and a row without, for the null
+        given["vector"] = torch.tensor([[1.0], [2.0], [-1.0], [math.nan]], dtype=x.dtype)
     (
         net(x, t, **given) * torch.randn(x.shape, generator=generator(1), dtype=x.dtype)
     ).sum().backward()

@@ -240,9 +240,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "data that is a folder": (["fit", "{files}", "--out", "{out}"], "files"),
     "data of another kind": (
         ["fit", "{files}/table.txt", "--out", "{out}"],
-        r"read from \.npy, \.npz, \.csv",
+        r"read from \*\.npy, \*\.npz, \*\.csv",
     ),
-    "a pickle": (["fit", "{files}/torch.pt", "--out", "{out}"], r"read from \.npy, \.npz, \.csv"),
+    "a pickle": (["fit", "{files}/torch.pt", "--out", "{out}"], r"read from \*\.npy, \*\.npz"),
     "integer data": (["fit", "{files}/integers.npy", "--out", "{out}"], "int64.*float"),
     "NaN data": (["fit", "{files}/nan.npy", "--out", "{out}"], "NaN.*rows: 3"),
     "one column of numbers": (

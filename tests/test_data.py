@@ -377,7 +377,7 @@ def test_data_on_the_device_are_not_copied() -> None:
     not Path("/proc/self/status").exists(), reason="reads Linux's account of memory"
 )
 def test_a_memory_mapped_file_stays_on_the_disk(tmp_path: Path) -> None:
-    """200 MB; what the process owns grows by less than 40 MB, and no part that is looked at is
+    """100 MB; what the process owns grows by less than 40 MB, and no part that is looked at is
     over 16 MiB.
     """
 
@@ -388,7 +388,7 @@ def test_a_memory_mapped_file_stays_on_the_disk(tmp_path: Path) -> None:
         assert found is not None
         return int(found[1]) // 1024
 
-    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(1_600_000, 32))
+    x = np.memmap(tmp_path / "x", np.float32, "w+", shape=(800_000, 32))
     x[::1000] = 1
     sde = small(shape=(32,))
     source = TrainingStream(x, sde, 512, seed=0)

@@ -68,10 +68,10 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Perceptrons of 32 units, unless the page says how many, and 50 training steps at most, unless
+    """Perceptrons of 32 units, unless the page says how many, and 25 training steps at most, unless
     the page asserts what is learnt: the blocks are on trial.
     """
-    most = None if request.getfixturevalue("page") in ASSERTED else 50
+    most = None if request.getfixturevalue("page") in ASSERTED else 25
     build, fit, posterior = scoresde.build, scoresde.fit, scoresde.posterior
 
     def narrower(process: Any = "vp", net: Any = "mlp", **options: Any) -> scoresde.ScoreSDE:
@@ -89,7 +89,9 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
         return run
 
     monkeypatch.setattr(scoresde, "build", narrower)
+    monkeypatch.setattr("scoresde.inference.recipe.build", narrower)
     monkeypatch.setattr(scoresde, "fit", shorter(fit))
+    monkeypatch.setattr("scoresde.estimators.base.fit", shorter(fit))
     monkeypatch.setattr(scoresde, "posterior", shorter(posterior))
 
 

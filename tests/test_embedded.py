@@ -133,6 +133,27 @@ def test_a_registered_class_of_both_is_saved_and_the_two_alone_are_not(tmp_path:
         scoresde.save(sde, tmp_path / "other")
 
 
+def test_the_encoded_backbone_is_resmlp_given_the_numbers_and_hidden_units() -> None:
+    """And in train mode dropout takes the units, here all of them, and never the numbers."""
+    sizes: dict[str, Any] = {"vector": 3, "units": 4, "layers": 2, "width": 8}
+    net = scoresde.BACKBONES.build("encoded_resmlp", (2,), encoder_dropout=1.0, **sizes).eval()
+    drawn(net)
+    x, t, v = normal(5, 2), normal(5, seed=1), normal(5, 3, seed=2)
+    first, second = net.embed["vector"].layers
+    h = nn.functional.silu(v @ first.weight.T + first.bias)
+    h = nn.functional.silu(h @ second.weight.T + second.bias)
+    wanted = net.net(x, t, vector=torch.cat([v, h], 1))
+    torch.testing.assert_close(net(x, t, vector=v), wanted)
+    assert not torch.allclose(wanted, net.net(x, t, vector=torch.cat([v, 0 * h], 1)))
+    net.train()
+    wanted = net.net(x, t, vector=torch.cat([v, 0 * h], 1))
+    torch.testing.assert_close(net(x, t, vector=v), wanted)
+    with pytest.raises(ValueError, match=r"got \(5, 2\)"):
+        net.check_condition(vector=v[:, :2])
+    with pytest.raises(ValueError, match="units"):
+        scoresde.BACKBONES.build("encoded_resmlp", (2,), units=0)
+
+
 def test_a_condition_of_another_width_than_was_learnt_is_refused() -> None:
     net = scoresde.BACKBONES.build("resmlp", (2,), width=8, vector=4)
     sde = scoresde.build("vp", scoresde.Embedded(net, Series()), shape=(2,))

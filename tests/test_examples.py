@@ -6,6 +6,7 @@ import math
 import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_recipes import cifar, mnist
@@ -19,9 +20,12 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks of 64 units, whatever the example asks for."""
     build = scoresde.build
-    monkeypatch.setattr(
-        scoresde, "build", lambda *args, **options: build(*args, **options | {"width": 64})
-    )
+
+    def narrower(*args: Any, **options: Any) -> scoresde.ScoreSDE:
+        return build(*args, **options | {"width": 64})
+
+    monkeypatch.setattr(scoresde, "build", narrower)
+    monkeypatch.setattr("scoresde.inference.recipe.build", narrower)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -81,6 +85,7 @@ def test_rectified_flow_example_reflows_and_draws_paths(
     assert f"{after['curvature']:.4g}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("narrow")
 def test_posterior_example_tells_how_near_the_exact_one_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,7 +27,7 @@ import torch
 
 from scoresde.cli.inputs import held_out_split
 from scoresde.data import files
-from scoresde.data.files import columns, read, write
+from scoresde.data.files import columns, formats, read, write
 from scoresde.data.files.base import Request, from_columns
 from scoresde.data.files.tables import text_lines
 
@@ -811,7 +811,7 @@ def test_columns_of_a_table_are_chosen_by_name(tmp_path: Path) -> None:
     np.savez(tmp_path / "t.npz", x=TABLE, dose=TABLE[:, 0], age=LABELS)
     found = read(tmp_path / "t.npz", conditions={"vector": ["dose", "age"]})
     same(found.given["vector"], np.stack([TABLE[:, 0], LABELS.astype(np.float32)], 1))
-    with pytest.raises(ValueError, match=r"columns=\('x',\) is for tables"):
+    with pytest.raises(ValueError, match=r"columns=\('x',\) is for \*\.csv, .*\*\.parquet$"):
         read(tmp_path / "t.npz", columns=("x",))
 
 
@@ -1106,7 +1106,7 @@ WATCH = """
 import json, os, sys
 import numpy as np
 from scoresde.data.files import read
-good, folder = sys.argv[1:]
+good, folder = sys.argv[1:3]
 for name in sorted(os.listdir(good)):  # imports what is imported when first needed
     try: read(os.path.join(good, name))
     except ValueError: pass
@@ -1126,10 +1126,39 @@ print(json.dumps([refused, seen]))
 """
 
 
-def test_no_code_runs_on_hostile_files(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What one process says that maps 100 MB, if it can be measured, and then reads hostile files:
+    it imports scoresde once.
+    """
+    folder = tmp_path_factory.mktemp("watched")
+    good, bad = folder / "good", folder / "bad"
+    write_hostile(good, bad)
+    code = WATCH
+    if MEASURED:
+        code = RSS + WATCH
+    large = [str(path) for path in write_large(folder)]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(good), str(bad), *large],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        cwd=folder,
+    )
+    assert not list(folder.rglob("harm.txt"))
+    return done.stdout.splitlines()
+
+
+def test_no_code_runs_on_hostile_files(watched: list[str]) -> None:
+    refused, seen = json.loads(watched[-1])
+    assert (refused, seen) == (len(hostile()) + 2, [])
+
+
+def write_hostile(good: Path, bad: Path) -> None:
+    """Files that are sound, and files that are not."""
     pytest.importorskip("pyarrow")
     pillow = pytest.importorskip("PIL.Image")
-    good, bad = tmp_path / "good", tmp_path / "bad"
     files = hostile()
     for folder in (good, bad):
         (folder / "images").mkdir(parents=True)
@@ -1148,17 +1177,6 @@ def test_no_code_runs_on_hostile_files(tmp_path: Path) -> None:
     (bad / "images" / "a.eps").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 7\n(harm) run\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", WATCH, str(good), str(bad)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-        cwd=tmp_path,
-    )
-    refused, seen = json.loads(done.stdout.splitlines()[-1])
-    assert (refused, seen) == (len(files) + 2, [])
-    assert not list(tmp_path.rglob("harm.txt"))
 
 
 RSS = """
@@ -1166,27 +1184,26 @@ import sys
 from scoresde.data.files import read
 def status(key):
     return int(next(l for l in open("/proc/self/status") if l.startswith(key)).split()[1])
-read(sys.argv[-1])
+read(sys.argv[-1])  # imports what is imported when first needed
 open("/proc/self/clear_refs", "w").write("5")  # the high-water mark begins anew
 before = status("VmRSS")
-for name in sys.argv[1:-1]:
+for name in sys.argv[3:-1]:
     found = read(name)
     rows = found.values[::100_000].sum()
     print(len(found), found.values.nbytes, status("VmHWM") - before)
 """
 
 
-@pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="measured through Linux's /proc"
-)
-def test_100_megabytes_are_mapped(tmp_path: Path) -> None:
-    """Less than 20 MB of memory for a .npy, an IDX and an .npz file, one after another in one
-    process.
-    """
-    n, names = 130_000, ["a.npy", "a-idx3-ubyte", "a.npz"]
+MEASURED = Path("/proc/self/clear_refs").exists()
+LARGE, NAMES = 130_000, ["a.npy", "a-idx3-ubyte", "a.npz"]
+
+
+def write_large(folder: Path) -> list[Path]:
+    """Three files of 100 MB, and a small one that comes last."""
+    n, names = LARGE, NAMES
     header = {"descr": "|u1", "fortran_order": False, "shape": (n, 28, 28)}
     for name in names[:2]:  # sparse on the disk
-        with (tmp_path / name).open("wb") as file:
+        with (folder / name).open("wb") as file:
             file.write(
                 npy_bytes(header)
                 if name == "a.npy"
@@ -1194,23 +1211,24 @@ def test_100_megabytes_are_mapped(tmp_path: Path) -> None:
             )
             file.truncate(file.tell() + n * 28 * 28)
     with (
-        zipfile.ZipFile(tmp_path / "a.npz", "w") as archive,
+        zipfile.ZipFile(folder / "a.npz", "w") as archive,
         archive.open("x.npy", "w", force_zip64=True) as file,
     ):
         np.lib.format.write_array(file, np.zeros((n, 28, 28), np.uint8))
-    np.save(tmp_path / "small.npy", TABLE)
-    done = subprocess.run(
-        [sys.executable, "-c", RSS, *(str(tmp_path / name) for name in [*names, "small.npy"])],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    lines = done.stdout.splitlines()
-    assert len(lines) == len(names)
+    np.save(folder / "small.npy", TABLE)
+    return [folder / name for name in [*names, "small.npy"]]
+
+
+@pytest.mark.skipif(not MEASURED, reason="measured through Linux's /proc")
+def test_100_megabytes_are_mapped(watched: list[str]) -> None:
+    """Less than 20 MB of memory for a .npy, an IDX and an .npz file, one after another in one
+    process.
+    """
+    *lines, _ = watched
+    assert len(lines) == len(NAMES)
     for line in lines:
         samples, size, kilobytes = map(int, line.split())
-        assert (samples, size) == (n, n * 28 * 28)
+        assert (samples, size) == (LARGE, LARGE * 28 * 28)
         assert kilobytes < 20_000
 
 
@@ -1218,9 +1236,9 @@ def test_100_megabytes_are_mapped(tmp_path: Path) -> None:
     ("name", "options", "said"),
     [
         ("nowhere.npy", {}, r"no file or folder.*nowhere\.npy"),
-        ("model.pt", {}, r"read from \.npy, \.npz, \.csv"),
-        ("a.npy", {"samples": "x"}, r"samples='x' is for the arrays of an \.npz"),
-        ("a.npy", {"split": "test"}, r"split='test' is for folders"),
+        ("model.pt", {}, r"read from \*\.npy, \*\.npz, \*\.csv.*, folders of .*, images$"),
+        ("a.npy", {"samples": "x"}, r"samples='x' is for \*\.npz$"),
+        ("a.npy", {"split": "test"}, r"split='test' is for folders of \*idx"),
         ("a.npy", {"conditions": ("y",)}, r"no 'y'.*names no columns"),
         ("flat.npy", {}, r"\(50,\); wanted one sample per row"),
         ("none.npy", {}, r"no samples: shape \(0, 3\)"),
@@ -1277,5 +1295,48 @@ def test_a_row_of_the_tables_is_read_though_it_comes_last(
     assert held_out_split(str(tmp_path), None) == "test"
     found = files.read(tmp_path, split="test", **how)
     assert found.values.tolist() == [[1, 0], [2, -1], [3, -2], [4, -3]]
+    assert formats.readable("encoding").endswith(r"*.jsonl, folders of *.jsonl")
     with pytest.raises(ValueError, match=r"train\.jsonl: split='test' is for folders"):
         files.read(tmp_path / "train.jsonl", split="test", **how)
+
+
+@pytest.mark.parametrize("words", [["cat", "dog"], ["1", "2"]])
+def test_a_column_of_text_is_words_even_if_they_look_like_numbers(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of the built-in readers, whose words are objects."""
+
+    def reader(path: Path, request: Request) -> files.Samples:
+        return from_columns(["height", "kind"], lambda j: columns[j], 2, request)
+
+    monkeypatch.setitem(files.FILES, "*.two", (reader, "columns"))
+    columns = [np.array([1.5, 2.5]), np.array(words)]
+    path = tmp_path / "a.two"
+    path.touch()
+    with pytest.raises(ValueError, match=r"a\.two can't be read: column 'kind' holds words; ask"):
+        read(path)
+    found = read(path, conditions={"y": "kind"})
+    assert found.values.tolist() == [[1.5], [2.5]]
+    assert found.given["y"].tolist() == ([1, 2] if words[0] == "1" else [0, 1])
+    columns[1] = np.array(["2026-11-29", "2026-11-30"], "datetime64[D]")
+    with pytest.raises(ValueError, match=r"column 'kind' holds datetime64\[D\] values; ask"):
+        read(path)
+
+
+def test_a_file_nested_too_deep_is_a_value_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def reader(path: Path, request: Request) -> files.Samples:
+        return files.Samples(np.array(json.loads(path.read_text())))
+
+    monkeypatch.setitem(files.FILES, "*.json", (reader, ""))
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 200_000)
+    with pytest.raises(ValueError, match=r"deep\.json can't be read: maximum recursion depth"):
+        read(path)
+
+
+def test_the_docstring_of_read_has_every_format() -> None:
+    assert read.__doc__ is not None
+    for pattern in files.FILES:
+        assert f"`{pattern.removesuffix('.gz')}`" in read.__doc__

@@ -105,7 +105,7 @@ def test_a_distilled_model_jumps_and_has_nothing_else(flow: ScoreSDE, reflowed: 
 
 
 def mass_and_entropy(
-    sde: ScoreSDE, low: float = -8.0, high: float = 8.0, n: int = 81
+    sde: ScoreSDE, low: float = -8.0, high: float = 8.0, n: int = 61
 ) -> tuple[float, float]:
     """∫ p and −∫ p·log p by the trapezoidal rule, whose error for a smooth density that ends
     within the box is tiny.

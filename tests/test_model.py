@@ -665,6 +665,17 @@ def test_an_overridden_network_is_that_of_every_verb(moons: ScoreSDE) -> None:
     assert torch.isfinite(scoresde.log_prob(half, solved)).all()
 
 
+@pytest.mark.parametrize("name", ["scale", "mean", "shape", "source", "given"])
+def test_a_derived_model_says_which_names_are_taken(moons: ScoreSDE, name: str) -> None:
+    class Scaled(Derived):
+        def __init__(self, model: Model) -> None:
+            super().__init__(model)
+            setattr(self, name, 2.0)
+
+    with pytest.raises(AttributeError, match=f"Scaled can't set '{name}', which every model has"):
+        Scaled(moons)
+
+
 def test_a_network_that_asks_for_the_derived_one_ends(moons: ScoreSDE) -> None:
     class Same(Derived):
         def network_fn(self, *, raw: bool = False, traced: bool = False) -> Any:

@@ -81,7 +81,7 @@ def test_rectified_flow_is_flow_matching(shape: tuple[int, ...]) -> None:
 
 
 def denoised(process: Process, predict: str, x: Tensor, out: Tensor, t: Tensor) -> Tensor:
-    """x̂0 as the papers write it, from a network's output."""
+    """x̂0 as the papers write it, from a network's output; by its row (a, b) for any other one."""
     alpha, sigma, dalpha, dsigma = (
         process.alpha(t),
         process.sigma(t),
@@ -96,9 +96,29 @@ def denoised(process: Process, predict: str, x: Tensor, out: Tensor, t: Tensor) 
         return (x + sigma**2 * out) / alpha
     if predict == "v":  # out = α̇·x0 + σ̇·ε
         return (dsigma * x - sigma * out) / (alpha * dsigma - sigma * dalpha)
-    level = sigma / alpha  # Karras et al. 2022, eq. 7 and table 1 at σ_data = 1
-    c_skip, c_out = 1 / (level**2 + 1), level / torch.sqrt(1 + level**2)
-    return c_skip * x / alpha + c_out * out
+    if predict == "edm":  # Karras et al. 2022, eq. 7 and table 1 at σ_data = 1
+        level = sigma / alpha
+        c_skip, c_out = 1 / (level**2 + 1), level / torch.sqrt(1 + level**2)
+        return c_skip * x / alpha + c_out * out
+    return by_elimination(process, predict, x, out, t)
+
+
+def by_elimination(process: Process, predict: str, x: Tensor, out: Tensor, t: Tensor) -> Tensor:
+    """x̂0 of x = α·x0 + σ·ε and out = a·x0 + b·ε, by LAPACK."""
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    a, b = PREDICTIONS[predict](process, torch.atan2(sigma, alpha))
+    rows = torch.stack([torch.cat([alpha, sigma], 1), torch.cat([a, b], 1)], 1)
+    return torch.linalg.solve(rows, torch.stack([x, out], 1))[:, 0]
+
+
+@pytest.mark.parametrize(("name", "predict"), PAIRS)
+def test_a_prediction_is_what_its_row_says(name: str, predict: str) -> None:
+    """So a new prediction needs its row alone: the rows give x̂0 as the papers do."""
+    process = scoresde.PROCESSES.build(name)
+    t = torch.linspace(0.2, 0.8, 9, dtype=torch.float64)[:, None]
+    x, out = torch.randn(2, 9, 3, generator=generator(), dtype=torch.float64)
+    found = by_elimination(process, predict, x, out, t)
+    torch.testing.assert_close(found, denoised(process, predict, x, out, t))
 
 
 def objective(

@@ -11,6 +11,7 @@ import torch
 
 import scoresde
 from scoresde import EDM, VESDE, VPSDE, Cosine, Process, RectifiedFlow, SubVPSDE
+from scoresde.processes.functions import inverse
 from scoresde.processes.prediction import coefficients, singular
 
 T = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
@@ -25,12 +26,28 @@ def test_derivatives_equal_autodiff(process: Process) -> None:
     )
 
 
-def test_time_inverts_phi_in_closed_form_and_by_bisection(process: Process) -> None:
+def test_time_inverts_phi_in_closed_form_and_without(process: Process) -> None:
     t = torch.linspace(0, 1, 101, dtype=torch.float64)
     phi = process.phi(t)
     assert bool((phi[1:] > phi[:-1]).all())
     torch.testing.assert_close(process.time(phi), t, rtol=0, atol=1e-13)
     torch.testing.assert_close(Process.time(process, phi), t, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("count", [1, 20, 600, 3000])  # 10, 7, 2 bits a round, and 1
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_an_inverse_without_closed_form_is_right_to_the_last_bit(
+    dtype: torch.dtype, count: int
+) -> None:
+    """Also where the function is flat, steep, or jumps."""
+    values = torch.linspace(0, 1, count + 1, dtype=dtype)[1:]
+    ulp = torch.finfo(dtype).eps
+    functions = (torch.sqrt, lambda t: t**9, lambda t: t.ceil(), lambda t: (t > 0.3) * 1.0 + t)
+    for function in functions:
+        t = inverse(function, values)
+        assert t.dtype == dtype
+        assert bool((function((t - ulp).clamp_min(0)) <= values).all())
+        assert bool((function(t + ulp) >= values).all())
 
 
 def test_sde_has_the_marginals(process: Process) -> None:

@@ -26,7 +26,10 @@ TIGHT = {"rtol": 1e-9, "atol": 1e-9}
         pytest.param(
             name,
             target,
-            marks=() if target == "8 Gaussians" or name == "vp" else (pytest.mark.slow,),
+            marks=()
+            if (name, target) == ("vp", "16-D")
+            or (target == "8 Gaussians" and name in ("vp", "ve", "rectified", "test_polynomial"))
+            else (pytest.mark.slow,),
         )
         for name in PROCESSES
         for target in MIXTURES
@@ -216,9 +219,7 @@ FROM_DATA = ["adams", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc", "deis", "rk4"]
         pytest.param(
             name,
             solver,
-            marks=()
-            if name in ("vp", "rectified") or solver in ("adams", "unipc")
-            else (pytest.mark.slow,),
+            marks=() if name == "vp" or solver in ("adams", "unipc") else (pytest.mark.slow,),
         )
         for name in PROCESSES
         for solver in FROM_DATA

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -198,9 +199,16 @@ def test_a_write_that_fails_leaves_the_previous_model_and_no_litter(
 # ---------------------------------------------------------------------- damage
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sde = trained(build(scoresde.VPSDE(beta_max=10.0)))
+    return scoresde.save(sde, tmp_path_factory.mktemp("saved") / "model")
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return scoresde.save(trained(build(scoresde.VPSDE(beta_max=10.0))), tmp_path / "model")
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy of one saved model, to be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
 def weights_of(folder: Path) -> Path:

@@ -167,6 +167,7 @@ OTHER_ORACLES = {  # in a file of their own
     "annealed_langevin",
     "bridge",
     "consistency",
+    "daps",
     "deis",
     "dpm_2",
     "dpm_3",
@@ -181,9 +182,11 @@ OTHER_ORACLES = {  # in a file of their own
     "flow_map",
     "flow_sde",
     "ggf",
+    "repaint",
     "restart",
     "reverse_diffusion",
     "sa",
+    "split_gibbs",
     "unipc",
 }
 
@@ -395,6 +398,10 @@ def model_for(needs: Set[str]) -> ScoreSDE:
     torch.manual_seed(0)
     if set(needs) <= {"score", "velocity"}:
         return scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE())
+    if "measurement" in needs:
+        prior = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE())
+        mask = scoresde.measurements.Inpaint([True, False])
+        return scoresde.observe(prior, mask, [1.0, 0.0])
     if "bridge" in needs:
         net = scoresde.BACKBONES.build("two_drifts", (2,), width=16)
         sde = ScoreSDE(scoresde.PROCESSES.build("bridge"), net, shape=(2,), outcome="bridge")

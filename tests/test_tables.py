@@ -21,7 +21,7 @@ import scoresde
 from conftest import generator
 from scoresde.cli.commands import main
 from scoresde.data.files import Samples, read
-from scoresde.model.labels import Labels
+from scoresde.model.class_words import Labels
 from scoresde.model.schema import Schema
 from scoresde.storage import records as storage
 

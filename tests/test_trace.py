@@ -25,8 +25,8 @@ from conftest import fitting, generator
 from scoresde.backbones import BACKBONES, MLP
 from scoresde.backbones import mlp as mlp_module
 from scoresde.backbones.base import can_trace
-from scoresde.density.estimators import Exact, as_estimator
 from scoresde.density.trace import exact_trace, hutchinson_trace, jacobian_products
+from scoresde.density.trace_estimators import Exact, as_estimator
 
 F64 = torch.float64
 

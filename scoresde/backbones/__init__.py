@@ -4,6 +4,7 @@ from .base import BACKBONES
 from .codebook import VQ
 from .dit import DiT
 from .embedded import Embedded
+from .encoded import EncodedResMLP
 from .external import Diffusers
 from .masked import Masked
 from .mlp import MLP
@@ -25,6 +26,7 @@ __all__ = [
     "DiT",
     "Diffusers",
     "Embedded",
+    "EncodedResMLP",
     "Masked",
     "Preset",
     "ResMLP",

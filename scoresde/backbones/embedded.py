@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import can_trace, weights_dtype
-from .labels import absent, check_known
+from .conditions import absent, check_known
 
 Traced = Callable[..., tuple[Tensor, Tensor]]
 
@@ -64,7 +64,7 @@ class Embedded(nn.Module):
     torch.Size([4, 2])
     """
 
-    condition_shapes = None  # of any shape
+    condition_shapes: dict[str, tuple[int, ...]] | None = None  # of any shape
 
     def __init__(
         self,

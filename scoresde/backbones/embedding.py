@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from ..common.checks import real_number, whole_number
 from ..common.names import nearest
 from .base import ExactWaves, weights_dtype, wide
-from .labels import (
+from .conditions import (
     absent,
     check_known,
     check_labels,

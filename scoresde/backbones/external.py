@@ -34,7 +34,7 @@ from ..common.inputs import event_shape
 from ..common.names import nearest
 from ..common.plugins import may_import
 from .base import BACKBONES, weights_dtype, wide
-from .labels import (
+from .conditions import (
     absent,
     check_labels,
     check_numbers,

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ..common.checks import real_number
 from ..common.inputs import event_shape
 from .base import BACKBONES, can_trace
-from .labels import check_known
+from .conditions import check_known
 
 MODELLED = 0.0
 SEEN = 1.0

@@ -47,8 +47,7 @@ from ..common.checks import real_number, true_or_false, whole_number
 from ..common.inputs import event_shape
 from ..common.names import nearest
 from .base import BACKBONES, BUDGET, ExactWaves, column_features, weights_dtype, wide
-from .embedding import WAVES
-from .labels import (
+from .conditions import (
     check_labels,
     check_numbers,
     drop_conditions,
@@ -56,6 +55,7 @@ from .labels import (
     label_indices,
     require_conditions,
 )
+from .embedding import WAVES
 from .traces import meet_in_the_middle
 
 LABEL_WAVES = 16  # frequencies of the noise label

@@ -1,7 +1,8 @@
-"""The `scoresde` command: demo, fit, sample, log-prob, evaluate. Arrays are read from and written
-to files; models are folders.
+"""The `scoresde` command: the table `COMMANDS`. Arrays are read from and written to files; models
+are folders.
 
-`accelerate launch -m scoresde …` runs fit, sample, log-prob and evaluate on several processes.
+`accelerate launch -m scoresde …` runs a command on several processes, if it computes where
+`scoresde.cli.devices` says.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from collections.abc import Sequence
 
 from ..common.checks import check_seed
 from ..common.errors import SolverError, TrainingError
-from . import demo, sampling, scoring, training
+from . import demo, sampling, scoring, steering, training
 from .parser import Command, build_parser
 
 COMMANDS: dict[str, Command] = {
     **demo.COMMANDS,
     **training.COMMANDS,
     **sampling.COMMANDS,
+    **steering.COMMANDS,
     **scoring.COMMANDS,
 }
 """All commands by name; see `scoresde.cli.parser`."""

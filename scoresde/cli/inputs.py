@@ -16,7 +16,7 @@ import torch
 
 from ..data import files
 from ..data.files.formats import reader_of
-from ..model.labels import Labels
+from ..model.class_words import Labels
 from ..model.protocol import Model
 
 LEVELS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}  # of integers that are dequantized
@@ -141,8 +141,10 @@ def read_samples(
     split: str = "train",
     *,
     on_disk: bool = False,
-) -> tuple[files.Samples, int]:
-    """Return samples with the conditions of `columns` alone, and their levels; 0 for floats."""
+) -> tuple[Any, int]:
+    """Return `Samples` whose values are a tensor, with the conditions of `columns` alone, and their
+    levels; 0 for floats.
+    """
     chosen = None if args.columns is None else tuple(split_names(args.columns))
     found = files.read(
         path, conditions=columns, columns=chosen, split=split, encoding=args.encoding

@@ -227,13 +227,13 @@ COMMANDS = {
                 type=int,
                 default=0,
                 metavar="N",
-                help="N samples for the Fréchet distance to the data; published FIDs of CIFAR-10 "
-                "are to its training set: --split train",
+                help="N samples for the Fréchet distance to the data, and for metrics of modules "
+                "of --import; published FIDs of CIFAR-10 are to its training set: --split train",
             ),
             option(
                 "--features",
                 default="inception",
-                help="of the Fréchet distance: inception (FID), or pixels",
+                help="of the Fréchet distance and of metrics of --import: inception, or pixels",
             ),
             GIVEN,
             CONDITION,

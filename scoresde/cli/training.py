@@ -15,7 +15,7 @@ from ..backbones import BACKBONES
 from ..common.checks import whole_number
 from ..common.inputs import as_tensor
 from ..data import files
-from ..data.files.formats import READABLE
+from ..data.files.formats import readable
 from ..data.transforms import TRANSFORMS, Dequantize
 from ..processes.base import PROCESSES
 from ..training.couplings import COUPLINGS
@@ -120,7 +120,9 @@ def _validation(args: argparse.Namespace, columns: Columns) -> files.Samples | N
         return None
     same = args.validation == args.data and Path(args.data).is_dir()
     split = "test" if same else "train"
-    return read_samples(args, args.validation, columns, split)[0]
+    samples: files.Samples
+    samples, _ = read_samples(args, args.validation, columns, split)
+    return samples
 
 
 def _checkpoint(args: argparse.Namespace) -> str:
@@ -140,7 +142,7 @@ COMMANDS = {
         options=(
             option(
                 "data",
-                help=READABLE,
+                help=f"{readable()}; idx files are MNIST's, batch files CIFAR-10's",
             ),
             option("--out", required=True, help="folder for checkpoints and the model"),
             option(

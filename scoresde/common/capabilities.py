@@ -22,6 +22,8 @@ class Capability(enum.StrEnum):
     """Where the ODE from x_t is at any later time."""
     BRIDGE = "bridge"
     """The two drifts of an SDE between data and a source."""
+    MEASUREMENT = "measurement"
+    """A prior, and what was measured of a sample by a linear map."""
 
 
 CAPABILITIES: dict[str, str] = {
@@ -45,6 +47,11 @@ CAPABILITIES: dict[str, str] = {
         "this model is no Schrödinger bridge: that takes build('bridge', 'two_drifts', ...), "
         "a source, and fit(sde, data)"
     ),
+    "measurement": (
+        "this solver takes a model of which something was measured by a linear map: "
+        "scoresde.observe(sde, measurement, y) with measurements.Inpaint, Blur, Linear or another "
+        "linear one; scoresde.particles takes all measurements"
+    ),
 }
 """All capabilities by name, with the message on a model that lacks it. An entry adds one, which a
 solver may need and a model may serve: what it gives is the model's method `<name>_fn`.
@@ -53,7 +60,8 @@ solver may need and a model may serve: what it gives is the model's method `<nam
 
 FIELDS: dict[str, Callable[[Any], Callable[..., Any]]] = {}
 """Capabilities that every model with a velocity has, by name, as they follow from it. An entry
-`make` gets the model, and make(model) is a function of (z, φ, rows) like `velocity_fn()`.
+`make` gets the model, and make(model) is a function of (z, φ, rows) like `velocity_fn()`, whose
+result has one row a sample, of any width.
 """
 
 RENAMED = {"jump": "endpoint", "map": "flow_map"}

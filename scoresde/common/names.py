@@ -48,7 +48,7 @@ FOREIGN_ARGUMENTS: dict[str, str] = {
         ),
         (
             "guidance guidance_scale cfg cfg_scale",
-            "this version has no guidance; sde.given(y=...) conditions",
+            "write scoresde.classifier_free(sde.given(y=...), scale)",
         ),
         ("x_T xT latent latents init_noise", "write scoresde.decode(sde, latent)"),
         (

@@ -39,6 +39,7 @@ FIXED = 8  # noise of validation
 STARTS = 9  # where training paths begin
 PAIRS = 10  # couplings
 HELD_OUT = 11  # rows that are not trained on
+RESAMPLING = 12  # which particles of a population go on
 
 
 def draw_seed(generator: torch.Generator | None) -> int:

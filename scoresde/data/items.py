@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from ..model.conditions import checked
+from ..model.condition_scales import checked
 from ..model.trainable import Trainable
 from .failures import error_text
 

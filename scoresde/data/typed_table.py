@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..common.names import choose
 from ..common.user_warnings import warn
-from ..model.labels import Labels
+from ..model.class_words import Labels
 from ..model.tables.cells import category_numbers, missing_text
 from ..model.tables.columns import Bounds, Categorical
 from ..model.tables.combinations import Combinations

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -25,8 +25,8 @@ from ..sampling.plan import Plan, network_dtypes, plan
 from ..sampling.problem import levels
 from ..solvers import Counts, Problem, Solver
 from ..solvers.problem import Velocity, split
-from .estimators import Exact, TraceEstimator, check_memory
 from .prior import Traced
+from .trace_estimators import Exact, TraceEstimator, check_memory
 
 SCORE_SIN = 0.02
 """sin φ below which ε̂ is not divided by it for a score: that would be the network's error."""
@@ -207,7 +207,7 @@ def _standard_error(gains: Tensor, random: bool) -> Tensor:
         return gains.new_full((len(gains),), math.nan)
     # ±2 of it hold 95.4% of normal errors, however few estimates there are.
     quantile = 0.5 * (1 + math.erf(math.sqrt(2)))
-    widened = 0.5 * float(student.ppf(quantile, draws - 1))
+    widened = 0.5 * float(stdtrit(draws - 1, quantile))
     return gains.std(1) * (widened / math.sqrt(draws))
 
 

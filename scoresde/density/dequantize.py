@@ -37,8 +37,9 @@ FLOAT32_LEVELS = 4096
 class Dequantization(abc.ABC):
     """How integers become points of the unit scale, and back.
 
-    Use one object for training data, bits per dimension and samples. Subclasses give `_noise`, the
-    distribution of u in its bin.
+    Use one object for training data, bits per dimension and samples. To train with uniform noise,
+    `fit(sde, v, transforms="dequantize")` is the same. Subclasses give `_noise`, the distribution
+    of u in its bin.
 
     Parameters
     ----------

@@ -16,8 +16,8 @@ from ..model.protocol import Model
 from ..model.require import require_tensors
 from ..sampling.batches import batch_ranges
 from ..sampling.trajectory import sample
-from .estimators import TraceEstimator
 from .exact import check_how, log_prob
+from .trace_estimators import TraceEstimator
 
 DRAW = "law.sample((10_000,))"
 INSTEAD = {

@@ -33,9 +33,9 @@ from ..sampling.tables import with_categories
 from ..solvers import Solver
 from .density_ode import DensityODE, plan_ode, weights_in_use
 from .error_bars import Likelihood, likelihood_columns
-from .estimators import TraceEstimator, as_estimator
 from .prior import HasLogProb, log_prior, resolve_prior
 from .tables import entered
+from .trace_estimators import TraceEstimator, as_estimator
 
 
 @together()

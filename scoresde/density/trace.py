@@ -138,6 +138,22 @@ def jacobian_products(
     return out, products.transpose(0, 1)
 
 
+def jacobian(
+    f: Map, z: Tensor, outputs: int, *, create_graph: bool = False
+) -> tuple[Tensor, Tensor]:
+    """f(z) (B, m) and its Jacobian (B, m, n) at states z (B, n), of a map with m outputs."""
+
+    def unit(start: int, stop: int) -> Tensor:
+        basis = z.new_zeros(stop - start, outputs)
+        basis.diagonal(start).fill_(1)
+        return basis.unsqueeze(1).expand(stop - start, len(z), outputs)
+
+    def read(pulled: Tensor, start: int, stop: int) -> Tensor:
+        return pulled.transpose(0, 1)
+
+    return _products(f, z, _Products(outputs, unit, read, create_graph))
+
+
 def _check_vectors(name: str, vectors: Tensor, z: Tensor) -> None:
     """Raise unless there are k ≥ 1 vectors for each row of z."""
     if vectors.ndim != 3 or not len(vectors) or vectors.shape[1:] != z.shape:

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -291,7 +291,7 @@ def _widening(probes: int) -> float:
     """Half the width of the 68% interval of one value by Student's t, in standard deviations."""
     if probes == 1:
         return math.nan
-    return 0.5 * float(student.ppf(0.5 * (1 + math.erf(math.sqrt(2))), probes - 1))
+    return 0.5 * float(stdtrit(probes - 1, 0.5 * (1 + math.erf(math.sqrt(2)))))
 
 
 def _solver_text(options: Mapping[str, Any]) -> str:

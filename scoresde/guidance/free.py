@@ -27,7 +27,7 @@ def classifier_free(
 
     β = 0 is the unconditional model and β = 1 the conditional one. β > 1 makes samples more typical
     of their condition and less diverse (Ho and Salimans write w = β − 1). It is not the
-    distribution p(x)·p(y | x)^β: on a mixture of four components in 1-D, KL is 0.19 nats at β = 2
+    distribution p(x)·p(y | x)^β: on a mixture of four components in 1-D, KL is 0.20 nats at β = 2
     and 1.2 at β = 5, however many steps, and the ODE and the SDE sample different distributions.
     `scoresde.particles` samples p(x)·p(y | x)^β itself.
 
@@ -93,7 +93,8 @@ def _unconditional(model: Model) -> Model:
     owners = list(model.trained())
     for owner in owners:
         interface = owner.interface
-        names = interface.condition_names or list(model.condition)
+        names = interface.condition_names
+        names = names or [name for name in model.condition if owner.takes_condition(name)]
         if not names and not interface.open:
             raise ValueError(
                 "classifier_free takes a model with a condition, sde.given(y=3), and this network "
@@ -123,9 +124,16 @@ class ClassifierFree(Guided):
     ) -> None:
         super().__init__(model)
         self.without = without
+        self._follows = not without.unconditional  # whether conditions reach it too
         self.beta = beta
         self.interval = interval
         self.rescale = rescale
+
+    def _open(self) -> dict[str, Model]:
+        """The parts that conditions reach: the unconditional one never."""
+        if self._follows:
+            return self.models
+        return {"model": self.model}
 
     @property
     def factors(self) -> list[tuple[Model, float]]:

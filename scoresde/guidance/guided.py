@@ -11,10 +11,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..common.capabilities import Capability
 from ..common.checks import brief_repr, real_number
+from ..common.inputs import as_tensor
+from ..model.conditioned import Conditioned
 from ..model.derived import Derived
 from ..model.protocol import Model
 from ..model.require import require_model
@@ -46,11 +49,33 @@ class Guided(Derived):
     def tensor(self, name: str, rows: Tensor | None, like: Tensor) -> Tensor:
         """One of its tensors for the states of a call: one row for all, or a row each."""
         value = self._tensors[self._names[name]]
-        if value.device != like.device:
+        if value.is_inference():
+            with torch.inference_mode(False):
+                value = value.clone()  # which gradients can pass
+        if value.is_floating_point():
+            value = value.to(like)
+        elif value.device != like.device:
             value = value.to(like.device)
         if rows is not None and len(value) > 1:
             value = value[rows]
         return value
+
+    def __repr__(self) -> str:
+        """Its parts and its other attributes, each briefly."""
+        parts = []
+        for name, value in vars(self).items():
+            if not name.startswith("_"):
+                text = _named(value) if isinstance(value, Model) else brief_repr(value)
+                parts.append(f"{name}={text}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _in_place(self, name: str, *args: Any, **kwargs: Any) -> Self:
+        """Move, convert or set the mode of its parts, and move networks of its own."""
+        super()._in_place(name, *args, **kwargs)
+        for value in vars(self).values():
+            if isinstance(value, nn.Module) and not isinstance(value, Model):
+                value.to(self.device)
+        return self
 
     @property
     def condition(self) -> Mapping[str, Tensor]:
@@ -96,10 +121,39 @@ class Guided(Derived):
 def require_part(model: Any, verb: str, *needs: Capability) -> Model:
     """A model to be guided, which has what guidance needs of it."""
     found = require_model(model, verb)
+    has = found.capabilities
+    if Capability.SCORE in needs and Capability.VELOCITY in has and Capability.SCORE not in has:
+        raise ValueError(
+            f"{verb} needs a score, and this model has only a velocity (it learnt from coupled "
+            "pairs, or has a source): guide the model that was there before reflow; "
+            "classifier_free takes velocities"
+        )
     for need in needs:
-        if need not in found.capabilities:
+        if need not in has:
             found.require(need)
     return found
+
+
+def _named(model: Model) -> str:
+    """A model in a few words, without its network."""
+    if isinstance(model, Guided):
+        return repr(model)
+    if isinstance(model, Conditioned):
+        given = ", ".join(f"{name}={list(c.shape)}" for name, c in model.condition.items())
+        return f"{_named(model.model)}.given({given})"
+    return f"{type(model).__name__}({model.process!r}, shape={model.shape})"
+
+
+def own_tensor(name: str, value: Any) -> Tensor:
+    """A tensor of one row for all samples or a row each, checked: finite, and not empty."""
+    found = as_tensor(value, name)
+    if not found.ndim:
+        found = found[None]
+    if not len(found):
+        raise ValueError(f"{name} has no rows: shape {tuple(found.shape)}")
+    if found.is_floating_point() and not bool(found.isfinite().all()):
+        raise ValueError(f"{name} has NaN or infinite values")
+    return found.detach()
 
 
 def noise_range(interval: Any) -> tuple[float, float]:
@@ -132,7 +186,7 @@ def inside(phi: Tensor | float, interval: tuple[float, float]) -> bool | Tensor:
 
 def below_noise(phi: Tensor | float) -> Tensor | float:
     """Angles, at most `LARGEST_ANGLE`."""
-    if isinstance(phi, Tensor):
+    if isinstance(phi, torch.Tensor):
         return phi.clamp_max(LARGEST_ANGLE)
     return min(phi, LARGEST_ANGLE)
 

@@ -6,8 +6,8 @@ Gaussian kernels of variance s·u² to powers that add up to s has variance u².
 
     ∇log p_u(y) = Σ aᵢ·∇log pᵢ(y, √s·u),
 
-which ends in N(0, I) on the arc, and is exact for powers of one Gaussian. With r² = cos²φ + s·sin²φ
-and φ' = atan(√s·tan φ) this reads
+which ends in N(0, I) on the arc, and is exact for Gaussians of one covariance. With
+r² = cos²φ + s·sin²φ and φ' = atan(√s·tan φ) this reads
 
     v(z, φ) = (s − 1)·sin φ·cos φ/r²·z + Σ aᵢ·vᵢ(z/r, φ')/(√s·r).
 """
@@ -32,8 +32,8 @@ def compose(parts: Sequence[tuple[Model, float]]) -> Model:
 
     ∇log p_u = Σ aᵢ·∇log pᵢ at noise √(Σa)·u, u = σ/α: see `scoresde.guidance.powers`. At the data
     this is the score of the product. On the way to it, it is not that of the product's own noised
-    states, so `sample` is biased, the more the further the parts differ (Du et al. 2023).
-    `scoresde.particles` corrects it.
+    states, so `sample` is biased, the more the further the parts differ (Du et al. 2023), but not
+    for Gaussians of one covariance. `scoresde.particles` corrects it.
 
     Parameters
     ----------

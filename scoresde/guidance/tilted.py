@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..common.modules import leave_inference
 from ..model.protocol import Model
 from .guided import Guided, below_noise, cosine_and_sine, inside
 
@@ -30,7 +31,14 @@ class Tilted(Guided):
         self, model: Model, interval: tuple[float, float] = (0.0, math.inf), **tensors: Tensor
     ) -> None:
         super().__init__(model, **tensors)
+        for trained in model.trained():
+            leave_inference(trained)  # gradients pass the network
         self.interval = interval
+
+    @property
+    def plugs_in(self) -> bool:
+        """Whether ψ is g(x̂0), as if x0 were known: `particles` then damps the gradient."""
+        return False
 
     @abc.abstractmethod
     def twist(self, *, raw: bool = False) -> Twist:
@@ -51,6 +59,7 @@ class Tilted(Guided):
                 return plain(z, phi, rows)
             angle = below_noise(phi)
             v, _, gradient = twist(z, angle, rows)
+            v = _beyond(phi > angle, v, lambda: plain(z, phi, rows))
             cos, sin = cosine_and_sine(angle, z)
             pull: Tensor = (sin / cos) * gradient
             if isinstance(within, Tensor):
@@ -59,6 +68,15 @@ class Tilted(Guided):
             return guided
 
         return velocity
+
+
+def _beyond(clamped: Tensor | bool, v: Tensor, exact: Callable[[], Tensor]) -> Tensor:
+    """Velocities, those at clamped angles by another function, which is called if there are any."""
+    if not isinstance(clamped, Tensor):
+        return exact() if clamped else v
+    if not bool(clamped.any()):
+        return v
+    return torch.where(clamped.reshape(-1, 1), exact(), v)
 
 
 def differentiated(

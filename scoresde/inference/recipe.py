@@ -58,7 +58,7 @@ def posterior(
         warning: what is learnt is the posterior given that the simulator succeeds.
     sde : ScoreSDE, optional
         A model of shape (D,) to train, whose network takes x as a condition. By default a residual
-        perceptron of moderate size.
+        perceptron of moderate size, `encoded_resmlp`, in which another perceptron reads x.
     bounds : str
         How the support of a bounded prior is kept. "transform": the model is one of parameters
         mapped to all of space. "reject": it is one of theta as it is, and draws outside are
@@ -174,7 +174,7 @@ def _default(
         torch.manual_seed(draw_seed(generator))
         return build(
             "rectified",
-            "resmlp",
+            "encoded_resmlp",
             shape=(theta.shape[1],),
             vector=x.shape[1],
             fourier=16,

@@ -20,7 +20,6 @@ distance, calibration of posteriors, and how straight paths are.
 - `nfe_for_error`: how many network evaluations a solver needs for an error at the end of paths.
 """
 
-from .classifier import ClassifierTest, classifier_test
 from .cross_validated import c2st
 from .curvature import Estimate, Straightness, straightness
 from .energy import energy_distance, energy_test
@@ -33,6 +32,7 @@ from .posterior_check import Calibration, calibration
 from .rank_statistics import RankTest, sbc
 from .reference_points import ExpectedCoverage, tarp
 from .transport import sliced_wasserstein, wasserstein
+from .two_samples import ClassifierTest, classifier_test
 
 __all__ = [
     "Calibration",

@@ -1,4 +1,4 @@
-"""Simulation-based calibration: ranks of each coordinate of the truth among posterior draws."""
+"""Simulation-based calibration, `sbc`: ranks of each coordinate among posterior draws."""
 
 from __future__ import annotations
 

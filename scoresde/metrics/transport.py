@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..common.checks import check_budget, check_generator, real_number, whole_number
@@ -108,6 +107,8 @@ def wasserstein(x: Tensor, y: Tensor, p: float = 2) -> Tensor:
         from_x = (x - x.mean(0)) * (spread if bool(0 < spread < math.inf) else 1.0)
         to_y = y - y.mean(0)
     cost = distances(from_x, to_y).pow_(p)
+    from scipy.optimize import linear_sum_assignment  # dear to import
+
     _, order = linear_sum_assignment(cost.cpu().numpy())
     moved = (x - y[torch.as_tensor(order, device=y.device)]).norm(dim=1)
     result: Tensor = moved.pow(p).mean().pow(1 / p)

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import beta
+from scipy.special import betaincinv
 from torch import Tensor
 
 from ..common.checks import check_generator
@@ -99,8 +99,8 @@ def binomial_interval(share: Tensor, n: int) -> Tensor:
     """The Clopper–Pearson interval (L, 2) of a probability that n trials estimate as `share`."""
     hits = (share * n).cpu().numpy()
     tail = (1 - INTERVAL) / 2
-    low = np.nan_to_num(beta.ppf(tail, hits, n - hits + 1), nan=0.0)
-    high = np.nan_to_num(beta.ppf(1 - tail, hits + 1, n - hits), nan=1.0)
+    low = np.nan_to_num(betaincinv(hits, n - hits + 1, tail), nan=0.0)
+    high = np.nan_to_num(betaincinv(hits + 1, n - hits, 1 - tail), nan=1.0)
     return torch.stack([torch.from_numpy(low), torch.from_numpy(high)], 1)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .conditions import warn_lacking
+from .condition_scales import warn_lacking
 from .derived import Derived
 from .outcomes import Outcome
 from .protocol import Model

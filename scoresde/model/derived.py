@@ -144,7 +144,15 @@ class Derived(Model):
                 )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse models in a list or dict, where their conditions would not reach them."""
+        """Refuse the names of every model's attributes and methods, and models in a list or dict,
+        where their conditions would not reach them.
+        """
+        own = inspect.getattr_static(Derived, name, None)
+        if inspect.isfunction(own) or (isinstance(own, property) and own.fset is None):
+            raise AttributeError(
+                f"{type(self).__name__} can't set {name!r}, which every model has; give the "
+                f"attribute another name, such as 'my_{name}', or override {name!r} in the class"
+            )
         held = value.values() if isinstance(value, dict) else value
         if isinstance(value, list | tuple | dict) and any(isinstance(one, Model) for one in held):
             raise TypeError(f"{name} holds several models: give each an attribute of its own")
@@ -183,12 +191,14 @@ class Derived(Model):
 
     @property
     def condition(self) -> Mapping[str, Tensor]:
-        """The conditions of all its models; of two of one name, that of more samples."""
-        found: dict[str, Tensor] = {}
-        for model in self.models.values():
-            for name, value in model.condition.items():
-                if name not in found or len(value) > len(found[name]):
-                    found[name] = value
+        """The conditions of all its models; where two differ in one, as "model.y" and "other.y"."""
+        held = [(attribute, model.condition) for attribute, model in self.models.items()]
+        differing = _differing([condition for _, condition in held])
+        found = {}
+        for attribute, condition in held:
+            for name, value in condition.items():
+                apart = name in differing or "." in name  # which a part keeps apart
+                found[f"{attribute}.{name}" if apart else name] = value
         return found
 
     @property
@@ -261,24 +271,37 @@ class Derived(Model):
         Raises
         ------
         ValueError
-            If none of its models takes such a condition.
+            If none of its models takes such a condition, or they are under different ones now.
 
         Examples
         --------
         See `ScoreSDE.given`.
         """
+        held = self._open()
+        for name in _differing([model.condition for model in held.values()]).intersection(
+            condition
+        ):
+            names = ", ".join(f".{each}" for each, m in held.items() if name in m.condition)
+            raise ValueError(
+                f"the models of {type(self).__name__} ({names}) have different {name}, which one "
+                f"{name}= would replace: give each its own before they are put together"
+            )
         unknown = {name: v for name, v in condition.items() if not self.takes_condition(name)}
         if unknown:
             self.model.given(**unknown)  # raises, and says what there is
-        return self._with(lambda model: _given(model, condition), self._open())
+        return self._with(lambda model: _given(model, condition), held)
 
     def with_condition(self, condition: Mapping[str, Tensor]) -> Self:
         """Return this model with its models conditioned; see `Model.with_condition`."""
-
-        def change(model: Model) -> Model:
-            return model.with_condition(_taken(model, condition))
-
-        return self._with(change, self._open())
+        made = copy.copy(self)
+        for attribute, model in self._open().items():
+            own = {
+                name.removeprefix(f"{attribute}."): value
+                for name, value in condition.items()
+                if name.startswith(f"{attribute}.")
+            }
+            setattr(made, attribute, model.with_condition({**_taken(model, condition), **own}))
+        return made
 
     def slice_conditions(self, start: int, stop: int, total: int) -> Self:
         """Return this model for some samples of a call; see `Model.slice_conditions`."""
@@ -287,6 +310,10 @@ class Derived(Model):
     def select_conditions(self, rows: Tensor) -> Self:
         """Return this model for chosen rows of its conditions; see `Model.select_conditions`."""
         return self._with(lambda model: model.select_conditions(rows))
+
+    def at_data(self, x: Tensor) -> Tensor:
+        """Return samples as the first model does; see `Model.at_data`."""
+        return self.model.at_data(x)
 
     def networks(self, *, raw: bool = False) -> list[nn.Module]:
         """Return the networks of all its models; see `Model.networks`."""
@@ -341,6 +368,23 @@ def _difference(first: Model, other: Model) -> str | None:
     if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0, atol=1e-6):
         return "other correlations of the data; fit both to the same data"
     return None
+
+
+def _differing(conditions: list[Mapping[str, Tensor]]) -> set[str]:
+    """The names under which some conditions hold different values."""
+    first: dict[str, Tensor] = {}
+    found = set()
+    for condition in conditions:
+        for name, value in condition.items():
+            known = first.setdefault(name, value)
+            if known is not value and not _equal(known, value):
+                found.add(name)
+    return found
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two conditions are the same numbers."""
+    return a.shape == b.shape and a.device == b.device and torch.equal(a, b)
 
 
 def _taken(model: Model, condition: Mapping[str, Any]) -> dict[str, Any]:

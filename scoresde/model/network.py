@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.base import can_trace, unwrapped
+from ..backbones.conditions import check_known
 from ..backbones.embedded import Embedded
-from ..backbones.labels import check_known
 from ..processes.base import Process
 from .standardization import Standardization
 

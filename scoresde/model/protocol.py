@@ -315,6 +315,26 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
             found[name] = value if len(value) == 1 else value[rows.to(value.device)]
         return self.with_condition(found)
 
+    def at_data(self, x: Tensor) -> Tensor:
+        """Return the samples x_0 that a solve ends in, with what the model knows of them exactly.
+
+        Parameters
+        ----------
+        x : Tensor, shape (B, *shape)
+            In the units of the data.
+
+        Returns
+        -------
+        Tensor, shape (B, *shape)
+            x itself; a model of data that are observed in part overrides this.
+
+        Examples
+        --------
+        >>> scoresde.build("vp", "mlp", shape=(2,)).at_data(torch.ones(1, 2))
+        tensor([[1., 1.]])
+        """
+        return x
+
     def warn_unconditional(self) -> None:
         """Warn once if the model was fitted with conditions and lacks some.
 

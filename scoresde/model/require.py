@@ -57,9 +57,12 @@ def trainable(model: Model, verb: str) -> ScoreSDE:
         model = model.model
     if isinstance(model, ScoreSDE):
         return model
+    parts = "those"
+    if isinstance(model, Derived):
+        parts += f", its {' and '.join(f'.{name}' for name in model.models)}"
     raise TypeError(
         f"{verb} takes a ScoreSDE, which has a network of its own, got {type(model).__name__}, a "
-        f"model made from others: {verb} those"
+        f"model made from others: {verb} {parts}"
     )
 
 

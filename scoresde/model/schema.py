@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ..common.names import nearest
+from .class_words import Labels, coded, wordy
 from .frames import check_unique, column_values, frame_values, is_frame, listed
-from .labels import Labels, coded, wordy
 
 
 class Named:

@@ -20,8 +20,8 @@ from ..common.renamed import renamed_arguments
 from ..common.user_warnings import warn
 from ..processes.base import PROCESSES, Process, as_time
 from ..processes.prediction import check
+from .condition_scales import checked, standardized, warn_lacking
 from .conditioned import Conditioned, check_overrides
-from .conditions import checked, standardized, warn_lacking
 from .network import CONVENTIONS, SOLVE_ARGUMENTS, arc_inputs, call_on_arc
 from .old_names import RENAMED, by_old_name, check_overrides_by_old_name, upgraded
 from .outcomes import OUTCOMES, Outcome, as_outcome, from_kind, to_kind

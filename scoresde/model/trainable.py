@@ -17,7 +17,7 @@ from ..backbones.base import BACKBONES
 from ..common.inputs import event_shape
 from ..common.modules import duplicate, leave_inference
 from ..common.registry import Registry
-from .conditions import ConditionScales
+from .condition_scales import ConditionScales
 from .module import StandardizedModule
 from .network import NetworkInterface
 from .schema import Schema

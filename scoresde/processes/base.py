@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from ..common.registry import Registry
-from .functions import bisect, check_path, derivative
+from .functions import check_path, derivative, inverse
 from .old_names import OldFloor
 
 PROCESSES: Registry[Process] = Registry("process")
@@ -210,7 +210,7 @@ class Process(OldFloor, abc.ABC):
         tensor(0.3000, dtype=torch.float64)
         """
         phi = as_time(phi)
-        inside = torch.where(phi <= self.phi_min, 0.0, bisect(self.phi, phi))
+        inside = torch.where(phi <= self.phi_min, 0.0, inverse(self.phi, phi))
         return torch.where(phi >= self.phi_max, torch.ones_like(phi), inside)
 
     @functools.cached_property

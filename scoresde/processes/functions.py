@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 
 Function = Callable[[Tensor], Tensor]
 
-FLOAT64_BISECTIONS = 56
-FLOAT32_BISECTIONS = 28
+FLOAT64_BITS = 56
+FLOAT32_BITS = 28
+NODES = 4096
+"""How many numbers an inverse gives its function at once: few calls for few values."""
 
 
 def derivative(function: Function, t: Tensor) -> Tensor:
@@ -20,19 +23,26 @@ def derivative(function: Function, t: Tensor) -> Tensor:
     return result
 
 
-def bisect(function: Function, value: Tensor) -> Tensor:
-    """Return t in [0, 1] at which an increasing function has a value, to the last bit."""
-    low = torch.zeros_like(value)
-    high = torch.ones_like(value)
-    bisections = FLOAT32_BISECTIONS
-    if value.dtype == torch.float64:
-        bisections = FLOAT64_BISECTIONS
-    for _ in range(bisections):
-        middle = 0.5 * (low + high)
-        above = function(middle) > value
-        low = torch.where(above, low, middle)
-        high = torch.where(above, middle, high)
-    return high
+def inverse(function: Function, value: Tensor) -> Tensor:
+    """Return t in [0, 1] at which an increasing function has a value, to the last bit.
+
+    Each round cuts the interval of every value into 2^k parts and keeps one: bisection, k bits at a
+    time. One value takes 6 calls of the function, 512 values 19.
+    """
+    exact = value.to(torch.promote_types(value.dtype, torch.float32))
+    bits = FLOAT64_BITS if exact.dtype == torch.float64 else FLOAT32_BITS
+    bits_a_round = max(1, (NODES // max(4, exact.numel())).bit_length() - 1)
+    parts = 2**bits_a_round
+    inner = torch.arange(1, parts, dtype=exact.dtype, device=exact.device) / parts
+    inner = inner.reshape(-1, *(1,) * exact.ndim)
+    low = torch.zeros_like(exact)
+    width = 1.0
+    for _ in range(math.ceil(bits / bits_a_round)):
+        above = function(low + width * inner) > exact
+        width /= parts
+        low = low + width * (parts - 1 - above.sum(0, dtype=exact.dtype))
+    high = low + width
+    return high.to(value.dtype) if value.is_floating_point() else high
 
 
 def check_path(name: str, alpha_of: Function, sigma_of: Function) -> None:

@@ -1,4 +1,4 @@
-"""What a network predicts, as one row (a, b): output = a·x0 + b·ε.
+"""What a network predicts, as a pair (a, b): output = a·x0 + b·ε.
 
 Together with z = cos φ·x0 + sin φ·ε this is a 2×2 system, with one solution for all predictions.
 With det = cos φ·b − sin φ·a,
@@ -6,9 +6,9 @@ With det = cos φ·b − sin φ·a,
     x̂0 = (b·z − sin φ·out)/det,     ε̂ = (cos φ·out − a·z)/det,
     dz/dφ = (out − (a·cos φ + b·sin φ)·z)/det.
 
-The `edm` row (sin φ, −cos φ) has det = −1 everywhere: the network predicts the velocity on the arc
-up to sign. It is EDM's preconditioning at σ_data = 1 (Karras et al. 2022, eq. 7) and Salimans &
-Ho's v (2022, appendix D), and the default.
+The pair of `edm`, (sin φ, −cos φ), has det = −1 everywhere: the network predicts the velocity on
+the arc up to sign. It is EDM's preconditioning at σ_data = 1 (Karras et al. 2022, eq. 7) and
+Salimans & Ho's v (2022, appendix D), and the default.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..common.names import choose
 from .base import Process
 
-Row = Callable[[Process, Tensor], tuple[Tensor, Tensor]]
+Pair = Callable[[Process, Tensor], tuple[Tensor, Tensor]]
 
 
 def _edm(process: Process, phi: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,8 +51,8 @@ def _score(process: Process, phi: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(phi), -1 / process.sigma(process.time(phi))
 
 
-PREDICTIONS: dict[str, Row] = {"edm": _edm, "x0": _x0, "eps": _eps, "v": _v, "score": _score}
-"""Rows (a, b) by name, functions of (process, φ): `edm` (sin φ, −cos φ), `x0` (1, 0), `eps` (0,
+PREDICTIONS: dict[str, Pair] = {"edm": _edm, "x0": _x0, "eps": _eps, "v": _v, "score": _score}
+"""Pairs (a, b) by name, functions of (process, φ): `edm` (sin φ, −cos φ), `x0` (1, 0), `eps` (0,
 1), `v` = dx/dt (α̇, σ̇), `score` (0, −1/σ).
 """
 

@@ -1,4 +1,4 @@
-"""The times of a fixed number of steps, from 1 to 0.
+"""The times of a fixed number of steps, from 1, or where a solve begins, to 0.
 
 A "grid" is the list of times, a "spacing" the name of the rule that makes it (other libraries call
 both "scheduler"). λ = log(α/σ) is infinite at an end where α or σ vanishes: `logsnr` and `karras`
@@ -18,6 +18,26 @@ from ..common.names import choose
 from .base import Process
 
 LAMBDA_RANGE = (-5.0, 6.0)  # of nodes in λ where an end is infinite
+
+
+class Shortened(Process):
+    """The part of a process from t = 0 to a time `begin`, in the time t/begin."""
+
+    def __init__(self, process: Process, begin: float) -> None:
+        self.process = process
+        self.begin = begin
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """α of the whole process."""
+        return self.process.alpha(self.begin * t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """σ of the whole process."""
+        return self.process.sigma(self.begin * t)
+
+    def time(self, phi: Tensor | float) -> Tensor:
+        """The time of the whole process, in units of `begin`."""
+        return self.process.time(phi) / self.begin
 
 
 def _linspace(start: float, end: float, count: int) -> Tensor:
@@ -53,6 +73,7 @@ def _warped(
     high = process.phi_max
     if process.ends_in_noise:
         high = math.atan(math.exp(-LAMBDA_RANGE[0]))
+    low = min(low, 0.5 * (process.phi_min + high))  # a solve may begin below the bound of λ
     extra = int(process.phi_min == 0) + int(process.ends_in_noise)
     if steps <= extra:
         return _time(process, steps)
@@ -108,13 +129,15 @@ SPACINGS: dict[str, Callable[[Process, int], Tensor]] = {
 """
 
 
-def grid(process: Process, steps: int, spacing: str) -> Tensor:
-    """Return the times of a fixed grid, from noise to data."""
+def grid(process: Process, steps: int, spacing: str, begin: float = 1.0) -> Tensor:
+    """Return the times of a fixed grid, from noise at t = `begin` to data."""
     steps = whole_number("steps", steps)
     check_budget(f"steps={steps}", 32.0 * steps, calls=steps)
     choose("spacing", spacing, SPACINGS)
+    if begin < 1:
+        process = Shortened(process, begin)
     times = SPACINGS[spacing](process, steps)
     if spacing != "ddpm":  # without rounding at the ends
         times[0] = 1.0
         times[-1] = 0.0
-    return times
+    return begin * times

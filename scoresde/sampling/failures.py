@@ -41,7 +41,7 @@ def run_solver(
         raise SolverError(
             f"{int(counts.failed.sum())} of {len(z)} samples did not get from t = "
             f"{task.levels[0].t:g} to t = {task.levels[-1].t:g}: {why}; {advice}. "
-            "The exception holds the others in .x, and which failed in .failed",
+            "The exception holds the others of this batch in .x, and which failed in .failed",
             counts.failed,
             to_data(end),
         )

@@ -45,14 +45,19 @@ def plan(
     *,
     times: Sequence[float] | Tensor | None = None,
     forward: bool = False,
+    started: bool = False,
 ) -> Plan:
-    """Resolve names and check every argument that says how to solve."""
+    """Resolve names and check every argument that says how to solve.
+
+    From states of the user's, `started`, times may begin below 1.
+    """
     if solver is None:
         solver = sde.default_solver
     method, named = _resolve_solver(solver, options)
     if steps is None:
         method = _raise_tolerances(method, named, tolerance(sde))
-    wanted = _wanted_times(times, forward)
+    wanted = _wanted_times(times, forward, started)
+    _check_begin(sde, float(wanted[0]))
     if spacing is not None:
         choose("spacing", spacing, SPACINGS)
     if sde.distilled_steps is not None:
@@ -164,6 +169,7 @@ def _distilled_steps(
         and steps in (None, k)
         and spacing in (None, "time")
         and not forward
+        and bool(wanted[0] == 1)
     )
     if not expected or bool(((wanted * k).round() / k - wanted).abs().max() > SAME_TIME):
         raise ValueError(DISTILLED.format(steps=k))
@@ -172,14 +178,16 @@ def _distilled_steps(
 
 def _grid(sde: Model, steps: int, spacing: str, wanted: Tensor) -> Tensor:
     """The times of a fixed number of steps, with the wanted times among them."""
-    nodes = grid(sde.process, steps, spacing)
-    if len(wanted) > 2 and spacing == "ddpm":
+    begin = float(wanted[0])
+    if (len(wanted) > 2 or begin < 1) and spacing == "ddpm":
         raise ValueError(
             "times= can't join spacing='ddpm', whose levels are discrete; leave one out"
         )
+    nodes = grid(sde.process, steps, spacing, begin)
     if sde.phi_min > sde.process.phi_min:
         # Levels below the model's lowest would all stand for that one.
-        nodes = nodes[(sde.process.phi(nodes) > 1.5 * sde.phi_min) | (nodes == 0)]
+        ends = (nodes == begin) | (nodes == 0)
+        nodes = nodes[(sde.process.phi(nodes) > 1.5 * sde.phi_min) | ends]
     return _insert_times(nodes, wanted[1:-1], sde.process.phi)
 
 
@@ -216,23 +224,36 @@ def _as_times(times: Sequence[float] | Tensor) -> Tensor:
         raise TypeError(f"times is a sequence of numbers, got {brief_repr(times)}") from None
 
 
-def _wanted_times(times: Sequence[float] | Tensor | None, forward: bool) -> Tensor:
+def _wanted_times(times: Sequence[float] | Tensor | None, forward: bool, started: bool) -> Tensor:
     """The times at which the user wants states, from noise to data in both directions."""
     if times is None:
         return torch.tensor([1.0, 0.0], dtype=torch.float64, device="cpu")
     wanted = _as_times(times)
     if forward and wanted.ndim == 1:
         wanted = wanted.flip(0)
-    valid = (
+    downwards = (
         wanted.ndim == 1
         and len(wanted) >= 2
         and bool((wanted[1:] < wanted[:-1]).all())
-        and bool(wanted[0] == 1)
         and bool(wanted[-1] == 0)
     )
-    if not valid:
+    begins = downwards and (0 < float(wanted[0]) <= 1 if started else float(wanted[0]) == 1)
+    if not begins:
         way = "decrease from 1 (noise) to 0 (data)"
         if forward:
-            way = "increase from 0 (data) to 1 (noise)"
+            way = "increase from 0 (data) to 1 (noise), or a time below"
+        elif started:
+            way = "decrease from the time of start, in (0, 1], to 0 (data)"
+        elif downwards and 0 < wanted[0] < 1:
+            way += ", and begin below 1 with start= alone, the states x_t there"
         raise ValueError(f"times {way}, at least those two; got {brief_repr(times)}")
     return wanted
+
+
+def _check_begin(sde: Model, begin: float) -> None:
+    """Raise if no noise lies between a time and the data, so that a solve had no steps."""
+    if begin < 1 and float(sde.process.phi(begin)) <= sde.phi_min:
+        raise ValueError(
+            f"at t = {begin:g} the noise is at its least already, so nothing is left to solve: "
+            "take a larger time"
+        )

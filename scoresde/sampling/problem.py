@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..common.capabilities import FIELDS
+from ..common.capabilities import FIELDS, Capability
 from ..common.random import PRIOR, Noise
 from ..model.protocol import Model
 from ..model.source import starts
 from ..processes.prediction import Coefficients
-from ..solvers import Level, Problem
+from ..solvers import Level, Measured, Problem, Solver
 from ..solvers.problem import Denoise, Jump, Velocity
 
 
@@ -45,7 +46,11 @@ def levels(sde: Model, times: Tensor) -> tuple[Level, ...]:
 
 
 def problem(
-    sde: Model, nodes: tuple[Level, ...], adaptive: bool, noise: Callable[[], Tensor]
+    sde: Model,
+    nodes: tuple[Level, ...],
+    adaptive: bool,
+    noise: Callable[[], Tensor],
+    measurement: Measured | None = None,
 ) -> Problem:
     """The problem of sampling: velocities, denoised values and jumps on the arc."""
     conversions = _conversions(sde, nodes)
@@ -63,7 +68,31 @@ def problem(
         jump=_jump(sde, nodes, conversions, denoise),
         bridge=_bridge_noise(sde),
         field=functools.partial(_field, sde),
+        measurement=measurement,
     )
+
+
+def measured_by(sde: Any, solver: Solver) -> Measured | None:
+    """What was measured of a model's samples, for a solver that needs it; else None."""
+    if Capability.MEASUREMENT not in solver.all_needs:
+        return None
+    found: Measured = sde.measured_states()
+    return found
+
+
+def prior_and_rows(
+    sde: Any,
+    measurement: Measured | None,
+    start: int,
+    stop: int,
+) -> tuple[Model, Measured | None]:
+    """The model that a solver evaluates, and what was measured of samples start to stop.
+
+    With a measurement that is the prior p(x), in place of a model of p(x | y).
+    """
+    if measurement is None:
+        return sde, None
+    return sde.model, measurement.rows(start, stop)
 
 
 def _field(sde: Model, name: str) -> Velocity:
@@ -74,7 +103,10 @@ def _field(sde: Model, name: str) -> Velocity:
     return made
 
 
-def _conversions(sde: Model, nodes: tuple[Level, ...]) -> list[Coefficients]:
+def _conversions(
+    sde: Model,
+    nodes: tuple[Level, ...],
+) -> list[Coefficients]:
     """What turns the network's output into (x̂0, ε̂) at each level, in plain floats."""
     phi = torch.tensor([level.phi for level in nodes], dtype=torch.float64, device="cpu")
     columns = sde.coefficients(phi)
@@ -93,7 +125,10 @@ def _bridge_noise(sde: Model) -> float:
 
 
 def _jump(
-    sde: Model, nodes: tuple[Level, ...], conversions: list[Coefficients], denoise: Denoise
+    sde: Model,
+    nodes: tuple[Level, ...],
+    conversions: list[Coefficients],
+    denoise: Denoise,
 ) -> Jump:
     """Where the model says that level i leads to at level j, by the inputs of its network."""
     if sde.takes("tilt"):
@@ -127,7 +162,12 @@ def _tilted(sde: Model, tilt: float) -> Callable[..., Tensor]:
     return network
 
 
-def starting_points(sde: Model, seed: int, start: int, stop: int) -> Tensor:
+def starting_points(
+    sde: Model,
+    seed: int,
+    start: int,
+    stop: int,
+) -> Tensor:
     """Draw the arc states (stop − start, n) at t = 1 of samples start to stop of a call."""
     like = sde.scale.new_empty(0, dtype=sde.state_dtype)
     if sde.source is None:

@@ -18,7 +18,7 @@ from ..solvers import Counts, Problem, Solver
 from .batches import batch_ranges, map_batches
 from .failures import run_solver
 from .plan import Plan, plan, starts_at_data
-from .problem import levels, problem, starting_points
+from .problem import levels, measured_by, prior_and_rows, problem, starting_points
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,14 @@ def solve_states(
     sde = require_model(sde, "solve")
     check_generator(generator)
     n = None if n is None else whole_number("n", n)
-    forward = start is not None and starts_at_data(times)
-    planned = plan(sde, solver, steps, spacing, options, times=times, forward=forward)
+    started = start is not None
+    forward = started and starts_at_data(times)
+    planned = plan(
+        sde, solver, steps, spacing, options, times=times, forward=forward, started=started
+    )
     if forward:
         _check_runs_to_noise(sde, planned.solver, solver)
-    if start is not None:
-        start = _accepted(sde, start)
-        if n not in (None, 1, len(start)):
-            raise ValueError(f"start holds {len(start)} states and n is {n}; leave n out")
-        n = len(start)
-    elif n is None:
-        n = sde.condition_rows
+    start, n = _accepted(sde, start, n)
     calls = len(planned.times) - 1
     batches = batch_ranges(sde, n, batch_size, calls=calls, held=len(planned.keep))
     nodes = levels(sde, planned.times)
@@ -77,6 +74,7 @@ def solve_states(
     if seed is None:
         seed = draw_seed(generator) if start is None or stochastic else 0
     drawn = seed
+    measurement = measured_by(sde, planned.solver)
 
     def work(part: Model, first: int, stop: int) -> list[Tensor]:
         numbers = first_sample + first, first_sample + stop
@@ -85,25 +83,38 @@ def solve_states(
         else:
             z = _arc_states(part, start[first:stop], nodes[0].radius)
 
+        solved, seen = prior_and_rows(part, measurement, first, stop)
+
         def task() -> Problem:
             noise = _path_noise(part, drawn, *numbers) if stochastic else _no_noise
-            return problem(part, nodes, planned.adaptive, noise)
+            return problem(solved, nodes, planned.adaptive, noise, seen)
 
-        states, counts = _trajectory(part, planned, task, z)
+        states, counts = _trajectory(solved, planned, task, z)
         columns = (counts.nfe, counts.accepted, counts.rejected)
         tensors = (c if isinstance(c, Tensor) else torch.tensor(c, device="cpu") for c in columns)
         costs = [c.expand(stop - first) for c in tensors]
-        return [*costs, *(sde.to_data(nodes[k].radius * states[k]) for k in planned.keep)]
+        found = [sde.to_data(nodes[k].radius * states[k]) for k in planned.keep]
+        if nodes[-1].t == 0:
+            found[-1] = part.at_data(found[-1])
+        return [*costs, *found]
 
     nfe, accepted, rejected, *states = map_batches(sde, n, batches, work)
     return planned.times[list(planned.keep)], states, nfe.cpu(), accepted.cpu(), rejected.cpu()
 
 
-def _accepted(sde: Model, start: Tensor | ArcStates) -> Tensor | ArcStates:
-    """The states to start from, checked if they are a user's."""
-    if isinstance(start, ArcStates):
-        return start
-    return require_model(sde, "solve(start=...)").accept(start, "start")
+def _accepted(
+    sde: Model,
+    start: Tensor | ArcStates | None,
+    n: int | None,
+) -> tuple[Tensor | ArcStates | None, int]:
+    """The states to start from, checked if they are a user's, and the number of samples."""
+    if start is None:
+        return None, sde.condition_rows if n is None else n
+    if not isinstance(start, ArcStates):
+        start = require_model(sde, "solve(start=...)").accept(start, "start")
+    if n not in (None, 1, len(start)):
+        raise ValueError(f"start holds {len(start)} states and n is {n}; leave n out")
+    return start, len(start)
 
 
 def _arc_states(sde: Model, start: Tensor | ArcStates, radius: float) -> Tensor:
@@ -111,7 +122,11 @@ def _arc_states(sde: Model, start: Tensor | ArcStates, radius: float) -> Tensor:
     return start.z if isinstance(start, ArcStates) else sde.from_data(start) / radius
 
 
-def _check_runs_to_noise(sde: Model, solver: Solver, named: str | Solver | None) -> None:
+def _check_runs_to_noise(
+    sde: Model,
+    solver: Solver,
+    named: str | Solver | None,
+) -> None:
     """Raise unless the solver, and the model's velocity, lead from data to noise."""
     if solver.reversible:
         return
@@ -129,7 +144,10 @@ def _check_runs_to_noise(sde: Model, solver: Solver, named: str | Solver | None)
 
 
 def _trajectory(
-    sde: Model, planned: Plan, task: Callable[[], Problem], z: Tensor
+    sde: Model,
+    planned: Plan,
+    task: Callable[[], Problem],
+    z: Tensor,
 ) -> tuple[dict[int, Tensor], Counts]:
     """Solve for a batch: its arc states by the number of the level, and the costs."""
     last = len(planned.times) - 1
@@ -148,7 +166,12 @@ def _trajectory(
     return states, counts
 
 
-def _path_noise(sde: Model, seed: int, start: int, stop: int) -> Noise:
+def _path_noise(
+    sde: Model,
+    seed: int,
+    start: int,
+    stop: int,
+) -> Noise:
     """The noise along the path of samples start to stop."""
     like = sde.scale.new_empty(0, dtype=sde.state_dtype)
     return Noise(seed, PATH, start, stop, sde.dim, like)

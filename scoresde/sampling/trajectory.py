@@ -94,8 +94,9 @@ def solve(
         Where the steps lie: a key of `scoresde.SPACINGS`.
     times : sequence of float, optional
         Process times at which the state is wanted, decreasing from 1 to 0; by default those two.
-        With `start`, also increasing from 0 to 1. Adaptive Runge–Kutta and Adams methods
-        interpolate: further times change neither their steps nor the end.
+        With `start`, from any time in (0, 1] to 0, or increasing from 0 to one; `steps` are then
+        the steps between these two. Adaptive Runge–Kutta and Adams methods interpolate: further
+        times change neither their steps nor the end.
     generator : torch.Generator, optional
         The randomness: sample i depends on it and on i alone, not on n or `batch_size`. Without
         one, torch's global generator.
@@ -136,7 +137,7 @@ def solve(
 
 @torch.no_grad()
 @together()
-def _end(
+def last_states(
     sde: Model,
     n: int | None = None,
     *,
@@ -227,7 +228,7 @@ def sample(
             raise TypeError("draws= is for models without a table; repeat the conditions instead")
         model, n = _repeated(model, n, whole_number("draws", draws))
     model, rows = with_categories(model, n, generator)
-    x = _end(
+    x = last_states(
         model,
         rows.n,
         solver=solver,
@@ -311,7 +312,7 @@ def encode(
         **options,
     }
     sde = require_model(sde, "encode")
-    return _end(sde, start=sde.accept(x), times=(0.0, 1.0), **how)
+    return last_states(sde, start=sde.accept(x), times=(0.0, 1.0), **how)
 
 
 @together()
@@ -357,4 +358,4 @@ def decode(
         **options,
     }
     sde = require_model(sde, "decode")
-    return _end(sde, start=sde.accept(latent, "latent"), **how)
+    return last_states(sde, start=sde.accept(latent, "latent"), **how)

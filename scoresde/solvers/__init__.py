@@ -9,8 +9,10 @@ from .exponential import AdaptiveSinglestep, Singlestep
 from .exponential_tableaus import EXPONENTIALS, Exponential
 from .external import AdaptiveTorchDiffEq, SciPy, TorchDiffEq, TorchSDE
 from .flow_sde import FORMS, FlowSDE
+from .inverse import DAPS, RePaint, SplitGibbs
 from .jump import Consistency, FlowMap
 from .langevin import CORRECTORS, AnnealedLangevin, PredictorCorrector
+from .measured import Measured
 from .multistep import Multistep
 from .multistep_rows import METHODS
 from .problem import Calls, Counts, Level, Problem
@@ -21,6 +23,7 @@ from .tableaus import TABLEAUS, Tableau
 
 __all__ = [
     "CORRECTORS",
+    "DAPS",
     "DDIM",
     "EXPONENTIALS",
     "FORMS",
@@ -44,15 +47,18 @@ __all__ = [
     "FlowSDE",
     "GottaGoFast",
     "Level",
+    "Measured",
     "Multistep",
     "PredictorCorrector",
     "Problem",
+    "RePaint",
     "Restart",
     "ReverseDiffusion",
     "RungeKutta",
     "SciPy",
     "Singlestep",
     "Solver",
+    "SplitGibbs",
     "Stepper",
     "Tableau",
     "TorchDiffEq",

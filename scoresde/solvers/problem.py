@@ -9,13 +9,14 @@ sampling, encoding and likelihoods can use the same solver.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..common.user_warnings import warn
+from .measured import Measured
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,13 @@ class Problem:
         have learnt it. For a bridge, where its SDE would lead without noise if its estimate of
         the end stayed as it is.
     field : callable (name) -> callable (z, φ, rows) -> Tensor
-        What the model gives for a further capability, such as "curvature": its `curvature_fn()`.
+        What the model gives for a further capability `name`: its method `<name>_fn()`.
         Take it once a solve; a call of it is an evaluation.
     bridge : float
         The noise σ of a bridge; 0 for all other models.
+    measurement : Measured, optional
+        What was measured of each sample, for solvers that need a measurement. The velocities and
+        denoised values are then those of the prior p(x), not of p(x | y).
 
     Examples
     --------
@@ -143,6 +147,7 @@ class Problem:
     jump: Jump = dataclasses.field(default_factory=lambda: _no_jump)
     bridge: float = 0.0
     field: Field = dataclasses.field(default_factory=lambda: _no_field)
+    measurement: Measured | None = None
 
     def wrapped(self, after: Listener) -> Problem:
         """Return the same problem, with a function called after each evaluation of the network.
@@ -208,6 +213,32 @@ class Problem:
         """
         warn("Problem.watched is now Problem.wrapped", DeprecationWarning)
         return self.wrapped(told)
+
+    def restricted(self, chosen: Sequence[int]) -> Problem:
+        """Return the same problem on some of its levels, for a solver that calls another.
+
+        Parameters
+        ----------
+        chosen : sequence of int
+            The levels, from start to end.
+
+        Returns
+        -------
+        Problem
+            Whose levels nobody observes.
+
+        Examples
+        --------
+        See `SplitGibbs`.
+        """
+        return replace(
+            self,
+            levels=tuple(self.levels[i] for i in chosen),
+            denoise=lambda z, i: self.denoise(z, chosen[i]),
+            jump=lambda z, i, j: self.jump(z, chosen[i], chosen[j]),
+            observe=_no_observer,
+            wanted=frozenset(),
+        )
 
     def wants(self, i: int) -> bool:
         """Whether level i is one of those wanted.

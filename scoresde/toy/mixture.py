@@ -1,4 +1,4 @@
-"""Gaussian mixtures, on which everything a diffusion model approximates is known exactly.
+"""Gaussian mixtures: density and score in closed form at every noise level.
 
 With weights w_k, means m_k and diagonal covariances s_k², the noised point x = α·x0 + σ·ε is again
 a mixture, of means α·m_k and variances v_k = α²·s_k² + σ². Its responsibilities r_k(x) ∝ w_k N(x;

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..common.checks import check_generator, whole_number
 from ..common.names import choose
 from ..common.random import draw_seed
-from ..model.conditions import standardized
+from ..model.condition_scales import standardized
 from ..model.require import matched, require_model, trainable
 from ..model.score_sde import ScoreSDE
 from ..model.source import starts
@@ -73,12 +73,13 @@ class Regression(Objective):
         out : Tensor, shape (B, n)
             The network's output, flattened.
         examples : Examples
-            With `target` (B, n), and `weight` (B, 1) or None.
+            With `target` (B, n), and `weight`: (B, 1), (B, n) where rows have gaps, or None.
 
         Returns
         -------
         Tensor, shape (B,)
-            By default the squared error of the arc velocity, times the weight: w(φ)·e².
+            By default the squared error of the arc velocity, a mean over the n entries, times the
+            weight: w(φ)·e².
 
         Examples
         --------

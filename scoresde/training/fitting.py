@@ -94,12 +94,12 @@ def fit(
         Held-out samples, with a mapping of their conditions if there are any. `fit` notes the
         averaged network's loss on them every 500 steps, or as often as it writes checkpoints.
         `Validation` says how often, and whether training stops when that loss stays high.
-        With "auto" `fit` holds out some rows of a table of vectors in memory, a tenth and at most
-        2,000 (a fifth of up to 500 rows, none of fewer than 20), chosen by the seed. Training stops
-        when their loss stays high. Of the last average, the best one and the untrained network
-        the model keeps the one under which these rows have the highest log p. Nothing is held out
-        from other data, nor with a coupling, a source or an objective that has no score, nor in
-        a second `fit`. None for no validation.
+        With "auto" `fit` holds out some rows of an array of vectors in memory, chosen by the seed:
+        a fifth of up to 500 rows, 100 of up to 1,000, then a tenth, at most 2,000, and none of
+        fewer than 20. Training stops when their loss stays high. Of the last average, the best one
+        and the untrained network the model keeps the one under which these rows have the highest
+        log p. Nothing is held out from other data, nor with a coupling, a source or an objective
+        that has no score, nor in a second `fit`. None for no validation.
     objective : str or Objective, optional
         What is learnt: a name of `scoresde.OBJECTIVES`, or an object, such as
         `Denoising(weight="min_snr")` or `Distilled(2)`. By default "denoising", "bridge" for
@@ -108,8 +108,8 @@ def fit(
         Which noise, or which sample of the model's `source`, is joined with which x0: a name of
         `scoresde.COUPLINGS`. With any but "independent" the model has no score.
     steps : int or "auto"
-        Optimizer steps. With "auto" one for each row of a table of vectors in memory, at batches of
-        512, from 500 to 10,000; 10,000 for other data.
+        Optimizer steps. With "auto" one for each row of an array of vectors in memory, at batches
+        of 512, from 500 to 10,000; 10,000 for other data.
     batch_size : int
         Samples per step, over all processes (a DataLoader brings its own, per process).
     lr : float

@@ -118,7 +118,7 @@ class MeanFlow(Objective):
     """
 
     to_data: float = 0.5
-    kind = "map"
+    kind = "flow_map"
 
     def __post_init__(self) -> None:
         real_number("to_data", self.to_data, 0, 1, closed=True, hint="try 0.5")
@@ -234,4 +234,4 @@ class ConsistencyTraining(MeanFlow):
     """
 
     to_data: float = 1.0
-    kind = "jump"
+    kind = "endpoint"

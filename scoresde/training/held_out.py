@@ -21,7 +21,7 @@ from ..common.user_warnings import warn
 from ..data.readers import TableReader
 from ..data.stream import TrainingStream
 from ..density.exact import log_prob
-from ..model.conditions import standardized
+from ..model.condition_scales import standardized
 from ..model.gaps import with_gaps
 from ..model.score_sde import ScoreSDE
 from ..model.standardization import wide
@@ -85,7 +85,7 @@ FEWEST_STEPS = 500
 
 
 def readable_table(sde: Trainable, source: TrainingStream) -> TableReader | None:
-    """Return the reader of a table of vectors in memory; None for other data."""
+    """Return the reader of an array of vectors in memory; None for other data."""
     reader = source.reader
     if type(reader) is not TableReader or not isinstance(reader.rows, Tensor):
         return None

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from ..common.errors import TrainingError
 from ..common.modules import duplicate
 from ..common.random import LEVELS, NETWORK, seeded
-from ..model.conditions import standardized
+from ..model.condition_scales import standardized
 from ..model.gaps import with_gaps
 from ..model.trainable import Trainable
 from . import state

@@ -14,7 +14,7 @@ from ..common.errors import TrainingError
 from ..common.random import FIXED, seeded
 from ..data.stream import TrainingStream
 from ..data.typed_table import is_rows, training_rows
-from ..model.conditions import standardized
+from ..model.condition_scales import standardized
 from ..model.gaps import with_gaps
 from ..model.trainable import Trainable
 from ..sampling.problem import starting_points

@@ -9,7 +9,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 from ..checks import brief_repr, whole_number
@@ -42,6 +41,8 @@ class Ranked(Protocol):
 
 def band(n: int, p: Any) -> tuple[Any, Any]:
     """The central 95% of the share of n independent trials of probability p."""
+    from scipy.stats import binom  # dear to import
+
     tail = (1 - BAND) / 2
     return binom.ppf(tail, n, p) / n, binom.ppf(1 - tail, n, p) / n
 

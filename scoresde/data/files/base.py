@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...common.names import nearest
-from ...model.labels import Labels, coded
+from ...model.class_words import Labels, coded
 from ...model.schema import Named
 
 OLDEST_PILLOW = (10, 3)
@@ -180,7 +180,7 @@ def from_columns(
     request: Request,
 ) -> Samples:
     """Samples and conditions of a table: the names of its columns, "" for none, and each by its
-    number, n cells.
+    number, an array of n numbers, or of text or objects where it holds words.
     """
     conditions = request.conditions_in(names)
     for name in names:
@@ -195,10 +195,11 @@ def from_columns(
     values = np.empty((n, len(rest)), np.float32)
     for i, j in enumerate(rest):
         numbers = column(j)
-        if numbers.dtype.kind == "O":
+        if numbers.dtype.kind not in "biuf":
+            what = "words" if numbers.dtype.kind in "OSU" else f"{numbers.dtype.name} values"
             raise ValueError(
-                f"column {names[j]!r} holds words; ask for it in conditions=, or choose the others "
-                "by columns="
+                f"column {names[j]!r} holds {what}; ask for it in conditions=, or choose the "
+                "others by columns="
             )
         with np.errstate(over="ignore"):
             values[:, i] = numbers

@@ -34,8 +34,9 @@ DAMAGE = (
     zlib.error,
     BadZipFile,
     NotImplementedError,
+    RecursionError,
 )
-"""What damaged files lead the standard library to raise."""
+"""What damaged files lead the standard library to raise: `read` makes a ValueError of it."""
 
 NUMPY_FLOATS = (torch.float16, torch.float32, torch.float64)
 """Floating-point dtypes that numpy has."""
@@ -66,8 +67,18 @@ FOLDERS: dict[str, tuple[Reader, str]] = {
 only where no other does.
 """
 
-READABLE = ".npy, .npz, .csv, .tsv, .parquet, MNIST's or CIFAR-10's files, or a folder of images"
-"""What `read` reads, for errors and the help of commands."""
+
+def readable(option: str = "") -> str:
+    """The names that `read` knows, or those of them whose readers take an option."""
+    files, folders = (
+        [pattern for pattern, (_, options) in table.items() if not option or option in options]
+        for table in (FILES, FOLDERS)
+    )
+    if "*" in folders:
+        folders[folders.index("*")] = "images"
+    if folders:
+        files.append(f"folders of {', '.join(folders)}")
+    return ", ".join(files)
 
 
 def read(
@@ -87,7 +98,7 @@ def read(
     | `*.npz` | array `x`, the only one, or `samples=`; mapped if stored plainly and aligned |
     | `*.csv`, `*.tsv`, also `.gz` | a table of numbers, with or without a header, as float32 |
     | `*.parquet` | the same, through pyarrow |
-    | `*idx3-ubyte`, `*.idx`, also `.gz` | IDX of any type; three axes are images of one channel |
+    | `*idx?-ubyte`, `*.idx`, also `.gz` | IDX of any type; three axes are images of one channel |
     | `*_batch*.bin` | CIFAR-10, with its labels as `y` |
     | a folder of IDX or CIFAR files | the set `split=`, with its labels as `y` |
     | a folder of images | images of one size and mode, gray or RGB; sub-folders are classes `y` |
@@ -156,8 +167,8 @@ def read(
         "encoding": None if codecs.lookup(encoding).name == "utf-8" else encoding,
     }
     for name, value in given.items():
-        if value is not None and name not in options:
-            raise ValueError(f"{path}: {name}={value!r} is for {OPTIONS[name]}")
+        if value is not None and name not in options.split():
+            raise ValueError(f"{path}: {name}={value!r} is for {readable(name)}")
     try:
         if not path.is_dir():
             regular(path)
@@ -166,15 +177,6 @@ def read(
     except DAMAGE as error:
         raise ValueError(f"{path} can't be read: {' '.join(str(error).split())}") from None
     return found
-
-
-OPTIONS = {
-    "samples": "the arrays of an .npz archive",
-    "split": "folders of IDX or CIFAR-10 files",
-    "columns": "tables, .csv, .tsv and .parquet",
-    "encoding": "text, .csv and .tsv",
-}
-"""Options of `read` that only some readers take, and what they are for."""
 
 
 def reader_of(path: Path) -> tuple[Reader, str]:
@@ -188,7 +190,7 @@ def reader_of(path: Path) -> tuple[Reader, str]:
     for pattern in sorted(readers, key="*".__eq__):  # which matches all, and comes last
         if fnmatch.filter(names, pattern):
             return readers[pattern]
-    raise ValueError(f"{path}: samples are read from {READABLE}")
+    raise ValueError(f"{path}: samples are read from {readable()}")
 
 
 def _request(

@@ -53,10 +53,10 @@ def image_folder(path: Path, request: Request) -> Samples:
                 f"there is no image in {folder.name}; wanted files such as .png or .jpg"
             )
     files = [file for group in groups for file in group]
-    first = _pixels(files[0])
+    first = read_image(files[0])
     values = np.empty((len(files), *first.shape), first.dtype)
     for i, file in enumerate(files):
-        image = _pixels(file)
+        image = read_image(file)
         if image.shape != first.shape:
             raise ValueError(
                 f"{file} is {_times(image.shape)} (channels, height, width), {files[0]} is "
@@ -84,7 +84,7 @@ def _times(shape: tuple[int, ...]) -> str:
     return " × ".join(map(str, shape))
 
 
-def _pixels(path: Path) -> np.ndarray:
+def read_image(path: Path) -> np.ndarray:
     """Read one image."""
     pillow = optional("PIL.Image", "images")
     try:

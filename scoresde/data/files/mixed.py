@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...common.checks import as_path
-from ...model.labels import is_number
+from ...model.class_words import is_number
 from .base import (
     Request,
     check_compression,
@@ -32,8 +32,6 @@ from .tables import (
 
 GAPS = ("", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
 """Cells without a value."""
-TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
-"""Suffixes of tables."""
 
 
 def read_columns(
@@ -43,13 +41,12 @@ def read_columns(
     path = as_path(path, "path")
     if not path.exists():
         raise ValueError(f"there is no file {path}")
-    if not path.name.lower().endswith(TABLES):
+    suffixes = [suffix for suffix in TABLES if path.name.lower().endswith(suffix)]
+    if not suffixes:
         raise ValueError(f"{path}: tables are read from {', '.join(TABLES)}")
     try:
         regular(path)
-        if path.suffix.lower() == ".parquet":
-            return _parquet(path)
-        return _text(path, Request({}, encoding=encoding))
+        return TABLES[suffixes[0]](path, Request({}, encoding=encoding))
     except (*DAMAGE, LookupError) as error:
         raise ValueError(f"{path} can't be read: {' '.join(str(error).split())}") from None
 
@@ -90,7 +87,7 @@ def _parsed(column: np.ndarray) -> np.ndarray:
     return np.where(np.isin(words, GAPS), "nan", words).astype(np.float64)
 
 
-def _parquet(path: Path) -> dict[str, Any]:
+def _parquet(path: Path, request: Request) -> dict[str, Any]:
     """Columns of a parquet file."""
     arrow = optional("pyarrow", "parquet files")
     parquet = optional("pyarrow.parquet", "parquet files")
@@ -110,6 +107,16 @@ def _parquet(path: Path) -> dict[str, Any]:
             column = column.cast(column.type.value_type)
         found[name] = column.to_numpy()
     return found
+
+
+TABLES: dict[str, Callable[[Path, Request], dict[str, np.ndarray]]] = {
+    ".csv": _text,
+    ".tsv": _text,
+    ".csv.gz": _text,
+    ".tsv.gz": _text,
+    ".parquet": _parquet,
+}
+"""Readers of columns by suffix. `write_columns` writes the same suffixes."""
 
 
 def write_columns(path: Path, columns: Mapping[str, Any]) -> None:
@@ -140,5 +147,5 @@ def _texts(array: np.ndarray) -> list[str]:
 
 def check_table_path(path: str) -> None:
     """Raise unless a path is one of a table."""
-    if not path.lower().endswith(TABLES):
+    if not path.lower().endswith(tuple(TABLES)):
         raise ValueError(f"{path}: tables are written as {', '.join(TABLES)}")

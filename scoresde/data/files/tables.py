@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ...model.labels import is_number
+from ...model.class_words import is_number
 from .base import (
     BOMB_BYTES,
     BOMB_RATIO,

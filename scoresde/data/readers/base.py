@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ...common.inputs import as_floats, as_tensor
 from ...common.random import CHANGES, seeded
-from ...model.conditions import checked
-from ...model.labels import wordy
+from ...model.class_words import wordy
+from ...model.condition_scales import checked
 from ...model.trainable import Trainable
 from ..transforms import Transform, apply, check_condition
 

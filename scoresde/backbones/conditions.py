@@ -1,4 +1,4 @@
-"""The rules of conditions, which all networks share.
+"""Conditions inside networks: checks, dropping, and what a network learns for "no condition".
 
 Class labels are 0 … classes − 1, and `classes` itself means "no label".
 

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binom
+from scipy.special import bdtrc
 from torch import Tensor
 
 from ..common.checks import check_budget, check_generator, whole_number
@@ -131,7 +131,7 @@ def classifier_test(
     with torch.no_grad():
         says_x = _logit(test.float(), weights) > 0
     hits = int(says_x[: n - half].sum()) + int((~says_x[n - half :]).sum())
-    return ClassifierTest(hits / len(test), float(binom.sf(hits - 1, len(test), 0.5)), len(test))
+    return ClassifierTest(hits / len(test), float(bdtrc(hits - 1, len(test), 0.5)), len(test))
 
 
 def _train(

@@ -1,4 +1,4 @@
-"""The trace of a network's Jacobian: exactly, by random probes, or by a method of the user."""
+"""Classes of trace estimators, `TRACES`: exact, Hutchinson's, or a method of the user."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TraceEstimator(abc.ABC):
         depend on the generator and on i alone.
     draws : int
         Independent, unbiased estimates that `estimate` returns, 1 by default. Their mean is the
-        trace, and their spread gives `Likelihood.stderr`.
+        trace, and their standard deviation gives `Likelihood.stderr`.
 
     References
     ----------

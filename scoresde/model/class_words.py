@@ -1,4 +1,4 @@
-"""Classes: the number of each, and the word that stands for it."""
+"""Classes that were words in the data: the number of each, and its word."""
 
 from __future__ import annotations
 

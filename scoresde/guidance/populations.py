@@ -1,0 +1,306 @@
+"""Populations of weighted particles, which sample guided models without bias in the limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..common.checks import check_generator, real_number, whole_number
+from ..common.errors import SolverError
+from ..common.names import choose
+from ..common.random import PATH, PRIOR, RESAMPLING, Noise, draw_seed
+from ..common.sharding import together
+from ..common.user_warnings import warn
+from ..model.protocol import Model
+from ..model.require import require_model
+from ..model.standardization import wide
+from ..processes.spacings import SPACINGS, grid
+from ..sampling.batches import batch_ranges, map_batches
+from .feynman_kac import run_corrected
+from .guided import LARGEST_ANGLE, Guided
+from .linearized import Linearized
+from .observed import Observed
+from .resampling import Population, effective_size
+from .tilted import Tilted
+from .twisted import run_twisted
+
+LAST_LEVEL = 0.01
+"""The last noise level σ/α that is evaluated, at most."""
+PROBES = 8
+"""Points and directions at which a measurement is differentiated to see its scale."""
+LEAST_SIZE = 0.05
+"""The effective share of a population below which `particles` warns …"""
+LEAST_PARTICLES = 1.1
+"""… or the effective number below which it does, and …"""
+MOST_ERROR = 1.0
+"""… the standard error of log evidence in nats above which it does."""
+
+
+class Particles(NamedTuple):
+    """What `particles` returns.
+
+    Attributes
+    ----------
+    x : Tensor, shape (n, *shape)
+        One draw of each population, with the weights as chances: the n samples. In the units of
+        the data.
+    states : Tensor, shape (n, particles, *shape)
+        All particles.
+    log_weights : Tensor, shape (n, particles)
+        Their normalized log weights, in nats.
+    log_evidence : Tensor, shape (n,)
+        An estimate of log ∫p(x)·g(x)dx a sample, such as log p(y); of log ∫Π pᵢ(x)^aᵢ dx for
+        products of powers. Its exponential is unbiased but for the error of the steps, so for one
+        y and n samples `log_evidence.logsumexp(0) - log(n)` is better than the mean.
+    stderr : Tensor, shape (n,)
+        The standard error of log_evidence, in nats, from how weights spread over the particles
+        that descend from one at the start, and over all of them between resamplings. Too small
+        where it is above about ½, as it knows nothing of modes that no particle found.
+    ess : Tensor, shape (n,)
+        Effective number of particles at the end, 1/Σw².
+    resampled : Tensor of int, shape (n,)
+        How often the population was resampled.
+    nfe : Tensor of int, shape (n,)
+        Network evaluations of a sample, backward passes among them, over all its particles:
+        particles · steps · `model.cost`.
+
+    Examples
+    --------
+    See `particles`.
+    """
+
+    x: Tensor
+    states: Tensor
+    log_weights: Tensor
+    log_evidence: Tensor
+    stderr: Tensor
+    ess: Tensor
+    resampled: Tensor
+    nfe: Tensor
+
+
+@torch.no_grad()
+@together()
+def particles(
+    model: Model,
+    n: int | None = None,
+    particles: int = 16,
+    steps: int = 100,
+    *,
+    resample_below: float = 0.5,
+    spacing: str | None = None,
+    generator: torch.Generator | None = None,
+    batch_size: int | None = None,
+) -> Particles:
+    """Draw from a guided model by weighted particles, which correct the bias of its guidance.
+
+    Each of the n samples owns a population, and is one draw from it. Of `observe`, `toward` and
+    `classifier` the target is p(x)·g(x), by twisted sequential Monte Carlo (Wu et al. 2023); of
+    `compose`, `temper` and `classifier_free` it is Π pᵢ(x)^aᵢ, by a Feynman–Kac formula, which is
+    p(x)·p(y | x)^β for the last. `scoresde.sample` draws from neither, at any number of steps.
+    Errors fall with `particles`, with `steps`, and with the quality of the guidance.
+
+    Parameters
+    ----------
+    model : Model
+        What `observe`, `toward`, `classifier`, `classifier_free`, `compose` or `temper` returned.
+    n : int, optional
+        Number of samples: by default as many as conditions have rows, or 1.
+    particles : int
+        Of each population.
+    steps : int
+        Each evaluates the guided model once a particle.
+    resample_below : float
+        From 0 to 1: resample where the effective size falls below this share of the particles.
+    spacing : str, optional
+        Where the steps lie: a key of `scoresde.SPACINGS`. By default they are uniform in
+        arsinh(α/σ), so in log(σ/α) near the data, down to a tenth of the noise of a measurement
+        or to σ/α = 0.01.
+    generator : torch.Generator, optional
+        The randomness: sample i depends on it and on i alone, not on n or `batch_size`.
+    batch_size : int, optional
+        Samples computed at once, each with all its particles.
+
+    Returns
+    -------
+    Particles
+
+    Warns
+    -----
+    UserWarning
+        If populations end with an effective size below 5%, or a standard error of log evidence
+        above 1 nat.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For models that are not guided, and guidance that stands for no density: rescale=, an
+        interval=, or guided models inside guided ones.
+    SolverError
+        If weights are NaN.
+
+    References
+    ----------
+    Wu et al., Practical and asymptotically exact conditional sampling in diffusion models, NeurIPS
+    2023. Skreta et al., Feynman–Kac correctors in diffusion, ICML 2025. Lee and Whiteley, Variance
+    estimation in the particle filter, 2018.
+
+    Examples
+    --------
+    >>> gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1.0)
+    >>> sde = scoresde.oracle(gaussian, scoresde.VPSDE())
+    >>> total = scoresde.measurements.Linear([[1.0, 1.0]], noise=1.0)
+    >>> found = scoresde.particles(scoresde.observe(sde, total, y=[3.0]), 100, steps=30)
+    >>> found.x.shape, found.log_evidence.mean()  # log N(3; 0, 3) = -2.97
+    (torch.Size([100, 2]), tensor(-2.9..., dtype=torch.float64))
+    """
+    model = require_model(model, "particles")
+    _require_correctable(model)
+    check_generator(generator)
+    size = whole_number("particles", particles)
+    steps = whole_number("steps", steps)
+    resample_below = real_number("resample_below", resample_below, 0, 1, closed=True)
+    if spacing is not None:
+        choose("spacing", spacing, SPACINGS)
+    n = model.condition_rows if n is None else whole_number("n", n)
+    angles = _angles(model, steps, spacing)
+    cost = size * max(1, model.cost)
+    batches = batch_ranges(model, n, batch_size, cost=size, calls=steps, held=size)
+    model.slice_conditions(0, n, n)
+    seed = draw_seed(generator)
+
+    def work(part: Any, start: int, stop: int) -> list[Tensor]:
+        return _populations(part, angles, size, resample_below, seed, start, stop)
+
+    x, states, weights, evidence, stderr, ess, resampled = map_batches(model, n, batches, work)
+    nfe = torch.full((n,), len(angles) * cost)
+    found = Particles(x, states, weights, evidence, stderr, ess, resampled.cpu(), nfe)
+    _warn_of_weights(found, size)
+    return found
+
+
+def _populations(
+    model: Any,
+    angles: Sequence[float],
+    size: int,
+    resample_below: float,
+    seed: int,
+    start: int,
+    stop: int,
+) -> list[Tensor]:
+    """The columns of `Particles`, but the last, of samples start to stop."""
+    like = model.scale.new_empty(0, dtype=model.state_dtype)
+    numbers = size * start, size * stop
+    z = Noise(seed, PRIOR, *numbers, model.dim, like)()
+    noise = Noise(seed, PATH, *numbers, model.dim, like)
+    uniforms = like.new_empty(0, dtype=wide(like.device))
+    chance = Noise(seed, RESAMPLING, start, stop, 1, uniforms)
+    population = Population(stop - start, size, resample_below, chance)
+    rows = torch.arange(stop - start, device=z.device).repeat_interleave(size)
+    if isinstance(model, Tilted):
+        z = run_twisted(model, angles, z, rows, noise, population)
+    else:
+        factors = [(part, a) for part, a in model.factors if a]
+        z = run_corrected(factors, angles, z, rows, noise, population)
+        units = (1 - math.fsum(a for _, a in factors)) * model.standardization.log_scale
+        population.add(torch.full_like(population.log_weights, units))
+    evidence = population.evidence()
+    bad = evidence.isnan() | ~z.reshape(stop - start, -1).isfinite().all(1)
+    x = model.at_data(model.to_data(z)).reshape(stop - start, size, *model.shape)
+    if bool(bad.any()):
+        raise SolverError(
+            f"{int(bad.sum())} of {stop - start} populations have states or weights that are NaN: "
+            "check the network's weights and the data's scale, or take more steps=",
+            bad,
+            x[:, 0],
+        )
+    each = torch.arange(stop - start, device=z.device)
+    return [
+        x[each, population.draw()],
+        x,
+        population.weights.log(),
+        evidence,
+        population.stderr(),
+        effective_size(population.weights),
+        population.resampled,
+    ]
+
+
+def _angles(model: Model, steps: int, spacing: str | None) -> list[float]:
+    """Angles in radians from noise to data, at which the model is evaluated."""
+    process = model.process
+    most = process.phi_max
+    least = max(model.phi_min, process.phi_floor)
+    if not isinstance(model, Tilted):
+        most = min(most, LARGEST_ANGLE)
+    if spacing is None:
+        end = max(math.atan(min(LAST_LEVEL, 0.1 * _finest(model))), least)
+        places = torch.linspace(
+            math.asinh(math.cos(most) / math.sin(most)),
+            math.asinh(1 / math.tan(end)),
+            steps,
+            dtype=torch.float64,
+            device="cpu",
+        )
+        nodes = torch.atan2(torch.ones_like(places), places.sinh())
+    else:
+        nodes = process.phi(grid(process, steps, spacing))[:-1].clamp_max(most)
+    above = nodes >= least * (1 - 1e-9)
+    above[1:] &= nodes[1:] < nodes[:-1]
+    found: list[float] = nodes[above].tolist()
+    if not found:
+        raise ValueError(f"steps={steps} leaves no noise level: take more steps=")
+    return found
+
+
+def _finest(model: Model) -> float:
+    """The noise of a measurement in standard deviations of what it sees of standardized data."""
+    if not isinstance(model, Observed):
+        return math.inf
+    g = torch.Generator().manual_seed(0)
+    z, change = torch.randn(2, PROBES, model.dim, generator=g, device="cpu").to(model.scale)
+    z = z.to(model.state_dtype)
+    spread = Linearized(model.map, z, False).product(change.to(z)).square().mean(0).sqrt()
+    return model.measurement.noise / max(float(spread.max()), 1e-12)
+
+
+def _require_correctable(model: Model) -> None:
+    """Raise for a model whose guidance is not a density, or not guided at all."""
+    if isinstance(model, Tilted):
+        if model.interval != (0.0, math.inf):
+            raise ValueError(
+                "with interval= guidance stands for no density p(x)·g(x) that particles could "
+                "weight for: leave interval= out"
+            )
+        parts = [model.model]
+    elif hasattr(model, "factors"):
+        parts = [part for part, _ in model.factors]
+    else:
+        raise TypeError(
+            f"particles corrects guided models, and {type(model).__name__} is none that it knows: "
+            "scoresde.sample draws from it; guide it with observe, toward, classifier, "
+            "classifier_free or compose"
+        )
+    for part in parts:
+        if isinstance(part, Guided):
+            raise TypeError(
+                f"particles takes guidance of a model of data, and here {type(model).__name__} "
+                f"guides {type(part).__name__}, whose noised densities are unknown: guide a plain "
+                "model"
+            )
+
+
+def _warn_of_weights(found: Particles, size: int) -> None:
+    """Warn once, of how many populations are too thin or too uncertain."""
+    few = found.ess < max(LEAST_SIZE * size, LEAST_PARTICLES)
+    count = int((few | (found.stderr > MOST_ERROR)).sum())
+    if count and size > 1:
+        warn(
+            f"{count} of {len(found.ess)} populations have an effective size below 5% of their "
+            f"{size} particles or a standard error of log evidence above 1 nat: their samples are "
+            "biased; take more particles= or steps=, or another method of guidance",
+        )

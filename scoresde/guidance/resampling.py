@@ -1,0 +1,119 @@
+"""Populations of weighted particles: evidence, effective sizes, and who goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Population:
+    """n populations of P particles each: their log weights, and what the weights estimate.
+
+    With P·Σ w = 1 at the start, the mean weight estimates the evidence without bias. Particles that
+    descend from one of the first ones are a family.
+    """
+
+    def __init__(
+        self, n: int, size: int, resample_below: float, normals: Callable[[], Tensor]
+    ) -> None:
+        like = normals()
+        self.size = size
+        self.log_weights = like.new_zeros(n, size)
+        self.log_evidence = like.new_zeros(n)
+        self.resampled = torch.zeros(n, dtype=torch.long, device=like.device)
+        self._below = resample_below * size
+        self._variance = like.new_zeros(n)
+        self._normals = normals
+        self._own = torch.arange(size, device=like.device).expand(n, size)
+        self._family = self._own
+        self._first = (size * torch.arange(n, device=like.device)).unsqueeze(1)
+
+    def add(self, increments: Tensor) -> None:
+        """Add to the log weights (n·P,)."""
+        self.log_weights = self.log_weights + increments.reshape(self.log_weights.shape)
+
+    @property
+    def weights(self) -> Tensor:
+        """Normalized weights (n, P)."""
+        return _softmax(self.log_weights)
+
+    def resample(self, share: float, *states: Tensor) -> list[Tensor]:
+        """Rows (n·P, …) of the particles that go on, in the populations whose ESS is low.
+
+        ESS and chances are those of w^share; a particle keeps the rest, w^(1 − share), as weight.
+        """
+        uniform = torch.special.ndtr(self._normals())
+        if not share:
+            return list(states)
+        log_weights = share * self.log_weights
+        weights = _softmax(log_weights)
+        mean = log_weights.logsumexp(1) - math.log(self.size)
+        few = (effective_size(weights) < self._below) & (mean > -math.inf)
+        low = few.unsqueeze(1)
+        chosen = torch.where(low, systematic(weights, uniform), self._own)
+        self.log_evidence = self.log_evidence + torch.where(few, mean, 0)
+        self._variance = self._variance + torch.where(few, self._relative_variance(weights), 0)
+        rest = torch.zeros_like(log_weights)
+        if share < 1:
+            rest = ((1 - share) * self.log_weights).gather(1, chosen)
+        self.log_weights = torch.where(low, rest, self.log_weights)
+        self._family = self._family.gather(1, chosen)
+        self.resampled = self.resampled + few
+        rows = (chosen + self._first).flatten()
+        return [state.index_select(0, rows) for state in states]
+
+    def draw(self) -> Tensor:
+        """One particle (n,) of each population, with its weight as chance."""
+        return _inverse(self.weights, torch.special.ndtr(self._normals()))[:, 0]
+
+    def evidence(self) -> Tensor:
+        """log of the mean weight (n,), all steps together."""
+        return self.log_evidence + self.log_weights.logsumexp(1) - math.log(self.size)
+
+    def stderr(self) -> Tensor:
+        """The standard error of `evidence`, in nats, the larger of two estimates; ∞ for P = 1.
+
+        That of means of weights F of independent families, √(P·ΣF² − 1)/√(P − 1) (Chan and Lai
+        2013, Lee and Whiteley 2018), which is 1 at the most; and the same of single weights, its
+        squares added up over the times between resampling, which holds where families die out.
+        """
+        if self.size == 1:
+            return torch.full_like(self.log_evidence, math.inf)
+        families = torch.zeros_like(self.log_weights).scatter_add(1, self._family, self.weights)
+        steps = self._variance + self._relative_variance(self.weights)
+        return torch.maximum(self._relative_variance(families), steps).sqrt()
+
+    def _relative_variance(self, weights: Tensor) -> Tensor:
+        """The variance of a mean of weights over its square, from normalized weights (n, P)."""
+        excess = self.size * weights.square().sum(1) - 1
+        return excess.clamp_min(0) / max(self.size - 1, 1)
+
+
+def effective_size(weights: Tensor) -> Tensor:
+    """1/Σ w² (n,) of normalized weights; 0 where all are 0."""
+    square = weights.square().sum(1)
+    return torch.where(square > 0, 1 / square, 0)
+
+
+def systematic(weights: Tensor, uniform: Tensor) -> Tensor:
+    """P indices (n, P) a row of weights (n, P), by one uniform number (n, 1) a row."""
+    size = weights.shape[1]
+    places = (torch.arange(size, device=weights.device) + uniform) / size
+    return _inverse(weights, places)
+
+
+def _inverse(weights: Tensor, places: Tensor) -> Tensor:
+    """The inverse (n, k) of the distribution functions of weights (n, P) at places (n, k)."""
+    total = weights.cumsum(1)
+    total = total / total[:, -1:].clamp_min(1e-300)
+    found = torch.searchsorted(total, places.contiguous(), right=True)
+    return found.clamp_max(weights.shape[1] - 1)
+
+
+def _softmax(log_weights: Tensor) -> Tensor:
+    """Normalized weights; 0 where all are 0."""
+    none = log_weights.amax(1, keepdim=True) == -math.inf
+    return torch.where(none, 0, torch.where(none, 0, log_weights).softmax(1))
