@@ -288,6 +288,29 @@ def test_samples_are_decoded_latents_also_conditioned_and_guided() -> None:
     assert model.shape == (6,)
 
 
+def test_edits_are_those_of_latents() -> None:
+    """Of a reward as well, whose gradient passes the decoder."""
+    stage, sde = trained_pair()
+    model = scoresde.Latent(stage, sde)
+    x = torch.randn(4, 6, generator=generator(2))
+    how: dict[str, Any] = {"steps": 10, "solver": "heun"}
+    z = stage.encode(x).mean.detach()
+    edited = scoresde.edit(model, x, 0.5, generator=generator(), **how)
+    latents = scoresde.edit(sde, z, 0.5, generator=generator(), **how)
+    torch.testing.assert_close(edited, stage.decode(latents), atol=1e-4, rtol=1e-4)
+
+    def reward(x: Tensor) -> Tensor:
+        return -((x - 1) ** 2).sum(1) / 10
+
+    pulled = scoresde.toward(model, reward)
+    of_latents = scoresde.toward(sde, lambda z: reward(stage.decode(z)))
+    x = scoresde.sample(pulled, 5, generator=generator(1), **how)
+    z = scoresde.sample(of_latents, 5, generator=generator(1), **how)
+    torch.testing.assert_close(x, stage.decode(z), atol=1e-4, rtol=1e-4)
+    plain = scoresde.sample(model, 5, generator=generator(1), **how)
+    assert float(reward(x).mean()) > float(reward(plain).mean())
+
+
 def test_states_to_start_from_are_latents() -> None:
     stage, sde = trained_pair()
     model = scoresde.Latent(stage, sde)

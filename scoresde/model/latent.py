@@ -13,7 +13,18 @@ from .protocol import Model
 from .standardization import Standardization
 
 TAKEN_BY = frozenset(
-    ("classifier_free", "compose", "edit", "fit", "sample", "save", "solve", "summary", "temper")
+    (
+        "classifier_free",
+        "compose",
+        "edit",
+        "fit",
+        "sample",
+        "save",
+        "solve",
+        "summary",
+        "temper",
+        "toward",
+    )
 )
 """Functions that take such a model as they take any other, or say themselves what they take."""
 
