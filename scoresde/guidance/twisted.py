@@ -83,9 +83,9 @@ def _damped(
 ) -> tuple[Tensor, Tensor]:
     """log E[g(x0) | z] and the shift of E[x0 | z], from log g and its gradient at x̂0.
 
-    Along the pull Δ = C·∇log g let log g be quadratic, of slope s = ∇log g·Δ and of the curvature κ
-    that log g(x̂0 + Δ) shows. For x0 | z ~ N(x̂0, C) the shift is t·Δ, t = s/(s + κ), and log E[g] =
-    log g(x̂0) + ½·s·t + ½·log t.
+    Along the pull Δ = C·∇log g let log g be quadratic, of slope s = ∇log g·Δ and of the curvature
+    κ that log g(x̂0 + Δ) shows. For x0 | z ~ N(x̂0, C) the shift is t·Δ, t = s/(s + κ), and
+    log E[g] = log g(x̂0) + ½·s·t + ½·log t.
     """
     slope, _ = differentiated(lambda x: (model.log_g(x, rows),), x0)
     s = (slope * pull).sum(1).clamp_min(0)
