@@ -29,6 +29,8 @@ from .guided import below_noise
 from .resampling import Population
 from .tilted import Tilted, differentiated
 
+LOOKS = 3
+"""How often log g is evaluated to see its curvature."""
 TINY = 1e-9
 """Where slope and curvature are both 0, the gradient is taken as it is."""
 
@@ -83,12 +85,16 @@ def _damped(
 ) -> tuple[Tensor, Tensor]:
     """log E[g(x0) | z] and the shift of E[x0 | z], from log g and its gradient at x̂0.
 
-    Along the pull Δ = C·∇log g let log g be quadratic, of slope s = ∇log g·Δ and of the curvature κ
-    that log g(x̂0 + Δ) shows. For x0 | z ~ N(x̂0, C) the shift is t·Δ, t = s/(s + κ), and log E[g] =
-    log g(x̂0) + ½·s·t + ½·log t.
+    Along the pull Δ = C·∇log g let log g be quadratic, of slope s = ∇log g·Δ and curvature κ. For
+    x0 | z ~ N(x̂0, C) the shift is t·Δ, t = s/(s + κ), and log E[g] = log g(x̂0) + ½·s·t + ½·log t.
+    κ is the largest that log g(x̂0 + t·Δ) shows at t = 1 and where that leads, `LOOKS` times.
     """
     slope, _ = differentiated(lambda x: (model.log_g(x, rows),), x0)
     s = (slope * pull).sum(1).clamp_min(0)
-    bend = 2 * (log_g + s - model.log_g(x0 + pull, rows)).clamp_min(0)
-    t = ((s + TINY) / (s + bend + TINY)).clamp_min(TINY)
+    bend = torch.zeros_like(s)
+    t = torch.ones_like(s)
+    for _ in range(LOOKS):
+        there = model.log_g(x0 + t.unsqueeze(1) * pull, rows)
+        bend = torch.maximum(bend, 2 * (log_g + t * s - there) / t.square())
+        t = ((s + TINY) / (s + bend + TINY)).clamp_min(TINY)
     return log_g + 0.5 * s * t + 0.5 * torch.log(t), t.unsqueeze(1) * pull
