@@ -140,7 +140,9 @@ def _write_images(path: str, x: Tensor, levels: int) -> None:
     pixels = (x * levels).floor().clamp(0, levels - 1) * (255 / (levels - 1))
     row = torch.cat(list(pixels.round().to(torch.uint8)), -1)  # (C, H, n·W)
     array = row.permute(1, 2, 0).numpy()
-    pillow.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
+    if array.shape[2] == 1:  # gray
+        array = array[..., 0]
+    pillow.fromarray(array).save(path)
 
 
 COMMANDS = {
