@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 import scoresde
 from scoresde import measurements
+from scoresde.guidance import populations
 from scoresde.guidance.free import ClassifierFree
 from scoresde.guidance.guided import cosine_and_sine
+from scoresde.guidance.populations import Particles
 from scoresde.guidance.resampling import Population, effective_size, systematic
 from scoresde.guidance.tilted import Tilted, differentiated
 from scoresde.toy import GaussianMixture
@@ -480,6 +483,35 @@ def test_thin_populations_are_named_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scoresde.particles(Twisted(oracle(NORMAL), 0.0, 1.0), 4, 8, 20, generator=generator())
+
+
+def test_a_few_thin_populations_are_chance() -> None:
+    """1 of 50 on an exactly Gaussian model may be thin; 3 of 50 are above the share of 5%."""
+    sizes = torch.full((50,), 8.0)
+    empty = torch.zeros(50)
+    for thin, warns in ((1, False), (3, True)):
+        sizes[:thin] = 1.0
+        found = Particles(empty, empty, empty, empty, empty, sizes, empty, empty)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            populations._warn_of_weights(found, 8)
+        assert bool(caught) == warns
+
+
+def test_each_sample_has_what_was_observed_of_it_exactly() -> None:
+    """Rows of y without noise, each for a population of its own."""
+    x = 100 + 7 * randn(200, 3)
+    sde = scoresde.build("vp", "mlp", shape=(3,), width=8, depth=1).double().standardize(x).eval()
+    mask = torch.tensor([True, False, True])
+    seen = scoresde.observe(sde, measurements.Inpaint(mask), x[:6])
+    found = scoresde.particles(seen, None, 16, 80, generator=generator())
+    assert torch.equal(found.x[:, mask], x[:6, mask])
+    assert torch.equal(found.states[..., mask], x[:6, None, mask].expand(-1, 16, -1))
+    whole = MultivariateNormal(x.mean(0), torch.cov(x.T, correction=0))
+    spread = whole.covariance_matrix[mask][:, mask]
+    law = MultivariateNormal(whole.mean[mask], spread)
+    gap = (found.log_evidence - law.log_prob(x[:6, mask])) / found.stderr
+    assert float(gap.abs().max()) < 4
 
 
 def test_evaluations_are_counted_with_backward_passes() -> None:
