@@ -85,6 +85,7 @@ from .training.denoising import Denoising, Distilled, loss
 from .training.fitting import fit
 from .training.flow_maps import ConsistencyTraining, MeanFlow
 from .training.history import History
+from .training.hybrid import Hybrid
 from .training.maximum_likelihood import MaximumLikelihood
 from .training.noise_levels import NOISES
 from .training.objectives import OBJECTIVES, Objective
@@ -134,6 +135,7 @@ __all__ = [
     "Evaluation",
     "History",
     "Hutchinson",
+    "Hybrid",
     "Independent",
     "Likelihood",
     "MaximumLikelihood",

@@ -5,6 +5,7 @@ from .dit import DiT
 from .embedded import Embedded
 from .encoded import EncodedResMLP
 from .external import Diffusers
+from .learnedvariance import LearnedVariance
 from .masked import Masked
 from .mlp import MLP
 from .presets import PRESETS, Preset
@@ -22,6 +23,7 @@ __all__ = [
     "Diffusers",
     "Embedded",
     "EncodedResMLP",
+    "LearnedVariance",
     "Masked",
     "Preset",
     "ResMLP",
