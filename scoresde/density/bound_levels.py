@@ -27,3 +27,19 @@ def sin2_from_data(sde: Model, phi: float) -> float:
     """sin²θ = 1 − cos²φ/cos²φ0, without cancellation."""
     start = data_end(sde)
     return min(1.0, math.sin(phi - start) * math.sin(phi + start) / math.cos(start) ** 2)
+
+
+def step_costs(sin2: Tensor, posterior: bool) -> tuple[Tensor, Tensor]:
+    """Weights (T,) of the squared error in twice the KL of each step, and what it is without error.
+
+    The variance of steps is β̃ if posterior, and β otherwise. The first step is the decoder.
+    """
+    here = sin2[1:]
+    below = sin2[:-1]
+    ratio = below / here  # of β̃ to β
+    spare = torch.zeros_like(ratio)
+    if not posterior:
+        spare = ratio - 1 - ratio.log()
+    cost = (here - below) / (below if posterior else here)
+    cost[0] = 1.0
+    return cost, spare

@@ -40,7 +40,7 @@ from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..sampling.batches import batch_ranges, map_batches
-from .bound_levels import data_end, sin2_from_data, vlb_levels
+from .bound_levels import data_end, sin2_from_data, step_costs, vlb_levels
 from .step_variance import saved_by, with_data_noise
 
 TAN_FINE = 2e-3
@@ -51,8 +51,8 @@ of an estimate."""
 VARIANCES = ("posterior", "beta", "learned")
 
 LevelAt = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor, Tensor | None]]
-"""(draw k, place in its stratum (B,)) -> (cos θ, sin θ, weight, h), each (B,); h = β/β̃ − 1 is for
-learned variances, None for others and 0 for the decoder."""
+"""(draw k, place in its stratum (B,)) -> (cos θ, sin θ, weight, h), each (B,); h = β/β̃ − 1 is
+for learned variances, 0 for the decoder, and None in continuous time."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def vlb(
         nears 1, then come close to `elbo`.
     spacing : str
         Where the levels lie: a key of `scoresde.SPACINGS`. "ddpm" has the levels of a discrete VP
-        process (steps divides 1000).
+        or cosine process (steps divides 1000).
     draws : int, optional
         Steps drawn, stratified, with ε and −ε each, for an unbiased estimate in 2·draws network
         evaluations; at least 4. By default every step is taken once.
@@ -252,17 +252,9 @@ def vlb(
             f"{taken} steps are too few for a standard error; take steps=4 or more, or give draws="
         )
     cos2 = (1 - here).clamp_min(0)
-    # Of the posterior's variance to beta's.
-    ratio = below / here
-    spare = torch.zeros_like(ratio)
-    if variance != "posterior":
-        spare = ratio - 1 - ratio.log()
-    cost = (here - below) / (below if variance == "posterior" else here)
-    growth = None
-    if variance == "learned":
-        growth = (here / below - 1).nan_to_num(posinf=0.0).to(x.device)
-    # The decoder's, which is the first step's.
-    cost[0] = 1.0
+    cost, spare = step_costs(sin2, variance == "posterior")
+    growth = (here / below - 1).nan_to_num(posinf=0.0).to(x.device)
+    learned = variance == "learned"
     last = float(sin2[-1])
     prior = last - 1 - math.log(last)
     decoder = math.log(2 * math.pi * float(here[0]))
@@ -282,12 +274,11 @@ def vlb(
         else:
             step = torch.searchsorted(cumulative, (k + place) / draws).clamp_max(taken - 1)
             weight = torch.full_like(place, 0.5 * total / draws)
-        return cos[step], sin[step], weight, None if growth is None else growth[step]
+        return cos[step], sin[step], weight, growth[step]
 
     def known(square: Tensor) -> Tensor:
         return -0.5 * (constant + per_square * square)
 
-    learned = variance == "learned"
     return _estimate(sde, x, at, known, draws or taken, generator, batch_size, learned)
 
 
@@ -367,7 +358,7 @@ def _integrate(
             u = velocity(c * z0 + sign * s * eps, phi, None)
             wanted = sign * c * eps - s * z0
             saved: Tensor | float = 0.0
-            if growth is not None:
+            if learned and growth is not None:
                 u, w = u.chunk(2, 1)
                 w = with_data_noise(w, sin_start / sin_phi)
                 saved = saved_by(w, (turn * u - wanted).square(), growth)
