@@ -88,6 +88,7 @@ from .training.denoising import Denoising, Distilled, loss
 from .training.fitting import fit
 from .training.flow_maps import ConsistencyTraining, MeanFlow
 from .training.history import History
+from .training.hybrid import Hybrid
 from .training.maximum_likelihood import MaximumLikelihood
 from .training.noise_levels import NOISES
 from .training.objectives import OBJECTIVES, Objective
@@ -141,6 +142,7 @@ __all__ = [
     "FirstStage",
     "History",
     "Hutchinson",
+    "Hybrid",
     "Independent",
     "Latent",
     "LatentBound",

@@ -428,7 +428,7 @@ def test_bad_calls_end_at_once() -> None:
         (
             lambda: scoresde.vlb(sde, x, variance="learned"),
             ValueError,
-            "unknown variance 'learned'.*posterior",
+            "has not learnt the variance.*variance='learned'",
         ),
         (lambda: scoresde.vlb(sde, x, spacing="cosine"), ValueError, "unknown spacing"),
         (

@@ -6,6 +6,7 @@ from .dit import DiT
 from .embedded import Embedded
 from .encoded import EncodedResMLP
 from .external import Diffusers
+from .learnedvariance import LearnedVariance
 from .masked import Masked
 from .mlp import MLP
 from .presets import PRESETS, Preset
@@ -27,6 +28,7 @@ __all__ = [
     "Diffusers",
     "Embedded",
     "EncodedResMLP",
+    "LearnedVariance",
     "Masked",
     "Preset",
     "ResMLP",

@@ -24,6 +24,8 @@ class Capability(enum.StrEnum):
     """The two drifts of an SDE between data and a source."""
     MEASUREMENT = "measurement"
     """A prior, and what was measured of a sample by a linear map."""
+    VARIANCE = "variance"
+    """The variance of reverse steps, beside the velocity."""
 
 
 CAPABILITIES: dict[str, str] = {
@@ -51,6 +53,10 @@ CAPABILITIES: dict[str, str] = {
         "this solver takes a model of which something was measured by a linear map: "
         "scoresde.observe(sde, measurement, y) with measurements.Inpaint, Blur, Linear or another "
         "linear one; scoresde.particles takes all measurements"
+    ),
+    "variance": (
+        "this model has not learnt the variance of reverse steps: that takes "
+        "build(..., variance='learned') and fit(sde, data); guided and combined models have none"
     ),
 }
 """All capabilities by name, with the message on a model that lacks it. An entry adds one, which a

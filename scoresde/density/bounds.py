@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,18 +39,20 @@ from ..common.random import PATH, Noise, draw_seed
 from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import require_model
-from ..processes.spacings import grid
 from ..sampling.batches import batch_ranges, map_batches
+from .bound_levels import data_end, sin2_from_data, step_costs, vlb_levels
+from .step_variance import saved_by, with_data_noise
 
 TAN_FINE = 2e-3
 TAN_COARSE = 3.0
 """tan θ between which draws are uniform in log tan θ; beyond, their density falls like the noise
 of an estimate."""
 
-VARIANCES = ("posterior", "beta")
+VARIANCES = ("posterior", "beta", "learned")
 
-LevelAt = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor]]
-"""(draw k, place in its stratum (B,)) -> (cos θ, sin θ, weight), each (B,)."""
+LevelAt = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor, Tensor | None]]
+"""(draw k, place in its stratum (B,)) -> (cos θ, sin θ, weight, h), each (B,); h = β/β̃ − 1 is
+for learned variances, 0 for the decoder, and None in continuous time."""
 
 
 @dataclass(frozen=True)
@@ -145,18 +148,18 @@ def elbo(
     draws = whole_number("draws", draws, 4)
     # The density of T = tan θ in log T is ∝ T·(COARSE − FINE)/((FINE + T)(COARSE + T)), up to θ(1).
     phi_max = sde.process.phi_max
-    end = math.sqrt(_sin2(sde, phi_max)) * math.cos(_data_end(sde)) / math.cos(phi_max)
+    end = math.sqrt(sin2_from_data(sde, phi_max)) * math.cos(data_end(sde)) / math.cos(phi_max)
     log_ratio = math.log(TAN_COARSE / TAN_FINE)
     total = math.log((1 + end / TAN_FINE) / (1 + end / TAN_COARSE))
     stratum = total / draws
 
-    def at(k: int, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def at(k: int, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         grown = torch.expm1((k + place) * stratum)
         tan = TAN_FINE * grown / (1 - (1 + grown) * math.exp(-log_ratio))
         cos = torch.rsqrt(1 + tan * tan)
         weight = cos * cos * (TAN_FINE + tan) * (TAN_COARSE + tan) * stratum
         weight = weight / (tan * (TAN_COARSE - TAN_FINE))
-        return cos, tan * cos, weight
+        return cos, tan * cos, weight, None
 
     def known(square: Tensor) -> Tensor:
         return -0.5 * (square + sde.dim * math.log(2 * math.pi))
@@ -197,12 +200,13 @@ def vlb(
     variance : str
         Of p(z_s|z_t). "posterior" is DDPM's β̃, right where the data are points. "beta" is right
         where they are standard normal: β_t for a VP process, and for others its equivalent on the
-        arc. With "posterior", smooth data cost ½(1/h − 1 + log h) nats a dimension at a step over
-        which a small σ² falls by a factor h: 0.8 for h = ¼. Only "logsnr" and "karras" grids,
-        where h nears 1, then come close to `elbo`.
+        arc. "learned", between the two, takes a model built with variance="learned". With
+        "posterior", smooth data cost ½(1/h − 1 + log h) nats a dimension at a step over which a
+        small σ² falls by a factor h: 0.8 for h = ¼. Only "logsnr" and "karras" grids, where h
+        nears 1, then come close to `elbo`.
     spacing : str
         Where the levels lie: a key of `scoresde.SPACINGS`. "ddpm" has the levels of a discrete VP
-        process (steps divides 1000).
+        or cosine process (steps divides 1000).
     draws : int, optional
         Steps drawn, stratified, with ε and −ε each, for an unbiased estimate in 2·draws network
         evaluations; at least 4. By default every step is taken once.
@@ -235,7 +239,9 @@ def vlb(
     """
     x = _accept(sde, x, "vlb", generator)
     choose("variance", variance, VARIANCES)
-    sin2 = _vlb_levels(sde, steps, spacing)
+    if variance == "learned":
+        sde.require("variance")
+    sin2 = vlb_levels(sde, steps, spacing)
     here = sin2[1:]
     below = sin2[:-1]
     taken = len(here)
@@ -246,14 +252,9 @@ def vlb(
             f"{taken} steps are too few for a standard error; take steps=4 or more, or give draws="
         )
     cos2 = (1 - here).clamp_min(0)
-    # Of the posterior's variance to beta's.
-    ratio = below / here
-    spare = torch.zeros_like(ratio)
-    if variance == "beta":
-        spare = ratio - 1 - ratio.log()
-    cost = (here - below) / (below if variance == "posterior" else here)
-    # The decoder's, which is the first step's.
-    cost[0] = 1.0
+    cost, spare = step_costs(sin2, variance == "posterior")
+    growth = (here / below - 1).nan_to_num(posinf=0.0).to(x.device)
+    learned = variance == "learned"
     last = float(sin2[-1])
     prior = last - 1 - math.log(last)
     decoder = math.log(2 * math.pi * float(here[0]))
@@ -266,26 +267,19 @@ def vlb(
     cumulative = (cost.cumsum(0) / total).to(x.device)
     cost = cost.to(x.device)
 
-    def at(k: int, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def at(k: int, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         if draws is None:
             step = torch.full(place.shape, k, device=place.device)
             weight = 0.5 * cost[step]
         else:
             step = torch.searchsorted(cumulative, (k + place) / draws).clamp_max(taken - 1)
             weight = torch.full_like(place, 0.5 * total / draws)
-        return cos[step], sin[step], weight
+        return cos[step], sin[step], weight, growth[step]
 
     def known(square: Tensor) -> Tensor:
         return -0.5 * (constant + per_square * square)
 
-    return _estimate(sde, x, at, known, draws or taken, generator, batch_size)
-
-
-def _vlb_levels(sde: Model, steps: int, spacing: str) -> Tensor:
-    """sin²θ (T + 1,) from the data to noise, without levels that are left to the decoder."""
-    phi = sde.process.phi(grid(sde.process, steps, spacing).flip(0)).tolist()
-    sin2 = [_sin2(sde, p) for p in phi[1:] if p > 1.5 * _data_end(sde)]
-    return torch.tensor([0.0, *sin2], dtype=torch.float64, device="cpu")
+    return _estimate(sde, x, at, known, draws or taken, generator, batch_size, learned)
 
 
 def _accept(sde: Model, x: Tensor, verb: str, generator: torch.Generator | None) -> Tensor:
@@ -297,17 +291,6 @@ def _accept(sde: Model, x: Tensor, verb: str, generator: torch.Generator | None)
     return x
 
 
-def _data_end(sde: Model) -> float:
-    """φ0; where σ(0) = 0 it is `phi_floor`, as at 0 any error of a network makes the bound −∞."""
-    return max(sde.process.phi_min, sde.process.phi_floor)
-
-
-def _sin2(sde: Model, phi: float) -> float:
-    """sin²θ = 1 − cos²φ/cos²φ0, without cancellation."""
-    start = _data_end(sde)
-    return min(1.0, math.sin(phi - start) * math.sin(phi + start) / math.cos(start) ** 2)
-
-
 @torch.no_grad()
 def _estimate(
     sde: Model,
@@ -317,6 +300,7 @@ def _estimate(
     draws: int,
     generator: torch.Generator | None,
     batch_size: int | None,
+    learned: bool = False,
 ) -> Bound:
     """known(‖z0‖²) + Σ_k weight_k·E f(θ_k), over draws k of the levels."""
     batches = batch_ranges(sde, len(x), batch_size, calls=2 * draws)
@@ -328,7 +312,7 @@ def _estimate(
         z0 = part.from_data(x[start:stop]) / radius
         # One number more is for the place in the stratum.
         noise = Noise(seed, PATH, start, stop, sde.dim + 1, z0)
-        total, error = _integrate(part, z0, at, noise, draws)
+        total, error = _integrate(part, z0, at, noise, draws, learned)
         return known(z0.double().square().sum(1)) + total - offset, error
 
     log_p, error = map_batches(sde, len(x), batches, work)
@@ -347,12 +331,12 @@ def _estimate(
 
 
 def _integrate(
-    sde: Model, z0: Tensor, at: LevelAt, noise: Noise, draws: int
+    sde: Any, z0: Tensor, at: LevelAt, noise: Noise, draws: int, learned: bool
 ) -> tuple[Tensor, Tensor]:
     """Σ_k weight_k·f(θ_k) (B,) in float64, and its standard error."""
-    velocity = sde.velocity_fn()
-    sin_start = math.sin(_data_end(sde))
-    cos_start = math.cos(_data_end(sde))
+    velocity = sde.variance_fn() if learned else sde.velocity_fn()
+    sin_start = math.sin(data_end(sde))
+    cos_start = math.cos(data_end(sde))
     zero = z0.new_zeros(len(z0), dtype=torch.float64)
     share = zero
     total = zero
@@ -367,14 +351,20 @@ def _integrate(
         gain = zero
         length = zero
         for sign, q in ((1.0, place), (-1.0, 1 - place)):
-            cos, sin, weight = at(k, q)
+            cos, sin, weight, growth = at(k, q)
             sin_phi = torch.sqrt(sin_start**2 + (cos_start * sin) ** 2)
             phi = torch.atan2(sin_phi, cos * cos_start)
             c, s, turn = (y.to(z0).unsqueeze(1) for y in (cos, sin, cos_start * sin / sin_phi))
-            u = turn * velocity(c * z0 + sign * s * eps, phi, None)
+            u = velocity(c * z0 + sign * s * eps, phi, None)
             wanted = sign * c * eps - s * z0
+            saved: Tensor | float = 0.0
+            if learned and growth is not None:
+                u, w = u.chunk(2, 1)
+                w = with_data_noise(w, sin_start / sin_phi)
+                saved = saved_by(w, (turn * u - wanted).square(), growth)
+            u = turn * u
             f = (u * (2 * wanted - u)).sum(1).double()
-            value = value + 0.5 * weight * (f - share * cos.square() * control)
+            value = value + 0.5 * weight * (f + saved - share * cos.square() * control)
             gain = gain + f
             length = length + wanted.square().sum(1).double()
         # For the next draw, which is independent of this one.

@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 
 from ..backbones import BACKBONES, Embedded
+from ..backbones.learnedvariance import HEAD, has_variance
 from ..common.checks import brief_repr, check_budget
 from ..common.inputs import event_shape
+from ..common.names import choose
 from ..common.renamed import renamed_arguments
 from ..processes.base import PROCESSES, Process
 from .score_sde import ScoreSDE
@@ -26,6 +28,7 @@ def build(
     input_convention: str = "arc",
     standardize: str | None = None,
     embed: nn.Module | Mapping[str, nn.Module] | None = None,
+    variance: str | None = None,
     **options: Any,
 ) -> ScoreSDE:
     """Build a ScoreSDE from names.
@@ -48,6 +51,10 @@ def build(
     embed : nn.Module, or mapping of str to nn.Module, optional
         Makes the network's `vector`, or other conditions by name, from conditions of any shape, and
         is trained along; see `Embedded`.
+    variance : str, optional
+        "learned" for a network that also learns the variance of reverse steps, elementwise, which
+        `vlb` and the solver "ancestral" then use; see `LearnedVariance`. A network of your own
+        takes `with_variance=True` and then returns both outputs, stacked.
     **options
         Of the named backbone, e.g. width=256.
 
@@ -73,11 +80,18 @@ def build(
     shape = event_shape(shape)
     if isinstance(process, str):
         process = PROCESSES.build(process)
+    if variance is not None:
+        choose("variance", variance, ("learned",))
     if isinstance(net, str):
-        net = _network(net, shape, options)
+        net = _network(net, shape, options, variance is not None)
     elif options:
         raise TypeError(
             f"options {sorted(options)} go with a backbone's name; give them to the network itself"
+        )
+    if variance is not None and not has_variance(net):
+        raise ValueError(
+            f"variance='learned' takes a network with a second output, and {type(net).__name__} "
+            f"takes no {HEAD}=; see scoresde.backbones.LearnedVariance"
         )
     if embed is not None:
         net = Embedded(net, embed)
@@ -91,7 +105,9 @@ def build(
     )
 
 
-def _network(name: str, shape: tuple[int, ...], options: dict[str, Any]) -> nn.Module:
+def _network(
+    name: str, shape: tuple[int, ...], options: dict[str, Any], with_variance: bool
+) -> nn.Module:
     """Build a network by name, if it fits into memory."""
     for option, value in options.items():
         if isinstance(value, int):
@@ -100,6 +116,8 @@ def _network(name: str, shape: tuple[int, ...], options: dict[str, Any]) -> nn.M
             count = max(0, min(value, 10**30))
             check_budget(f"{option}={brief_repr(value)}", bytes_each * count)
     try:
+        if with_variance and name != "learned_variance":
+            return BACKBONES.build("learned_variance", shape, backbone=name, **options)
         return BACKBONES.build(name, shape, **options)
     except (RuntimeError, MemoryError) as error:
         too_large = re.search("memory|[Oo]verflow|Storage size", str(error))

@@ -125,6 +125,14 @@ class Conditioned(Derived):
         """Return the right-hand side of the ODE as a function; see `Model.velocity_fn`."""
         return Model.velocity_fn(self, raw=raw)
 
+    def _both_outputs(self, raw: bool) -> Callable[..., Tensor]:
+        """The network's two outputs under these conditions; see `ReverseVariance`."""
+        model: Any = self.model
+        both: Callable[..., Tensor] = model._network_under(
+            self._condition, raw=raw, with_variance=True
+        )
+        return both
+
     def takes(self, name: str) -> bool:
         """Whether the network has an argument of that name."""
         return self.model.takes(name)

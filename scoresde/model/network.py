@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..backbones.base import can_trace, unwrapped
 from ..backbones.conditions import check_known
 from ..backbones.embedded import Embedded
+from ..backbones.learnedvariance import HEAD, has_variance
 from ..processes.base import Process
 from .standardization import Standardization
 
@@ -75,7 +77,7 @@ class NetworkInterface:
         if shapes is not None:
             return list(shapes)
         names = [*inner.embed] if isinstance(inner, Embedded) else self.named
-        return [name for name in names if name not in SOLVE_ARGUMENTS]
+        return [name for name in names if name not in (*SOLVE_ARGUMENTS, HEAD)]
 
     @property
     def wide_inputs(self) -> bool:
@@ -86,6 +88,11 @@ class NetworkInterface:
     def takes_gaps(self) -> bool:
         """Whether it is told which entries of a row are missing, so that rows may hold NaN."""
         return bool(getattr(self.inner, "takes_gaps", False))
+
+    @property
+    def has_variance(self) -> bool:
+        """Whether it has a second output, the variance of reverse steps."""
+        return has_variance(self.inner)
 
     @property
     def can_do_without(self) -> bool:
@@ -142,9 +149,13 @@ def call_on_arc(
     condition: Mapping[str, Tensor],
     inputs: Callable[..., tuple[Tensor, Tensor, Tensor | float]],
     standardization: Standardization,
-    traced: bool,
+    traced: bool = False,
+    with_variance: bool = False,
 ) -> Callable[..., Any]:
-    """A network as a function of states z (B, n), angles φ, and rows (B,) of the conditions."""
+    """A network as a function of states z (B, n), angles φ, and rows (B,) of the conditions.
+
+    With the variance it returns both of its outputs, (2, B, n).
+    """
     # What stays the same throughout a solve is looked up here, once.
     net, condition = _embedded_once(net, condition)
     free = standardization.free
@@ -155,6 +166,8 @@ def call_on_arc(
     call: Callable[..., Any] = net
     if traced:
         call = net.value_and_trace  # type: ignore[assignment]
+    if with_variance:
+        call = functools.partial(net, **{HEAD: True})
 
     def output(z: Tensor, phi: Tensor | float, rows: Tensor | None = None) -> Any:
         dtype = z.dtype if weight is None else weight.dtype
@@ -166,12 +179,13 @@ def call_on_arc(
         if traced:
             out, trace = out
             _check_trace(trace, x)
-        if not isinstance(out, Tensor) or out.shape != x.shape:
+        wanted = (2, *x.shape) if with_variance else x.shape
+        if not isinstance(out, Tensor) or out.shape != wanted:
             raise ValueError(misshapen(x, out))
         if free is not None:
-            out = out.flatten(1).index_select(1, free)
+            out = out.flatten(-len(standardization.shape)).index_select(-1, free)
         elif not flat:
-            out = out.reshape(z.shape)
+            out = out.flatten(-len(standardization.shape))
         if out.dtype != z.dtype:
             out = out.to(z.dtype)
         if traced:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..common.names import choose
 from ..processes.base import Process
 from ..toy import GaussianMixture
+from ..toy.denoised_variance import denoised_variance
 from .score_sde import ScoreSDE
 
 
@@ -30,7 +32,32 @@ class MixtureDenoiser(nn.Module):
         return sin * x0 - cos * eps
 
 
-def oracle(mixture: GaussianMixture, process: Process) -> ScoreSDE:
+class MixtureWithVariance(MixtureDenoiser):
+    """The same, and logit w with w = Var[x0|x_t]/sin²φ of each element, at most 1."""
+
+    def __init__(self, mixture: GaussianMixture, process: Process, isotropic: bool) -> None:
+        super().__init__(mixture, process)
+        self.isotropic = isotropic
+
+    def forward(self, x: Tensor, t: Tensor, with_variance: bool = False) -> Tensor:
+        """Return the output at (x_t, t), or both outputs, stacked."""
+        out = super().forward(x, t)
+        if not with_variance:
+            return out
+        alpha = self.process.alpha(t)
+        sigma = self.process.sigma(t)
+        variance = denoised_variance(self.mixture, x, alpha, sigma)
+        if self.isotropic:
+            variance = variance.flatten(1).mean(1).reshape(-1, *(1,) * (x.ndim - 1))
+        sin2 = (sigma / torch.hypot(alpha, sigma)).square().double()
+        share = variance.expand(x.shape) / sin2.reshape(-1, *(1,) * (x.ndim - 1))
+        return torch.stack([out, torch.logit(share, eps=1e-7).to(out)])
+
+
+VARIANCES = ("isotropic", "elementwise")
+
+
+def oracle(mixture: GaussianMixture, process: Process, *, variance: str | None = None) -> ScoreSDE:
     """Return the ScoreSDE whose score is exactly that of a mixture under a process, in any
     dimension.
 
@@ -43,6 +70,10 @@ def oracle(mixture: GaussianMixture, process: Process) -> ScoreSDE:
     mixture : GaussianMixture
         Or a toy density that is one: Moons, Rings, EightGaussians, …
     process : Process
+    variance : str, optional
+        Makes it a model with the exact variance of reverse steps too, as far as that lies between
+        β̃ and β (see `LearnedVariance`): "elementwise", from the diagonal of Cov[x0 | x_t], or
+        "isotropic", from its mean tr Cov[x0 | x_t]/D.
 
     Returns
     -------
@@ -50,8 +81,8 @@ def oracle(mixture: GaussianMixture, process: Process) -> ScoreSDE:
 
     Raises
     ------
-    TypeError
-        For a density that is not a mixture.
+    TypeError, ValueError
+        For a density that is not a mixture, or an unknown variance.
 
     Examples
     --------
@@ -66,9 +97,13 @@ def oracle(mixture: GaussianMixture, process: Process) -> ScoreSDE:
         raise TypeError(
             f"the exact score is known for Gaussian mixtures, got {type(mixture).__name__}"
         )
+    net = MixtureDenoiser(mixture, process)
+    if variance is not None:
+        choose("variance", variance, VARIANCES)
+        net = MixtureWithVariance(mixture, process, variance == "isotropic")
     return ScoreSDE(
         process,
-        MixtureDenoiser(mixture, process),
+        net,
         shape=tuple(mixture.shape),
         input_convention="raw",
     )

@@ -26,11 +26,12 @@ from .network import CONVENTIONS, SOLVE_ARGUMENTS, arc_inputs, call_on_arc
 from .old_names import RENAMED, by_old_name, check_overrides_by_old_name, upgraded
 from .outcomes import OUTCOMES, Outcome, as_outcome, from_kind, to_kind
 from .protocol import Model
+from .reverse_variance import ReverseVariance
 from .source import as_source, describe_source, rebuild_source
 from .trainable import Trainable
 
 
-class ScoreSDE(Trainable, Model):
+class ScoreSDE(Trainable, ReverseVariance, Model):
     """A score model in continuous time, which `fit` trains and `sample` and `log_prob` use.
 
     Parameters
@@ -39,7 +40,7 @@ class ScoreSDE(Trainable, Model):
         The Gaussian path.
     net : nn.Module
         Called as net(x, t, **condition) with x of shape (B, *shape) and t of shape (B,), returns
-        x's shape.
+        x's shape. One that takes `with_variance` has a second output; see `LearnedVariance`.
     shape : tuple of int
         Shape of one sample, without the batch.
     predict : str
@@ -186,7 +187,7 @@ class ScoreSDE(Trainable, Model):
     @property
     def objective(self) -> str:
         """What `fit` trains it for if the user names nothing: what suits the process."""
-        return self.process.objective
+        return self._usual_objective
 
     def has_learnt(self, objective: Any) -> None:
         """Keep what an objective makes of the network; see `Trainable.has_learnt`."""
@@ -243,12 +244,12 @@ class ScoreSDE(Trainable, Model):
         return self._network_under({}, raw=raw, traced=traced)
 
     def _network_under(
-        self, condition: Mapping[str, Tensor], *, raw: bool = False, traced: bool = False
+        self, condition: Mapping[str, Tensor], *, raw: bool = False, **returned: bool
     ) -> Callable[..., Any]:
         """The network's output under conditions in the user's units, as a function (z, φ, rows)."""
         net = self.networks(raw=raw)[0]
         shown = standardized(self, condition, net)
-        return call_on_arc(net, shown, self.inputs, self.standardization, traced)
+        return call_on_arc(net, shown, self.inputs, self.standardization, **returned)
 
     def inputs(
         self, z: Tensor, phi: Tensor | float, dtype: torch.dtype

@@ -283,7 +283,7 @@ class EDM(_Exploding):
 class Cosine(Process):
     """The cosine path α = cos(πt/2), σ = sin(πt/2): the arc at constant speed.
 
-    It is that of Nichol & Dhariwal 2021, without their offset.
+    It is that of Nichol & Dhariwal 2021, without their offset. `ddpm_times` has their grid.
 
     Examples
     --------
@@ -305,6 +305,40 @@ class Cosine(Process):
 
     def time(self, phi: Tensor | float) -> Tensor:  # noqa: D102
         return as_time(phi) / (0.5 * math.pi)
+
+    def ddpm_times(self, steps: int = 1000) -> Tensor:
+        """Return the times at which this process has the levels of the discrete cosine schedule.
+
+        ᾱ_i = f(i/T)/f(0) with f(τ) = cos²((τ + s)/(1 + s)·π/2), s = 0.008, and β_T, which would be
+        1, is cut to 0.999 (Nichol & Dhariwal 2021, eq. 17).
+
+        Parameters
+        ----------
+        steps : int
+            T, the number of levels.
+
+        Returns
+        -------
+        Tensor, shape (T + 1,), float64
+            t_0 = 0 < t_1 < … < t_T < 1, the last one just below 1.
+
+        Examples
+        --------
+        >>> abar = Cosine().alpha(Cosine().ddpm_times(1000)) ** 2
+        >>> 1 - abar[1], 1 - abar[-1] / abar[-2]
+        (tensor(4.1284e-05, dtype=torch.float64), tensor(0.9990, dtype=torch.float64))
+        """
+        s = 0.008
+        tau = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device="cpu")
+        angle = 0.5 * math.pi * (tau + s) / (1 + s)
+        start = angle[0]
+        # sin²φ = 1 − ᾱ, without cancellation
+        phi = torch.asin(
+            torch.sqrt(torch.sin(angle - start) * torch.sin(angle + start)) / start.cos()
+        )
+        kept = angle.cos()[-2] / start.cos()
+        phi[-1] = torch.acos(kept * math.sqrt(1 - 0.999))
+        return self.time(phi)
 
 
 @PROCESSES.register("rectified")

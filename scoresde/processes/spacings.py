@@ -98,11 +98,11 @@ def _karras(process: Process, steps: int, rho: float = 7.0) -> Tensor:
 
 
 def _ddpm(process: Process, steps: int) -> Tensor:
-    """Every k-th of DDPM's 1,000 levels."""
+    """Every k-th of DDPM's 1,000 levels, or of those of improved DDPM with a cosine process."""
     levels = getattr(process, "ddpm_times", None)
     if levels is None:
         raise ValueError(
-            f"spacing='ddpm' is the discrete grid of a VPSDE, got {process!r}; try 'time'"
+            f"spacing='ddpm' is the discrete grid of a VPSDE or Cosine, got {process!r}; try 'time'"
         )
     if 1000 % steps:
         raise ValueError(f"spacing='ddpm' takes a number of steps that divides 1000, got {steps}")
@@ -125,7 +125,7 @@ SPACINGS: dict[str, Callable[[Process, int], Tensor]] = {
 - `time`: uniform in t.
 - `logsnr`: uniform in λ.
 - `karras`: (σ/α)^{1/7} uniform (Karras et al. 2022, eq. 5).
-- `ddpm`: every k-th of DDPM's 1,000 levels.
+- `ddpm`: every k-th of DDPM's 1,000 levels; for `Cosine`, of those of improved DDPM.
 """
 
 

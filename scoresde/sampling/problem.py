@@ -67,7 +67,8 @@ def problem(
         adaptive,
         jump=_jump(sde, nodes, conversions, denoise),
         bridge=_bridge_noise(sde),
-        field=functools.partial(_field, sde),
+        capabilities=sde.capabilities,
+        field=functools.cache(functools.partial(_field, sde)),
         measurement=measurement,
     )
 

@@ -17,7 +17,7 @@ from .multistep import Multistep
 from .multistep_rows import METHODS
 from .problem import Calls, Counts, Level, Problem
 from .runge_kutta import AdaptiveRungeKutta, RungeKutta
-from .steppers import DDIM, EulerMaruyama, ReverseDiffusion
+from .steppers import DDIM, Ancestral, EulerMaruyama, ReverseDiffusion
 from .stochastic import ChurnedHeun, Restart
 from .tableaus import TABLEAUS, Tableau
 
@@ -35,6 +35,7 @@ __all__ = [
     "AdaptiveRungeKutta",
     "AdaptiveSinglestep",
     "AdaptiveTorchDiffEq",
+    "Ancestral",
     "AnnealedLangevin",
     "Bridge",
     "Calls",

@@ -124,6 +124,8 @@ class Problem:
         Take it once a solve; a call of it is an evaluation.
     bridge : float
         The noise σ of a bridge; 0 for all other models.
+    capabilities : frozenset of str
+        What the model can compute, for a solver that uses more than it needs where there is more.
     measurement : Measured, optional
         What was measured of each sample, for solvers that need a measurement. The velocities and
         denoised values are then those of the prior p(x), not of p(x | y).
@@ -146,6 +148,7 @@ class Problem:
     measure: Measure | None = None
     jump: Jump = dataclasses.field(default_factory=lambda: _no_jump)
     bridge: float = 0.0
+    capabilities: frozenset[str] = frozenset()
     field: Field = dataclasses.field(default_factory=lambda: _no_field)
     measurement: Measured | None = None
 

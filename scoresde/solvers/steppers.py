@@ -14,8 +14,9 @@ from torch import Tensor
 from ..common.capabilities import Capability
 from ..common.checks import real_number
 from ..common.errors import SolverError
+from ..common.names import choose
 from .base import SOLVERS, Stepper
-from .problem import Problem
+from .problem import Problem, split
 
 
 @SOLVERS.register("ddim")
@@ -25,7 +26,7 @@ class DDIM(Stepper):
 
     On the arc DDIM keeps (x̂0, ε̂) and turns: z' = cos φ'·x̂0 + sin φ'·(√(1 − q)·ε̂ + √q·n), where
     q = η²·(1 − e^{2(λ − λ')}) is the share of noise drawn anew; η = 1 makes it the exact posterior
-    of x_s given (x_t, x̂0). `"ancestral"` is this with eta = 1.
+    of x_s given (x_t, x̂0). `"ancestral"` is this with eta = 1, and with other variances too.
 
     Parameters
     ----------
@@ -86,12 +87,78 @@ class DDIM(Stepper):
         return z if fresh == 0 else z.add_(problem.noise(), alpha=there.sin * math.sqrt(fresh))
 
 
-def ancestral() -> DDIM:
-    """Return the ancestral sampler, DDIM with eta = 1."""
-    return DDIM(eta=1.0)
+VARIANCES = ("posterior", "beta", "learned")
 
 
-SOLVERS.add("ancestral", ancestral)
+@SOLVERS.register("ancestral")
+@dataclass(frozen=True)
+class Ancestral(Stepper):
+    """The ancestral sampler of DDPM, for any process; weak order 1.
+
+    z' = cos φ'·x̂0 + sin φ'·e^{λ − λ'}·ε̂ + √Σ·n. With Σ = β̃ = sin²φ'·(1 − e^{2(λ − λ')}) this is
+    the exact posterior of x_s given (x_t, x̂0), and `DDIM` with eta = 1. With Σ = β = β̃·(1 + h),
+    h = sin²φ/sin²φ' − 1, it is exact for standard normal data. A learned variance is β̃·(1 + h·w),
+    elementwise, with the network's w in [0, 1] at the level where the step starts.
+
+    Parameters
+    ----------
+    variance : str, optional
+        Σ: "posterior", "beta" or "learned". By default learned if the model has learnt it, and
+        posterior otherwise.
+
+    Raises
+    ------
+    ValueError
+        For another variance.
+
+    References
+    ----------
+    Ho et al., Denoising diffusion probabilistic models, NeurIPS 2020, eq. 7; Nichol & Dhariwal,
+    Improved denoising diffusion probabilistic models, ICML 2021, eq. 15.
+
+    Examples
+    --------
+    >>> sde = scoresde.oracle(scoresde.toy.Moons(), scoresde.VPSDE(), variance="elementwise")
+    >>> scoresde.sample(sde, 3, solver="ancestral", steps=20).shape
+    torch.Size([3, 2])
+    """
+
+    variance: str | None = None
+    stochastic: ClassVar[bool] = True
+    steps: ClassVar[int] = 250
+    spacing: ClassVar[str] = "logsnr"
+
+    def __post_init__(self) -> None:
+        if self.variance is not None:
+            choose("variance", self.variance, VARIANCES)
+
+    @property
+    def needs(self) -> frozenset[Capability]:
+        """A score, and a variance if it is to be the learned one."""
+        needed = {Capability.SCORE}
+        if self.variance == "learned":
+            needed.add(Capability.VARIANCE)
+        return frozenset(needed)
+
+    def step(self, problem: Problem, z: Tensor, i: int) -> Tensor:  # noqa: D102
+        here, there = problem.levels[i], problem.levels[i + 1]
+        share: Tensor | float = float(self.variance == "beta")
+        learned = self.variance is None and Capability.VARIANCE in problem.capabilities
+        if learned or self.variance == "learned":
+            velocity, share = problem.field(Capability.VARIANCE)(z, here.phi, None).chunk(2, 1)
+            x0, eps = split(z, velocity, here.cos, here.sin)
+        else:
+            x0, eps = problem.denoise(z, i)
+        if i + 1 == problem.last:
+            return there.cos * x0
+        ratio = (there.sin * here.cos) / (there.cos * here.sin)  # e^{λ − λ'}
+        fresh = max(0.0, (1 - ratio) * (1 + ratio))
+        z = there.cos * x0 + (there.sin * math.sqrt(1 - fresh)) * eps
+        std = there.sin * math.sqrt(fresh)
+        growth = (here.sin / there.sin) ** 2 - 1
+        if isinstance(share, float):
+            return z.add_(problem.noise(), alpha=std * math.sqrt(1 + growth * share))
+        return z.add_(problem.noise() * (1 + growth * share).sqrt(), alpha=std)
 
 
 @SOLVERS.register("em")

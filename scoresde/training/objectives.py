@@ -34,6 +34,9 @@ class Objective(abc.ABC):
         `kind`, is given standardized samples as z0, and may leave eps and q unused.
     per_rank : frozenset of str
         The entries of `state_dict` that differ between ranks. A checkpoint has them of all ranks.
+    learns_variance : bool
+        Whether it trains the second output of a network with a variance, which `fit` otherwise
+        refuses.
     takes_gaps : bool
         Whether the loss leaves out entries that are not modelled, which rows with gaps have.
 
@@ -59,6 +62,7 @@ class Objective(abc.ABC):
     trains: ClassVar[type[Trainable]] = ScoreSDE
     per_rank: ClassVar[frozenset[str]] = frozenset()
     takes_gaps: ClassVar[bool] = False
+    learns_variance: ClassVar[bool] = False
 
     def check(self, sde: Any) -> None:
         """Raise ValueError for a model that can't learn this.

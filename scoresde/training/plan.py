@@ -154,6 +154,11 @@ def _check_kind(sde: Trainable, learnt: Objective, named: object, coupling: obje
             f"objective={named!r} trains a {learnt.trains.__name__}, and this is a "
             f"{type(sde).__name__}"
         )
+    if sde.interface.has_variance and not learnt.learns_variance:
+        raise ValueError(
+            f"objective={named!r} leaves the variance untrained that this model is to learn; try "
+            "'hybrid', or build it without variance="
+        )
     if coupling is not None and not isinstance(sde, ScoreSDE):
         raise TypeError(
             f"coupling= joins data with the noise of a ScoreSDE, and this is a {type(sde).__name__}"
