@@ -210,7 +210,7 @@ def test_labels_given_to_fit_reach_the_right_rows() -> None:
     x = means[y] + 0.5 * torch.randn(1000, 2, generator=generator())
     sde = small(width=48, classes=2, condition_dropout=0)
     scoresde.fit(
-        sde, x, given={"y": y}, steps=800, batch_size=256, progress=False, generator=generator(1)
+        sde, x, given={"y": y}, steps=500, batch_size=256, progress=False, generator=generator(1)
     )
     drawn = scoresde.sample(sde.given(y=y[:400]), 400, generator=generator(2))
     for k in range(2):
