@@ -438,7 +438,7 @@ def test_prior_gap_holds_on_standardized_data(name: str, dim: int) -> None:
     assert name != "vp" or float(found.prior_gap.mean()) <= 1.2 * float(gap.mean())
 
 
-@pytest.mark.parametrize("process", some(PROCESSES, "vp", "rectified"), indirect=True)
+@pytest.mark.parametrize("process", some(PROCESSES, "vp"), indirect=True)
 def test_samples_come_with_the_log_prob_that_is_found_for_them(process: Process) -> None:
     """To 10 × the tolerance, and they are the samples that `sample` draws; encode and decode
     likewise.
@@ -486,8 +486,7 @@ def small(process: str = "vp", **options: object) -> ScoreSDE:
             ("test_linear", "v", "rk45", None),
         ],
         lambda net, predict, solver, steps: (
-            (net, solver) == ("mlp", "adams")
-            or (net, solver, steps) == ("test_linear", "rk45", 20)
+            steps is not None and (net, solver) in (("mlp", "adams"), ("test_linear", "rk45"))
         ),
     ),
 )
@@ -782,7 +781,7 @@ def constants(
             ((6,), dict.fromkeys(range(1, 6), -0.3)),
             ((3, 2, 2), {1: 0.1}),
         ],
-        lambda shape, values: shape in ((5,), (3, 2, 2)),
+        lambda shape, values: len(shape) == 3,
     ),
 )
 def test_a_constant_feature_is_left_out_everywhere(

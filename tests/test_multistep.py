@@ -643,7 +643,7 @@ NAMED = ["-".join(map(str, row[1:4])) for row in NOISY]
 NOISY_NAMES = [name for name, row in METHODS.items() if row.tau]
 
 
-@pytest.mark.parametrize("name", some(NOISY_NAMES, "dpmpp_3m_sde"))
+@pytest.mark.parametrize("name", some(NOISY_NAMES, "dpmpp_2m_sde"))
 def test_drift_of_each_noisy_row_has_its_order(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the reverse SDE without its noise, dz/dλ = κ·cos φ·x̂0 − (τ² + cos² φ)·z, against scipy's
     DOP853 at 1e-13.
