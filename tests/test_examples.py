@@ -99,6 +99,33 @@ def test_posterior_example_tells_how_near_the_exact_one_is(
     assert f"{accuracy:.1%}" in capsys.readouterr().out
 
 
+def test_guidance_example_ranks_methods(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A short run: exact guidance is within 2.5 floors of its target, that of two exact sets, and
+    particles of a measurement are nearer than "pigdm", 8 floors away at full length.
+    """
+    main = runpy.run_path(str(EXAMPLES / "guidance.py"))["main"]
+    ratios = main(n=200, particles=8, steps=25, out=str(tmp_path / "guidance.png"))
+    assert ratios["classifier_free, β = 1"] < 2.5
+    assert ratios["particles"] < 0.8 * ratios["pigdm"]
+    assert (tmp_path / "guidance.png").stat().st_size > 5000
+    assert f"{ratios['mmps']:.2f}" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("narrow")
+def test_inpaint_example_covers_hidden_pixels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A short run: 9 draws hold more than half of the hidden pixels, where 80% are expected."""
+    pytest.importorskip("sklearn")
+    main = runpy.run_path(str(EXAMPLES / "inpaint.py"))["main"]
+    share = main(steps=150, draws=9, evaluations=12, out=str(tmp_path / "inpaint.png"))
+    assert share > 0.5
+    assert (tmp_path / "inpaint.png").stat().st_size > 5000
+    assert f"{share:.1%}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("name", "files"),
     [("fashion_mnist", mnist), pytest.param("cifar10", cifar, marks=pytest.mark.slow)],
