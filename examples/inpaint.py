@@ -7,6 +7,8 @@ mean of the draws, four of them, and their spread.
 
     python examples/inpaint.py --out inpaint.png
 
+`scoresde inpaint` does the same with a saved model of images and files of yours.
+
 Needs scikit-learn and matplotlib: pip install 'scoresde[sklearn,plot]'.
 """
 
@@ -79,7 +81,10 @@ def draw(truth: Tensor, y: Tensor, found: Tensor, out: str) -> None:
         ("truth", truth),
         ("seen", y),
         ("mean", found.mean(0)),
-        *(("draws" if k == 1 else "", found[k]) for k in range(4)),
+        ("", found[0]),
+        ("draws", found[1]),
+        ("", found[2]),
+        ("", found[3]),
         ("spread", found.std(0)),
     ]
     figure, axes = plt.subplots(len(rows), len(truth), figsize=(8.2, 6.1), facecolor="white")
