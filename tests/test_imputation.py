@@ -184,7 +184,9 @@ def test_imputations_that_cannot_be_are_refused() -> None:
     x = torch.tensor([[0.0, NAN]])
     coupled = ScoreSDE(scoresde.RectifiedFlow(), Still(), shape=(2,), outcome="velocity")
     masked = scoresde.build("vp", "masked", shape=(2,), width=8)
+    guided = scoresde.toward(sde, lambda x0: x0[:, 0])
     for model, rows, how, error, why in (
+        (guided, x, {}, TypeError, "impute by the model that was guided"),
         (coupled, x, {}, ValueError, "impute takes a model with a score"),
         (sde, x, {"solver": "em"}, TypeError, "solver= is of solvers"),
         (sde, x, {"eta": 0.5}, TypeError, "eta= is of solvers"),

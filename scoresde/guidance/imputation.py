@@ -21,6 +21,7 @@ from ..model.tables.schema import TableSchema
 from ..sampling.trajectory import last_states
 from ..solvers import Solver
 from .gaps import WithGaps
+from .guided import Guided
 from .populations import particles as weighted
 
 
@@ -175,6 +176,11 @@ def _by_particles(
         raise ValueError(
             "impute takes a model with a score, or a network that has learnt to be shown a part "
             f"of a row: scoresde.build(..., 'masked', shape={model.shape}), trained by fit"
+        )
+    if isinstance(model, Guided):
+        raise TypeError(
+            f"impute takes a model of data, and this is a guided one ({type(model).__name__}), "
+            "whose noised densities are unknown: impute by the model that was guided"
         )
     x = as_floats(x, model.shape, "x", gaps=True)
     x = x.to(model.device, torch.promote_types(x.dtype, model.state_dtype))
