@@ -59,6 +59,8 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
         Names of columns and classes, if it was fitted to data with names.
     table : TableSchema or None
         What the columns of a table are, if it was fitted to one: its samples are rows of it.
+    keeps_categories : bool
+        Whether categories are as frequent as in the table: guidance by numbers changes that.
 
     Examples
     --------
@@ -76,6 +78,7 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
     scale: Tensor
     schema: Schema
     table: TableSchema | None = None
+    keeps_categories: bool = True
     training: bool
 
     # ------------------------------------------------------------------ what a model has to answer
