@@ -207,11 +207,6 @@ class Derived(Model):
         return all(model.unconditional for model in self.models.values())
 
     @property
-    def keeps_categories(self) -> bool:  # type: ignore[override]
-        """Whether all its models keep them."""
-        return all(model.keeps_categories for model in self.models.values())
-
-    @property
     def cost(self) -> int:  # type: ignore[override]
         """The calls of all its models."""
         return sum(model.cost for model in self.models.values())

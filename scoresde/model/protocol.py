@@ -59,8 +59,6 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
         Names of columns and classes, if it was fitted to data with names.
     table : TableSchema or None
         What the columns of a table are, if it was fitted to one: its samples are rows of it.
-    keeps_categories : bool
-        Whether categories are as frequent as in the table: guidance by numbers changes that.
 
     Examples
     --------
