@@ -526,6 +526,11 @@ def bad_calls() -> dict[str, tuple[Any, type[Exception], str]]:
             ValueError,
             "different numbers of rows",
         ),
+        "a failure": (
+            lambda: toward(sde, lambda x0: x0 @ torch.ones(7)),
+            ValueError,
+            r"log_g\(x0\) fails for x0 of shape \(2, 2\)",
+        ),
         "no target": (lambda: toward(sde, energies.pixel()), ValueError, "pixel.* has no target"),
         "two targets": (
             lambda: toward(sde, energies.pixel([0.0, 0.0]), target=x[:1]),

@@ -34,20 +34,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask[:2] = 255
     pillow.fromarray(mask).save(path / "mask.png")
     pillow.fromarray(np.zeros((3, 4), np.uint8)).save(path / "small.png")
+    np.save(path / "white.npy", np.ones((1, 4, 4), bool))
+    np.save(path / "numbers.npy", np.linspace(0, 3, 16).reshape(1, 4, 4))
     return path
 
 
 @pytest.mark.filterwarnings("ignore:.* populations have an effective size")
 def test_gaps_of_a_table_are_filled_in_its_units(folder: Path, tmp_path: Path) -> None:
     """E[b | a = 11] = 3 and std 0.3: the mean of 64 lies within 5 standard errors (1e-6)."""
-    (tmp_path / "gaps.csv").write_text("b,a\n" + ",11\n" * 64 + "1,10\n")
+    (tmp_path / "gaps.csv").write_text("b,a\n" + ",11\n" * 64 + "123456789.123,10\n")
     out = tmp_path / "filled.csv"
     model, gaps = str(folder / "table"), str(tmp_path / "gaps.csv")
     main(["impute", model, gaps, "--out", str(out), "--steps", "30", "--particles", "4"])
     filled = read_columns(out)
     assert list(filled) == ["a", "b"]
     assert filled["a"].tolist() == [11.0] * 64 + [10.0]
-    assert filled["b"][-1] == 1
+    assert filled["b"][-1] == 123456789.123
     drawn = filled["b"][:64]
     assert abs(drawn.mean() - 3) < 5 * 0.3 / 8 + 0.05
     assert 0.1 < drawn.std() < 0.6
@@ -87,6 +89,18 @@ MISTAKES = {
     "an image of another size": (
         "inpaint {m}/images {m}/small.png --mask {m}/mask.png --out {o}.png",
         r"\(1, 3, 4\)",
+    ),
+    "a folder that is not there": (
+        "impute {m}/table {o}.csv --out {m}/no/f.csv",
+        "no such folder",
+    ),
+    "a mask of all": (
+        "inpaint {m}/images {m}/image.png --mask {m}/white.npy --out {o}.png",
+        "hides nothing",
+    ),
+    "a mask of numbers": (
+        "inpaint {m}/images {m}/image.png --mask {m}/numbers.npy --out {o}.png",
+        "is no mask",
     ),
     "no mask": (
         "inpaint {m}/images {m}/image.png --mask {m}/no.png --out {o}.png",

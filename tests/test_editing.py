@@ -200,6 +200,8 @@ def test_edits_that_cannot_be_are_refused() -> None:
     coupled = ScoreSDE(scoresde.RectifiedFlow(), Still(), shape=(2,), outcome="velocity")
     with pytest.raises(ValueError, match="other paths, which have no score"):
         scoresde.edit(coupled, x, 0.5)
+    with pytest.raises(TypeError, match="edit has no start="):
+        scoresde.edit(sde, x, 0.5, start=x)
 
 
 # ------------------------------------------------------------------ interpolate

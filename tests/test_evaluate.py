@@ -723,6 +723,9 @@ def test_mistakes_with_conditions_are_found_before_the_work(
         evaluate(image_model(), images(), given={"y": bad}, fid=30, **how)
     with pytest.raises(ValueError, match="given 'y' of 30 rows"):
         evaluate(image_model().given(y=y), images(), **how)
+    seen = scoresde.observe(image_model(), scoresde.measurements.Denoise(0.1), images()[:4])
+    with pytest.raises(ValueError, match="guided by y of 4 rows"):
+        evaluate(seen, images(), **how)
     never = scoresde.build(
         "vp", "mlp", shape=(1, 3, 3), width=8, depth=1, fourier=0, classes=3, condition_dropout=0
     )

@@ -148,12 +148,21 @@ def test_frames_of_a_table() -> None:
     sde = scoresde.build("vp", "mlp", shape=table.shape, classes=table.classes, width=32, depth=2)
     scoresde.fit(sde, table, steps=200, batch_size=128, progress=False)
     gaps = frame.iloc[:24].astype({"count": float}).copy()
+    guided = scoresde.toward(sde, lambda x: x[:, 0])
+    with pytest.raises(ValueError, match="how frequent the categories"):
+        scoresde.sample(guided, 2)
+    kinds = scoresde.sample(guided.given(y="small"), 2, steps=4, solver="heun")["kind"]
+    assert list(kinds) == ["small", "small"]
+    gaps.index = range(100, 124)
     gaps.iloc[0::3, 0] = NAN
     gaps.iloc[1::3, 1] = NAN
     gaps.iloc[2::6, 3] = NAN
     gaps.iloc[2::6, 0] = NAN
     found = scoresde.impute(sde, gaps, generator=generator(1), **FEW)
     assert list(found.columns) == list(frame.columns)
+    assert list(found.index) == list(range(100, 124))
+    found = found.reset_index(drop=True)
+    gaps = gaps.reset_index(drop=True)
     assert (found.dtypes == frame.dtypes).all()
     assert not found.isna().any().any()
     assert (found["kind"] == frame["kind"][:24]).all()
@@ -167,6 +176,7 @@ def test_frames_of_a_table() -> None:
     lost.loc[3, "kind"] = None
     for rows, how, error, why in (
         (lost, {}, ValueError, "column 'kind' has no value in 1 of 24 rows"),
+        (gaps.assign(free=math.inf), {}, ValueError, "infinite values in 24 rows"),
         (gaps, {"draws": 2}, TypeError, "draws= is for models without a table"),
         (gaps[["free", "kind"]], {}, ValueError, "the rows lack the columns"),
     ):
@@ -184,7 +194,9 @@ def test_imputations_that_cannot_be_are_refused() -> None:
     x = torch.tensor([[0.0, NAN]])
     coupled = ScoreSDE(scoresde.RectifiedFlow(), Still(), shape=(2,), outcome="velocity")
     masked = scoresde.build("vp", "masked", shape=(2,), width=8)
+    guided = scoresde.toward(sde, lambda x0: x0[:, 0])
     for model, rows, how, error, why in (
+        (guided, x, {}, TypeError, "impute by the model that was guided"),
         (coupled, x, {}, ValueError, "impute takes a model with a score"),
         (sde, x, {"solver": "em"}, TypeError, "solver= is of solvers"),
         (sde, x, {"eta": 0.5}, TypeError, "eta= is of solvers"),

@@ -471,6 +471,10 @@ def test_what_stands_for_no_density_is_refused() -> None:
     cut.interval = (0.0, 1.0)
     with pytest.raises(ValueError, match="leave interval= out"):
         scoresde.particles(cut, 2)
+    flow = scoresde.build("rectified", "mlp", shape=(1,))
+    flow.source = torch.randn(10, 1)
+    with pytest.raises(ValueError, match="particles needs a score"):
+        scoresde.particles(scoresde.classifier_free(flow, 2.0, without=flow), 2)
     with pytest.raises(ValueError, match="resample_below"):
         scoresde.particles(seen, 2, resample_below=1.5)
 

@@ -30,6 +30,11 @@ def check_writable(path: str, *suffixes: str) -> None:
     """Raise unless a file of that name can be written, before the work that makes it."""
     if Path(path).suffix not in suffixes:
         raise ValueError(f"{path}: written are {', '.join(suffixes)} files")
+    check_folder(path)
+
+
+def check_folder(path: str) -> None:
+    """Raise unless the folder of a file is there."""
     if not Path(path).absolute().parent.is_dir():
         raise ValueError(f"{path}: there is no such folder")
 

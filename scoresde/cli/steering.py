@@ -22,7 +22,7 @@ from ..guidance.populations import particles
 from ..model.protocol import Model
 from ..storage.models import load
 from .devices import place, say
-from .inputs import LEVELS, check_writable, conditions, with_constants
+from .inputs import LEVELS, check_folder, check_writable, conditions, with_constants
 from .parser import DEVICE, ENCODING, GIVEN, IMPORT, MODEL, SEED, Command, option
 from .tables import write_rows
 
@@ -38,6 +38,7 @@ STEPS = option("--steps", type=int, default=100, help="of each draw (default: %(
 def impute(args: argparse.Namespace) -> None:
     """Fill in the gaps of a table, and write it."""
     check_table_path(args.out)
+    check_folder(args.out)
     sde = load(args.model)
     columns = read_columns(args.data, encoding=args.encoding)
     _, texts = conditions(args)
@@ -50,7 +51,7 @@ def impute(args: argparse.Namespace) -> None:
         del how["particles"]  # a network that is shown what a row has
     filled = fill(conditioned, rows, **how)
     if isinstance(filled, Tensor):
-        filled = {name: filled[:, j].cpu().numpy() for j, name in enumerate(_names(sde, columns))}
+        filled = _with_known(filled.cpu().numpy(), _names(sde, columns), columns)
     write_rows(args.out, filled)
     gaps = sum(int(np.isnan(c).sum()) for c in columns.values() if c.dtype.kind == "f")
     say(engine, f"{args.out}: {gaps:,} gaps filled in {len(next(iter(columns.values()))):,} rows")
@@ -61,14 +62,27 @@ def _names(sde: Model, columns: dict[str, np.ndarray]) -> list[str]:
     return list(sde.schema.columns or columns)
 
 
+def _with_known(
+    rows: np.ndarray, names: list[str], columns: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Filled rows as columns, where what was known has all of its digits."""
+    found = {}
+    for j, name in enumerate(names):
+        column = columns[name]
+        gaps = np.isnan(column)
+        found[name] = np.where(gaps, rows[:, j], column) if gaps.any() else column
+    return found
+
+
 def _matrix(sde: Model, columns: dict[str, np.ndarray]) -> Tensor:
     """Columns as rows of samples, NaN for gaps."""
     names = _names(sde, columns)
     lacking = [name for name in names if name not in columns]
-    if lacking or len(names) != sde.dim or len(sde.shape) != 1:
+    if lacking or sde.shape != (len(names),):
+        told = f" with the columns {names}" if sde.schema.columns else ""
         raise ValueError(
-            f"the model has samples of shape {sde.shape} with the columns {names}, and the table "
-            f"has {list(columns)}"
+            f"the model has samples of shape {tuple(sde.shape)}{told}, and the table has the "
+            f"columns {list(columns)}"
         )
     words = [name for name in names if columns[name].dtype.kind not in "fiu"]
     if words:
@@ -117,11 +131,15 @@ def _image(path: Path, sde: Model) -> tuple[Tensor, int]:
 def _mask(path: Path, sde: Model) -> Tensor:
     """Where the image is known: the white of a picture, or True of an array."""
     if path.suffix == ".npy":
-        pixels = np.load(path)
+        pixels = np.asarray(files.read(path).values)
+        if not np.isin(pixels, (0, 1)).all():
+            raise ValueError(f"{path} is no mask: wanted an array of bool, True for what is known")
     else:
         pixels = read_image(path).max(0, keepdims=True)
-    threshold = 0 if pixels.dtype == bool else pixels.max() / 2
+    threshold = pixels.max(initial=0) / 2
     known = torch.from_numpy(pixels > threshold)
+    if known.all():
+        raise ValueError(f"{path} hides nothing: what is to be drawn is black, or False")
     try:
         return known.expand(sde.shape)
     except RuntimeError:

@@ -55,6 +55,11 @@ def held_out(sde: Model, data: Any, given: Any) -> HeldOut:
 def _conditions(sde: Model, given: Any, total: int) -> dict[str, Any]:
     """The conditions as tensors or arrays of `total` rows."""
     for name, value in sde.condition.items():
+        if len(value) > 1 and "." in name:
+            raise ValueError(
+                f"the model is guided by {name.rpartition('.')[2]} of {len(value)} rows: guide it "
+                "by one row for all data"
+            )
         if len(value) > 1:
             raise ValueError(
                 f"the model has been given {name!r} of {len(value)} rows; give those of the data "

@@ -84,6 +84,9 @@ def edit(
     tensor(True)
     """
     model = require_tensors(sde, "edit")
+    taken = {"n", "start", "times"}.intersection(options)
+    if taken:
+        raise TypeError(f"edit has no {min(taken)}=: it solves from x, noised to t0, to the data")
     t0 = real_number("t0", t0, 0, 1, closed=True, hint="1 keeps nothing of x")
     if not t0:
         raise ValueError("t0 is between 0 and 1, got 0, which would change nothing")

@@ -78,6 +78,11 @@ class Guided(Derived):
         return self
 
     @property
+    def keeps_categories(self) -> bool:  # type: ignore[override]
+        """Whether categories of a table are as frequent as without guidance."""
+        return all(model.keeps_categories for model in self.models.values())
+
+    @property
     def condition(self) -> Mapping[str, Tensor]:
         """The conditions of its parts, and its own tensors."""
         return {**super().condition, **self._tensors}

@@ -16,11 +16,12 @@ from ..model.gaps import with_observed
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..model.score_sde import ScoreSDE
-from ..model.tables.reading import holds_columns
+from ..model.tables.reading import holds_columns, raw_columns
 from ..model.tables.schema import TableSchema
 from ..sampling.trajectory import last_states
 from ..solvers import Solver
 from .gaps import WithGaps
+from .guided import Guided
 from .populations import particles as weighted
 
 
@@ -116,7 +117,12 @@ def _frame(
     options: dict[str, Any],
 ) -> Any:
     """Rows of a table, filled."""
+    raw = raw_columns(frame, [column.name for column in table.numeric])
     values, combinations = table.values(frame, gaps=True)
+    for name, entries in raw.items():
+        infinite = np.isinf(entries.values.astype(np.float64)).sum()
+        if infinite:
+            raise ValueError(f"column {name!r} has infinite values in {infinite} rows")
     if combinations is not None:
         unknown = (combinations < 0).nonzero()
         if len(unknown):
@@ -134,6 +140,8 @@ def _frame(
             found[column.name] = np.where(known, values[:, j].to(torch.float64), decoded).astype(
                 decoded.dtype
             )
+    if hasattr(found, "loc") and hasattr(frame, "loc"):
+        found.index = frame.index
     return found
 
 
@@ -175,6 +183,11 @@ def _by_particles(
         raise ValueError(
             "impute takes a model with a score, or a network that has learnt to be shown a part "
             f"of a row: scoresde.build(..., 'masked', shape={model.shape}), trained by fit"
+        )
+    if isinstance(model, Guided):
+        raise TypeError(
+            f"impute takes a model of data, and this is a guided one ({type(model).__name__}), "
+            "whose noised densities are unknown: impute by the model that was guided"
         )
     x = as_floats(x, model.shape, "x", gaps=True)
     x = x.to(model.device, torch.promote_types(x.dtype, model.state_dtype))

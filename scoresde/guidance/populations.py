@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..common.capabilities import Capability
 from ..common.checks import check_generator, real_number, whole_number
 from ..common.errors import SolverError
 from ..common.names import choose
@@ -22,7 +23,7 @@ from ..processes.spacings import SPACINGS, grid
 from ..sampling.batches import batch_ranges, map_batches
 from .feynman_kac import run_corrected
 from .gaps import WithGaps
-from .guided import LARGEST_ANGLE, Guided
+from .guided import LARGEST_ANGLE, Guided, require_part
 from .linearized import Linearized
 from .observed import Observed
 from .resampling import Population, effective_size
@@ -299,6 +300,7 @@ def _require_correctable(model: Model) -> None:
                 f"guides {type(part).__name__}, whose noised densities are unknown: guide a plain "
                 "model"
             )
+        require_part(part, "particles", Capability.SCORE)
 
 
 def _warn_of_weights(found: Particles, size: int) -> None:

@@ -124,6 +124,8 @@ def temper(sde: Model, power: float) -> Model:
 class Composed(Guided):
     """Π pᵢ^aᵢ."""
 
+    keeps_categories = False
+
     def __init__(self, models: Sequence[Model], powers: Sequence[float]) -> None:
         super().__init__(models[0])
         self._parts = ["model"]

@@ -173,7 +173,15 @@ class Rewarded(Tilted):
         both = torch.arange(2, device=self.device).clamp_max(max(sizes, default=2) - 1)
         with torch.inference_mode(False), torch.enable_grad():
             z = z.clone().requires_grad_()
-            found = self.log_g(z, both)
+            try:
+                found = self.log_g(z, both)
+            except (RuntimeError, IndexError, TypeError) as error:
+                reason = str(error).strip().partition("\n")[0]
+                names = "".join(f", {name}" for name in self._names)
+                raise ValueError(
+                    f"log_g(x0{names}) fails for x0 of shape (2, "
+                    f"{', '.join(map(str, self.shape))}): {reason}"
+                ) from error
             if not bool(found.isfinite().all()):
                 raise ValueError(
                     "log_g is NaN or infinite near the mean of the model: "

@@ -27,6 +27,8 @@ Twist = Callable[..., tuple[Tensor, Tensor, Tensor]]
 class Tilted(Guided):
     """p(x)·g(x): a model, its `twist`, and `log_g`, which the twist ends in at the data."""
 
+    keeps_categories = False
+
     def __init__(
         self, model: Model, interval: tuple[float, float] = (0.0, math.inf), **tensors: Tensor
     ) -> None:

@@ -76,6 +76,7 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
     scale: Tensor
     schema: Schema
     table: TableSchema | None = None
+    keeps_categories: bool = True
     training: bool
 
     # ------------------------------------------------------------------ what a model has to answer

@@ -57,6 +57,11 @@ def with_categories(
         if len(y) == 1:
             y = y.expand(n)
         return model, Rows(n, table, y)
+    if not model.keeps_categories:
+        raise ValueError(
+            "this model is guided, which changes how frequent the categories of its table are: "
+            "name one by given(y=...), of the model that is guided"
+        )
     check_generator(generator)
     drawn = table.draw_combinations(n, generator)
     return model.given(y=table.labels[drawn]), Rows(n, table, drawn, drawn=True)
