@@ -284,7 +284,14 @@ def test_in_other_precision_it_is_saved_and_loaded(
     [
         pytest.param(*param.values, marks=pytest.mark.slow)
         if param.values[0]
-        in ("dit", "uvit", "unet", "resmlp", "diffusers:UNet2DModel")  # in files of their own
+        in (
+            "dit",
+            "uvit",
+            "unet",
+            "resmlp",
+            "two_drifts",
+            "diffusers:UNet2DModel",
+        )
         else param
         for param in NAMES
     ],
