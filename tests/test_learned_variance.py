@@ -416,6 +416,20 @@ def test_cosine_times_are_the_grid_of_improved_ddpm(steps: int) -> None:
         assert (bound.log_prob - Normal(0.0, 1.0).log_prob(x)[:, 0]).abs().max() < 1e-2
 
 
+def test_scalars_have_a_variance_too() -> None:
+    sde = scoresde.build("vp", "mlp", shape=(), width=8, depth=1, variance="learned")
+    scoresde.fit(sde, torch.randn(64), steps=2, validation=None, progress=False)
+    assert scoresde.sample(sde, 5, solver="ancestral", steps=4).shape == (5,)
+    assert scoresde.vlb(sde, torch.zeros(3), steps=6, variance="learned").log_prob.isfinite().all()
+
+
+class Halved(Line):
+    """One whose second output is missing."""
+
+    def forward(self, x: Tensor, t: Tensor, with_variance: bool = False) -> Tensor:
+        return x
+
+
 class Plain(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         return x
@@ -425,6 +439,7 @@ def test_bad_calls_end_at_once() -> None:
     sde = scoresde.build("vp", "mlp", shape=(2,), width=8, variance="learned")
     plain = scoresde.build("vp", "mlp", shape=(2,), width=8)
     flow = scoresde.build("rectified", "mlp", shape=(2,), width=8, variance="learned")
+    halved = scoresde.build("vp", Halved(), shape=(2,), variance="learned")
     data = torch.randn(50, 2)
     for call, text in [
         (lambda: scoresde.build("vp", shape=(2,), variance="fixed"), "unknown variance 'fixed'"),
@@ -449,6 +464,14 @@ def test_bad_calls_end_at_once() -> None:
         (lambda: scoresde.sample(plain, solver="ancestral", variance="learned"), "not learnt"),
         (lambda: scoresde.sample(plain, solver="ancestral", variance="x"), "unknown variance 'x'"),
         (lambda: scoresde.vlb(plain, data, variance="learned"), "not learnt the variance"),
+        (
+            lambda: scoresde.sample(halved, solver="ancestral"),
+            r"with_variance=True, and returned .1, 2.; it must return both outputs",
+        ),
+        (
+            lambda: scoresde.fit(halved, data.double(), batch_size=50),
+            r"with_variance=True, and returned .50, 2.; it must return both outputs",
+        ),
         (lambda: scoresde.Hybrid(vlb_weight=0), "vlb_weight"),
         (lambda: scoresde.Hybrid(vlb_steps=0), "vlb_steps"),
         (

@@ -67,16 +67,17 @@ class LearnedVariance(TwoTimes):
         self, shape: tuple[int, ...], backbone: str = "mlp", **options: str | float
     ) -> None:
         nn.Module.__init__(self)
-        first, *rest = event_shape(shape)
-        net = BACKBONES.build(backbone, (first, *rest), **options)
+        shape = event_shape(shape)
+        net = BACKBONES.build(backbone, shape, **options)
         refused = [name for name in ("span", "tilt", HEAD) if takes(net, name)]
         if refused or getattr(net, "takes_gaps", False):
             why = f"it takes {refused[0]}=" if refused else "it is for rows with gaps"
             raise ValueError(f"backbone {backbone!r} can't have a learned variance: {why}")
         self.head: nn.Module | None = None
         if can_trace(net):
-            self.head = BACKBONES.build(backbone, (first, *rest), **options)
+            self.head = BACKBONES.build(backbone, shape, **options)
         else:
+            first, *rest = shape
             net = BACKBONES.build(backbone, (2 * first, *rest), **options)
         self.net = net
 
