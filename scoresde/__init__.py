@@ -9,7 +9,7 @@ torch.Size([1])
 """
 
 from . import _moved, estimators, metrics, toy
-from .backbones import BACKBONES, MLP, Embedded
+from .backbones import BACKBONES, FIRST_STAGES, MLP, Embedded, StageNet
 from .common import plotting
 from .common.capabilities import CAPABILITIES, FIELDS
 from .common.errors import CheckpointError, SolverError, TrainingError
@@ -25,6 +25,7 @@ from .density.bounds import Bound, elbo, vlb
 from .density.distribution import Distribution
 from .density.error_bars import Likelihood
 from .density.exact import likelihood, log_prob, sample_and_log_prob
+from .density.latent import LatentBound, latent_bound
 from .density.trace_estimators import TRACES, Hutchinson, TraceEstimator
 from .density.weighted_bits import Bits
 from .evaluation.report import evaluate
@@ -55,9 +56,11 @@ from .metrics import (
     straightness,
     wasserstein,
 )
+from .model.autoencoder import FirstStage, first_stage
 from .model.builder import build
 from .model.derived import Derived
 from .model.invertible import CouplingFlow, coupling_flow
+from .model.latent import Latent
 from .model.oracles import oracle
 from .model.protocol import Model
 from .model.score_sde import ScoreSDE
@@ -92,6 +95,7 @@ from .training.objectives import OBJECTIVES, Objective
 from .training.options import Averaging, Backend, Checkpoints, Validation
 from .training.posthoc import posthoc_ema
 from .training.regression import WEIGHTS
+from .training.stages import Autoencoding, fit_stage
 
 __version__ = "0.1.0"
 
@@ -103,6 +107,7 @@ __all__ = [
     "COUPLINGS",
     "EDM",
     "FIELDS",
+    "FIRST_STAGES",
     "MLP",
     "NOISES",
     "OBJECTIVES",
@@ -115,6 +120,7 @@ __all__ = [
     "VPSDE",
     "WEIGHTS",
     "AdaptiveRungeKutta",
+    "Autoencoding",
     "Averaging",
     "Backend",
     "Bits",
@@ -133,10 +139,13 @@ __all__ = [
     "Distribution",
     "Embedded",
     "Evaluation",
+    "FirstStage",
     "History",
     "Hutchinson",
     "Hybrid",
     "Independent",
+    "Latent",
+    "LatentBound",
     "Likelihood",
     "MaximumLikelihood",
     "MeanFlow",
@@ -157,6 +166,7 @@ __all__ = [
     "Solution",
     "Solver",
     "SolverError",
+    "StageNet",
     "Stepper",
     "SubVPSDE",
     "Summary",
@@ -184,11 +194,14 @@ __all__ = [
     "evaluate",
     "evaluations",
     "files",
+    "first_stage",
     "fit",
     "fit_classifier",
+    "fit_stage",
     "frechet_distance",
     "impute",
     "interpolate",
+    "latent_bound",
     "likelihood",
     "load",
     "load_posterior",

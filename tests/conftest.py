@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -158,6 +158,32 @@ def sixteen() -> toy.GaussianMixture:
     """Ten well-separated components in 16-D."""
     means = torch.randn(10, 16, generator=generator(16), dtype=torch.float64)
     return toy.GaussianMixture(means, torch.linspace(0.2, 0.6, 10, dtype=torch.float64))
+
+
+def kept(cases: Iterable[tuple[Any, ...]], keep: Callable[..., bool]) -> list[Any]:
+    """Cases as parameters: those to keep run in `make test`, the others are slow."""
+    return [
+        pytest.param(*case, marks=() if keep(*case) else (pytest.mark.slow,)) for case in cases
+    ]
+
+
+def some(values: Iterable[Any], *few: Any) -> list[Any]:
+    """Values as parameters: a few run in `make test`, the others are slow."""
+    return kept(((value,) for value in values), lambda value: value in few)
+
+
+def rotated(first: Iterable[Any], second: Iterable[Any]) -> list[Any]:
+    """All pairs of two lists as parameters: in `make test` each element runs with one of the other
+    list, in turn; the other pairs are slow.
+    """
+    ones, others = list(first), list(second)
+    return [
+        pytest.param(
+            a, b, marks=() if j == i % len(others) or i == j % len(ones) else (pytest.mark.slow,)
+        )
+        for i, a in enumerate(ones)
+        for j, b in enumerate(others)
+    ]
 
 
 MIXTURES = {"8 Gaussians": toy.EightGaussians(4.0, 0.3), "16-D": sixteen()}

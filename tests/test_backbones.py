@@ -253,8 +253,16 @@ def test_it_is_saved_and_loaded_copied_and_strict(name: str, tmp_path: Path) -> 
     assert torch.equal(other(x, t), wanted)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            *param.values, dtype, marks=() if i % 3 == j and not param.marks else pytest.mark.slow
+        )
+        for i, param in enumerate(NAMES)
+        for j, dtype in enumerate((torch.bfloat16, torch.float16, torch.float64))
+    ],
+)
 def test_in_other_precision_it_is_saved_and_loaded(
     name: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -278,7 +286,7 @@ def test_in_other_precision_it_is_saved_and_loaded(
     [
         pytest.param(*param.values, marks=pytest.mark.slow)
         if param.values[0]
-        in ("dit", "uvit", "diffusers:UNet2DModel")  # dit, uvit: test_transformers
+        in ("dit", "uvit", "unet", "resmlp", "diffusers:UNet2DModel")  # in files of their own
         else param
         for param in NAMES
     ],

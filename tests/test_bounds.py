@@ -14,7 +14,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 import scoresde
-from conftest import generator
+from conftest import generator, some
 from scoresde import ScoreSDE, toy
 from scoresde.processes.spacings import grid
 
@@ -92,7 +92,7 @@ def exact_elbo(process: scoresde.Process, square: float, dim: int, a: float) -> 
 FOUR = [scoresde.VPSDE(), scoresde.VESDE(sigma_min=0.05), scoresde.EDM(), scoresde.SubVPSDE()]
 
 
-@pytest.mark.parametrize("process", FOUR, ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("process", some(FOUR, FOUR[0], FOUR[2]), ids=lambda p: type(p).__name__)
 def test_elbo_of_a_linear_model_is_its_quadrature(process: scoresde.Process) -> None:
     """Against VDM's formula integrated in log ρ, another route; 4 standard errors: false alarm 1
     in 4,000 runs of all four.
@@ -122,7 +122,10 @@ def test_elbo_counts_the_scale_of_the_data_and_takes_images() -> None:
     torch.testing.assert_close(large.stderr, small.stderr)
 
 
-@pytest.mark.parametrize("name", ["vp", "ve", "edm", "rectified", "cosine", "test_polynomial"])
+@pytest.mark.parametrize(
+    "name",
+    some(["vp", "ve", "edm", "rectified", "cosine", "test_polynomial"], "vp", "ve", "rectified"),
+)
 def test_elbo_of_an_exact_score_is_log_p(name: str) -> None:
     """The reverse SDE of the exact score is the forward one backwards: tight at every x, but for
     the prior, E log(N/p_1)(z_1), here < 0.01. 4 standard errors over 1,000 points: false alarm 1
@@ -306,7 +309,7 @@ def test_vlb_is_the_bound_of_ddpm_written_by_hand(variance: str) -> None:
             assert bool((found.nfe == 2 * (draws or steps)).all())
 
 
-@pytest.mark.parametrize("how", [{"variance": "beta", "spacing": "arc"}, {}], ids=repr)
+@pytest.mark.parametrize("how", some([{"variance": "beta", "spacing": "arc"}, {}], {}), ids=repr)
 def test_vlb_nears_log_p_from_below_as_one_over_steps(how: dict[str, str]) -> None:
     """With the exact score, by default too: the gap halves, to a quarter or so, when steps double.
     Ratios are good to 10%.

@@ -41,7 +41,7 @@ from torch.utils.data import (
 )
 
 import scoresde
-from conftest import fit_keywords, generator
+from conftest import fit_keywords, generator, rotated, some
 from scoresde import CheckpointError, History, ScoreSDE, TrainingError
 from scoresde.storage import description, disk
 from scoresde.storage import models as io
@@ -485,8 +485,22 @@ KINDS: dict[
 }
 
 
+ONE_OF_EACH = (
+    "several groups",
+    "iterable",
+    "loader with workers",
+    "law",
+    "memmap",
+    "pairs of a loader, the last batch short",
+    "integers with labels",
+    "adaptive",
+    "snapshots",
+    "patience",
+)
+
+
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", some(KINDS, *ONE_OF_EACH))
 def test_a_run_in_pieces_ends_as_one_in_one_go(kind: str, tmp_path: Path) -> None:
     """Bit for bit: weights, averages, optimizer and law in the last checkpoint, and the model;
     with checkpoints or without.
@@ -611,7 +625,7 @@ def test_a_second_training_of_a_model_can_be_resumed(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------ interruptions
 
 
-@pytest.mark.parametrize("at", range(1, 10))
+@pytest.mark.parametrize("at", some(range(1, 10), 1, 3, 8))
 def test_an_interrupt_at_any_step_leaves_a_usable_model_and_a_run_to_go_on_with(
     at: int, tmp_path: Path
 ) -> None:
@@ -629,8 +643,9 @@ def test_an_interrupt_at_any_step_leaves_a_usable_model_and_a_run_to_go_on_with(
     assert same(state(again), state(whole))
 
 
-@pytest.mark.parametrize("every", [1, 3, 500])
-@pytest.mark.parametrize("at", ["a step", "the average", "the validation"])
+@pytest.mark.parametrize(
+    ("at", "every"), rotated(["a step", "the average", "the validation"], [1, 3, 500])
+)
 def test_weights_that_are_not_finite_are_never_saved(at: str, every: int, tmp_path: Path) -> None:
     """The checkpoints before are intact, what was learnt until then is usable, and the run can be
     gone on with.
@@ -677,13 +692,13 @@ def full(file: Path, share: float) -> Any:
     return stream
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize(
-    ("record", "left"), [("step-00000006", [3]), ("average-00000007", [3, 6]), ("model", [9, 10])]
+    ("record", "share"), rotated(["step-00000006", "average-00000007", "model"], [0.0, 0.5, 1.0])
 )
 def test_a_full_disk_leaves_the_checkpoint_before_and_a_usable_model(
-    record: str, left: list[int], share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    record: str, share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    left = {"s": [3], "a": [3, 6], "m": [9, 10]}[record[0]]
     whole, sde = build(), build()
     options: dict[str, Any] = {"steps": 10, "every": 3, "snapshots": 4}
     fit(whole, cloud(), **options, out=tmp_path / "whole")
@@ -1113,9 +1128,12 @@ def test_after_a_fit_parameters_are_the_same_objects_and_own_their_memory(tmp_pa
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize(
-    "kind", ["tensor", "dataset", "iterable", "loader", "loader with workers", "law"]
+    ("kind", "how"),
+    rotated(
+        ["tensor", "dataset", "iterable", "loader", "loader with workers", "law"],
+        ["done", "interrupted", "resumed"],
+    ),
 )
-@pytest.mark.parametrize("how", ["done", "interrupted", "resumed"])
 def test_global_random_states_are_left_alone(kind: str, how: str, tmp_path: Path) -> None:
     data, options, _ = KINDS[kind](tmp_path)
     sde = build()

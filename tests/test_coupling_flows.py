@@ -149,14 +149,14 @@ def test_a_mistake_is_one_sentence(mistake: str) -> None:
 
 @pytest.mark.slow
 def test_moons() -> None:
-    """KL to the truth in nats after 4,000 steps, seeds fixed."""
+    """KL to the truth in nats after 25 to 31 CPU s: .011, .014 and .013 at seeds 0, 1 and 2."""
     torch.manual_seed(0)
     moons = toy.Moons()
     flow = scoresde.coupling_flow(shape=(2,))
-    scoresde.fit(flow, moons, steps=4000, generator=generator(), progress=False)
-    x = moons.sample(20_000, generator(1))
+    scoresde.fit(flow, moons, steps=2800, ema=100, generator=generator(), progress=False)
+    x = moons.sample(50_000, generator(1))
     kl = moons.log_prob(x) - flow.log_prob(x)
-    assert float(kl.mean()) < 0.1
+    assert float(kl.mean()) < 0.015
 
 
 def test_latents_are_standard_normal() -> None:

@@ -118,7 +118,7 @@ def test_the_error_falls_as_the_eighth_power_of_the_panels() -> None:
     assert 2**6.5 < two / four < 2**10
 
 
-@pytest.mark.parametrize("name", ["rectified", "vp"])
+@pytest.mark.parametrize("name", ["rectified", pytest.param("vp", marks=pytest.mark.slow)])
 def test_of_curved_paths_it_is_what_the_models_own_velocity_says(name: str) -> None:
     sde = scoresde.oracle(toy.EightGaussians(4.0, 0.3), scoresde.PROCESSES.build(name)).double()
     times = torch.linspace(1, 0, 257, dtype=torch.float64)

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import scoresde
-from conftest import generator
+from conftest import generator, rotated
 from scoresde import Checkpoints, ScoreSDE, TrainingError, toy
 from scoresde.data.files import Samples, columns
 from scoresde.data.readers.shuffles import Shuffles
@@ -100,8 +100,7 @@ def test_global_random_state_is_neither_read_nor_touched_when_a_generator_is_giv
     assert same(*results), "read"
 
 
-@pytest.mark.parametrize("batch_size", [8, 40, 100])
-@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize(("kind", "batch_size"), rotated(KINDS, [8, 40, 100]))
 def test_every_kind_of_data_is_standardized_and_trained_on(kind: str, batch_size: int) -> None:
     """Mean and scale are those of all the data, whatever they come in, and their rows are what a
     batch holds.
@@ -248,8 +247,7 @@ def stream(source: TrainingStream, start: int, stop: int, position: Any = None) 
     raise AssertionError("endless")
 
 
-@pytest.mark.parametrize("kind", list(FEEDS))
-@pytest.mark.parametrize("start", [1, 5, 130])
+@pytest.mark.parametrize(("kind", "start"), rotated(FEEDS, [1, 5, 130]))
 def test_what_comes_at_a_step_is_the_same_wherever_one_begins(
     kind: str, start: int, tmp_path: Path
 ) -> None:

@@ -75,7 +75,7 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     build, fit, posterior = scoresde.build, scoresde.fit, scoresde.posterior
 
     def narrower(process: Any = "vp", net: Any = "mlp", **options: Any) -> scoresde.ScoreSDE:
-        width = {"width": 32} if net in ("mlp", "resmlp") else {}
+        width = {"width": 32} if net in ("mlp", "resmlp", "encoded_resmlp") else {}
         return build(process, net, **(width | options))
 
     def shorter(train: Any) -> Any:

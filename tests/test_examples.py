@@ -99,7 +99,10 @@ def test_posterior_example_tells_how_near_the_exact_one_is(
     assert f"{accuracy:.1%}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "files"), [("fashion_mnist", mnist), ("cifar10", cifar)])
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [("fashion_mnist", mnist), pytest.param("cifar10", cifar, marks=pytest.mark.slow)],
+)
 def test_image_examples_train_score_and_draw(
     name: str, files: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

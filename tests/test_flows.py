@@ -117,7 +117,10 @@ def mass_and_entropy(
     return float(log_p.exp().sum()) * cell, float(-(log_p.exp() * log_p).sum()) * cell
 
 
-@pytest.mark.parametrize("which", ["reflowed", "between", "between by transport"])
+@pytest.mark.parametrize(
+    "which",
+    ["reflowed", pytest.param("between", marks=pytest.mark.slow), "between by transport"],
+)
 def test_the_density_of_a_flow_of_coupled_pairs_integrates_to_one(
     which: str, request: pytest.FixtureRequest
 ) -> None:

@@ -380,8 +380,9 @@ def test_what_takes_further_inputs_is_not_claimed_by_a_model_made_from_others(
     assert same.default_solver == "adams"
     with pytest.raises(ValueError, match="this model"):
         scoresde.sample(same, 2, solver=outcome)
-    got = scoresde.sample(same, 5, generator=generator())
-    torch.testing.assert_close(got, scoresde.sample(sde, 5, solver="adams", generator=generator()))
+    got = scoresde.sample(same, 5, steps=8, generator=generator())
+    wanted = scoresde.sample(sde, 5, solver="adams", steps=8, generator=generator())
+    torch.testing.assert_close(got, wanted)
 
 
 def test_a_model_made_from_others_can_do_what_all_can() -> None:
@@ -451,8 +452,8 @@ def classes() -> ScoreSDE:
 @pytest.mark.parametrize(
     ("make", "weight"),
     [
-        (classes, 0.0),
         (labelled, 1.0),
+        pytest.param(classes, 0.0, marks=pytest.mark.slow),
         pytest.param(classes, 1.0, marks=pytest.mark.slow),
         pytest.param(labelled, 0.0, marks=pytest.mark.slow),
     ],
@@ -574,7 +575,7 @@ def test_a_solver_may_need_a_further_output_of_a_model(moons: ScoreSDE) -> None:
     def ends(solver: Any, **how: Any) -> torch.Tensor:
         return scoresde.sample(curved, 100, solver=solver, generator=generator(), **how)
 
-    truth = ends("rk45", rtol=1e-9, atol=1e-9)
+    truth = ends("dop853", rtol=1e-9, atol=1e-9)
     coarse, fine = ((ends(Taylor(), steps=n) - truth).norm() for n in (100, 200))
     assert 1.8 < float((coarse / fine).log2()) < 2.2
     assert scoresde.solve(curved, 2, solver=Taylor(), steps=5).nfe.tolist() == [10, 10]

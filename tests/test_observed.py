@@ -199,6 +199,27 @@ def test_what_is_observed_without_noise_comes_back_as_it_is() -> None:
 # ------------------------------------------------------------------ the methods
 
 
+@pytest.mark.parametrize("known", [2, 70])
+def test_what_is_observed_without_noise_may_have_any_units(known: int) -> None:
+    """Velocities of columns in units from 1e-3 to 1e6 are those of the columns in one unit, by
+    Cholesky and by conjugate gradients.
+    """
+    d = known + 1
+    x = randn(4 * d, d, seed=1) @ (torch.eye(d, dtype=F64) + 0.2 * randn(d, d, seed=2))
+    units = torch.tensor([1e-3, 1e6, 10.0], dtype=F64).repeat(d)[:d]
+    mask = torch.arange(d) < known
+    z = randn(5, d, seed=3)
+    found = []
+    for unit in (torch.ones(d, dtype=F64), units):
+        torch.manual_seed(0)
+        sde = scoresde.build("vp", "mlp", shape=(d,)).double().standardize(unit * (x + 3)).eval()
+        seen = scoresde.observe(sde, measurements.Inpaint(mask), unit * (x[:5] + 3))
+        log_g = seen.log_g(z) + unit[:known].log().sum()
+        found.append((seen.velocity_fn()(z, 0.3), seen.velocity_fn()(z, 0.003), 1e-9 * log_g))
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
 def mixture_model(process: str = "vp") -> Any:
     """Three components that differ in width, in units with a mean and a scale."""
     means = 2 * randn(3, 3, seed=4)

@@ -130,8 +130,13 @@ def test_the_support_is_mapped_to_all_of_space_and_back() -> None:
 
 
 def small(prior: Any, theta: Tensor, x: Tensor, **how: Any) -> scoresde.Posterior:
-    """A posterior after a few steps, which is all that these need."""
+    """A posterior after a few steps of a narrow network, which is all that these need."""
     g = torch.Generator().manual_seed(0)
+    net = {"width": 32, "units": 32, "fourier": 16, "dropout": 0.1, "condition_dropout": 0.0}
+    sizes = {"shape": (theta.shape[1],), "vector": x.shape[1]}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        how = {"sde": scoresde.build("rectified", "encoded_resmlp", **sizes, **net), **how}
     how = {"steps": 4, "held_out": 0, "progress": False, "generator": g, **how}
     return scoresde.posterior(prior, theta, x, **how)
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import scoresde
+from conftest import some
 from scoresde.cli.commands import main
 from scoresde.training.recipes import PLAIN, RECIPES, Recipe
 
@@ -60,7 +61,7 @@ def run(*arguments: Any) -> None:
     main([str(each) for each in arguments])
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize("name", some(RECIPES, "cifar10", "mnist"))
 def test_every_recipe_runs_saves_and_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     """20 steps at batch 2, and the last 8 of them again as if the run had been killed before.
 

@@ -151,9 +151,9 @@ def test_conditions_follow_their_samples_through_batches_and_finished_rows() -> 
     """Rows of an adaptive solve finish at different times; each must keep its own label, in any
     batch.
     """
-    sde = scoresde.build("vp", "mlp", shape=(2,), classes=4).double()
+    sde = scoresde.build("vp", "mlp", shape=(2,), classes=4, width=32, depth=2).double()
     for p in sde.net.parameters():
-        nn.init.normal_(p, std=0.08, generator=generator(3))
+        nn.init.normal_(p, std=0.16, generator=generator(3))
     y = torch.arange(4).repeat(8)
     whole = scoresde.sample(sde.given(y=y), 32, generator=generator(1))
     parts = scoresde.sample(sde.given(y=y), 32, generator=generator(1), batch_size=7)

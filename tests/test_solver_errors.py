@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import scoresde
-from conftest import generator
+from conftest import generator, some
 from scoresde import SOLVERS
 from scoresde.sampling.problem import levels
 from scoresde.solvers import TABLEAUS, Adams, AdaptiveRungeKutta, Problem, Solver
@@ -273,7 +273,15 @@ def test_gradient_on_a_grid_is_that_of_finite_differences(name: str) -> None:
     torch.testing.assert_close(*gradients(SOLVERS.build(name), 12), rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", ["adams", *EMBEDDED, "torchdiffeq:dopri5", "torchdiffeq:dopri8"])
+@pytest.mark.parametrize(
+    "name",
+    some(
+        ["adams", *EMBEDDED, "torchdiffeq:dopri5", "torchdiffeq:dopri8"],
+        "adams",
+        "dop853",
+        "torchdiffeq:dopri8",
+    ),
+)
 def test_gradient_with_steps_held_fixed_is_that_of_finite_differences(name: str) -> None:
     """The steps of the differences are free to move: at 1e-8 the end points move by less than 1e-8
     with them, of 2e-5.

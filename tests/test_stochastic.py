@@ -17,7 +17,7 @@ from test_solvers import MEAN, STD, STEPS, Gaussian
 from torch import Tensor, nn
 
 import scoresde
-from conftest import MIXTURES, ORDINARY, PROCESSES, generator
+from conftest import MIXTURES, ORDINARY, PROCESSES, generator, kept, some
 from scoresde import SOLVERS, ScoreSDE, toy
 from scoresde.sampling.plan import plan
 from scoresde.sampling.problem import levels, problem
@@ -392,15 +392,21 @@ WEAK: dict[
 STOPS_SHORT = {"dpmpp_2m_sde", "dpmpp_3m_sde", "sa"}
 
 
+STOCHASTIC = ["edm"] + [
+    name for name in ORDINARY if SOLVERS.build(name).stochastic and name not in STOPS_SHORT
+]
+LESS = {"flow_sde", "restart", "annealed_langevin", "reverse_diffusion"}
+"""Solvers that others of their kind stand for in `make test`; `flow_sde` has a file of its own."""
+
+
 @pytest.mark.parametrize(
-    "solver",
-    [
-        "edm",
-        *(name for name in ORDINARY if SOLVERS.build(name).stochastic and name not in STOPS_SHORT),
-    ],
+    ("solver", "name"),
+    kept(
+        itertools.product(STOCHASTIC, ["vp", "rectified"]),
+        lambda solver, name: name == "vp" and solver not in LESS,
+    ),
 )
-@pytest.mark.parametrize("name", ["vp", pytest.param("rectified", marks=pytest.mark.slow)])
-def test_weak_order(name: str, solver: str) -> None:
+def test_weak_order(solver: str, name: str) -> None:
     """Slope of the error of mean and variance in the last halving, no sampling: within 0.2 of the
     stated order.
 
@@ -457,20 +463,21 @@ WIDTHS: list[tuple[str, dict[str, object], float, int]] = [
 ]
 
 
+PLACES = [("2-D", "rectified"), ("narrow", "vp"), ("2-D", "vp"), ("narrow", "rectified")]
+PLACES += [("64-D", "vp"), ("64-D", "rectified")]
+
+
 @pytest.mark.parametrize(
-    ("solver", "how", "bias", "cost"),
-    WIDTHS,
-    ids=["-".join(map(str, [solver, *how.values()])) for solver, how, _, _ in WIDTHS],
-)
-@pytest.mark.parametrize(
-    ("target", "name"),
+    ("target", "name", "solver", "how", "bias", "cost"),
     [
-        ("2-D", "rectified"),
-        ("narrow", "vp"),
-        pytest.param("2-D", "vp", marks=pytest.mark.slow),
-        pytest.param("narrow", "rectified", marks=pytest.mark.slow),
-        pytest.param("64-D", "vp", marks=pytest.mark.slow),
-        pytest.param("64-D", "rectified", marks=pytest.mark.slow),
+        pytest.param(
+            *place,
+            *width,
+            marks=() if j == i % 2 else pytest.mark.slow,
+            id="-".join(map(str, [*place, width[0], *width[1].values()])),
+        )
+        for i, width in enumerate(WIDTHS)
+        for j, place in enumerate(PLACES)
     ],
 )
 def test_modes_have_their_width_on_standardized_data(
@@ -617,7 +624,7 @@ def test_ggf_smaller_tolerance_smaller_error_more_evaluations() -> None:
     assert evaluations[0] < evaluations[1] < evaluations[2]
 
 
-@pytest.mark.parametrize("name", ["vp", "ve", "rectified"])
+@pytest.mark.parametrize("name", some(["vp", "ve", "rectified"], "vp"))
 def test_ggf_stations_do_not_change_the_law_or_make_samples_wait(name: str) -> None:
     """States at wanted times have the marginal's variance, and samples their own noise.
 

@@ -305,7 +305,11 @@ def test_pinwheel_by_change_of_variables() -> None:
 
 
 @pytest.mark.parametrize(
-    "kw", [{"radial_std": 0.5, "rate": 0.6, "arms": 3}, {"tangential_std": 0.3, "arms": 1}]
+    "kw",
+    [
+        pytest.param({"radial_std": 0.5, "rate": 0.6, "arms": 3}, marks=pytest.mark.slow),
+        {"tangential_std": 0.3, "arms": 1},
+    ],
 )
 def test_folded_pinwheels_follow_their_density(kw: dict[str, float]) -> None:
     # folds make p infinite on lines, which a grid of 20×20 per cell still integrates

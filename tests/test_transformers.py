@@ -380,7 +380,9 @@ def test_a_small_dit_learns_what_is_known() -> None:
 # ------------------------------------------------------------------ number formats and the compiler
 
 
-@each_net
+@pytest.mark.parametrize(
+    "cls", [NETS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in NETS[1:])]
+)
 def test_the_compiler_and_low_precision_agree_with_it(cls: Net) -> None:
     net = built(cls, (3, 8, 8), classes=3)
     x, t, y = normal(2, 3, 8, 8), normal(2, seed=1), torch.tensor([0, 2])

@@ -477,7 +477,10 @@ def test_zero_at_first_then_all_parameters_learn_and_mates_do_not_mix(
     assert all(p.grad is not None and bool(p.grad.any()) for p in net.parameters())
 
 
-@pytest.mark.parametrize("member", list(FAMILY))
+@pytest.mark.parametrize(
+    "member",
+    [pytest.param(m, marks=() if m in ("ncsn++", "adm") else pytest.mark.slow) for m in FAMILY],
+)
 def test_traces(member: str) -> None:
     """exact_trace and forward mode, against the whole Jacobian."""
     shape = (2, 8, 8)
@@ -505,7 +508,10 @@ def test_traces(member: str) -> None:
         pytest.param(
             member,
             shape,
-            marks=() if len(shape) == 3 or member == "ddpm" else (pytest.mark.slow,),
+            marks=()
+            if (len(shape) == 3 and member in ("ddpm", "adm"))
+            or (len(shape), member) == (2, "ddpm")
+            else (pytest.mark.slow,),
         )
         for member in FAMILY
         for shape in ((2, 8), (1, 8, 8), (1, 8, 4, 4))
@@ -664,7 +670,9 @@ def test_28_is_halved_twice() -> None:
     assert net(x, t).std() > 0.01
 
 
-@pytest.mark.parametrize(("name", "channels"), [("unet", 1), ("dit", 3)])
+@pytest.mark.parametrize(
+    ("name", "channels"), [("unet", 1), pytest.param("dit", 3, marks=pytest.mark.slow)]
+)
 def test_log_prob_of_images_is_the_prior_plus_the_integral_of_the_trace(
     name: str, channels: int
 ) -> None:

@@ -171,7 +171,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("data", ["moons", "noise"])
+@pytest.mark.parametrize("data", ["moons", pytest.param("noise", marks=pytest.mark.slow)])
 @NOTHING_LEARNT
 @BY_HEART
 def test_a_resumed_run_ends_as_one_in_one_go(

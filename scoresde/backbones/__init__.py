@@ -1,6 +1,7 @@
 """Backbones: the networks. `BACKBONES` holds them all by name."""
 
 from .base import BACKBONES
+from .codebook import VQ
 from .dit import DiT
 from .embedded import Embedded
 from .encoded import EncodedResMLP
@@ -10,6 +11,7 @@ from .masked import Masked
 from .mlp import MLP
 from .presets import PRESETS, Preset
 from .resmlp import ResMLP
+from .stages import FIRST_STAGES, VAE, StageNet
 from .twodrifts import TwoDrifts
 from .twotimes import TwoTimes
 from .unet import UNet
@@ -17,8 +19,11 @@ from .uvit import UViT
 
 __all__ = [
     "BACKBONES",
+    "FIRST_STAGES",
     "MLP",
     "PRESETS",
+    "VAE",
+    "VQ",
     "DiT",
     "Diffusers",
     "Embedded",
@@ -27,6 +32,7 @@ __all__ = [
     "Masked",
     "Preset",
     "ResMLP",
+    "StageNet",
     "TwoDrifts",
     "TwoTimes",
     "UNet",

@@ -138,7 +138,7 @@ class CouplingLayers(nn.Module):
         self,
         shape: tuple[int, ...],
         kind: str = "affine",
-        layers: int = 8,
+        layers: int = 12,
         width: int = 64,
         depth: int = 2,
         classes: int = 0,

@@ -116,10 +116,12 @@ def _image(path: Path, sde: Model) -> tuple[Tensor, int]:
 
 def _mask(path: Path, sde: Model) -> Tensor:
     """Where the image is known: the white of a picture, or True of an array."""
-    pixels = np.load(path) if path.suffix == ".npy" else read_image(path).max(0, keepdims=True)
-    known = torch.from_numpy(
-        np.asarray(pixels) > (0 if pixels.dtype == bool else pixels.max() / 2)
-    )
+    if path.suffix == ".npy":
+        pixels = np.load(path)
+    else:
+        pixels = read_image(path).max(0, keepdims=True)
+    threshold = 0 if pixels.dtype == bool else pixels.max() / 2
+    known = torch.from_numpy(pixels > threshold)
     try:
         return known.expand(sde.shape)
     except RuntimeError:
@@ -138,7 +140,9 @@ def _write_images(path: str, x: Tensor, levels: int) -> None:
     pixels = (x * levels).floor().clamp(0, levels - 1) * (255 / (levels - 1))
     row = torch.cat(list(pixels.round().to(torch.uint8)), -1)  # (C, H, n·W)
     array = row.permute(1, 2, 0).numpy()
-    pillow.fromarray(array[..., 0] if array.shape[2] == 1 else array).save(path)
+    if array.shape[2] == 1:  # gray
+        array = array[..., 0]
+    pillow.fromarray(array).save(path)
 
 
 COMMANDS = {

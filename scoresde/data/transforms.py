@@ -65,6 +65,8 @@ class Transform(abc.ABC):
 
     continuous: bool = False
     moves: bool = True
+    takes: tuple[int, ...] | None = None
+    """Shape of the samples that it takes, if not that of those it returns."""
 
     @abc.abstractmethod
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:

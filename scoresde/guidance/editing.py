@@ -15,6 +15,7 @@ from ..model.protocol import Model
 from ..model.require import require_tensors
 from ..model.standardization import wide
 from ..processes.base import as_time
+from ..sampling.states import ArcStates
 from ..sampling.trajectory import decode, encode, last_states
 from ..solvers import Solver
 from .guided import cosine_and_sine
@@ -99,11 +100,10 @@ def edit(
     seed = draw_seed(generator)
     noise = Noise(seed, PRIOR, 0, len(x), model.dim, z)()
     time = as_time(t0)
-    radius = float(model.process.radius(time))
     cos, sin = cosine_and_sine(float(model.process.phi(time)), z)
     return last_states(
         model,
-        start=model.to_data(radius * (cos * z + sin * noise)),
+        start=ArcStates(cos * z + sin * noise),
         times=(t0, 0.0),
         solver=solver,
         steps=steps,

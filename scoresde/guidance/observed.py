@@ -21,6 +21,7 @@ from torch import Tensor
 from ..common.capabilities import Capability
 from ..common.names import choose
 from ..model.protocol import Model
+from ..model.standardization import wide
 from ..solvers import Measured
 from .coordinates import measured_coordinates
 from .evaluation import EXACT, METHODS, Evaluation, jacobian_of, most_products
@@ -174,14 +175,34 @@ class Observed(Tilted):
         return calls * self.model.cost
 
     @property
+    def plugs_in(self) -> bool:
+        """Whether the method is "likelihood", p(y | x̂0)."""
+        return METHODS[self.method].covariance == "none"
+
+    @property
     def phi_min(self) -> float:
         """Where solves end: without noise, at `Process.phi_floor` at the least."""
         least = super().phi_min
         return least if self.measurement.noise else max(least, self.process.phi_floor)
 
     def map(self, z: Tensor) -> Tensor:
-        """A (B, k) of standardized data (B, n): the elements that count."""
+        """A (B, k) of standardized data (B, n): the elements that count.
+
+        Without noise in standard deviations from the mean, so that S has elements of one size.
+        """
+        if not self.measurement.noise:
+            return self.measurement.flat(self.standardization.columns(z))
         return self.measurement.flat(self.measurement(self.model.to_data(z)))
+
+    def _y(self, rows: Tensor | None, z: Tensor) -> Tensor:
+        """What `map` would give without noise, (B or 1, k)."""
+        if self.measurement.noise:
+            return self.tensor("y", rows, z).to(z.dtype)
+        precise = z.new_empty(0, dtype=torch.promote_types(z.dtype, wide(z.device)))
+        y = self.tensor("y", rows, precise)
+        units = self.standardization.mean, self.standardization.scale
+        mean, scale = (self.measurement.flat(x.expand(1, *self.shape)) for x in units)
+        return ((y - mean.to(y)) / scale.to(y)).to(z.dtype)
 
     def at_data(self, x: Tensor) -> Tensor:
         """Return samples with the elements that were observed without noise; see `Model`."""
@@ -194,13 +215,14 @@ class Observed(Tilted):
         Without noise, the density of y − x at the noise where solves end, sin φ of
         `Process.phi_floor` in standard deviations of the data.
         """
-        residual = self.tensor("y", rows, z).to(z.dtype) - self.map(z)
-        noise: Any = self.measurement.noise
+        residual = self._y(rows, z) - self.map(z)
+        noise = self.measurement.noise
+        log_unit = z.new_zeros(())
         if not noise:
-            scale = self.measurement.flat(self.scale.expand(1, *self.shape))
-            noise = math.sin(self.phi_min) * scale.to(z)
-        log_noise = torch.as_tensor(noise, dtype=z.dtype, device=z.device).log()
-        terms = 0.5 * (residual / noise).square() + log_noise + 0.5 * math.log(2 * math.pi)
+            noise = math.sin(self.phi_min)
+            log_unit = self.measurement.flat(self.scale.expand(1, *self.shape)).log().to(z)
+        terms = 0.5 * (residual / noise).square() + log_unit
+        terms = terms + math.log(noise) + 0.5 * math.log(2 * math.pi)
         found: Tensor = -terms.expand_as(residual).sum(1)
         return found
 
@@ -227,7 +249,7 @@ class Observed(Tilted):
             z: Tensor, phi: Tensor | float, rows: Tensor | None = None
         ) -> tuple[Tensor, Tensor, Tensor]:
             phi = self._above_data(below_noise(phi))
-            y = self.tensor("y", rows, z).to(z.dtype)
+            y = self._y(rows, z)
             graph = torch.is_grad_enabled() and (z.requires_grad or y.requires_grad)
             numbers = self.dim * min(self.dim, self.measured)
             if not linear:  # H by copies of A

@@ -21,6 +21,7 @@ from ..model.standardization import wide
 from ..processes.spacings import SPACINGS, grid
 from ..sampling.batches import batch_ranges, map_batches
 from .feynman_kac import run_corrected
+from .gaps import WithGaps
 from .guided import LARGEST_ANGLE, Guided
 from .linearized import Linearized
 from .observed import Observed
@@ -37,7 +38,9 @@ LEAST_SIZE = 0.05
 LEAST_PARTICLES = 1.1
 """… or the effective number below which it does, and …"""
 MOST_ERROR = 1.0
-"""… the standard error of log evidence in nats above which it does."""
+"""… the standard error of log evidence in nats above which it does, if …"""
+MOST_SHARE = 0.05
+"""… more than this share of the populations are so: a few are by chance."""
 
 
 class Particles(NamedTuple):
@@ -132,8 +135,8 @@ def particles(
     Warns
     -----
     UserWarning
-        If populations end with an effective size below 5%, or a standard error of log evidence
-        above 1 nat.
+        If more than 5% of populations end with an effective size below 5%, or a standard error
+        of log evidence above 1 nat.
 
     Raises
     ------
@@ -210,7 +213,9 @@ def _populations(
         population.add(torch.full_like(population.log_weights, units))
     evidence = population.evidence()
     bad = evidence.isnan() | ~z.reshape(stop - start, -1).isfinite().all(1)
-    x = model.at_data(model.to_data(z)).reshape(stop - start, size, *model.shape)
+    # a row of y for each particle, where y is known without noise
+    x = model.select_conditions(rows).at_data(model.to_data(z))
+    x = x.reshape(stop - start, size, *model.shape)
     if bool(bad.any()):
         raise SolverError(
             f"{int(bad.sum())} of {stop - start} populations have states or weights that are NaN: "
@@ -259,6 +264,8 @@ def _angles(model: Model, steps: int, spacing: str | None) -> list[float]:
 
 def _finest(model: Model) -> float:
     """The noise of a measurement in standard deviations of what it sees of standardized data."""
+    if isinstance(model, WithGaps):
+        return 0.0
     if not isinstance(model, Observed):
         return math.inf
     g = torch.Generator().manual_seed(0)
@@ -298,7 +305,7 @@ def _warn_of_weights(found: Particles, size: int) -> None:
     """Warn once, of how many populations are too thin or too uncertain."""
     few = found.ess < max(LEAST_SIZE * size, LEAST_PARTICLES)
     count = int((few | (found.stderr > MOST_ERROR)).sum())
-    if count and size > 1:
+    if count > MOST_SHARE * len(few) and size > 1:
         warn(
             f"{count} of {len(found.ess)} populations have an effective size below 5% of their "
             f"{size} particles or a standard error of log evidence above 1 nat: their samples are "

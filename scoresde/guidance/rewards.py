@@ -111,6 +111,11 @@ class Rewarded(Tilted):
         self.beta = beta
         self.through = through
 
+    @property
+    def plugs_in(self) -> bool:
+        """ψ = g(x̂0)^β."""
+        return True
+
     def log_g(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
         """β·log g (B,) of standardized data z (B, n)."""
         shown = {}

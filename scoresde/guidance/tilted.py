@@ -35,6 +35,11 @@ class Tilted(Guided):
             leave_inference(trained)  # gradients pass the network
         self.interval = interval
 
+    @property
+    def plugs_in(self) -> bool:
+        """Whether ψ is g(x̂0), as if x0 were known: `particles` then damps the gradient."""
+        return False
+
     @abc.abstractmethod
     def twist(self, *, raw: bool = False) -> Twist:
         """Velocity of the part, log ψ and ∇_z log ψ, as a function of states and angles."""

@@ -22,11 +22,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from .guided import below_noise
 from .resampling import Population
-from .tilted import Tilted
+from .tilted import Tilted, differentiated
+
+LOOKS = 3
+"""How often log g is evaluated to see its curvature."""
+TINY = 1e-9
+"""Where slope and curvature are both 0, the gradient is taken as it is."""
 
 
 def run_twisted(
@@ -45,11 +51,13 @@ def run_twisted(
     for i, phi in enumerate(angles):
         v, found, gradient = twist(z, below_noise(phi), rows)
         x0 = math.cos(phi) * z - math.sin(phi) * v
+        pull = math.tan(below_noise(phi)) * math.sin(phi) * gradient
+        if model.plugs_in:
+            found, pull = _damped(model, x0, found, pull, rows)
         population.add(found - log_psi)
         log_psi = found
         if i + 1 == len(angles):
             break
-        pull = math.tan(below_noise(phi)) * math.sin(phi) * gradient
         states = [z, log_psi, x0, v, pull] + ([] if last is None else [last])
         z, log_psi, x0, v, pull, *rest = population.resample(math.cos(phi) ** 4, *states)
         u = math.tan(phi)
@@ -70,3 +78,23 @@ def run_twisted(
         last_step = step
     population.add(model.log_g(x0, rows) - log_psi)
     return x0
+
+
+def _damped(
+    model: Tilted, x0: Tensor, log_g: Tensor, pull: Tensor, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log E[g(x0) | z] and the shift of E[x0 | z], from log g and its gradient at x̂0.
+
+    Along the pull Δ = C·∇log g let log g be quadratic, of slope s = ∇log g·Δ and curvature κ. For
+    x0 | z ~ N(x̂0, C) the shift is t·Δ, t = s/(s + κ), and log E[g] = log g(x̂0) + ½·s·t + ½·log t.
+    κ is the largest that log g(x̂0 + t·Δ) shows at t = 1 and where that leads, `LOOKS` times.
+    """
+    slope, _ = differentiated(lambda x: (model.log_g(x, rows),), x0)
+    s = (slope * pull).sum(1).clamp_min(0)
+    bend = torch.zeros_like(s)
+    t = torch.ones_like(s)
+    for _ in range(LOOKS):
+        there = model.log_g(x0 + t.unsqueeze(1) * pull, rows)
+        bend = torch.maximum(bend, 2 * (log_g + t * s - there) / t.square())
+        t = ((s + TINY) / (s + bend + TINY)).clamp_min(TINY)
+    return log_g + 0.5 * s * t + 0.5 * torch.log(t), t.unsqueeze(1) * pull

@@ -158,6 +158,11 @@ class Derived(Model):
             raise TypeError(f"{name} holds several models: give each an attribute of its own")
         super().__setattr__(name, value)
 
+    def _refusal(self, verb: str) -> str | None:
+        """That of the first of its models that has one."""
+        found = (model._refusal(verb) for model in self.models.values())
+        return next((text for text in found if text is not None), None)
+
     @property
     def models(self) -> dict[str, Model]:
         """The models among its attributes, by the attribute's name."""
@@ -241,6 +246,9 @@ class Derived(Model):
     def _on_arc(self, x: Tensor, t: Tensor | float, floor: float | None = None) -> Any:
         """States, angles and times, once the models are seen to go together."""
         self.require_one_space()
+        text = self._refusal("a field of x_t")
+        if text is not None:
+            raise TypeError(text)
         return super()._on_arc(x, t, floor)
 
     def takes_condition(self, name: str) -> bool:
@@ -315,6 +323,11 @@ class Derived(Model):
         """Yield the trained models beneath; see `Model.trained`."""
         for model in self.models.values():
             yield from model.trained()
+
+    def _evaluated(self) -> Iterator[Any]:
+        """Those of all its models."""
+        for model in self.models.values():
+            yield from model._evaluated()
 
     def warn_unconditional(self) -> None:
         """Warn once of each model that was fitted with conditions and is given none."""

@@ -16,7 +16,7 @@ _MODES = threading.Lock()
 def evaluating(model: Model) -> Iterator[None]:
     """Put a model into eval mode, and each of its modules back into its mode at the end."""
     with contextlib.ExitStack() as stack:
-        for sde in model.trained():
+        for sde in model._evaluated():
             stack.enter_context(_evaluating(sde))
         yield
 

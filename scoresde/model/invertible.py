@@ -148,7 +148,7 @@ def coupling_flow(shape: tuple[int, ...], **options: Any) -> CouplingFlow:
     shape : tuple of int
         Shape of one sample; the flow sees it flattened.
     **options
-        kind="affine" (RealNVP) or "additive" (NICE), layers=8, width=64, depth=2, classes=0,
+        kind="affine" (RealNVP) or "additive" (NICE), layers=12, width=64, depth=2, classes=0,
         vector=0, condition_dropout=0.1: see `CouplingLayers`; standardize= as for `build`.
 
     Returns

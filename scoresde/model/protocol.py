@@ -343,6 +343,14 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
         >>> scoresde.build("vp", "mlp", shape=(2,)).warn_unconditional()
         """
 
+    def _evaluated(self) -> Iterator[Any]:
+        """Modules with a network that are in eval mode while a verb works."""
+        return self.trained()
+
+    def _refusal(self, verb: str) -> str | None:
+        """Why a function of that name can't take this model, in a sentence; None if it can."""
+        return None
+
     @property
     def condition_rows(self) -> int:
         """The number of rows of the conditions: 1 without conditions, or with one row for all."""

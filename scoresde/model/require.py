@@ -29,6 +29,9 @@ def require_model(model: Any, verb: str) -> Model:
     if isinstance(model, Derived):
         model.require_one_space()
     if isinstance(model, Model):
+        text = model._refusal(verb)
+        if text is not None:
+            raise TypeError(text)
         return model
     if isinstance(model, Process) or (isinstance(model, type) and issubclass(model, Process)):
         raise TypeError(

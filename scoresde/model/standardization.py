@@ -224,6 +224,14 @@ class Standardization:
             z = z.new_zeros(len(z), math.prod(self.shape)).index_copy(1, free, z)
         return z if len(self.shape) == 1 else z.reshape(len(z), *self.shape)
 
+    def columns(self, z: Tensor) -> Tensor:
+        """States (B, n) as standardized columns R·z (B, *shape), with 0 for constants."""
+        u = self.spread(z)
+        if self._whitening is None:
+            return u
+        root, _ = self._whitening
+        return (u.to(root.dtype) @ root).to(z.dtype)
+
     def to_rates(self, v: Tensor) -> Tensor:
         """Changes of states (B, n) as changes of data (B, *shape): scale ∘ (R·v)."""
         v = self.spread(v)

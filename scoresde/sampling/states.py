@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,10 +21,25 @@ from .plan import Plan, plan, starts_at_data
 from .problem import levels, measured_by, prior_and_rows, problem, starting_points
 
 
+@dataclass(frozen=True)
+class ArcStates:
+    """States on the arc to start from, (n, dim), in place of those in the units of the data."""
+
+    z: Tensor
+
+    def __len__(self) -> int:
+        """The number of states."""
+        return len(self.z)
+
+    def __getitem__(self, rows: slice) -> ArcStates:
+        """Return some of the rows."""
+        return ArcStates(self.z[rows])
+
+
 def solve_states(
     sde: Model,
     n: int | None,
-    start: Tensor | None,
+    start: Tensor | ArcStates | None,
     solver: str | Solver | None,
     steps: int | None,
     spacing: str | None,
@@ -65,7 +81,7 @@ def solve_states(
         if start is None:
             z = starting_points(part, drawn, *numbers)
         else:
-            z = part.from_data(start[first:stop]) / nodes[0].radius
+            z = _arc_states(part, start[first:stop], nodes[0].radius)
 
         solved, seen = prior_and_rows(part, measurement, first, stop)
 
@@ -88,16 +104,22 @@ def solve_states(
 
 def _accepted(
     sde: Model,
-    start: Tensor | None,
+    start: Tensor | ArcStates | None,
     n: int | None,
-) -> tuple[Tensor | None, int]:
-    """The states to start from, checked, and the number of samples."""
+) -> tuple[Tensor | ArcStates | None, int]:
+    """The states to start from, checked if they are a user's, and the number of samples."""
     if start is None:
         return None, sde.condition_rows if n is None else n
-    start = sde.accept(start, "start")
+    if not isinstance(start, ArcStates):
+        start = require_model(sde, "solve(start=...)").accept(start, "start")
     if n not in (None, 1, len(start)):
         raise ValueError(f"start holds {len(start)} states and n is {n}; leave n out")
     return start, len(start)
+
+
+def _arc_states(sde: Model, start: Tensor | ArcStates, radius: float) -> Tensor:
+    """States on the arc of states to start from."""
+    return start.z if isinstance(start, ArcStates) else sde.from_data(start) / radius
 
 
 def _check_runs_to_noise(

@@ -18,7 +18,7 @@ from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..solvers import Solver
-from .states import solve_states
+from .states import ArcStates, solve_states
 from .tables import with_categories
 
 
@@ -141,7 +141,7 @@ def last_states(
     sde: Model,
     n: int | None = None,
     *,
-    start: Tensor | None = None,
+    start: Tensor | ArcStates | None = None,
     solver: str | Solver | None = None,
     steps: int | None = None,
     spacing: str | None = None,

@@ -15,7 +15,8 @@ from ..common.checks import check_generator
 from ..common.names import suggest_arguments
 from ..common.random import FIXED, draw_seed, isolated
 from ..data.stream import TrainingStream
-from ..model.require import require_trainable
+from ..model.latent import Latent
+from ..model.require import require_sde, require_trainable
 from ..model.schema import Schema
 from ..model.score_sde import ScoreSDE
 from ..model.source import starts
@@ -26,6 +27,7 @@ from .compiled import Compiled
 from .couplings import Coupling
 from .held_out import HeldOut, Patience, hold_out, usual_steps
 from .history import History
+from .latents import with_latents
 from .model_before import ModelBefore
 from .objectives import Objective
 from .options import AUTO, HALF_LIFE_STEPS, Averaging, Backend, Checkpoints
@@ -44,7 +46,7 @@ HASHED_STARTS = 64
 @torch.inference_mode(False)
 @suggest_arguments
 def fit(
-    sde: Trainable,
+    sde: Trainable | Latent,
     data: Any,
     *,
     given: Mapping[str, Any] | None = None,
@@ -71,7 +73,7 @@ def fit(
 
     Parameters
     ----------
-    sde : ScoreSDE, or another Trainable
+    sde : ScoreSDE, another Trainable, or Latent
         Trained in place, and left in eval mode.
     data : Tensor, array, data frame, Table, list, Samples of a file, Dataset, DataLoader, Pairs, or
     an object with .sample(n)
@@ -154,6 +156,10 @@ def fit(
     >>> scoresde.fit(sde, torch.randn(1000, 2), steps=20, progress=False)
     History(steps=20, loss=..., seconds=...)
     """
+    latent = None
+    if isinstance(sde, Latent):
+        latent = sde
+        sde = require_sde(latent.model, "fit")
     sde = require_trainable(sde, "fit")
     check_generator(generator)
     plan = planned(
@@ -180,6 +186,8 @@ def fit(
             folder = stack.enter_context(CheckpointFolder(plan.checkpoints, runner))
             seed = folder.newest.seed if folder.newest is not None else seed
         reseed = stack.enter_context(isolated(sde.scale.device))
+        if latent is not None:
+            data, given, plan = with_latents(latent, data, given, plan)
         trainer = _trainer(stack, sde, data, given, plan, runner, folder, seed)
         if folder is not None:
             stack.enter_context(folder.named_in_errors())

@@ -71,6 +71,12 @@ class Entrance:
         self._check_accepted = functools.partial(checked, sde)
 
     @property
+    def taken_shape(self) -> tuple[int, ...]:
+        """Shape of samples before they are transformed."""
+        first = self.transforms[0].takes if self.transforms else None
+        return self.shape if first is None else first
+
+    @property
     def part_rows(self) -> int:
         """Samples that are read at once in a pass over the data."""
         return max(1, PART_NUMBERS // self.dim)
@@ -154,6 +160,10 @@ class Reader(abc.ABC):
     @abc.abstractmethod
     def measured(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
         """Samples to measure mean and scale from, in parts, with conditions unless `given`."""
+
+    def whole(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """One pass over all samples, or over those measured where there is no end of them."""
+        return self.measured()
 
     @abc.abstractmethod
     def fingerprint(self) -> dict[str, Any]:

@@ -42,12 +42,19 @@ class _ItemReader(Reader):
     def measured(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
         """The first samples of a pass, the same on all ranks."""
         seen = 0
-        for x, condition in self._read(self._begin(self._loader(), 0), 0):
+        for x, condition in self.whole():
             yield x, condition
             seen += len(x)
             if seen >= MEASURED_SAMPLES:
                 break
-        if not seen:
+
+    def whole(self) -> Iterator[tuple[Tensor, Mapping[str, Tensor]]]:
+        """The samples of one pass, the same on all ranks."""
+        empty = True
+        for x, condition in self._read(self._begin(self._loader(), 0), 0):
+            empty = False
+            yield x, condition
+        if empty:
             raise ValueError(EMPTY)
 
     def _begin(self, loader: Any, epoch: int) -> Iterator[Any]:

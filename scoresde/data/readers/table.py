@@ -39,8 +39,8 @@ class TableReader(Reader):
         mapped = isinstance(data, np.memmap)
         self.rows: Tensor | np.ndarray = data if mapped else self._on_device(data)
         n = len(self.rows) if self.rows.ndim else 0
-        if tuple(self.rows.shape[1:]) != entrance.shape or not n:
-            wanted = ", ".join(["n", *map(str, entrance.shape)])
+        if tuple(self.rows.shape[1:]) != entrance.taken_shape or not n:
+            wanted = ", ".join(["n", *map(str, entrance.taken_shape)])
             raise ValueError(
                 f"data have shape {tuple(self.rows.shape)}, wanted ({wanted}), n at least 1"
             )
@@ -60,7 +60,7 @@ class TableReader(Reader):
         x = as_tensor(data, "data", exact=True).detach()
         x = x.to(INDEXABLE.get(x.dtype, x.dtype))
         if x.is_floating_point() or not self.entrance.transforms:
-            x = as_floats(x, self.entrance.shape, "data", gaps=self.entrance.gaps)
+            x = as_floats(x, self.entrance.taken_shape, "data", gaps=self.entrance.gaps)
             return x.to(self.entrance.device, self.entrance.promoted(x.dtype))
         return x.to(self.entrance.device)
 
