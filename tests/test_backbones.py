@@ -164,7 +164,9 @@ def test_it_keeps_the_shape_and_dtype_of_every_shape_that_it_takes(name: str) ->
 def test_gradients_reach_all_parameters(name: str) -> None:
     net = network(name, **{"classes": 3} if name in LABELLED else {})
     x, t = draw(name, 4)
-    given = {"y": torch.tensor([0, 1, 2, 0])} if name in LABELLED else {}
+    given: dict[str, Any] = {"y": torch.tensor([0, 1, 2, 0])} if name in LABELLED else {}
+    if name == "learned_variance":  # both outputs
+        given["with_variance"] = True
     if name == "masked":  # a whole row, and rows of which something is seen
         given["seen"] = torch.stack([x, torch.zeros_like(x)], 1)
         given["seen"][1:, 1, 1:3] = torch.tensor([1.0, -1.0])

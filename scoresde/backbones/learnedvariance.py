@@ -33,9 +33,10 @@ HEAD = "with_variance"
 class LearnedVariance(TwoTimes):
     """A backbone with a variance: net(x, t, with_variance=True) is (output, logit w), stacked.
 
-    Without `with_variance` it is the backbone. A backbone whose trace has a closed form keeps it,
-    and the second output is that of another network of its kind. All others have twice the
-    channels, in which they get their input twice, and the second half of their output is logit w.
+    Without `with_variance` it is the backbone. For vectors, and for backbones whose trace has a
+    closed form, which they keep, the second output is that of another network of the same kind.
+    Other backbones of images have twice the channels, in which they get their input twice, and
+    the second half of their output is logit w.
 
     Parameters
     ----------
@@ -67,16 +68,17 @@ class LearnedVariance(TwoTimes):
         self, shape: tuple[int, ...], backbone: str = "mlp", **options: str | float
     ) -> None:
         nn.Module.__init__(self)
-        first, *rest = event_shape(shape)
-        net = BACKBONES.build(backbone, (first, *rest), **options)
+        shape = event_shape(shape)
+        net = BACKBONES.build(backbone, shape, **options)
         refused = [name for name in ("span", "tilt", HEAD) if takes(net, name)]
         if refused or getattr(net, "takes_gaps", False):
             why = f"it takes {refused[0]}=" if refused else "it is for rows with gaps"
             raise ValueError(f"backbone {backbone!r} can't have a learned variance: {why}")
         self.head: nn.Module | None = None
-        if can_trace(net):
-            self.head = BACKBONES.build(backbone, (first, *rest), **options)
+        if len(shape) < 2 or can_trace(net):
+            self.head = BACKBONES.build(backbone, shape, **options)
         else:
+            first, *rest = shape
             net = BACKBONES.build(backbone, (2 * first, *rest), **options)
         self.net = net
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 from torch import Tensor
 
+from ..common.capabilities import Capability
 from .autoencoder import FirstStage
 from .derived import Derived
 from .protocol import Model
@@ -102,6 +103,17 @@ class Latent(Derived):
             held = DecodedUnits(latents, self.stage)
             self._units = held
         return held
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """Those of a model made from others, and the variance that the score model has learnt."""
+        return super().capabilities | (self.model.capabilities & {Capability.VARIANCE})
+
+    def variance_fn(self, *, raw: bool = False) -> Callable[..., Tensor]:
+        """Return that of the score model; see `ReverseVariance.variance_fn`."""
+        model: Any = self.model
+        found: Callable[..., Tensor] = model.variance_fn(raw=raw)
+        return found
 
     def _evaluated(self) -> Iterator[Any]:
         """The trained models beneath, and the first stage."""

@@ -163,6 +163,8 @@ def call_on_arc(
     weight = next(net.parameters(), None)
     if traced and not (can_trace(net) and free is None):
         raise TypeError(f"{type(net).__name__} has no value_and_trace for the features that vary")
+    size = math.prod(standardization.shape)
+    outputs = (2,) if with_variance else ()
     call: Callable[..., Any] = net
     if traced:
         call = net.value_and_trace  # type: ignore[assignment]
@@ -179,13 +181,12 @@ def call_on_arc(
         if traced:
             out, trace = out
             _check_trace(trace, x)
-        wanted = (2, *x.shape) if with_variance else x.shape
-        if not isinstance(out, Tensor) or out.shape != wanted:
-            raise ValueError(misshapen(x, out))
+        if not isinstance(out, Tensor) or out.shape != (*outputs, *x.shape):
+            raise ValueError(misshapen(x, out, with_variance))
         if free is not None:
-            out = out.flatten(-len(standardization.shape)).index_select(-1, free)
+            out = out.reshape(*outputs, len(x), size).index_select(-1, free)
         elif not flat:
-            out = out.flatten(-len(standardization.shape))
+            out = out.reshape(*outputs, len(x), size)
         if out.dtype != z.dtype:
             out = out.to(z.dtype)
         if traced:
@@ -235,9 +236,14 @@ def arc_inputs(
     return x, label, radius
 
 
-def misshapen(x: Tensor, out: object) -> str:
+def misshapen(x: Tensor, out: object, with_variance: bool = False) -> str:
     """The message on a network that was given x and returned something of another shape."""
     got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    if with_variance:
+        return (
+            f"the network was given {tuple(x.shape)} and {HEAD}=True, and returned {got}; it must "
+            f"return both outputs, stacked: {(2, *x.shape)}"
+        )
     return f"the network was given {tuple(x.shape)} and returned {got}; it must keep the shape"
 
 

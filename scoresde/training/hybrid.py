@@ -152,7 +152,7 @@ def _both_outputs(net: Callable[..., Any], rows: Examples) -> Tensor:
     x = rows.x
     both = net(x, rows.t, **expand_rows(rows.condition, len(x)), **{HEAD: True})
     if not isinstance(both, Tensor) or both.shape not in ((2, *x.shape), (2, *rows.target.shape)):
-        raise ValueError(misshapen(x, both))
+        raise ValueError(misshapen(x, both, with_variance=True))
     return both.reshape(2, *rows.target.shape).to(rows.target.dtype)
 
 
