@@ -25,7 +25,7 @@ from .gaps import WithGaps
 from .guided import LARGEST_ANGLE, Guided
 from .linearized import Linearized
 from .observed import Observed
-from .resampling import Population, effective_size
+from .particle_resampling import Population, effective_size
 from .tilted import Tilted
 from .twisted import run_twisted
 
