@@ -10,6 +10,7 @@ torch.Size([1])
 
 from . import _moved, estimators, metrics, toy
 from .backbones import BACKBONES, FIRST_STAGES, MLP, Embedded, StageNet
+from .backbones.coupling_layers import FLOWS
 from .common import plotting
 from .common.capabilities import CAPABILITIES, FIELDS
 from .common.errors import CheckpointError, SolverError, TrainingError
@@ -108,6 +109,7 @@ __all__ = [
     "EDM",
     "FIELDS",
     "FIRST_STAGES",
+    "FLOWS",
     "MLP",
     "NOISES",
     "OBJECTIVES",

@@ -16,8 +16,8 @@ from scoresde import measurements
 from scoresde.guidance import populations
 from scoresde.guidance.free import ClassifierFree
 from scoresde.guidance.guided import cosine_and_sine
+from scoresde.guidance.particle_resampling import Population, effective_size, systematic
 from scoresde.guidance.populations import Particles
-from scoresde.guidance.resampling import Population, effective_size, systematic
 from scoresde.guidance.tilted import Tilted, differentiated
 from scoresde.toy import GaussianMixture
 

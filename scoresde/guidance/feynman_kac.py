@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..model.protocol import Model
 from .guided import LARGEST_ANGLE
-from .resampling import Population
+from .particle_resampling import Population
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(40)
 

@@ -26,7 +26,7 @@ from .gaps import WithGaps
 from .guided import LARGEST_ANGLE, Guided, require_part
 from .linearized import Linearized
 from .observed import Observed
-from .resampling import Population, effective_size
+from .particle_resampling import Population, effective_size
 from .tilted import Tilted
 from .twisted import run_twisted
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from .guided import below_noise
-from .resampling import Population
+from .particle_resampling import Population
 from .tilted import Tilted, differentiated
 
 LOOKS = 3
