@@ -1,9 +1,9 @@
 """Guidance of a trained model: scikit-learn's digits, by class and with a hidden half.
 
-Trains a conditional `mlp` for 3,000 steps on 1,500 digits (about 90 CPU seconds). Then, for scales β
-of classifier-free guidance, how many of 1,000 samples a support vector machine takes for their
+Trains a conditional `mlp` for 3,000 steps on 1,500 digits (about 90 CPU seconds). Then, for scales
+β of classifier-free guidance, how many of 1,000 samples a support vector machine takes for their
 class, and the energy distance to the real digits of that class; and how often the truth lies within
-20 draws of the right half of held-out digits: `python benchmarks/guided_digits.py` (8 CPU minutes).
+20 draws of the right half of held-out digits: `python benchmarks/guided_digits.py` (5 CPU minutes).
 """
 
 from __future__ import annotations
