@@ -3,7 +3,7 @@
 A model moves states on the unit arc (`scoresde.model.arc`). With x_t = mean + L·x̃_t in the units
 of the data (`scoresde.model.standardization`) and z = x̃_t/√(α² + σ²), a state has an angle
 φ = atan(σ/α), and the network's output `out` at (z, φ) is a·x̂0 + b·ε̂
-(`scoresde.processes.prediction`). All else follows: the ODE dz/dφ = cos φ·ε̂ − sin φ·x̂0, the score.
+(`scoresde.processes.prediction`). All else follows: score and ODE, dz/dφ = cos φ·ε̂ − sin φ·x̂0.
 """
 
 from __future__ import annotations
