@@ -411,10 +411,12 @@ def test_tables_are_guided() -> None:
     assert list(some.columns) == list(frame.columns)
     assert set(some["kind"]) <= {"cat", "dog"}
     assert scoresde.log_prob(guided, frame[:4], solver="euler", steps=2).shape == (4,)
-    steered = scoresde.toward(sde, lambda x0: x0[:, 0])
-    assert list(scoresde.sample(steered, 3, solver="euler", steps=2).columns) == list(
-        frame.columns
-    )
+    with pytest.raises(ValueError, match=r"name one by given\(y=...\)"):
+        scoresde.sample(scoresde.toward(sde, lambda x0: x0[:, 0]), 3)
+    steered = scoresde.toward(sde.given(y=0), lambda x0: x0[:, 0])
+    rows = scoresde.sample(steered, 3, solver="euler", steps=2)
+    assert list(rows.columns) == list(frame.columns)
+    assert set(rows["kind"]) == {"cat"}
     mixed = scoresde.compose([(sde.given(y=0), 1.0), (sde.given(y=1), 1.0)])
     with pytest.raises(ValueError, match="have different y"):
         scoresde.sample(mixed, 3)

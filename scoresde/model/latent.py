@@ -110,7 +110,7 @@ class Latent(Derived):
         return super().capabilities | (self.model.capabilities & {Capability.VARIANCE})
 
     def variance_fn(self, *, raw: bool = False) -> Callable[..., Tensor]:
-        """Return that of the score model; see `ReverseVariance.variance_fn`."""
+        """Return that of the score model. See `ReverseVariance.variance_fn`."""
         model: Any = self.model
         found: Callable[..., Tensor] = model.variance_fn(raw=raw)
         return found
