@@ -418,7 +418,7 @@ def test_tables_are_guided() -> None:
     assert list(rows.columns) == list(frame.columns)
     assert set(rows["kind"]) == {"cat"}
     mixed = scoresde.compose([(sde.given(y=0), 1.0), (sde.given(y=1), 1.0)])
-    with pytest.raises(ValueError, match="have different y"):
+    with pytest.raises(ValueError, match="name one by given"):
         scoresde.sample(mixed, 3)
 
 

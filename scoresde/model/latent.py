@@ -110,7 +110,21 @@ class Latent(Derived):
         return super().capabilities | (self.model.capabilities & {Capability.VARIANCE})
 
     def variance_fn(self, *, raw: bool = False) -> Callable[..., Tensor]:
-        """Return that of the score model. See `ReverseVariance.variance_fn`."""
+        """Return that of the score model, in latents.
+
+        Parameters
+        ----------
+        raw : bool
+            As for `network_fn`.
+
+        Returns
+        -------
+        callable (z, φ, rows) -> Tensor (B, n)
+
+        Examples
+        --------
+        See `scoresde.build`.
+        """
         model: Any = self.model
         found: Callable[..., Tensor] = model.variance_fn(raw=raw)
         return found
