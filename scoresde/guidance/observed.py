@@ -78,7 +78,9 @@ def observe(sde: Model, measurement: Measurement, y: Any, method: str = "mmps") 
     Returns
     -------
     Model
-        It works with every verb but `fit` and `save`. `log_prob` is the density of its ODE.
+        It works with every verb but `fit` and `save`, by default with 50 steps of "dpmpp_2m": the
+        pull of a trained network may have kinks, at which adaptive solvers take tiny steps.
+        `log_prob` is the density of its ODE.
         `Solution.nfe` counts forward and backward passes through the network, and for conjugate
         gradients (m and n above 64) as many as there can be. `log_prob` builds S whatever m.
 
@@ -143,6 +145,11 @@ class Observed(Tilted):
         super().__init__(model, y=measurement.flat(y))
         self.measurement = measurement
         self.method = method
+
+    @property
+    def default_solver(self) -> str:
+        """One of fixed steps: where the Jacobian of a network is no covariance, C has kinks."""
+        return "dpmpp_2m"
 
     @property
     def capabilities(self) -> frozenset[str]:
