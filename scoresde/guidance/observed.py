@@ -80,7 +80,8 @@ def observe(sde: Model, measurement: Measurement, y: Any, method: str = "mmps") 
     Model
         It works with every verb but `fit` and `save`, by default with 50 steps of "dpmpp_2m": the
         pull of a trained network may have kinks, at which adaptive solvers take tiny steps.
-        `log_prob` is the density of its ODE.
+        `log_prob` is the density of its ODE; give it steps= for a trained network, as it is
+        adaptive.
         `Solution.nfe` counts forward and backward passes through the network, and for conjugate
         gradients (m and n above 64) as many as there can be. `log_prob` builds S whatever m.
 
