@@ -85,7 +85,8 @@ def solve(
     solver : str or Solver, optional
         A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object.
         The default is "adams"; for consistency models and flow maps it is "consistency" or
-        "flow_map", for bridges "bridge", and for distilled models "ddim" with their own steps.
+        "flow_map", for bridges "bridge", for distilled models "ddim" with their own steps, and
+        for models of `observe` "dpmpp_2m".
     steps : int, optional
         Fixed number of steps. Without it an adaptive solver goes by its tolerances, and others
         take their default. With a half-precision network, tolerances that are not named are at
@@ -181,7 +182,8 @@ def sample(
     solver : str or Solver, optional
         A name of `scoresde.SOLVERS`, with its options as further arguments, or a solver object.
         The default is "adams"; for consistency models and flow maps it is "consistency" or
-        "flow_map", for bridges "bridge", and for distilled models "ddim" with their own steps.
+        "flow_map", for bridges "bridge", for distilled models "ddim" with their own steps, and
+        for models of `observe` "dpmpp_2m".
     steps : int, optional
         Fixed number of steps. Without it an adaptive solver goes by its tolerances, and others
         take their default. With a half-precision network, tolerances that are not named are at
