@@ -11,7 +11,7 @@ CORE := tests/test_storage.py tests/test_saved_models.py tests/test_checkpoint.p
         tests/test_external.py tests/test_tables.py tests/test_robustness.py tests/test_conditions.py tests/test_cli.py \
         tests/test_public.py tests/test_accelerate.py
 
-.PHONY: demo digits test test-slow test-oldest test-newest lint docs bench-solvers bench-likelihood bench-training bench-flows bench-backbones bench-tables bench-posteriors clean
+.PHONY: demo digits test test-slow test-oldest test-newest lint docs bench-solvers bench-likelihood bench-training bench-flows bench-backbones bench-tables bench-posteriors gpu gpu-here clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python -m scoresde demo
@@ -62,6 +62,14 @@ bench-tables: .venv-bench/.peers
 bench-posteriors: .venv-bench/.peers
 	.venv-bench/bin/python benchmarks/posteriors.py $(BENCH)
 
+# A GPU takes the wheels of torch with CUDA, in an environment of their own. Without one, the usual environment shows
+# that the script works. CIFAR10=FOLDER adds the recipe.
+gpu:
+	$(MAKE) $(if $(shell command -v nvidia-smi),VENV=.venv-gpu TORCH_INDEX=) gpu-here
+
+gpu-here: $(VENV)/.test
+	$(BIN)/python benchmarks/gpu.py $(if $(CIFAR10),--cifar10 $(CIFAR10)) $(BENCH)
+
 # The peers have demands of their own; k-diffusion's would break all others, and only one file of it is read.
 .venv-bench/.peers: benchmarks/requirements.txt constraints.txt
 	$(MAKE) VENV=.venv-bench .venv-bench/.torch
@@ -93,4 +101,4 @@ $(VENV)/.%: $(VENV)/.torch pyproject.toml
 	.venv-newest/bin/pip install -q -e '.[plot,data,train,ot,sklearn]' pytest pytest-xdist pandas
 
 clean:
-	rm -rf $(VENV) .venv-bench .venv-oldest .venv-newest docs/_build build *.egg-info
+	rm -rf $(VENV) .venv-bench .venv-oldest .venv-newest .venv-gpu docs/_build build *.egg-info

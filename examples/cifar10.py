@@ -2,7 +2,7 @@
 64 samples.
 
 Takes a folder with the binary version (data_batch_1.bin, …, test_batch.bin). Meant for one GPU and
-30 minutes, `--recipe cifar10-10min` for 10; not measured yet. Interrupted, the same line goes on
+30 minutes, `--recipe cifar10-5min` for 5; not measured yet. Interrupted, the same line goes on
 from the last checkpoint. It is what these do:
 
     scoresde fit --recipe cifar10 FOLDER --out cifar10 --resume

@@ -310,19 +310,19 @@ RECIPES: dict[str, Recipe] = {
         budget="one GPU, 30 minutes",
         accelerated=True,
     ),
-    "cifar10-10min": Recipe(
-        "The same in a third of the time.",
+    "cifar10-5min": Recipe(
+        "The same in a sixth of the time.",
         (3, 32, 32),
         options={**COLOR, "channels": 96},
         how={
-            "steps": 12_000,
+            "steps": 5000,
             "batch_size": 256,
             "lr": 1e-3,
-            "ema": 1000,
+            "ema": 500,
             "transforms": ("flip", "dequantize"),
         },
         every=2000,
-        budget="one GPU, 10 minutes",
+        budget="one GPU, 5 minutes",
         accelerated=True,
     ),
 }
