@@ -229,6 +229,13 @@ def test_a_seed_goes_to_the_device_of_the_first_argument_that_has_one() -> None:
     assert where("x") == (1, None)
 
 
+def test_a_misspelled_argument_beside_a_seed_is_answered_as_always() -> None:
+    with pytest.raises(TypeError, match="Did you mean 'draws'"):
+        scoresde.elbo(SDE, X, seed=1, drawz=4)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match=r"no option 'etta'. Did you mean 'eta'"):
+        scoresde.sample(SDE, 3, solver="ddim", seed=1, etta=0.5)  # type: ignore[call-arg]
+
+
 # ------------------------------------------------------------------ progress=
 
 

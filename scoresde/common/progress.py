@@ -29,6 +29,7 @@ DELAY_SECONDS = 2.0
 """What takes less has no bar, unless progress=True asks for one."""
 INTERVAL_SECONDS = 0.5
 """Between two drawings of a bar, at least."""
+TINY_SECONDS = 1e-6
 FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
@@ -59,8 +60,11 @@ class Bar:
 
     def _draw(self, texts: list[str]) -> None:
         if self._drawn is None:
-            self._drawn = tqdm(total=1.0, desc=self._name, bar_format=FORMAT, mininterval=0)
-            self._drawn.start_t = self._began
+            # With a delay it is not drawn before it has a place and a time.
+            self._drawn = tqdm(
+                total=1.0, desc=self._name, bar_format=FORMAT, mininterval=0, delay=TINY_SECONDS
+            )
+            self._drawn.start_t = self._began - TINY_SECONDS
         self._drawn.set_postfix_str(", ".join(filter(None, texts)), refresh=False)
         self._drawn.n = self.at
         self._drawn.refresh()

@@ -37,7 +37,10 @@ def takes_seed(verb: Callable[P, T]) -> Callable[P, T]:
         seed = kwargs.pop("seed", None)
         if seed is None:
             return verb(*args, **kwargs)
-        given = signature.bind_partial(*args, **kwargs).arguments
+        try:
+            given = signature.bind_partial(*args, **kwargs).arguments
+        except TypeError:
+            return verb(*args, **kwargs)  # which says what is wrong
         if given.get("generator") is not None:
             raise TypeError("give seed= or generator=, not both: a seed makes a generator")
         made = torch.Generator(_device(given.values())).manual_seed(check_seed(seed))

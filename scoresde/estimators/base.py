@@ -81,7 +81,8 @@ class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _solve_options(self) -> dict[str, Any]:
         """Options of the solves."""
-        return _mapping("solve_options", self.solve_options)
+        progress = None if self.verbose else False
+        return {"progress": progress, **_mapping("solve_options", self.solve_options)}
 
     def _seed(self, random_state: Any) -> int:
         """A seed from what scikit-learn calls a random state."""
