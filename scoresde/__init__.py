@@ -22,7 +22,8 @@ from .data.pairs import Pairs
 from .data.typed_table import Table
 from .density import dequantize
 from .density.bits import bits_per_dim
-from .density.bounds import Bound, elbo, vlb
+from .density.bound import Bound
+from .density.bounds import elbo, vlb
 from .density.distribution import Distribution
 from .density.error_bars import Likelihood
 from .density.exact import likelihood, log_prob, sample_and_log_prob
@@ -70,8 +71,9 @@ from .processes.base import PROCESSES, Process
 from .processes.paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .processes.prediction import PREDICTIONS
 from .processes.spacings import SPACINGS
+from .sampling.solution import Solution
 from .sampling.summaries import Summary, summary
-from .sampling.trajectory import Solution, decode, encode, sample, solve
+from .sampling.trajectory import decode, encode, sample, solve
 from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
 from .storage.models import load, save
 from .training import recipes

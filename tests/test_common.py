@@ -40,7 +40,7 @@ from scoresde.common.random import NETWORK, ORDER, PATH, Noise, draw_seed, isola
         (lambda: real_number("eta", 2, 0, 1, closed=True), "eta is between 0 and 1, got 2"),
         (lambda: real_number("eta", math.nan, 0, 1), "eta is between 0 and 1, got nan"),
         (lambda: true_or_false("project", "no"), "project is True or False, got 'no'"),
-        (lambda: check_generator(7), r"got int; write torch.Generator\(\).manual_seed\(7\)"),
+        (lambda: check_generator(7), r"got int; write seed=7"),
         (lambda: event_shape("2"), r"a tuple of integers such as \(2,\)"),
         (
             lambda: as_floats(torch.tensor([[1, 2]]), (2,), "x"),

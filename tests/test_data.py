@@ -960,7 +960,7 @@ def test_a_row_that_is_bad_is_named_by_its_number_in_the_file(
     [
         ({"compile": "yes"}, "compile is True or False, got 'yes'"),
         ({"resume": "no"}, "resume is True or False, got 'no'"),
-        ({"progress": None}, "progress is True or False, got None"),
+        ({"progress": "yes"}, "progress is True, False or None, got 'yes'"),
         ({"compile": 1}, "compile is True or False, got 1"),
         ({"weight": None}, "weight is a name, such as 'edm', got None"),
         ({"weight": ["edm"]}, r"weight is a name, such as 'edm', got \['edm'\]"),

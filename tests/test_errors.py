@@ -710,9 +710,9 @@ BAD: dict[str, tuple[Call, type[Exception], str]] = {
     "generator = 0": (
         lambda: scoresde.sample(sde(), generator=0),
         TypeError,
-        r"got int; write torch.Generator\(\).manual_seed\(0\)",
+        "got int; write seed=0",
     ),
-    "generator = 7 in fit": (lambda: fit(points(), generator=7), TypeError, r"manual_seed\(7\)"),
+    "generator = 7 in fit": (lambda: fit(points(), generator=7), TypeError, "write seed=7"),
     "a generator of numpy": (
         lambda: scoresde.log_prob(sde(), points(), generator=np.random.default_rng(0)),
         TypeError,
@@ -1293,15 +1293,16 @@ def test_what_is_no_path_is_refused_at_every_door(
 
 
 FOREIGN: dict[str, tuple[Call, str]] = {
-    "seed of sample": (
-        lambda: scoresde.sample(sde(), 3, seed=0),
-        r"generator=torch.Generator\(\).manual_seed\(seed\)",
+    "random_state of sample": (
+        lambda: scoresde.sample(sde(), 3, random_state=0),
+        "write seed=, an integer",
     ),
     "device of sample": (lambda: scoresde.sample(sde(), 3, device="cpu"), r"sde\.to\(device\)"),
-    "progress of sample": (
-        lambda: scoresde.sample(sde(), 3, progress=True),
-        "only fit, reflow and evaluate",
+    "verbose of sample": (
+        lambda: scoresde.sample(sde(), 3, verbose=True),
+        "write progress=, True or False",
     ),
+    "seed of encode": (lambda: scoresde.encode(sde(), X, seed=0), "functions that draw"),
     "num_steps of solve": (lambda: scoresde.solve(sde(), 3, num_steps=5), "write steps="),
     "method of encode": (lambda: scoresde.encode(sde(), X, method="rk45"), "write solver="),
     "dtype of decode": (
@@ -1309,10 +1310,10 @@ FOREIGN: dict[str, tuple[Call, str]] = {
         r"sde\.double\(\)",
     ),
     "tol of log_prob": (lambda: scoresde.log_prob(sde(), X, tol=1e-3), "rtol= and atol="),
-    "seed of likelihood": (lambda: scoresde.likelihood(sde(), X, seed=0), "manual_seed"),
-    "seed of sample_and_log_prob": (
-        lambda: scoresde.sample_and_log_prob(sde(), seed=0),
-        "manual_seed",
+    "rng of likelihood": (lambda: scoresde.likelihood(sde(), X, rng=0), "write seed="),
+    "random_state of sample_and_log_prob": (
+        lambda: scoresde.sample_and_log_prob(sde(), random_state=0),
+        "write seed=",
     ),
     "device of reflow": (
         lambda: scoresde.reflow(straight(), 3, device="cpu"),
@@ -1322,30 +1323,30 @@ FOREIGN: dict[str, tuple[Call, str]] = {
         lambda: scoresde.evaluate(sde(), X, n=0, samples=0, device="cpu"),
         r"sde\.to\(device\)",
     ),
-    "seed of straightness": (lambda: scoresde.straightness(straight(), seed=0), "manual_seed"),
-    "seed of nfe_for_error": (
-        lambda: scoresde.nfe_for_error(straight(), 0.1, seed=0),
-        "manual_seed",
+    "rng of straightness": (lambda: scoresde.straightness(straight(), rng=0), "write seed="),
+    "random_state of nfe_for_error": (
+        lambda: scoresde.nfe_for_error(straight(), 0.1, random_state=0),
+        "write seed=",
     ),
     "y of Distribution": (lambda: scoresde.Distribution(sde(), y=1), r"sde\.given\(y=\.\.\.\)"),
-    "seed beside a solver": (
-        lambda: scoresde.sample(sde(), solver=scoresde.SOLVERS.build("ddim"), seed=0),
-        "manual_seed",
+    "random_state beside a solver": (
+        lambda: scoresde.sample(sde(), solver=scoresde.SOLVERS.build("ddim"), random_state=0),
+        "write seed=",
     ),
-    "seed of fit": (lambda: fit(X, seed=0), "manual_seed"),
+    "random_state of fit": (lambda: fit(X, random_state=0), "write seed="),
     "epochs of fit": (lambda: fit(X, epochs=3), r"steps=.*len\(data\)"),
     "a typo of fit": (
         lambda: fit(X, bach_size=3),
         "no argument 'bach_size'. Did you mean 'batch_size'",
     ),
-    "seed of elbo": (lambda: scoresde.elbo(sde(), X, seed=0), "manual_seed"),
+    "random_state of elbo": (lambda: scoresde.elbo(sde(), X, random_state=0), "write seed="),
     "device of vlb": (lambda: scoresde.vlb(sde(), X, device="cpu"), r"sde\.to\(device\)"),
-    "seed of energy_test": (lambda: scoresde.energy_test(X, X, seed=0), "manual_seed"),
+    "rng of energy_test": (lambda: scoresde.energy_test(X, X, rng=0), "write seed="),
     "random_state of classifier_test": (
         lambda: scoresde.classifier_test(X, X, random_state=0),
-        "manual_seed",
+        "write seed=",
     ),
-    "seed of a density": (lambda: toy.Moons().sample(3, seed=0), "manual_seed"),
+    "random_state of a density": (lambda: toy.Moons().sample(3, random_state=0), "write seed="),
 }
 
 

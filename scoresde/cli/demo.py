@@ -18,7 +18,8 @@ from ..density.exact import likelihood, log_prob
 from ..model.builder import build
 from ..processes.base import PROCESSES
 from ..sampling.plan import plan
-from ..sampling.trajectory import Solution, solve
+from ..sampling.solution import Solution
+from ..sampling.trajectory import solve
 from ..solvers import SOLVERS
 from ..training.fitting import fit
 from .inputs import check_writable

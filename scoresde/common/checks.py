@@ -165,8 +165,7 @@ def check_generator(generator: object) -> None:
     if isinstance(generator, int) and 0 <= generator <= LARGEST:
         seed = int(generator)
     raise TypeError(
-        f"generator is a torch.Generator, got {type(generator).__name__}; write "
-        f"torch.Generator().manual_seed({seed})"
+        f"generator is a torch.Generator, got {type(generator).__name__}; write seed={seed}"
     )
 
 

@@ -18,17 +18,19 @@ FOREIGN_ARGUMENTS: dict[str, str] = {
     name: instead
     for names, instead in (
         (
-            "seed random_state random_seed rng",
-            "randomness comes from generator=torch.Generator().manual_seed(seed)",
+            "seed",
+            "functions that draw random numbers take one, as sample(sde, n, seed=0) does; for the "
+            "weights of a new network write torch.manual_seed(seed) before",
         ),
+        ("random_state random_seed rng", "write seed=, an integer, or generator="),
         ("device", "it runs where the model is: write sde.to(device)"),
         (
             "dtype precision",
             "it runs in the dtype of the model: write sde.double() or sde.float()",
         ),
         (
-            "progress progress_bar show_progress show_progress_bars verbose disable_tqdm tqdm",
-            "only fit, reflow and evaluate show a bar, progress=True",
+            "progress_bar show_progress show_progress_bars verbose disable_tqdm tqdm",
+            "write progress=, True or False",
         ),
         ("num_samples n_samples nsamples num size sample_shape", "the number of samples is n"),
         ("num_steps n_steps nsteps num_inference_steps num_timesteps timesteps", "write steps="),

@@ -89,6 +89,12 @@ def shared() -> bool:
     return _RANKS.get() is not None
 
 
+def first_rank() -> bool:
+    """Whether this rank speaks for all: the first one, or the only one."""
+    ranks = _RANKS.get()
+    return ranks is None or ranks.rank == 0
+
+
 def share(n: int) -> tuple[int, int]:
     """Which of n samples this rank computes: at least one, so that it knows a result's shape."""
     ranks = _RANKS.get()

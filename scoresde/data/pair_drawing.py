@@ -19,15 +19,17 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..common.checks import as_path, check_budget, check_generator, true_or_false, whole_number
+from ..common import progress as bars
+from ..common.checks import as_path, check_budget, check_generator, whole_number
 from ..common.errors import SolverError
+from ..common.progress import shows_progress
 from ..common.random import BLOCK, PATH, seeded
+from ..common.seeds import takes_seed
 from ..common.sharding import shared
 from ..model.protocol import Model
 from ..model.require import require_tensors
@@ -37,6 +39,7 @@ from ..sampling.plan import plan
 from ..sampling.problem import starting_points
 from ..sampling.trajectory import solve
 from ..solvers import Solver
+from ..solvers.options import SolverOptions
 from ..storage.description import describe, weights
 from .pair_store import FolderStore, MemoryStore, Store, hold_folder
 from .pairs import Pairs, stored_pairs
@@ -47,6 +50,8 @@ PART_NUMBERS = 2**21
 """… and most numbers of their samples."""
 
 
+@takes_seed
+@shows_progress
 def reflow(
     sde: Model,
     n: int,
@@ -56,9 +61,10 @@ def reflow(
     spacing: str | None = None,
     out: str | os.PathLike[str] | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     batch_size: int | None = None,
-    progress: bool = True,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[SolverOptions],
 ) -> Pairs:
     """Draw n pairs (x_0, x_1) that a model's ODE joins; `fit` on them straightens its paths.
 
@@ -80,8 +86,10 @@ def reflow(
     generator : torch.Generator, optional
         By default torch's global one. Pair i depends on it and on i alone, not on n or
         `batch_size`.
-    progress : bool
-        Show a progress bar on a terminal.
+    seed : int, optional
+        An integer in place of the generator.
+    progress : bool, optional
+        Show a progress bar. By default on a terminal, from two seconds on.
 
     Returns
     -------
@@ -113,11 +121,10 @@ def reflow(
     """
     sde = require_tensors(sde, "reflow")
     check_generator(generator)
-    progress = true_or_false("progress", progress)
     n = whole_number("n", n)
     if batch_size is not None:
         batch_size = whole_number("batch_size", batch_size)
-    _check_ode(sde, solver, steps, spacing, options)
+    _check_ode(sde, solver, steps, spacing, {**options})
     folder = None if out is None else as_path(out, "out")
     if folder is not None and shared():
         raise ValueError(
@@ -140,20 +147,11 @@ def reflow(
                 folder, drawing.columns(), n, drawing.rows, generator, settings
             )
             store.check_model(drawing.draw, sde.scale)
-        hidden = None if progress else True  # None shows it only on a terminal
-        bar = tqdm(
-            total=n,
-            initial=store.done,
-            desc="reflow",
-            disable=hidden,
-            mininterval=0.5,
-        )
-        with bar:
-            while store.done < n:
-                first = store.done
-                stop = min(first + store.rows, n)
+        while store.done < n:
+            first = store.done
+            stop = min(first + store.rows, n)
+            with bars.part(first, stop, n, "pair"):
                 store.put(drawing.draw(store.seed, first, stop))
-                bar.update(stop - first)
         return stored_pairs(store, unit, sde.schema.describe())
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from ..common.checks import brief_repr, check_generator, whole_number
 from ..common.inputs import as_tensor
 from ..common.registry import Registry
+from ..common.seeds import takes_seed
 from ..density.dequantize import Dequantization, Uniform
 
 __all__ = [
@@ -118,7 +119,10 @@ class Flip(Transform):
             [1, 0]])
     """
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    @takes_seed
+    def __call__(
+        self, x: Tensor, generator: torch.Generator | None = None, *, seed: int | None = None
+    ) -> Tensor:
         """Return the batch with about half of its images mirrored."""
         x = as_tensor(x, "x")
         check_generator(generator)
@@ -173,7 +177,10 @@ class Dequantize(Transform):
         whole_number("levels", self.levels, 2)
         Uniform(self.levels)
 
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    @takes_seed
+    def __call__(
+        self, x: Tensor, generator: torch.Generator | None = None, *, seed: int | None = None
+    ) -> Tensor:
         """Return (x + u)/L: float32, or float64 for float64 values or more than 4096 levels."""
         x = as_tensor(x, "x")
         check_generator(generator)
@@ -258,8 +265,13 @@ def resolve(transforms: str | Transform | Iterable[str | Transform]) -> tuple[Tr
     return tuple(found)
 
 
+@takes_seed
 def apply(
-    transforms: Iterable[Transform], x: Tensor, generator: torch.Generator | None = None
+    transforms: Iterable[Transform],
+    x: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
 ) -> Tensor:
     """Apply all transforms to a batch, in their order.
 
@@ -270,6 +282,8 @@ def apply(
     x : Tensor, shape (B, *shape)
     generator : torch.Generator, optional
         On x's device.
+    seed : int, optional
+        An integer in place of the generator.
 
     Returns
     -------

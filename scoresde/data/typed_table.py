@@ -131,7 +131,16 @@ class Table(TableSchema):
         self._rows = len(next(iter(raw.values())))
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], *, encoding: str = "utf-8", **how: Any) -> Table:
+    def read(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        encoding: str = "utf-8",
+        categories: Collection[str] = (),
+        steps: Mapping[str, float | None] | None = None,
+        bounds: Mapping[str, Bounds] | None = None,
+        missing: str = "error",
+    ) -> Table:
         """Read a table from a .csv, .tsv or .parquet file; the first line of text has the names.
 
         Cells that are empty, or NA or NaN, have no value. A column with a cell that is no number
@@ -142,8 +151,8 @@ class Table(TableSchema):
         path : path
         encoding : str
             Of text.
-        **how
-            As for `Table`: categories, steps, bounds, missing.
+        categories, steps, bounds, missing
+            As for `Table`.
 
         Returns
         -------
@@ -165,7 +174,8 @@ class Table(TableSchema):
           n     int64  discretized, step 3          1 … 4
           kind  str    categorical, 2 categories    a, b
         """
-        return cls(read_columns(path, encoding=encoding), **how)
+        rows = read_columns(path, encoding=encoding)
+        return cls(rows, categories=categories, steps=steps, bounds=bounds, missing=missing)
 
     def __len__(self) -> int:
         """Number of rows."""

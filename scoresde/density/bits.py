@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from ..common.checks import brief_repr, check_generator, whole_number
 from ..common.inputs import as_floats
+from ..common.progress import shows_progress
+from ..common.seeds import takes_seed
 from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import matched, require_model
 from .dequantize import Dequantization
+from .options import DensityOptions
 from .weighted_bits import Bits, bits_of_integers, weighted_bits
 
 
+@takes_seed
+@shows_progress
 @together()
 def bits_per_dim(
     sde: Model,
@@ -24,7 +29,8 @@ def bits_per_dim(
     *,
     draws: int = 1,
     generator: torch.Generator | None = None,
-    **how: Any,
+    seed: int | None = None,
+    **how: Unpack[DensityOptions],
 ) -> Bits:
     """Return bits per dimension of discrete data, an upper bound on −log₂ P(v)/D of the model.
 
@@ -50,8 +56,10 @@ def bits_per_dim(
         hardly ever draws the points that weigh most, and `stderr` does not know of them.
     generator : torch.Generator, optional
         The randomness, of noise and of probes: that of sample i does not depend on the others.
+    seed : int, optional
+        An integer in place of the generator.
     **how
-        For `likelihood`: solver=, trace=, rtol=, …
+        For `likelihood`: solver=, trace=, rtol=, progress=, …
 
     Returns
     -------
@@ -89,7 +97,7 @@ def bits_per_dim(
     draws = whole_number("draws", draws)
     check_generator(generator)
     if isinstance(dequantization, Dequantization):
-        return bits_of_integers(sde, values, dequantization, draws, generator, how)
+        return bits_of_integers(sde, values, dequantization, draws, generator, {**how})
     if dequantization is not None:
         raise TypeError(
             "dequantization is an object such as Uniform(256), or None, "
@@ -102,4 +110,4 @@ def bits_per_dim(
         )
     sde, values = matched(sde, values)
     x = as_floats(values, sde.shape, "values")
-    return weighted_bits(sde, x, x.new_zeros(len(x)), draws, generator, how)
+    return weighted_bits(sde, x, x.new_zeros(len(x)), draws, generator, {**how})

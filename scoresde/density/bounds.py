@@ -26,20 +26,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..common import progress as bars
 from ..common.checks import check_generator, whole_number
 from ..common.errors import SolverError
 from ..common.names import choose, suggest_arguments
+from ..common.progress import shows_progress
 from ..common.random import PATH, Noise, draw_seed
+from ..common.seeds import takes_seed
 from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..sampling.batches import batch_ranges, map_batches
+from .bound import Bound
 from .bound_levels import data_end, sin2_from_data, step_costs, vlb_levels
 from .step_variance import saved_by, with_data_noise
 
@@ -55,38 +58,8 @@ LevelAt = Callable[[int, Tensor], tuple[Tensor, Tensor, Tensor, Tensor | None]]
 for learned variances, 0 for the decoder, and None in continuous time."""
 
 
-@dataclass(frozen=True)
-class Bound:
-    """What `elbo` and `vlb` return.
-
-    Attributes
-    ----------
-    log_prob : Tensor, shape (B,), float64
-        An unbiased estimate of a lower bound on log p(x), in nats, in the units of the data.
-        Constant features are left out, as by `likelihood`. It is below log p(x) on average over
-        its draws: one estimate may lie above by a few of its standard errors.
-    stderr : Tensor, shape (B,), float64
-        Its standard error, from differences between neighboring draws. Its mean square is right,
-        but the noise is skewed where few draws matter, and most often it is 5 to 20% too small.
-        ±2 of it cover 87–94% in one to eight dimensions at 64 to 128 draws, 93–96% at 512, and 95%
-        in 64 dimensions. Those of `vlb` cover 72–93% at 50 to 100 steps, 93–99% at 400 and more.
-        They cover less where the noise levels that matter are seldom drawn, 70% for a density as
-        narrow as 2e-4 of the scale of the data: take more draws or steps there.
-    nfe : Tensor of int, shape (B,)
-        Network evaluations of each sample.
-
-    Examples
-    --------
-    >>> gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1.0)
-    >>> scoresde.elbo(scoresde.oracle(gaussian, scoresde.VPSDE()), torch.zeros(1, 2)).log_prob
-    tensor([-1.8379], dtype=torch.float64)
-    """
-
-    log_prob: Tensor
-    stderr: Tensor
-    nfe: Tensor
-
-
+@takes_seed
+@shows_progress
 @suggest_arguments
 @together()
 def elbo(
@@ -95,7 +68,9 @@ def elbo(
     *,
     draws: int = 128,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> Bound:
     """Return an unbiased estimate of the evidence lower bound on log p(x) of the reverse SDE.
 
@@ -117,8 +92,12 @@ def elbo(
         error falls as 1/√draws.
     generator : torch.Generator, optional
         The randomness: that of sample i does not depend on the others.
+    seed : int, optional
+        An integer in place of the generator.
     batch_size : int, optional
         Samples computed at once.
+    progress : bool, optional
+        Show a progress bar. By default on a terminal, from two seconds on.
 
     Returns
     -------
@@ -167,6 +146,8 @@ def elbo(
     return _estimate(sde, x, at, known, draws, generator, batch_size)
 
 
+@takes_seed
+@shows_progress
 @suggest_arguments
 @together()
 def vlb(
@@ -178,7 +159,9 @@ def vlb(
     spacing: str = "logsnr",
     draws: int | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> Bound:
     """Return the variational bound on log p(x) of the ancestral sampler, as in DDPM.
 
@@ -212,8 +195,12 @@ def vlb(
         evaluations; at least 4. By default every step is taken once.
     generator : torch.Generator, optional
         The randomness: that of sample i does not depend on the others.
+    seed : int, optional
+        An integer in place of the generator.
     batch_size : int, optional
         Samples computed at once.
+    progress : bool, optional
+        Show a progress bar. By default on a terminal, from two seconds on.
 
     Returns
     -------
@@ -343,6 +330,7 @@ def _integrate(
     spread = zero
     before: list[Tensor] = []
     for k in range(draws):
+        bars.step(k, draws, "draw")
         drawn = noise()
         eps = drawn[:, 1:]
         place = torch.special.ndtr(drawn[:, 0].double())

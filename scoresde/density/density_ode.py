@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,14 @@ from ..common.random import PROBE, Noise
 from ..model.eval_mode import evaluating
 from ..model.protocol import Model
 from ..processes.base import as_time
+from ..sampling.batches import batch_ranges
 from ..sampling.failures import run_solver
 from ..sampling.plan import Plan, network_dtypes, plan
 from ..sampling.problem import levels
 from ..solvers import Counts, Problem, Solver
 from ..solvers.problem import Velocity, split
 from .prior import Traced
-from .trace_estimators import Exact, TraceEstimator, check_memory
+from .trace_estimators import Exact, TraceEstimator, as_estimator, check_memory
 
 SCORE_SIN = 0.02
 """sin φ below which ε̂ is not divided by it for a score: that would be the network's error."""
@@ -93,6 +95,11 @@ class DensityODE:
     def cost(self) -> int:
         """Backward passes that an evaluation takes, in comparison with others."""
         return max(1, self.estimator.probes)
+
+    def batches(self, sde: Model, n: int, batch_size: int | None) -> Iterator[tuple[int, int]]:
+        """Cut n samples into batches (start, stop)."""
+        calls = len(self.plan.times) - 1
+        return batch_ranges(sde, n, batch_size, cost=self.cost, calls=calls)
 
     @property
     def error_factor(self) -> float:
@@ -248,3 +255,20 @@ def _log_prob_error(
 def _not_in_an_ode(*_: Any) -> Any:
     """What the problem has for denoised values and for noise."""
     raise AssertionError("an ODE solver asked for more than the velocity")
+
+
+def check_how(
+    sde: Model,
+    *,
+    trace: str | TraceEstimator = "exact",
+    probes: int | None = None,
+    solver: str | Solver = "adams",
+    steps: int | None = None,
+    spacing: str | None = None,
+    batch_size: int | None = None,
+    **options: Any,
+) -> None:
+    """Raise what `likelihood` and `sample` would of these arguments, without any work."""
+    batch_ranges(sde, 1, batch_size)
+    planned = plan_ode(sde, solver, steps, spacing, {**options})
+    DensityODE(sde, planned, as_estimator(trace, probes))

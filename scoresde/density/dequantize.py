@@ -13,7 +13,7 @@ import abc
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -21,10 +21,12 @@ from torch import Tensor
 from ..common.checks import check_generator, real_number, whole_number
 from ..common.inputs import as_condition, as_reals, as_tensor
 from ..common.random import PRIOR, Noise, draw_seed
+from ..common.seeds import takes_seed
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..model.schema import Schema
 from .discrete import Dequantized
+from .options import FittedOptions
 from .weighted_bits import bits_of_integers
 
 __all__ = ["Dequantization", "Dequantized", "TruncatedNormal", "Uniform"]
@@ -64,8 +66,9 @@ class Dequantization(abc.ABC):
     def _noise(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """The quantile u in [0, 1] at q in [0, 1], and log h(u), both of q's shape and dtype."""
 
+    @takes_seed
     def noisy(
-        self, values: Any, generator: torch.Generator | None = None
+        self, values: Any, generator: torch.Generator | None = None, *, seed: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return x = (v + u)/L and its log-density given v.
 
@@ -75,6 +78,8 @@ class Dequantization(abc.ABC):
             Of any integer or floating dtype.
         generator : torch.Generator, optional
             The randomness, on any device: that of sample i does not depend on the others.
+        seed : int, optional
+            An integer in place of the generator.
 
         Returns
         -------
@@ -325,6 +330,7 @@ class TruncatedNormal(Dequantization):
         return 0.5 + self.std * n, -0.5 * n.square() - log_norm
 
     @classmethod
+    @takes_seed
     def fitted(
         cls,
         sde: Model,
@@ -333,7 +339,8 @@ class TruncatedNormal(Dequantization):
         *,
         stds: Sequence[float] = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.6, 1.0, 10.0),
         generator: torch.Generator | None = None,
-        **how: Any,
+        seed: int | None = None,
+        **how: Unpack[FittedOptions],
     ) -> TruncatedNormal:
         """Return the dequantization whose std gives a model the fewest bits on a few samples.
 
@@ -351,6 +358,8 @@ class TruncatedNormal(Dequantization):
             Candidates, in bins; 10 is as good as uniform noise.
         generator : torch.Generator, optional
             The randomness.
+        seed : int, optional
+            An integer in place of the generator.
         **how
             For `likelihood`.
 
@@ -377,10 +386,10 @@ class TruncatedNormal(Dequantization):
         sde = require_model(sde, "TruncatedNormal.fitted")
         draws = whole_number("draws", how.pop("draws", 1))
         check_generator(generator)
-        seed = draw_seed(generator)
+        drawn = draw_seed(generator)
 
         def bits(noise: TruncatedNormal) -> float:
-            same = torch.Generator().manual_seed(seed)
-            return bits_of_integers(sde, values, noise, draws, same, how).mean
+            same = torch.Generator().manual_seed(drawn)
+            return bits_of_integers(sde, values, noise, draws, same, {**how}).mean
 
         return min(candidates, key=bits)

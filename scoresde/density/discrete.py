@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..common.checks import check_budget, check_generator, whole_number
 from ..common.inputs import as_tensor
+from ..common.seeds import takes_seed
 from ..model.schema import Schema
 
 
@@ -70,13 +71,18 @@ class Dequantized:
         x, _ = self.dequantization._add(v, q.to(v.device))
         return x
 
-    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    @takes_seed
+    def sample(
+        self, n: int, generator: torch.Generator | None = None, *, seed: int | None = None
+    ) -> Tensor:
         """Draw n of the samples, with replacement, and fresh noise.
 
         Parameters
         ----------
         n : int
         generator : torch.Generator, optional
+        seed : int, optional
+            An integer in place of the generator.
 
         Returns
         -------

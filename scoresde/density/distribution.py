@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Size, Tensor
@@ -16,7 +16,9 @@ from ..model.protocol import Model
 from ..model.require import require_tensors
 from ..sampling.batches import batch_ranges
 from ..sampling.trajectory import sample
-from .exact import check_how, log_prob
+from .density_ode import check_how
+from .exact import log_prob
+from .options import DensityOptions, SolveOptions
 from .trace_estimators import TraceEstimator
 
 DRAW = "law.sample((10_000,))"
@@ -91,11 +93,15 @@ class Distribution(torch.distributions.Distribution):
         probes: int | None = None,
         differentiable: bool = False,
         validate_args: bool | None = None,
-        **how: Any,
+        **how: Unpack[SolveOptions],
     ) -> None:
         self.sde = require_tensors(sde, "Distribution")
         self.how = how
-        self.density = {"trace": trace, "probes": probes, "differentiable": differentiable}
+        self.density: DensityOptions = {
+            "trace": trace,
+            "probes": probes,
+            "differentiable": differentiable,
+        }
         rows = {len(value) for value in sde.condition.values()} - {1}
         if len(rows) > 1:
             raise ValueError(
@@ -221,7 +227,8 @@ class Distribution(torch.distributions.Distribution):
         if not shape.numel():
             return value.new_empty(shape)
         flat = value.expand(shape + self.event_shape).reshape(shape.numel(), *self.event_shape)
-        return log_prob(self._rows(shape), flat, **self.density, **self.how).reshape(shape)
+        how: dict[str, Any] = {**self.how, **self.density}
+        return log_prob(self._rows(shape), flat, **how).reshape(shape)
 
     def _rows(self, shape: Size) -> Model:
         """The model, with a condition for each of `shape` samples."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.result_tables import Grid, ShownAsTable, by_sample, counted
 from ..model.protocol import Model
 from .density_ode import DensityODE, DensitySolve, rounding_unit, score_at_data
 from .prior import log_prior, prior_gap
@@ -17,8 +18,8 @@ ROUNDING_DEVIATIONS = 1.5
 """Standard deviations of the estimated rounding that are stated: enough for 90% of points."""
 
 
-@dataclass(frozen=True)
-class Likelihood:
+@dataclass(frozen=True, repr=False)
+class Likelihood(ShownAsTable):
     """log p of some samples, and how far to trust it.
 
     Attributes
@@ -56,8 +57,10 @@ class Likelihood:
     --------
     >>> import scoresde
     >>> gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1.0)
-    >>> scoresde.likelihood(scoresde.oracle(gaussian, scoresde.VPSDE()), torch.zeros(1, 2)).log_prob
-    tensor([-1.8379])
+    >>> scoresde.likelihood(scoresde.oracle(gaussian, scoresde.VPSDE()), torch.zeros(1, 2))
+    Likelihood of 1 sample, in nats
+        log p  ± trace   ± solver    ± prior  nfe
+    0  -1.838        0  ...
     """
 
     log_prob: Tensor
@@ -66,6 +69,17 @@ class Likelihood:
     prior_gap: Tensor
     nfe: Tensor
     latent: Tensor
+
+    def _grid(self) -> Grid:
+        title = f"Likelihood of {counted(len(self.log_prob), 'sample')}, in nats"
+        columns = {
+            "log p": self.log_prob,
+            "± trace": self.stderr,
+            "± solver": self.solver_error,
+            "± prior": self.prior_gap,
+            "nfe": self.nfe,
+        }
+        return by_sample(title, columns)
 
 
 def likelihood_columns(

@@ -14,7 +14,7 @@ nearly the prior N(0, I).
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -23,21 +23,27 @@ from ..common.checks import check_generator, true_or_false, whole_number
 from ..common.inputs import as_tensor
 from ..common.modules import leave_inference
 from ..common.names import choose
+from ..common.progress import shows_progress
 from ..common.random import draw_seed
+from ..common.seeds import takes_seed
 from ..common.sharding import shared, together
 from ..model.protocol import Model
 from ..model.require import require_model
-from ..sampling.batches import batch_ranges, map_batches
+from ..sampling.batches import map_batches
 from ..sampling.problem import starting_points
 from ..sampling.tables import with_categories
 from ..solvers import Solver
+from ..solvers.options import RunOptions, SolverOptions
 from .density_ode import DensityODE, plan_ode, weights_in_use
 from .error_bars import Likelihood, likelihood_columns
+from .options import LogProbOptions
 from .prior import HasLogProb, log_prior, resolve_prior
 from .tables import entered
 from .trace_estimators import TraceEstimator, as_estimator
 
 
+@takes_seed
+@shows_progress
 @together()
 def likelihood(
     sde: Model,
@@ -53,8 +59,9 @@ def likelihood(
     errors: bool = True,
     invalid: str = "raise",
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     batch_size: int | None = None,
-    **options: Any,
+    **options: Unpack[RunOptions],
 ) -> Likelihood:
     """Return log p(x) with its error bars, the latent, and what it cost.
 
@@ -107,10 +114,13 @@ def likelihood(
         What to do about rows of x that are not finite: "raise", or "nan" for a log p of NaN.
     generator : torch.Generator, optional
         Draws the probes, and for rows of a table the noise inside the bins.
+    seed : int, optional
+        An integer in place of the generator.
     batch_size : int, optional
         Samples computed at once.
     **options
-        Of the solver, e.g. rtol=1e-7.
+        Of the solver, e.g. rtol=1e-7; and progress: whether to show a progress bar, by default on a
+        terminal, from two seconds on.
 
     Returns
     -------
@@ -165,14 +175,13 @@ def likelihood(
         x, invalid_rows = _accept(sde, x, invalid)
         off_constants = sde.off_constants(x)
         prior = resolve_prior(sde, prior)
-        planned = plan_ode(sde, solver, steps, spacing, options, forward=True)
+        planned = plan_ode(sde, solver, steps, spacing, {**options}, forward=True)
         raw = graph and differentiable and _trains(sde)
         estimator = as_estimator(trace, probes)
         ode = DensityODE(sde, planned, estimator, graph=graph, raw=raw, errors=errors)
         seed = draw_seed(generator) if ode.random else 0
         sde.slice_conditions(0, len(x), len(x))
-        calls = len(planned.times) - 1
-        batches = batch_ranges(sde, len(x), batch_size, cost=ode.cost, calls=calls)
+        batches = ode.batches(sde, len(x), batch_size)
 
         def work(part: Model, start: int, stop: int) -> tuple[Tensor, ...]:
             z = part.from_data(x[start:stop]) / ode.levels[0].radius
@@ -203,7 +212,26 @@ def _trains(sde: Model) -> bool:
     return raw
 
 
-def log_prob(sde: Model, x: Tensor, **how: Any) -> Tensor:
+@takes_seed
+@shows_progress
+def log_prob(
+    sde: Model,
+    x: Tensor,
+    *,
+    solver: str | Solver = "adams",
+    trace: str | TraceEstimator = "exact",
+    probes: int | None = None,
+    prior: HasLogProb | None = None,
+    steps: int | None = None,
+    spacing: str | None = None,
+    differentiable: bool = False,
+    invalid: str = "raise",
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    batch_size: int | None = None,
+    progress: bool | None = None,
+    **options: Unpack[LogProbOptions],
+) -> Tensor:
     """Return log p(x) of the model in nats: the field `log_prob` of `likelihood`.
 
     log p(x) = log p(z_1) + ∫ div v dφ − D·log r(0) − log|det scale| along the probability-flow ODE.
@@ -215,9 +243,10 @@ def log_prob(sde: Model, x: Tensor, **how: Any) -> Tensor:
     sde : ScoreSDE
     x : Tensor, shape (B, *shape), or rows of a table
         Data, in their own units.
-    **how
-        As for `likelihood`: solver, trace, probes, prior, steps, spacing, differentiable, invalid,
-        generator, batch_size, and the solver's options. Errors are not estimated.
+    solver, trace, probes, prior, steps, spacing, differentiable, invalid, generator, seed
+        As for `likelihood`. Errors are not estimated.
+    batch_size, progress, **options
+        As for `likelihood`.
 
     Returns
     -------
@@ -242,9 +271,26 @@ def log_prob(sde: Model, x: Tensor, **how: Any) -> Tensor:
     >>> scoresde.log_prob(sde, mixture.sample(5)).shape
     torch.Size([5])
     """
-    return likelihood(require_model(sde, "log_prob"), x, **{"errors": False, **how}).log_prob
+    how: LogProbOptions = {"errors": False, **options}
+    return likelihood(
+        require_model(sde, "log_prob"),
+        x,
+        solver=solver,
+        trace=trace,
+        probes=probes,
+        prior=prior,
+        steps=steps,
+        spacing=spacing,
+        differentiable=differentiable,
+        invalid=invalid,
+        generator=generator,
+        batch_size=batch_size,
+        **how,
+    ).log_prob
 
 
+@takes_seed
+@shows_progress
 @together()
 def sample_and_log_prob(
     sde: Model,
@@ -256,8 +302,10 @@ def sample_and_log_prob(
     steps: int | None = None,
     spacing: str | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     batch_size: int | None = None,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[SolverOptions],
 ) -> tuple[Any, Tensor]:
     """Draw n samples x and return log p(x) with them, in one solve from noise to data.
 
@@ -269,7 +317,7 @@ def sample_and_log_prob(
     sde : ScoreSDE
     n : int, optional
         Number of samples: by default as many as conditions have rows, or 1.
-    solver, trace, probes, steps, spacing, generator, batch_size, **options
+    solver, trace, probes, steps, spacing, generator, seed, batch_size, progress, **options
         As for `likelihood`; the generator draws the samples as well as the probes.
 
     Returns
@@ -299,11 +347,10 @@ def sample_and_log_prob(
             leave_inference(trained)
         n = sde.condition_rows if rows.n is None else whole_number("n", rows.n)
         check_generator(generator)
-        planned = plan_ode(sde, solver, steps, spacing, options)
+        planned = plan_ode(sde, solver, steps, spacing, {**options})
         ode = DensityODE(sde, planned, as_estimator(trace, probes))
         source = resolve_prior(sde, None)
-        calls = len(planned.times) - 1
-        batches = batch_ranges(sde, n, batch_size, cost=ode.cost, calls=calls)
+        batches = ode.batches(sde, n, batch_size)
         sde.slice_conditions(0, n, n)
         seed = draw_seed(generator)
         probe_seed = draw_seed(generator) if ode.random else 0
@@ -319,23 +366,6 @@ def sample_and_log_prob(
 
         x, log_p = map_batches(sde, n, batches, work)
         return rows.decoded(x), log_p + rows.added(x)
-
-
-def check_how(
-    sde: Model,
-    *,
-    trace: str | TraceEstimator = "exact",
-    probes: int | None = None,
-    solver: str | Solver = "adams",
-    steps: int | None = None,
-    spacing: str | None = None,
-    batch_size: int | None = None,
-    **options: Any,
-) -> None:
-    """Raise what `likelihood` and `sample` would of these arguments, without any work."""
-    batch_ranges(sde, 1, batch_size)
-    planned = plan_ode(sde, solver, steps, spacing, options)
-    DensityODE(sde, planned, as_estimator(trace, probes))
 
 
 def _accept(sde: Model, x: Tensor, invalid: str) -> tuple[Tensor, Tensor | None]:

@@ -12,22 +12,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
+from ..common import progress as bars
 from ..common.checks import check_budget, check_generator, whole_number
+from ..common.progress import shows_progress
 from ..common.random import PATH, Noise, draw_seed
+from ..common.result_tables import Grid, ShownAsTable, by_sample, counted
+from ..common.seeds import takes_seed
 from ..model.eval_mode import evaluating
 from ..model.latent import Latent
 from .exact import log_prob
+from .options import DensityOptions
 
 LATENTS_AT_ONCE = 8192
 
 
-@dataclass(frozen=True)
-class LatentBound:
+@dataclass(frozen=True, repr=False)
+class LatentBound(ShownAsTable):
     """What `latent_bound` returns.
 
     Attributes
@@ -46,7 +51,13 @@ class LatentBound:
     log_prob: Tensor
     ess: Tensor
 
+    def _grid(self) -> Grid:
+        title = f"Lower bound on log p of {counted(len(self.ess), 'sample')}, in nats"
+        return by_sample(title, {"bound": self.log_prob, "ess": self.ess})
 
+
+@takes_seed
+@shows_progress
 @torch.no_grad()
 def latent_bound(
     model: Latent,
@@ -54,7 +65,8 @@ def latent_bound(
     draws: int = 100,
     *,
     generator: torch.Generator | None = None,
-    **how: Any,
+    seed: int | None = None,
+    **how: Unpack[DensityOptions],
 ) -> LatentBound:
     """Return a lower bound on log p(x) of a `Latent`, by importance weights.
 
@@ -71,8 +83,11 @@ def latent_bound(
         K.
     generator : torch.Generator, optional
         The randomness: that of sample i does not depend on the others.
+    seed : int, optional
+        An integer in place of the generator.
     **how
-        Of `log_prob` for the latents: solver, rtol, atol, steps. Its trace is the exact one.
+        Of `log_prob` for the latents: solver, rtol, atol, steps, progress. Its trace is the exact
+        one.
 
     Returns
     -------
@@ -122,7 +137,8 @@ def latent_bound(
             noise = Noise(seed, PATH, start, start + len(part), width, q.mean)
             eps = torch.stack([noise() for _ in range(draws)], 1)
             of = model.model.slice_conditions(start, start + len(part), len(x))
-            found.append(_weights(model, of, part, q, eps.double(), how))
+            with bars.part(start, start + len(part), len(x), "sample"):
+                found.append(_weights(model, of, part, q, eps.double(), how))
     weights = torch.cat(found)
     total = torch.logsumexp(weights, 1)
     ess = (2 * total - torch.logsumexp(2 * weights, 1)).exp()

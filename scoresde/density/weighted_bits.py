@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..common.checks import check_budget
+from ..common.result_tables import Grid, ShownAsTable, by_sample, counted
 from ..common.sharding import together
 from ..common.user_warnings import warn
 from ..model.protocol import Model
@@ -50,8 +51,8 @@ class BinNoise(Protocol):
         """x and log q(x|v) (B,) of integers v."""
 
 
-@dataclass(frozen=True)
-class Bits:
+@dataclass(frozen=True, repr=False)
+class Bits(ShownAsTable):
     """What `bits_per_dim` returns: all but `nfe` in bits per dimension.
 
     Attributes
@@ -76,6 +77,12 @@ class Bits:
     >>> bits = Bits(torch.tensor([1.0, 3.0]), zero, zero, zero, torch.tensor([50, 60]))
     >>> bits.mean, bits.mean_stderr
     (2.0, 1.0)
+    >>> bits
+    Bits of 2 samples, in bits per dimension
+           bits  ± trace  ± solver  ± prior  nfe
+    0         1        0         0        0   50
+    1         3        0         0        0   60
+    mean  2 ± 1        0         0        0   55
     """
 
     bits: Tensor
@@ -83,6 +90,17 @@ class Bits:
     solver_error: Tensor
     prior_gap: Tensor
     nfe: Tensor
+
+    def _grid(self) -> Grid:
+        title = f"Bits of {counted(len(self.bits), 'sample')}, in bits per dimension"
+        columns = {
+            "bits": self.bits,
+            "± trace": self.stderr,
+            "± solver": self.solver_error,
+            "± prior": self.prior_gap,
+            "nfe": self.nfe,
+        }
+        return by_sample(title, columns)
 
     @property
     def mean(self) -> float:

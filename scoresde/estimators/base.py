@@ -60,7 +60,7 @@ class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
         self._solve_options()
         named = {"steps": self.steps, "batch_size": self.batch_size, "lr": self.lr}
         fit_options |= _without_repeats(named, fit_options)
-        progress = true_or_false("verbose", self.verbose)
+        progress = None if true_or_false("verbose", self.verbose) else False
         device = _device(self.device)
         seed = self._seed(self.random_state)
         net = self.net
@@ -81,7 +81,8 @@ class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _solve_options(self) -> dict[str, Any]:
         """Options of the solves."""
-        return _mapping("solve_options", self.solve_options)
+        progress = None if self.verbose else False
+        return {"progress": progress, **_mapping("solve_options", self.solve_options)}
 
     def _seed(self, random_state: Any) -> int:
         """A seed from what scikit-learn calls a random state."""
@@ -131,7 +132,7 @@ def _without_repeats(named: dict[str, Any], options: Mapping[str, Any]) -> dict[
     twice = sorted(found.keys() & options.keys())
     if twice:
         raise TypeError(f"{twice[0]} is given twice: leave it out of fit_options")
-    own = sorted({"sde", "data", "given", "generator", "progress"} & options.keys())
+    own = sorted({"sde", "data", "given", "generator", "seed", "progress"} & options.keys())
     if own:
         raise TypeError(
             f"fit_options has {own[0]!r}, which the estimator sets: use X, random_state or verbose"

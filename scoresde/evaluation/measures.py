@@ -39,9 +39,8 @@ from typing import Any
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..common import plotting
+from ..common import plotting, progress
 from ..common.random import seeded
 from ..data.files import write
 from ..density.bits import bits_per_dim
@@ -80,7 +79,7 @@ class Task:
     seed: int
     folder: Path | None
     options: Mapping[str, Any]  # of the likelihood
-    progress: bool
+    progress: bool | None
     network: Features | None = None  # the features, as something to call
     truth: Tensor | None = None  # with fid, all data in the form that features see
     writes: bool = False  # whether this process writes to the folder
@@ -108,7 +107,9 @@ class Task:
         parts = []
         for i, rows in enumerate(torch.split(self.order[: self.fid], DRAWN_AT_ONCE)):
             generator = seeded("cpu", self.seed, SAMPLES_STREAM, i)
-            x = sample(self.data.model(rows), len(rows), generator=generator)
+            done = i * DRAWN_AT_ONCE
+            with progress.part(done, done + len(rows), self.fid, "sample"):
+                x = sample(self.data.model(rows), len(rows), generator=generator)
             if self.noise is None:
                 parts.append(x.cpu())
                 continue
@@ -134,7 +135,9 @@ def draw_samples(task: Task) -> Iterator[dict[str, Any]]:
         return
     began = time.perf_counter()
     model = task.data.model(task.order[: task.samples])
-    solution = solve(model, task.samples, generator=torch.Generator().manual_seed(task.seed))
+    generator = torch.Generator().manual_seed(task.seed)
+    with progress.bar("samples", task.progress):
+        solution = solve(model, task.samples, generator=generator)
     x = solution.x[-1]
     if task.noise is not None:
         x = task.noise.values(x).float()
@@ -200,7 +203,9 @@ def frechet(task: Task) -> Iterator[dict[str, Any]]:
         return
     assert task.truth is not None
     began = time.perf_counter()
-    d2 = float(frechet_distance(task.drawn, task.truth, task.network))
+    with progress.bar("distance", task.progress):
+        drawn = task.drawn
+    d2 = float(frechet_distance(drawn, task.truth, task.network))
     seconds = time.perf_counter() - began
     name = _name(task.features)
     yield {"distance": Distance(d2, name, task.fid, len(task.data), seconds)}
@@ -223,13 +228,14 @@ def _scores(task: Task, name: str, draws: int, stream: int) -> Iterator[dict[str
     rows = torch.split(task.order[: task.n], SCORED_AT_ONCE)
     parts = zip(torch.split(task.scored, SCORED_AT_ONCE), rows, strict=True)
     began = time.perf_counter()
-    disable = None if task.progress else True
-    with tqdm(total=task.n, desc=name, disable=disable, mininterval=0.5) as bar:
+    done = 0
+    with progress.bar(name, task.progress):
         for i, (part, here) in enumerate(parts):
             generator = seeded("cpu", task.seed, stream, i)
-            columns.append(_values(task, task.data.model(here), part, draws, generator))
+            with progress.part(done, done + len(here), task.n, "datum"):
+                columns.append(_values(task, task.data.model(here), part, draws, generator))
+            done += len(here)
             yield {name: _score(task, columns, draws, time.perf_counter() - began)}
-            bar.update(len(here))
 
 
 def _values(

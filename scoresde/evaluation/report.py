@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ..common import plotting
-from ..common.checks import as_path, check_budget, check_seed, true_or_false, whole_number
+from ..common.checks import as_path, check_budget, check_seed, whole_number
+from ..common.progress import check_progress
 from ..common.sharding import share
+from ..density.density_ode import check_how
 from ..density.dequantize import Uniform
-from ..density.exact import check_how
+from ..density.options import ScoreOptions
 from ..metrics.frechet import Features, moments, resolve_features
 from ..model.eval_mode import evaluating
 from ..model.protocol import Model
@@ -57,8 +59,8 @@ def evaluate(
     seed: int = 0,
     out: str | os.PathLike[str] | None = None,
     notes: Mapping[str, Any] | None = None,
-    progress: bool = True,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[ScoreOptions],
 ) -> Evaluation:
     """Score held-out data, draw a sheet of samples, and measure the Fréchet distance, by one seed.
 
@@ -103,8 +105,8 @@ def evaluate(
     notes : mapping, optional
         For the file alone, such as where model and data come from. What JSON can't hold is written
         as its `str`.
-    progress : bool
-        Show a progress bar (on a terminal).
+    progress : bool, optional
+        Show a progress bar. By default on a terminal, from two seconds on.
     **options
         Of the likelihood: rtol=, atol=, steps=, batch_size=, … as for `likelihood`, and
         trace= : "exact" or "hutchinson"; by default exact for samples of up to 256 numbers, unless
@@ -178,8 +180,8 @@ def evaluate(
         features=features,
         seed=seed,
         folder=folder,
-        options=_likelihood_options(sde, discrete, options),
-        progress=true_or_false("progress", progress),
+        options=_likelihood_options(sde, discrete, {**options}),
+        progress=check_progress(progress),
     )
     _check(task)
     _make_folder(task)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
+import html
 import json
 import math
 import os
@@ -173,6 +174,10 @@ class Evaluation:
             f"{label:{width}}  {value}" + (f"  ({how})" if how else "")
             for label, value, how in rows
         )
+
+    def _repr_html_(self) -> str:
+        """The table for notebooks."""
+        return f"<pre>{html.escape(repr(self))}</pre>"
 
     def record(self, results: Mapping[str, Any]) -> None:
         """Keep results by name: those without an attribute of that name go to `metrics`.

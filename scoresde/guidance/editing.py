@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
+from ..common import progress as bars
 from ..common.capabilities import Capability
 from ..common.checks import check_budget, real_number, whole_number
+from ..common.progress import shows_progress
 from ..common.random import PRIOR, Noise, draw_seed
+from ..common.seeds import takes_seed
 from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import require_tensors
 from ..model.standardization import wide
 from ..processes.base import as_time
+from ..sampling.options import PathOptions
 from ..sampling.states import ArcStates
 from ..sampling.trajectory import decode, encode, last_states
 from ..solvers import Solver
+from ..solvers.options import SolverOptions
 from .guided import cosine_and_sine
 
 PARALLEL = 1e-4
 """The sine of an angle below which two directions have no great circle of their own."""
 
 
+@takes_seed
+@shows_progress
 @torch.no_grad()
 @together()
 def edit(
@@ -35,8 +42,10 @@ def edit(
     steps: int | None = None,
     spacing: str | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     batch_size: int | None = None,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[SolverOptions],
 ) -> Tensor:
     """Noise data to t0 by the forward process, and solve back to new data (SDEdit).
 
@@ -53,12 +62,14 @@ def edit(
     t0 : float
         Process time in (0, 1]. Its noise, σ/α, depends on the process: 0.5 is another strength
         for `vp` than for `rectified`.
-    solver, spacing, batch_size, **options
+    solver, spacing, batch_size, progress, **options
         As for `sample`.
     steps : int, optional
         Steps from t0 to 0, all of them taken whatever t0 is.
     generator : torch.Generator, optional
         The randomness, ε as well: sample i depends on it, on i and x[i] alone.
+    seed : int, optional
+        An integer in place of the generator.
 
     Returns
     -------
@@ -117,6 +128,7 @@ def edit(
     )
 
 
+@shows_progress
 @torch.no_grad()
 def interpolate(
     sde: Model,
@@ -128,7 +140,8 @@ def interpolate(
     steps: int | None = None,
     spacing: str | None = None,
     batch_size: int | None = None,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[SolverOptions],
 ) -> Tensor:
     """Return k points on a path from each sample a to b, through the noise that they come from.
 
@@ -144,7 +157,7 @@ def interpolate(
         The ends, in the units of the data.
     k : int
         Points, both ends included: 2 or more.
-    solver, steps, spacing, batch_size, **options
+    solver, steps, spacing, batch_size, progress, **options
         As for `encode`.
 
     Returns
@@ -175,7 +188,7 @@ def interpolate(
     if len(a) != len(b):
         raise ValueError(f"a holds {len(a)} samples and b {len(b)}: wanted as many, in pairs")
     check_budget(f"k={k} points of {len(a)} pairs", 16.0 * k * len(a) * model.dim)
-    how = {
+    how: PathOptions = {
         "solver": solver,
         "steps": steps,
         "spacing": spacing,
@@ -185,11 +198,16 @@ def interpolate(
     radius = model.process.radius(as_time(1.0))
     if k == 2:
         return torch.stack([a, b.to(a.dtype)])
-    ends = [model.from_data(encode(model, x, **how)) / float(radius) for x in (a, b)]
+    latents = []
+    for third, x in enumerate((a, b)):
+        with bars.part(third, third + 1, 3):
+            latents.append(encode(model, x, **how))
+    ends = [model.from_data(x) / float(radius) for x in latents]
     shares = torch.linspace(0, 1, k, dtype=torch.float64, device="cpu")[1:-1]
     inside = float(radius) * great_circle(ends[0], ends[1], shares).flatten(0, 1)
     rows = torch.arange(len(a), device="cpu").repeat(k - 2)
-    points = decode(model.select_conditions(rows), model.to_data(inside), **how)
+    with bars.part(2, 3, 3):
+        points = decode(model.select_conditions(rows), model.to_data(inside), **how)
     return torch.cat([a[None], points.reshape(k - 2, *a.shape).to(a.dtype), b[None].to(a.dtype)])
 
 

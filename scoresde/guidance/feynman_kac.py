@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common import progress
 from ..model.protocol import Model
 from .guided import LARGEST_ANGLE
 from .particle_resampling import Population
@@ -85,6 +86,7 @@ def run_corrected(
     before = math.inf
     last = z
     for i, phi in enumerate(angles):
+        progress.step(i, len(angles))
         mean, now = _mean_and_rate(parts, power, z, phi, rows)
         length = -2 * math.log(math.cos(phi))
         if i:

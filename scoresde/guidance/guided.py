@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..common.capabilities import Capability
 from ..common.checks import brief_repr, real_number
 from ..common.inputs import as_tensor
-from ..model.conditioned import Conditioned
 from ..model.derived import Derived
 from ..model.protocol import Model
 from ..model.require import require_model
@@ -59,15 +58,6 @@ class Guided(Derived):
         if rows is not None and len(value) > 1:
             value = value[rows]
         return value
-
-    def __repr__(self) -> str:
-        """Its parts and its other attributes, each briefly."""
-        parts = []
-        for name, value in vars(self).items():
-            if not name.startswith("_"):
-                text = _named(value) if isinstance(value, Model) else brief_repr(value)
-                parts.append(f"{name}={text}")
-        return f"{type(self).__name__}({', '.join(parts)})"
 
     def _in_place(self, name: str, *args: Any, **kwargs: Any) -> Self:
         """Move, convert or set the mode of its parts, and move networks of its own."""
@@ -137,16 +127,6 @@ def require_part(model: Any, verb: str, *needs: Capability) -> Model:
         if need not in has:
             found.require(need)
     return found
-
-
-def _named(model: Model) -> str:
-    """A model in a few words, without its network."""
-    if isinstance(model, Guided):
-        return repr(model)
-    if isinstance(model, Conditioned):
-        given = ", ".join(f"{name}={list(c.shape)}" for name, c in model.condition.items())
-        return f"{_named(model.model)}.given({given})"
-    return f"{type(model).__name__}({model.process!r}, shape={model.shape})"
 
 
 def own_tensor(name: str, value: Any) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 from ..common.capabilities import Capability
 from ..common.checks import check_budget, whole_number
 from ..common.inputs import as_floats
+from ..common.progress import shows_progress
+from ..common.seeds import takes_seed
 from ..model.conditioned import Conditioned
 from ..model.gaps import with_observed
 from ..model.protocol import Model
@@ -20,11 +22,14 @@ from ..model.tables.reading import holds_columns, raw_columns
 from ..model.tables.schema import TableSchema
 from ..sampling.trajectory import last_states
 from ..solvers import Solver
+from ..solvers.options import SolverOptions
 from .gaps import WithGaps
 from .guided import Guided
 from .populations import particles as weighted
 
 
+@takes_seed
+@shows_progress
 @torch.no_grad()
 def impute(
     sde: Model,
@@ -36,8 +41,10 @@ def impute(
     steps: int | None = None,
     spacing: str | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     batch_size: int | None = None,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[SolverOptions],
 ) -> Any:
     """Fill in the gaps (NaN) of rows by draws from p(missing | seen).
 
@@ -62,7 +69,7 @@ def impute(
         As for `particles`, 100 by default, or for `sample` with a masked network.
     solver, **options
         As for `sample`, with a masked network alone.
-    spacing, generator, batch_size
+    spacing, generator, seed, batch_size, progress
         As for `particles` or `sample`. Of particles, the gaps of a row depend on the generator and
         on how many rows with gaps come before it.
 
@@ -98,9 +105,11 @@ def impute(
     tensor([[0.7000, 0.7000]])
     """
     model = require_model(sde, "impute")
-    how = {"steps": steps, "spacing": spacing, "generator": generator, "batch_size": batch_size}
-    how = {name: value for name, value in how.items() if value is not None}
-    given = {**options} if solver is None else {"solver": solver, **options}
+    named = {"steps": steps, "spacing": spacing, "generator": generator, "batch_size": batch_size}
+    how: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
+    given: dict[str, Any] = {**options}
+    if solver is not None:
+        given = {"solver": solver, **options}
     if model.table is None or not holds_columns(x):
         return _filled(model, x, draws, particles, how, given)
     if draws is not None:

@@ -13,7 +13,10 @@ from ..common.capabilities import Capability
 from ..common.checks import check_generator, real_number, whole_number
 from ..common.errors import SolverError
 from ..common.names import choose
+from ..common.progress import shows_progress
 from ..common.random import PATH, PRIOR, RESAMPLING, Noise, draw_seed
+from ..common.result_tables import by_sample, counted
+from ..common.seeds import takes_seed
 from ..common.sharding import together
 from ..common.user_warnings import warn
 from ..model.protocol import Model
@@ -86,7 +89,22 @@ class Particles(NamedTuple):
     resampled: Tensor
     nfe: Tensor
 
+    def __repr__(self) -> str:
+        """A small table: log evidence of some samples, and its mean."""
+        size = self.states.shape[1]
+        title = f"Particles: {counted(len(self.x), 'sample')} of {counted(size, 'particle')}"
+        columns = {
+            "log evidence": self.log_evidence,
+            "± (nats)": self.stderr,
+            "ess": self.ess,
+            "resampled": self.resampled,
+            "nfe": self.nfe,
+        }
+        return by_sample(title, columns).text()
 
+
+@takes_seed
+@shows_progress
 @torch.no_grad()
 @together()
 def particles(
@@ -98,7 +116,9 @@ def particles(
     resample_below: float = 0.5,
     spacing: str | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     batch_size: int | None = None,
+    progress: bool | None = None,
 ) -> Particles:
     """Draw from a guided model by weighted particles, which correct the bias of its guidance.
 
@@ -126,8 +146,12 @@ def particles(
         or to σ/α = 0.01.
     generator : torch.Generator, optional
         The randomness: sample i depends on it and on i alone, not on n or `batch_size`.
+    seed : int, optional
+        An integer in place of the generator.
     batch_size : int, optional
         Samples computed at once, each with all its particles.
+    progress : bool, optional
+        Show a progress bar. By default on a terminal, from two seconds on.
 
     Returns
     -------

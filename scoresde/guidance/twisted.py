@@ -25,6 +25,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ..common import progress
 from .guided import below_noise
 from .particle_resampling import Population
 from .tilted import Tilted, differentiated
@@ -49,6 +50,7 @@ def run_twisted(
     last: Tensor | None = None
     last_step = math.inf
     for i, phi in enumerate(angles):
+        progress.step(i, len(angles))
         v, found, gradient = twist(z, below_noise(phi), rows)
         x0 = math.cos(phi) * z - math.sin(phi) * v
         pull = math.tan(below_noise(phi)) * math.sin(phi) * gradient

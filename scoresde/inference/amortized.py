@@ -5,27 +5,28 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
-from ..common.checks import check_generator, true_or_false, whole_number
+from ..common.checks import brief_repr, check_generator, true_or_false, whole_number
 from ..common.inputs import as_reals
+from ..common.progress import part, shows_progress
+from ..common.seeds import takes_seed
 from ..density.exact import log_prob
+from ..density.options import ModeOptions, RandomDensityOptions
 from ..model.require import require_sde
 from ..model.score_sde import ScoreSDE
+from ..sampling.options import SampleOptions
 from ..sampling.trajectory import sample
 from ..training.history import History
 from .coordinates import Coordinates
 from .files import save_posterior
 from .modes import mode
-from .observations import condition_name, observations, sample_size
+from .observations import condition_name, joint_shape, observations, sample_size
 from .prior import as_prior
-from .rejection import Acceptance, accepted, share_inside
-
-CACHED = 10_000
-"""Observations whose acceptance is remembered."""
+from .rejection import Acceptance, accepted, remembered_share, share_inside
 
 
 class Posterior:
@@ -105,17 +106,22 @@ class Posterior:
         return self._prior.law
 
     def __repr__(self) -> str:
-        """The model, the prior and how its support is kept."""
-        how = "rejection" if self.leaks else "no leak"
-        return f"Posterior({self.sde!r}, {self.prior!r}, {how})"
+        """The prior and how its support is kept, and the rows of the model: at most six lines."""
+        how = "draws outside it are rejected" if self.leaks else "no draw leaves it"
+        prior = f"  {'prior':<12}{brief_repr(self.prior)}, {how}"
+        title, *rows = repr(self.sde).splitlines()
+        return "\n".join([f"Posterior of {title}", prior, *rows][:6])
 
+    @takes_seed
+    @shows_progress
     def sample(
         self,
         sample_shape: Any = (),
         x: Any = None,
         *,
         generator: torch.Generator | None = None,
-        **how: Any,
+        seed: int | None = None,
+        **how: Unpack[SampleOptions],
     ) -> Tensor:
         """Draw parameters given x, all inside the prior's support.
 
@@ -126,8 +132,10 @@ class Posterior:
             One observation, or several, each with a posterior of its own.
         generator : torch.Generator, optional
             The only source of randomness when given.
+        seed : int, optional
+            An integer in place of the generator.
         **how
-            As for `scoresde.sample`: solver, steps, rtol, atol, batch_size, ….
+            As for `scoresde.sample`: solver, steps, rtol, atol, batch_size, progress, ….
 
         Returns
         -------
@@ -157,13 +165,19 @@ class Posterior:
         if not len(index):
             return self.sde.scale.new_empty(*shape, *batch, self._prior.dim)
         if self.leaks:
-            theta = accepted(self, rows, index, generator, how)
+            theta = accepted(self, rows, index, generator, {**how})
         else:
-            theta = self._draw(rows, index, generator, how)
+            theta = self._draw(rows, index, generator, {**how})
         return theta.reshape(*shape, *batch, self._prior.dim)
 
+    @shows_progress
     def log_prob(
-        self, theta: Any, x: Any = None, *, normalized: bool = True, **how: Any
+        self,
+        theta: Any,
+        x: Any = None,
+        *,
+        normalized: bool = True,
+        **how: Unpack[RandomDensityOptions],
     ) -> Tensor:
         """Return log p(theta | x), −∞ outside the prior's support.
 
@@ -176,7 +190,7 @@ class Posterior:
             Whether to divide by the model's share inside the support where it leaks: see
             `acceptance`, which draws 4,096 samples for each new x.
         **how
-            As for `scoresde.log_prob`: solver, rtol, atol, batch_size, ….
+            As for `scoresde.log_prob`: solver, rtol, atol, batch_size, seed, progress, ….
 
         Returns
         -------
@@ -199,25 +213,17 @@ class Posterior:
         true_or_false("normalized", normalized)
         theta = as_reals(theta, "theta").to(self.sde.scale.device)
         rows, batch = observations(self.sde, self.condition, x)
-        dim = self._prior.dim
-        if not theta.ndim or theta.shape[-1] != dim:
-            raise ValueError(f"theta has shape {tuple(theta.shape)}, wanted (…, {dim})")
-        broadcast: Any = torch.broadcast_shapes
-        try:
-            shape: Size = broadcast(theta.shape[:-1], batch)
-        except RuntimeError:
-            raise ValueError(
-                f"theta has shape {tuple(theta.shape)} and x holds {tuple(batch)} observations: "
-                f"wanted (…, {', '.join(map(str, batch))}, {dim})"
-            ) from None
+        shape = joint_shape(theta, batch, self._prior.dim)
         if not theta.is_floating_point():
             theta = theta.to(self.sde.state_dtype)
         if bool(theta.isnan().any()):
             raise ValueError("theta has NaN values")
-        flat = theta.expand(*shape, dim).reshape(-1, dim)
+        flat = theta.expand(*shape, theta.shape[-1]).reshape(-1, theta.shape[-1])
         index = torch.arange(len(rows)).reshape(batch).expand(shape).reshape(-1)
-        return self._flat_log_prob(flat, rows, index, normalized, how).reshape(shape)
+        return self._flat_log_prob(flat, rows, index, normalized, {**how}).reshape(shape)
 
+    @takes_seed
+    @shows_progress
     def map(
         self,
         x: Any = None,
@@ -225,7 +231,8 @@ class Posterior:
         draws: int = 500,
         steps: int = 20,
         generator: torch.Generator | None = None,
-        **how: Any,
+        seed: int | None = None,
+        **how: Unpack[ModeOptions],
     ) -> Tensor:
         """Return the likeliest parameters that an ascent from draws finds.
 
@@ -242,8 +249,10 @@ class Posterior:
             Iterations of L-BFGS; 0 for the likeliest draw.
         generator : torch.Generator, optional
             Draws the samples.
+        seed : int, optional
+            An integer in place of the generator.
         **how
-            As for `log_prob`.
+            As for `log_prob`; progress shows a bar.
 
         Returns
         -------
@@ -264,7 +273,10 @@ class Posterior:
         rows, batch = observations(self.sde, self.condition, x)
         if not len(rows):
             return self.sde.scale.new_empty(*batch, self._prior.dim)
-        found = [mode(self, row[None], draws, steps, generator, how) for row in rows]
+        found = []
+        for i, row in enumerate(rows):
+            with part(i, i + 1, len(rows), "observation"):
+                found.append(mode(self, row[None], draws, steps, generator, {**how}))
         return torch.stack(found).reshape(*batch, self._prior.dim)
 
     def acceptance(self, x: Any = None, *, n: int = 4096) -> Acceptance:
@@ -379,22 +391,8 @@ class Posterior:
         if normalized and self.leaks:
             shares = torch.ones(len(rows), dtype=torch.float64)
             for i in sorted(set(chosen.tolist())):
-                shares[i] = self._share(rows[i : i + 1])
+                shares[i] = remembered_share(self, rows[i : i + 1])
             log_p = log_p - shares.log()[chosen].to(log_p)
         value = value.to(log_p.dtype)
         value[inside] = log_p
         return value
-
-    def _share(self, row: Tensor) -> float:
-        """The acceptance at one observation, remembered; raise if it is 0."""
-        key = row.cpu().double().numpy().tobytes()
-        if key not in self._shares:
-            if len(self._shares) >= CACHED:
-                self._shares.clear()
-            self._shares[key] = share_inside(self, row)
-        if not self._shares[key]:
-            raise ValueError(
-                "no draw of the model at this x lies in the prior's support, so that log_prob "
-                "can't be normalized there; try normalized=False"
-            )
-        return self._shares[key]

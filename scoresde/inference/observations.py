@@ -78,3 +78,18 @@ def sample_size(shape: Any, each: int) -> Size:
     found = [whole_number("a size of sample_shape", size, 0) for size in sizes]
     check_budget(f"sample_shape={tuple(found)}", 8.0 * math.prod(found) * max(1, each))
     return Size(found)
+
+
+def joint_shape(theta: Tensor, batch: Size, dim: int) -> Size:
+    """The shape of log p of theta (…, D) for a batch of observations; raise if they do not fit."""
+    if not theta.ndim or theta.shape[-1] != dim:
+        raise ValueError(f"theta has shape {tuple(theta.shape)}, wanted (…, {dim})")
+    broadcast: Any = torch.broadcast_shapes
+    try:
+        shape: Size = broadcast(theta.shape[:-1], batch)
+    except RuntimeError:
+        raise ValueError(
+            f"theta has shape {tuple(theta.shape)} and x holds {tuple(batch)} observations: "
+            f"wanted (…, {', '.join(map(str, batch))}, {dim})"
+        ) from None
+    return shape

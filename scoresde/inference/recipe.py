@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -12,11 +12,13 @@ from ..common.checks import check_generator, real_number
 from ..common.inputs import as_reals
 from ..common.names import choose
 from ..common.random import draw_seed
+from ..common.seeds import takes_seed
 from ..common.user_warnings import warn
 from ..model.builder import build
 from ..model.require import require_sde
 from ..model.score_sde import ScoreSDE
 from ..training.fitting import fit
+from ..training.keywords import PosteriorKeywords
 from ..training.options import Validation
 from .amortized import Posterior
 from .coordinates import Coordinates
@@ -30,6 +32,7 @@ EVERY = 250
 """Steps between validations."""
 
 
+@takes_seed
 def posterior(
     prior: Any,
     theta: Any,
@@ -43,7 +46,8 @@ def posterior(
     lr: float = 2e-3,
     ema: float = 200.0,
     generator: torch.Generator | None = None,
-    **how: Any,
+    seed: int | None = None,
+    **how: Unpack[PosteriorKeywords],
 ) -> Posterior:
     """Train a model of p(theta | x) on simulated pairs: neural posterior score estimation.
 
@@ -74,6 +78,8 @@ def posterior(
         The learning rate and the half-life of the average: see `fit`.
     generator : torch.Generator, optional
         The randomness of everything.
+    seed : int, optional
+        An integer in place of the generator.
     **how
         As for `fit`: batch_size, objective, checkpoints, backend, progress.
 
@@ -112,15 +118,15 @@ def posterior(
     """
     choose("bounds", bounds, BOUNDS)
     real_number("held_out", held_out, 0, MOST_HELD_OUT, closed=True, hint="try 0.1")
-    _check_own(how)
+    _check_own({**how})
     check_generator(generator)
     known = as_prior(prior)
     theta, x = _pairs(known, theta, x)
-    seed = torch.Generator().manual_seed(draw_seed(generator))
-    model = _default(theta, x, seed) if sde is None else require_sde(sde, "posterior")
+    chance = torch.Generator().manual_seed(draw_seed(generator))
+    model = _default(theta, x, chance) if sde is None else require_sde(sde, "posterior")
     free = torch.full((known.dim,), math.inf, dtype=torch.float64)
     low, high = (known.low, known.high) if bounds == "transform" else (-free, free)
-    order = torch.randperm(len(theta), generator=seed)
+    order = torch.randperm(len(theta), generator=chance)
     count = min(round(held_out * len(theta)), len(theta) - FEWEST // 2)
     kept = order[count:]
     coordinates = Coordinates.measured(low, high, theta[kept], x[kept].flatten(1))
@@ -140,7 +146,7 @@ def posterior(
         steps=steps,
         lr=lr,
         ema=ema,
-        generator=seed,
+        generator=chance,
         **how,
     )
     return made

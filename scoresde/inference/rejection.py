@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..common.errors import SolverError
+from ..common.progress import part
 from ..common.user_warnings import warn
 
 DRAWS = 4096
@@ -22,6 +23,8 @@ AT_ONCE = 2**17
 """Most draws of a round beyond one for each sample."""
 MOST_DRAWS = 500
 """For each sample wanted, and ten thousand more, before sampling gives up."""
+CACHED = 10_000
+"""Observations whose acceptance is remembered."""
 SCARCE = 0.05
 """Acceptance below which there is a warning."""
 
@@ -31,6 +34,7 @@ class Draws(Protocol):
 
     sde: Any
     _prior: Any
+    _shares: dict[bytes, float]
 
     def _draw(
         self,
@@ -81,6 +85,22 @@ def share_inside(
     return float(posterior._prior.contains(theta).double().mean())
 
 
+def remembered_share(posterior: Draws, row: Tensor) -> float:
+    """The acceptance at one observation, remembered; raise if it is 0."""
+    shares = posterior._shares
+    key = row.cpu().double().numpy().tobytes()
+    if key not in shares:
+        if len(shares) >= CACHED:
+            shares.clear()
+        shares[key] = share_inside(posterior, row)
+    if not shares[key]:
+        raise ValueError(
+            "no draw of the model at this x lies in the prior's support, so that log_prob "
+            "can't be normalized there; try normalized=False"
+        )
+    return shares[key]
+
+
 def accepted(
     posterior: Draws,
     rows: Tensor,
@@ -102,7 +122,9 @@ def accepted(
                 "prior disagree at this x: train on more pairs, or with bounds='transform'"
             )
         chosen = index[waiting].repeat_interleave(copies)
-        theta = posterior._draw(rows, chosen, generator, how)
+        done_before = len(index) - len(waiting)
+        with part(done_before, done_before + 0.9 * len(waiting), len(index)):
+            theta = posterior._draw(rows, chosen, generator, how)
         inside = posterior._prior.contains(theta).view(len(waiting), copies)
         out = theta.new_empty(len(index), theta.shape[1]) if out is None else out
         first = inside.int().argmax(1)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..common.checks import check_budget, check_generator, whole_number
 from ..common.names import suggest_arguments
+from ..common.seeds import takes_seed
 from .points import points, reach
 
 UNITS_PER_DIMENSION = 10
@@ -29,9 +30,17 @@ FARTHEST = 1e6
 """Standard deviations of x from its mean, at which points beyond are put: float32 holds them."""
 
 
+@takes_seed
 @suggest_arguments
 @torch.inference_mode(False)
-def c2st(x: Tensor, y: Tensor, folds: int = 5, generator: torch.Generator | None = None) -> float:
+def c2st(
+    x: Tensor,
+    y: Tensor,
+    folds: int = 5,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+) -> float:
     """Return the accuracy with which a network tells x from y, on points it has not seen.
 
     ½ if the distributions agree, 1 if they do not overlap. Each point is classified by a network
@@ -49,6 +58,8 @@ def c2st(x: Tensor, y: Tensor, folds: int = 5, generator: torch.Generator | None
         At least 2.
     generator : torch.Generator, optional
         The only source of randomness when given.
+    seed : int, optional
+        An integer in place of the generator.
 
     Returns
     -------

@@ -29,17 +29,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
 from ..common.checks import check_budget, check_generator, real_number, whole_number
+from ..common.progress import shows_progress
+from ..common.seeds import takes_seed
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..sampling.plan import plan
 from ..sampling.trajectory import solve
 from ..solvers import Solver
+from ..solvers.options import SolverOptions
 from .transport import wasserstein
 
 # Gauss–Lobatto on [−1, 1], exact to degree 7
@@ -101,6 +104,8 @@ class Straightness:
     nfe: float
 
 
+@takes_seed
+@shows_progress
 def straightness(
     sde: Model,
     n: int | None = None,
@@ -111,8 +116,10 @@ def straightness(
     solver: str | Solver = "adams",
     steps: int | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     batch_size: int | None = None,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[SolverOptions],
 ) -> Straightness:
     """Measure energy and curvature of a model's ODE paths, in one solve.
 
@@ -137,8 +144,12 @@ def straightness(
         be resolved: at 1e-5 straight paths have C of some 1e-12, in float32 of 1e-10.
     generator : torch.Generator, optional
         The randomness of the starting points.
+    seed : int, optional
+        An integer in place of the generator.
     batch_size : int, optional
         Paths computed at once. All their states, (4·panels + 1)·n samples, are held in memory.
+    progress : bool, optional
+        Show a progress bar. By default on a terminal, from two seconds on.
 
     Returns
     -------
@@ -181,7 +192,7 @@ def straightness(
         n = 1024 if start is None else 1
     check_budget(f"panels={panels}", 32.0 * panels, calls=panels)
     times = _stations(panels)
-    if plan(sde, solver, steps, None, options).solver.stochastic:
+    if plan(sde, solver, steps, None, {**options}).solver.stochastic:
         raise ValueError(
             f"paths are those of the ODE, and solver {solver!r} is stochastic; try 'adams'"
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..common.checks import check_budget, check_generator, whole_number
 from ..common.names import suggest_arguments
+from ..common.seeds import takes_seed
 from . import points as pairs
 from .points import distances, points, total
 
@@ -62,10 +63,16 @@ def energy_distance(x: Tensor, y: Tensor) -> Tensor:
     return 2 * total(x, y) / (n * m) - total(x, x) / (n * (n - 1)) - total(y, y) / (m * (m - 1))
 
 
+@takes_seed
 @suggest_arguments
 @torch.no_grad()
 def energy_test(
-    x: Tensor, y: Tensor, permutations: int = 999, generator: torch.Generator | None = None
+    x: Tensor,
+    y: Tensor,
+    permutations: int = 999,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
 ) -> float:
     """Return the p-value of a permutation test that x and y are equally distributed.
 
@@ -84,6 +91,8 @@ def energy_test(
         How many; p is never below 1/(1 + permutations).
     generator : torch.Generator, optional
         The only source of randomness when given.
+    seed : int, optional
+        An integer in place of the generator.
 
     Returns
     -------

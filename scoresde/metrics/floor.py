@@ -23,6 +23,7 @@ from ..common.checks import check_budget, check_generator, real_number, whole_nu
 from ..common.inputs import as_tensor
 from ..common.names import suggest_arguments
 from ..common.random import draw_seed, seeded
+from ..common.seeds import takes_seed
 from ..model.source import draw
 
 Metric = Callable[[Tensor, Tensor], "Tensor | float"]
@@ -106,6 +107,7 @@ class NoiseFloor:
         return float(value) / self.rms
 
 
+@takes_seed
 @suggest_arguments
 def noise_floor(
     metric: Metric,
@@ -113,6 +115,8 @@ def noise_floor(
     n: int,
     repeats: int = 20,
     generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
 ) -> NoiseFloor:
     """Return a metric's values between `repeats` pairs of independent sets of n true samples.
 
@@ -132,6 +136,8 @@ def noise_floor(
     generator : torch.Generator, optional
         If given, the only source of randomness, apart from the metric's; pair i depends only on it
         and on i.
+    seed : int, optional
+        An integer in place of the generator.
 
     Returns
     -------

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..common.inputs import as_reals
 from ..common.names import suggest_arguments
+from ..common.seeds import takes_seed
 from .uniform_ranks import binomial_interval, coverage_at, ranks, truth_and_draws, uniformity
 
 LEVELS = (0.5, 0.9, 0.95)
@@ -111,6 +112,7 @@ def curve(ranks: Tensor, draws: int, levels: Tensor) -> Coverage:
     )
 
 
+@takes_seed
 @suggest_arguments
 @torch.no_grad()
 def coverage(
@@ -118,6 +120,8 @@ def coverage(
     log_prob_draws: Tensor,
     levels: Sequence[float] | Tensor = LEVELS,
     generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
 ) -> Coverage:
     """Return how often highest-density regions of a posterior hold the true value.
 
@@ -139,6 +143,8 @@ def coverage(
         Probabilities of the regions, each from 0 to 1.
     generator : torch.Generator, optional
         Breaks ties, where densities are constant; the only source of randomness when given.
+    seed : int, optional
+        An integer in place of the generator.
 
     Returns
     -------

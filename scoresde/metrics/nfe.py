@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from ..common.checks import check_budget, check_generator, real_number, true_or_false, whole_number
 from ..common.errors import SolverError
+from ..common.seeds import takes_seed
 from ..common.user_warnings import warn
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..sampling import plan as planning
 from ..sampling.plan import plan
-from ..sampling.trajectory import Solution, solve
+from ..sampling.solution import Solution
+from ..sampling.trajectory import solve
 from ..solvers import Solver
+from ..solvers.options import SolverOptions
 
 REFERENCE_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-6}  # by the dtype of the states
 
@@ -52,6 +55,26 @@ class Evaluations:
     tolerance: float | None = None
 
 
+class SearchOptions(SolverOptions, total=False):
+    """Options of the solves whose number of steps is searched for."""
+
+    spacing: str | None
+
+
+class SearchKeywords(SearchOptions, total=False):
+    """Arguments of `nfe_for_error`."""
+
+    solver: str | Solver
+    adaptive: bool
+    n: int | None
+    start: Tensor | None
+    most: int
+    generator: torch.Generator | None
+    seed: int | None
+    batch_size: int | None
+
+
+@takes_seed
 def nfe_for_error(
     sde: Model,
     error: float,
@@ -62,8 +85,9 @@ def nfe_for_error(
     start: Tensor | None = None,
     most: int = 1024,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     batch_size: int | None = None,
-    **options: Any,
+    **options: Unpack[SearchOptions],
 ) -> Evaluations:
     """Find how many network evaluations a solver needs for an RMS error of the ODE's solution.
 
@@ -92,6 +116,8 @@ def nfe_for_error(
         The largest number of steps of a fixed grid to try.
     generator : torch.Generator, optional
         The randomness of the starts.
+    seed : int, optional
+        An integer in place of the generator.
     batch_size : int, optional
         Samples computed at once.
     **options
@@ -130,7 +156,7 @@ def nfe_for_error(
     check_generator(generator)
     check_budget(f"most={most} steps", calls=most)
     spacing = options.pop("spacing", None)
-    _check_solver(sde, solver, adaptive, options)
+    _check_solver(sde, solver, adaptive, {**options})
     if n is None:
         n = 256 if start is None else 1
     tight = max(REFERENCE_TOLERANCE[sde.state_dtype], planning.tolerance(sde))
@@ -233,7 +259,7 @@ def _by_steps(measure: Measure, error: float, most: int, spacing: str | None) ->
     return found
 
 
-def evaluations(sde: Model, error: float, **options: Any) -> Evaluations:
+def evaluations(sde: Model, error: float, **options: Unpack[SearchKeywords]) -> Evaluations:
     """Find what `nfe_for_error` finds, whose old name this is.
 
     Parameters

@@ -9,9 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..common import progress as bars
 from ..common.checks import check_generator, true_or_false, whole_number
 from ..common.inputs import as_reals
 from ..common.names import suggest_arguments
+from ..common.progress import shows_progress
+from ..common.seeds import takes_seed
 from .hpd import Coverage, coverage
 from .rank_statistics import RankTest, sbc
 from .reference_points import ExpectedCoverage, tarp
@@ -62,6 +65,8 @@ class Calibration:
         return "\n\n".join(parts)
 
 
+@takes_seed
+@shows_progress
 @suggest_arguments
 @torch.no_grad()
 def calibration(
@@ -71,6 +76,9 @@ def calibration(
     draws: int = 200,
     density: bool = True,
     generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+    progress: bool | None = None,
 ) -> Calibration:
     """Draw from a posterior for each x, and run `coverage`, `sbc` and `tarp`.
 
@@ -90,6 +98,10 @@ def calibration(
         the time.
     generator : torch.Generator, optional
         The only source of randomness when given; `sample` gets it too.
+    seed : int, optional
+        An integer in place of the generator.
+    progress : bool, optional
+        Show a progress bar. By default on a terminal, from two seconds on.
 
     Returns
     -------
@@ -131,7 +143,9 @@ def calibration(
     how: dict[str, Any] = {}
     if generator is not None:
         how["generator"] = generator
-    found = as_reals(posterior.sample((draws,), x=seen, **how), "posterior.sample((k,), x=x)")
+    with bars.part(0, 1, 2):
+        drawn = posterior.sample((draws,), x=seen, **how)
+    found = as_reals(drawn, "posterior.sample((k,), x=x)")
     if tuple(found.shape) != (draws, *theta.shape):
         raise ValueError(
             f"posterior.sample(({draws},), x=x) has shape {tuple(found.shape)} for "
@@ -145,7 +159,9 @@ def calibration(
         if "normalized" in inspect.signature(posterior.log_prob).parameters:
             unnormalized["normalized"] = False  # a constant per x: it changes no rank
         both = torch.cat([theta[None], found])
-        values = as_reals(posterior.log_prob(both, x=seen, **unnormalized), "posterior.log_prob")
+        with bars.part(1, 2, 2):
+            density_there = posterior.log_prob(both, x=seen, **unnormalized)
+        values = as_reals(density_there, "posterior.log_prob")
         if tuple(values.shape) != (draws + 1, len(theta)):
             raise ValueError(
                 f"posterior.log_prob(theta, x=x) has shape {tuple(values.shape)} for theta "

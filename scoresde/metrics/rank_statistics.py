@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..common.names import suggest_arguments
+from ..common.seeds import takes_seed
 from .uniform_ranks import ranks, truth_and_draws, uniformity
 
 
@@ -63,9 +64,16 @@ class RankTest:
         return "\n".join(rows)
 
 
+@takes_seed
 @suggest_arguments
 @torch.no_grad()
-def sbc(theta_true: Tensor, draws: Tensor, generator: torch.Generator | None = None) -> RankTest:
+def sbc(
+    theta_true: Tensor,
+    draws: Tensor,
+    generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
+) -> RankTest:
     """Return the ranks of true values among posterior draws, and test that they are uniform.
 
     The rank r = #{k : θ_k < θ} of each coordinate is uniform on 0 … K for the true posterior
@@ -82,6 +90,8 @@ def sbc(theta_true: Tensor, draws: Tensor, generator: torch.Generator | None = N
         K ≥ 1 independent draws of the posterior given the x of each pair.
     generator : torch.Generator, optional
         Breaks ties, where values are discrete; the only source of randomness when given.
+    seed : int, optional
+        An integer in place of the generator.
 
     Returns
     -------

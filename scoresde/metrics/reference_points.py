@@ -12,6 +12,7 @@ from torch import Tensor
 from ..common.checks import check_generator
 from ..common.inputs import as_reals
 from ..common.names import suggest_arguments
+from ..common.seeds import takes_seed
 from .hpd import LEVELS, Coverage, check_levels, curve
 from .points import reach
 from .uniform_ranks import ranks, truth_and_draws
@@ -40,6 +41,7 @@ class ExpectedCoverage(Coverage):
         return f"{super().__str__()}\narea above the diagonal beyond 0.5: {self.area:+.4f}"
 
 
+@takes_seed
 @suggest_arguments
 @torch.no_grad()
 def tarp(
@@ -48,6 +50,8 @@ def tarp(
     references: Tensor | None = None,
     levels: Sequence[float] | Tensor = LEVELS,
     generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
 ) -> ExpectedCoverage:
     """Return how often balls around random points hold the true value (TARP), and test it.
 
@@ -72,6 +76,8 @@ def tarp(
         Probabilities of the balls, each from 0 to 1.
     generator : torch.Generator, optional
         Draws references and breaks ties; the only source of randomness when given.
+    seed : int, optional
+        An integer in place of the generator.
 
     Returns
     -------

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..common.checks import check_budget, check_generator, real_number, whole_number
 from ..common.names import suggest_arguments
+from ..common.seeds import takes_seed
 from ..common.user_warnings import warn
 from . import points as pairs
 from .points import distances, points
@@ -115,6 +116,7 @@ def wasserstein(x: Tensor, y: Tensor, p: float = 2) -> Tensor:
     return result
 
 
+@takes_seed
 @suggest_arguments
 @torch.no_grad()
 def sliced_wasserstein(
@@ -123,6 +125,8 @@ def sliced_wasserstein(
     projections: int = 512,
     p: float = 2,
     generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
 ) -> Tensor:
     """Return the sliced p-Wasserstein distance SW_p = (E_θ W_p^p(θ·X, θ·Y))^(1/p).
 
@@ -142,6 +146,8 @@ def sliced_wasserstein(
         Power of the distance, ≥ 1.
     generator : torch.Generator, optional
         The only source of randomness when given.
+    seed : int, optional
+        An integer in place of the generator.
 
     Returns
     -------

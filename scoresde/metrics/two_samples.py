@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..common.checks import check_budget, check_generator, whole_number
 from ..common.names import suggest_arguments
+from ..common.seeds import takes_seed
 from .points import points
 
 BATCH_SIZE = 256
@@ -50,6 +51,7 @@ class ClassifierTest:
     n_test: int
 
 
+@takes_seed
 @suggest_arguments
 def classifier_test(
     x: Tensor,
@@ -57,6 +59,8 @@ def classifier_test(
     width: int = 64,
     steps: int = 500,
     generator: torch.Generator | None = None,
+    *,
+    seed: int | None = None,
 ) -> ClassifierTest:
     """Train a small network to tell x from y on half of the points, and test it on the others.
 
@@ -77,6 +81,8 @@ def classifier_test(
     generator : torch.Generator, optional
         The only source of randomness when given: the same generator gives the same result on the
         same machine.
+    seed : int, optional
+        An integer in place of the generator.
 
     Returns
     -------

@@ -7,14 +7,16 @@ In standardized units, q(z|x) = N(m(x), s(x)²) and p(x|z) = N(x̂(z), noise²·
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from ..backbones import FIRST_STAGES, StageNet
+from ..backbones.keywords import StageOptions
 from ..common.checks import check_generator
 from ..common.inputs import as_floats, event_shape
+from ..common.seeds import takes_seed
 from .trainable import Trainable
 
 
@@ -24,13 +26,18 @@ class Encoded(NamedTuple):
     mean: Tensor
     scale: Tensor | None
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    @takes_seed
+    def sample(
+        self, generator: torch.Generator | None = None, *, seed: int | None = None
+    ) -> Tensor:
         """Draw z, one for each x.
 
         Parameters
         ----------
         generator : torch.Generator, optional
             On any device.
+        seed : int, optional
+            An integer in place of the generator.
 
         Returns
         -------
@@ -176,13 +183,18 @@ class FirstStage(Trainable):
         weight = next(self.net.parameters(), None)
         return self.state_dtype if weight is None else weight.dtype
 
-    def sample_latent(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    @takes_seed
+    def sample_latent(
+        self, x: Tensor, generator: torch.Generator | None = None, *, seed: int | None = None
+    ) -> Tensor:
         """Draw one z from q(z|x) for each x.
 
         Parameters
         ----------
         x : Tensor, shape (B, *shape)
         generator : torch.Generator, optional
+        seed : int, optional
+            An integer in place of the generator.
 
         Returns
         -------
@@ -261,10 +273,6 @@ class FirstStage(Trainable):
         """The mean of p(x|z) as standardized, flattened states (B, n)."""
         return flat(self._stage_net.decode(z.to(self.net_dtype)), self.free).to(self.state_dtype)
 
-    def extra_repr(self) -> str:
-        """Return what `repr` shows beside the modules."""
-        return f"shape={self.shape}, latent={self.latent}"
-
 
 def flat(x: Tensor, free: Tensor | None) -> Tensor:
     """A network's x̂ (B, *shape) as (B, n), the elements that vary."""
@@ -284,7 +292,7 @@ def first_stage(
     *,
     shape: tuple[int, ...],
     standardize: str = "scale",
-    **options: Any,
+    **options: Unpack[StageOptions],
 ) -> FirstStage:
     """Build a first stage from names.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack, overload
 
 from torch import nn
 
 from ..backbones import BACKBONES, Embedded
+from ..backbones.keywords import Name, NetworkOptions
 from ..backbones.learnedvariance import HEAD, has_variance
 from ..common.checks import brief_repr, check_budget
 from ..common.inputs import event_shape
@@ -16,6 +17,36 @@ from ..common.names import choose
 from ..common.renamed import renamed_arguments
 from ..processes.base import PROCESSES, Process
 from .score_sde import ScoreSDE
+
+
+@overload
+def build(
+    process: str | Process = ...,
+    net: Name = ...,
+    *,
+    shape: tuple[int, ...],
+    predict: str = ...,
+    input_convention: str = ...,
+    standardize: str | None = ...,
+    embed: nn.Module | Mapping[str, nn.Module] | None = ...,
+    variance: str | None = ...,
+    **options: Unpack[NetworkOptions],
+) -> ScoreSDE: ...
+
+
+@overload
+def build(
+    process: str | Process = ...,
+    net: str | nn.Module = ...,
+    *,
+    shape: tuple[int, ...],
+    predict: str = ...,
+    input_convention: str = ...,
+    standardize: str | None = ...,
+    embed: nn.Module | Mapping[str, nn.Module] | None = ...,
+    variance: str | None = ...,
+    **options: Any,
+) -> ScoreSDE: ...
 
 
 @renamed_arguments(sees="input_convention")

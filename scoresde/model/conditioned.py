@@ -70,11 +70,6 @@ class Conditioned(Derived):
         made._owner = True
         return made
 
-    def __repr__(self) -> str:
-        """The model, and what it is conditioned on."""
-        names = ", ".join(f"{name}={list(value.shape)}" for name, value in self.condition.items())
-        return f"{self.model!r}.given({names})"
-
     def _module_method(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         """A method of `nn.Module` of the model, which returns the view in place of the model."""
 

@@ -78,11 +78,6 @@ class Derived(Model):
             return types.MethodType(value.__func__, self)
         return value
 
-    def __repr__(self) -> str:
-        """Its models, and its other attributes."""
-        parts = (f"{name}={v!r}" for name, v in vars(self).items() if not name.startswith("_"))
-        return f"{type(self).__name__}({', '.join(parts)})"
-
     def _in_place(self, name: str, *args: Any, **kwargs: Any) -> Self:
         """Move, convert or set the mode of all its models, as `nn.Module` does."""
         for model in self.models.values():

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from ..backbones.coupling_layers import FLOWS
+from ..backbones.keywords import FlowOptions
 from ..common.checks import check_budget, check_generator, whole_number
 from ..common.inputs import event_shape
+from ..common.seeds import takes_seed
 from .condition_scales import checked, standardized
 from .trainable import Trainable
 
@@ -54,12 +56,14 @@ class CouplingFlow(Trainable):
     verbs = "a flow has .sample(n) and .log_prob(x)"
     objective = "maximum_likelihood"
 
+    @takes_seed
     @torch.no_grad()
     def sample(
         self,
         n: int,
         generator: torch.Generator | None = None,
         *,
+        seed: int | None = None,
         given: Mapping[str, Any] | None = None,
     ) -> Tensor:
         """Draw n samples.
@@ -68,6 +72,8 @@ class CouplingFlow(Trainable):
         ----------
         n : int
         generator : torch.Generator, optional
+        seed : int, optional
+            An integer in place of the generator.
         given : dict of str to Tensor, optional
             Conditions by name, one for all or a row a sample.
 
@@ -140,7 +146,7 @@ class CouplingFlow(Trainable):
         return {name: value.expand(n, *value.shape[1:]) for name, value in shown.items()}
 
 
-def coupling_flow(shape: tuple[int, ...], **options: Any) -> CouplingFlow:
+def coupling_flow(shape: tuple[int, ...], **options: Unpack[FlowOptions]) -> CouplingFlow:
     """Return an untrained coupling flow, RealNVP by default: N(0, I) until `fit` trains it.
 
     Parameters

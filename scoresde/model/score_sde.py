@@ -358,16 +358,6 @@ class ScoreSDE(Trainable, ReverseVariance, Model):
         else:
             super().__setattr__(name, value)
 
-    def extra_repr(self) -> str:
-        """Return what `repr` shows beside the modules."""
-        text = f"process={self.process!r}, shape={self.shape}, predict={self.predict!r}"
-        text += f", input_convention={self.input_convention!r}"
-        if self.outcome.name != "score":
-            text += f", outcome={self.outcome.name!r}"
-        if self.source is not None:
-            text += f", source={self.source!r}"
-        return text
-
 
 def _check_parts(process: Any, net: Any) -> None:
     """Raise TypeError for a process or network of the wrong type."""

@@ -246,6 +246,4 @@ class Trainable(StandardizedModule, DataUnits):
         self.conditions.make_room(state_dict, prefix + "conditions.", self.mean.device)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def extra_repr(self) -> str:
-        """Return what `repr` shows beside the modules."""
-        return f"shape={self.shape}"
+    __repr__ = DataUnits.__repr__

@@ -10,10 +10,15 @@ from torch import Tensor
 from ..common.inputs import as_floats
 from ..processes.base import as_time
 from .schema import is_named
+from .shown import shown
 
 
 class DataUnits:
     """What follows from a model's standardization."""
+
+    def __repr__(self) -> str:
+        """At most six lines: process, network, training, scale, conditions."""
+        return shown(self)
 
     @property
     def device(self: Any) -> torch.device:

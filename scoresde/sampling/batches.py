@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..common.checks import check_budget, whole_number
 from ..common.errors import SolverError
+from ..common.progress import part
 from ..common.random import BLOCK
 from ..common.sharding import alone, gather, share
 from ..model.eval_mode import evaluating
@@ -61,7 +62,7 @@ def map_batches(
     parts = []
     with evaluating(sde), alone():
         for start, stop in batches:
-            with name_failed_batch(start, stop, n):
+            with name_failed_batch(start, stop, n), part(start, stop, n, "sample"):
                 parts.append(work(sde.slice_conditions(start, stop, n), start, stop))
     return gather([torch.cat(column) for column in zip(*parts, strict=True)], n)
 

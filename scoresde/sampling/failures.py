@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 from torch import Tensor
 
 from ..common.errors import SolverError
+from ..common.progress import Bar, current
 from ..model.protocol import Model
 from ..solvers import Calls, Counts, Problem, Solver
 
@@ -34,7 +36,11 @@ def run_solver(
         return sde.to_data(z[:, : sde.dim] * task.levels[-1].radius)
 
     calls = Calls(len(z))
-    end, counts = solver.run(task.wrapped(calls), z)
+    watched = task.wrapped(calls)
+    bar = current()
+    if bar is not None:
+        watched = watched.wrapped(functools.partial(_move, bar, task, len(z)))
+    end, counts = solver.run(watched, z)
     counts = dataclasses.replace(counts, nfe=calls.nfe * sde.cost)
     if counts.failed is not None and bool(counts.failed.any()):
         why, advice = REASONS[counts.reason]
@@ -55,6 +61,33 @@ def run_solver(
             to_data(end),
         )
     return end, counts
+
+
+def _move(
+    bar: Bar,
+    problem: Problem,
+    n: int,
+    z: Tensor,
+    rows: Tensor | None,
+    at: int | float | Tensor,
+    *out: Tensor,
+) -> None:
+    """Move a bar to where a solve of n samples is: in levels, or in angles of the path."""
+    if not bar.due():
+        return  # before anything is read from a device
+    if isinstance(at, int):
+        bar.move(at / max(problem.last, 1), f"step {at} of {problem.last}")
+        return
+    first = problem.levels[0].phi
+    last = problem.levels[-1].phi
+    phi = float(at.mean()) if isinstance(at, Tensor) else at
+    share = (phi - first) / (last - first)
+    going = 1.0 if rows is None else len(rows) / n
+    text = ""
+    if not problem.adaptive:
+        done = sum((level.phi - phi) * (last - first) < 0 for level in problem.levels)
+        text = f"step {done} of {problem.last}"
+    bar.move(1 - going * (1 - share), text)
 
 
 def stop_at_nan(problem: Problem, to_data: Callable[[Tensor], Tensor]) -> Problem:

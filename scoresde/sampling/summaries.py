@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from ..common.checks import check_budget, check_generator, real_number, true_or_false, whole_number
+from ..common import progress as bars
+from ..common.checks import check_budget, check_generator, real_number, whole_number
+from ..common.progress import shows_progress
 from ..common.random import draw_seed
+from ..common.seeds import takes_seed
 from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..solvers import Solver
+from ..solvers.options import SolverOptions
 from .batches import BATCH_NUMBERS
 from .states import solve_states
 
@@ -110,6 +113,8 @@ class Summary:
         return self.quantile((1 - mass) / 2), self.quantile((1 + mass) / 2)
 
 
+@takes_seed
+@shows_progress
 @torch.no_grad()
 @together()
 def summary(
@@ -122,9 +127,10 @@ def summary(
     steps: int | None = None,
     spacing: str | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     batch_size: int | None = None,
-    progress: bool = True,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[SolverOptions],
 ) -> Summary:
     """Summarize p(x | condition) for each of n conditions by draws of x.
 
@@ -142,10 +148,10 @@ def summary(
         Conditions by name with n rows; see `ScoreSDE.given`.
     quantiles : sequence of float
         Levels in [0, 1].
-    solver, steps, spacing, generator, batch_size, **options
+    solver, steps, spacing, generator, seed, batch_size, **options
         As for `sample`.
-    progress : bool
-        Show a progress bar (on a terminal).
+    progress : bool, optional
+        Show a progress bar. By default on a terminal, from two seconds on.
 
     Returns
     -------
@@ -173,7 +179,6 @@ def summary(
     check_generator(generator)
     draws = whole_number("draws", draws, 2)
     levels = _levels(quantiles)
-    true_or_false("progress", progress)
     if given is not None:
         if not isinstance(given, Mapping):
             raise TypeError(
@@ -188,11 +193,10 @@ def summary(
     seed = draw_seed(generator)
     size = _conditions_at_once(sde, draws)
     parts = []
-    hidden = None if progress else True
-    with tqdm(total=total, desc="summary", disable=hidden, mininterval=0.5) as bar:
-        for start in range(0, total, size):
-            stop = min(start + size, total)
-            rows = torch.arange(start, stop, device="cpu").repeat_interleave(draws)
+    for start in range(0, total, size):
+        stop = min(start + size, total)
+        rows = torch.arange(start, stop, device="cpu").repeat_interleave(draws)
+        with bars.part(start, stop, total, "condition"):
             _, states, *_ = solve_states(
                 sde.select_conditions(rows),
                 len(rows),
@@ -203,13 +207,12 @@ def summary(
                 None,
                 generator,
                 batch_size,
-                options,
+                {**options},
                 seed=seed,
                 first_sample=start * draws,
             )
-            drawn = states[-1].reshape(stop - start, draws, *sde.shape)
-            parts.append(_summarized(drawn, levels))
-            bar.update(stop - start)
+        drawn = states[-1].reshape(stop - start, draws, *sde.shape)
+        parts.append(_summarized(drawn, levels))
     mean, std, found = (torch.cat(column) for column in zip(*parts, strict=True))
     return Summary(mean, std, found, levels, draws)
 

@@ -7,53 +7,27 @@ data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from ..common.checks import check_budget, whole_number
+from ..common.progress import shows_progress
+from ..common.seeds import takes_seed
 from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..solvers import Solver
+from ..solvers.options import SolverOptions
+from .options import StateOptions
+from .solution import Solution
 from .states import ArcStates, solve_states
 from .tables import with_categories
 
 
-@dataclass(frozen=True)
-class Solution:
-    """A solved trajectory, in the units of the data.
-
-    Attributes
-    ----------
-    t : Tensor, shape (T,), float64
-        Process times of the states, in the order of the solve.
-    x : Tensor, shape (T, n, *shape)
-        States.
-    nfe : Tensor of int, shape (n,)
-        Network evaluations of each sample.
-    accepted, rejected : Tensor of int, shape (n,)
-        Steps of each sample.
-
-    Examples
-    --------
-    >>> import scoresde
-    >>> gaussian = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1.0)
-    >>> sde = scoresde.oracle(gaussian, scoresde.VPSDE())
-    >>> solution = scoresde.solve(sde, 5, solver="heun", steps=10)
-    >>> solution.x.shape, solution.nfe
-    (torch.Size([2, 5, 2]), tensor([20, 20, 20, 20, 20]))
-    """
-
-    t: Tensor
-    x: Tensor
-    nfe: Tensor
-    accepted: Tensor
-    rejected: Tensor
-
-
+@takes_seed
+@shows_progress
 @torch.no_grad()
 @together()
 def solve(
@@ -66,8 +40,10 @@ def solve(
     spacing: str | None = None,
     times: Sequence[float] | Tensor | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     batch_size: int | None = None,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[SolverOptions],
 ) -> Solution:
     """Move samples from noise to data, or given states either way, and return the trajectory.
 
@@ -101,8 +77,12 @@ def solve(
     generator : torch.Generator, optional
         The randomness: sample i depends on it and on i alone, not on n or `batch_size`. Without
         one, torch's global generator.
+    seed : int, optional
+        An integer in place of the generator.
     batch_size : int, optional
         Samples computed at once.
+    progress : bool, optional
+        Show a progress bar. By default on a terminal, from two seconds on.
     **options
         Of the solver, e.g. rtol=1e-6 for "rk45", eta=0.5 for "ddim", snr=0.1 for "pc".
 
@@ -131,7 +111,7 @@ def solve(
     torch.Size([4, 3, 2])
     """
     t, states, *counts = solve_states(
-        sde, n, start, solver, steps, spacing, times, generator, batch_size, options
+        sde, n, start, solver, steps, spacing, times, generator, batch_size, {**options}
     )
     return Solution(t, torch.stack(states), *counts)
 
@@ -149,15 +129,17 @@ def last_states(
     times: Sequence[float] | None = None,
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
-    **options: Any,
+    **options: Unpack[SolverOptions],
 ) -> Tensor:
     """The last states of `solve`, in memory of their own."""
     _, states, *_ = solve_states(
-        sde, n, start, solver, steps, spacing, times, generator, batch_size, options
+        sde, n, start, solver, steps, spacing, times, generator, batch_size, {**options}
     )
     return states[-1]
 
 
+@takes_seed
+@shows_progress
 def sample(
     sde: Model,
     n: int | None = None,
@@ -167,8 +149,10 @@ def sample(
     steps: int | None = None,
     spacing: str | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     batch_size: int | None = None,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[SolverOptions],
 ) -> Any:
     """Draw n samples: a tensor, or a data frame from a model that has learnt a `Table`.
 
@@ -193,8 +177,12 @@ def sample(
     generator : torch.Generator, optional
         The randomness: sample i depends on it and on i alone, not on n or `batch_size`. Without
         one, torch's global generator.
+    seed : int, optional
+        An integer in place of the generator.
     batch_size : int, optional
         Samples computed at once.
+    progress : bool, optional
+        Show a progress bar. By default on a terminal, from two seconds on.
     **options
         Of the solver, e.g. rtol=1e-6 for "rk45", eta=0.5 for "ddim", snr=0.1 for "pc".
 
@@ -256,6 +244,7 @@ def _repeated(sde: Model, n: int | None, draws: int) -> tuple[Model, int]:
     return sde.select_conditions(repeated), n * draws
 
 
+@shows_progress
 @together()
 def encode(
     sde: Model,
@@ -265,7 +254,8 @@ def encode(
     steps: int | None = None,
     spacing: str | None = None,
     batch_size: int | None = None,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[SolverOptions],
 ) -> Tensor:
     """Run data to noise along the probability-flow ODE: the x_1 of each x_0.
 
@@ -277,7 +267,7 @@ def encode(
     sde : ScoreSDE
     x : Tensor, shape (B, *shape)
         Data, in their own units.
-    solver, steps, spacing, batch_size, **options
+    solver, steps, spacing, batch_size, progress, **options
         As for `sample`; the solver is deterministic.
 
     Returns
@@ -306,7 +296,7 @@ def encode(
     >>> torch.allclose(scoresde.decode(sde, scoresde.encode(sde, x)), x, atol=1e-3)
     True
     """
-    how = {
+    how: StateOptions = {
         "solver": solver,
         "steps": steps,
         "spacing": spacing,
@@ -317,6 +307,7 @@ def encode(
     return last_states(sde, start=sde.accept(x), times=(0.0, 1.0), **how)
 
 
+@shows_progress
 @together()
 def decode(
     sde: Model,
@@ -326,7 +317,8 @@ def decode(
     steps: int | None = None,
     spacing: str | None = None,
     batch_size: int | None = None,
-    **options: Any,
+    progress: bool | None = None,
+    **options: Unpack[SolverOptions],
 ) -> Tensor:
     """Run noise to data: the sample x_0 of each latent x_1, the inverse of `encode`.
 
@@ -335,7 +327,7 @@ def decode(
     sde : ScoreSDE
     latent : Tensor, shape (B, *shape)
         States at t = 1, in the units of the data: from `encode`, interpolated, or drawn.
-    solver, steps, spacing, batch_size, **options
+    solver, steps, spacing, batch_size, progress, **options
         As for `sample`.
 
     Returns
@@ -352,7 +344,7 @@ def decode(
     --------
     See `encode`.
     """
-    how = {
+    how: StateOptions = {
         "solver": solver,
         "steps": steps,
         "spacing": spacing,

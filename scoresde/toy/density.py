@@ -12,6 +12,7 @@ from torch import Tensor
 from ..common.checks import brief_repr, check_budget, check_generator, whole_number
 from ..common.inputs import FLOATING, as_tensor
 from ..common.names import suggest_arguments
+from ..common.seeds import takes_seed
 
 
 class Density(ABC):
@@ -37,9 +38,15 @@ class Density(ABC):
     _nats: float | None = None
 
     @final
+    @takes_seed
     @suggest_arguments
     def sample(
-        self, n: int, generator: torch.Generator | None = None, dtype: torch.dtype | None = None
+        self,
+        n: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        seed: int | None = None,
     ) -> Tensor:
         """Draw n independent points x ~ p.
 
@@ -49,6 +56,8 @@ class Density(ABC):
             How many points, at least 1.
         generator : torch.Generator, optional
             The only source of randomness when given; the points lie on its device.
+        seed : int, optional
+            An integer in place of the generator.
         dtype : torch.dtype, optional
             The dtype of the points; by default torch's.
 

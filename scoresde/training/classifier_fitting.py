@@ -14,13 +14,14 @@ from ..common.checks import (
     check_budget,
     check_generator,
     real_number,
-    true_or_false,
     whole_number,
 )
 from ..common.inputs import INTEGERS, as_tensor
 from ..common.modules import leave_inference
 from ..common.names import suggest_arguments
+from ..common.progress import check_progress
 from ..common.random import NETWORK, draw_seed, isolated
+from ..common.seeds import takes_seed
 from ..guidance.classifier_networks import usual_net
 from ..guidance.guided import require_part
 from ..guidance.noisy_classifier import NoisyClassifier
@@ -30,6 +31,7 @@ from ..model.require import require_tensors
 from .classifier_run import ClassifierRun
 
 
+@takes_seed
 @torch.inference_mode(False)
 @suggest_arguments
 def fit_classifier(
@@ -42,7 +44,8 @@ def fit_classifier(
     batch_size: int = 512,
     lr: float = 2e-3,
     generator: torch.Generator | None = None,
-    progress: bool = True,
+    seed: int | None = None,
+    progress: bool | None = None,
 ) -> NoisyClassifier:
     """Train a classifier p(y | z, φ) of noised data, for `classifier` to guide the model with.
 
@@ -72,8 +75,10 @@ def fit_classifier(
         Peak learning rate of Adam, with warm-up and cosine decay to 0.
     generator : torch.Generator, optional
         The randomness: weights, batches, noise.
-    progress : bool
-        Show a progress bar (on a terminal).
+    seed : int, optional
+        An integer in place of the generator.
+    progress : bool, optional
+        Show a progress bar. By default on a terminal, from two seconds on.
 
     Returns
     -------
@@ -114,7 +119,7 @@ def fit_classifier(
     steps = whole_number("steps", steps)
     batch_size = whole_number("batch_size", batch_size)
     lr = real_number("lr", lr, 0, math.inf)
-    progress = true_or_false("progress", progress)
+    progress = check_progress(progress)
     check_budget(f"steps={steps}", calls=steps)
     if net is not None and not isinstance(net, nn.Module):
         raise TypeError(f"net is an nn.Module, got {brief_repr(net)}")

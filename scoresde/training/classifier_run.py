@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm.auto import tqdm
 
 from ..common.errors import TrainingError
+from ..common.progress import counted
 from ..common.random import FIXED, LEVELS, ORDER, seeded
 from ..common.user_warnings import warn
 from ..model.protocol import Model
@@ -74,7 +74,7 @@ class ClassifierRun:
         sin = phi.sin().unsqueeze(1).float()
         return model.standardization.spread(cos * z0 + sin * eps), phi
 
-    def train(self, steps: int, batch_size: int, lr: float, progress: bool) -> None:
+    def train(self, steps: int, batch_size: int, lr: float, progress: bool | None) -> None:
         """Make the steps, and leave the best average in the classifier."""
         self.made.train()
         optimizer = torch.optim.Adam(self.trained, lr, betas=(0.9, 0.99))
@@ -84,8 +84,7 @@ class ClassifierRun:
         best = first = self.judged()
         best_step = 0
         kept = copy.deepcopy(self.average.state_dict())
-        hidden = None if progress else True
-        with tqdm(total=steps, desc="fit_classifier", disable=hidden) as bar:
+        with counted(steps, "fit_classifier", progress) as bar:
             for step, rows in enumerate(self.batches(steps, batch_size), start=1):
                 rate = min(1.0, step / warm) * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
                 self.descend(optimizer, lr * rate, step, rows)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..common.checks import check_generator, whole_number
 from ..common.names import choose
 from ..common.random import draw_seed
+from ..common.seeds import takes_seed
 from ..model.condition_scales import standardized
 from ..model.require import matched, require_model, trainable
 from ..model.score_sde import ScoreSDE
@@ -300,6 +301,7 @@ class Distilled(Regression):
         return process.phi(node / self.steps)
 
 
+@takes_seed
 def loss(
     sde: ScoreSDE,
     x0: Tensor,
@@ -307,6 +309,7 @@ def loss(
     weight: str = "edm",
     noise: str | None = None,
     generator: torch.Generator | None = None,
+    seed: int | None = None,
     **condition: Tensor,
 ) -> Tensor:
     """Return the denoising score matching loss of a batch, E w(φ)·‖arc-velocity error‖²/D, as a
@@ -329,6 +332,8 @@ def loss(
         a network for gaps.
     generator : torch.Generator, optional
         On the model's device.
+    seed : int, optional
+        An integer in place of the generator.
     **condition : Tensor
         Handed to the network by name, one row per sample.
 

@@ -7,13 +7,14 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from ..common.checks import check_generator
 from ..common.names import suggest_arguments
 from ..common.random import FIXED, draw_seed, isolated
+from ..common.seeds import Randomness, takes_seed
 from ..data.stream import TrainingStream
 from ..model.latent import Latent
 from ..model.require import require_sde, require_trainable
@@ -45,6 +46,7 @@ HASHED_STARTS = 64
 @old_keywords_translated
 @torch.inference_mode(False)
 @suggest_arguments
+@takes_seed
 def fit(
     sde: Trainable | Latent,
     data: Any,
@@ -60,8 +62,8 @@ def fit(
     ema: float | Averaging = HALF_LIFE_STEPS,
     checkpoints: str | os.PathLike[str] | Checkpoints | None = None,
     backend: str | Backend | Any = None,
-    generator: torch.Generator | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
+    **randomness: Unpack[Randomness],
 ) -> History:
     """Train a model: by default to denoise, which is denoising score matching, and flow matching
     for a rectified flow.
@@ -123,12 +125,14 @@ def fit(
     backend : accelerate.Accelerator, "compile" or Backend, optional
         An accelerator for several processes, mixed precision or gradient accumulation; "compile"
         for torch.compile; `Backend` for both.
+    progress : bool, optional
+        Show a progress bar. By default on a terminal, from two seconds on.
     generator : torch.Generator, optional
         The randomness of batches, noise and dropout. Without one, torch's global generator gives
         the seed. While it trains, `fit` seeds the process's global generators, and puts them back
         at the end: other threads should not draw from them meanwhile.
-    progress : bool
-        Show a progress bar (on a terminal).
+    seed : int, optional
+        An integer in place of the generator.
 
     Returns
     -------
@@ -161,6 +165,7 @@ def fit(
         latent = sde
         sde = require_sde(latent.model, "fit")
     sde = require_trainable(sde, "fit")
+    generator = randomness.get("generator")
     check_generator(generator)
     plan = planned(
         sde,

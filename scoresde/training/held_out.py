@@ -26,6 +26,7 @@ from ..model.gaps import with_gaps
 from ..model.score_sde import ScoreSDE
 from ..model.standardization import wide
 from ..model.trainable import Trainable
+from ..solvers.options import SolverOptions
 from .averaging import Weights
 from .denoising import Denoising
 from .history import History
@@ -205,7 +206,7 @@ class HeldOut(Validator):
         """Return log p of held-out rows under the model; None if it can't be computed."""
         sde = self._sde
         given = sde.given(**self._condition) if self._condition else sde
-        how = {"rtol": JUDGED_TOLERANCE, "atol": JUDGED_TOLERANCE}
+        how: SolverOptions = {"rtol": JUDGED_TOLERANCE, "atol": JUDGED_TOLERANCE}
         found = torch.full((len(self._x),), math.nan, device=sde.scale.device)
         with contextlib.suppress(SolverError):  # the mean is NaN then, on all ranks
             found = log_prob(given, self._x, **how)

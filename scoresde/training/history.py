@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import io
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -53,6 +57,20 @@ class History:
         steps = self.step[-1] if self.step else 0
         held = f", best={self.best}, held_out={len(self.held_out)} rows" if self.held_out else ""
         return f"History(steps={steps}, loss={last}{check}{held}, seconds={self.seconds:.1f})"
+
+    def _repr_html_(self) -> str | None:
+        """The line and the curves, for notebooks; None, so the text, without matplotlib."""
+        if not self.loss:
+            return None
+        picture = io.BytesIO()
+        try:
+            figure: Any = self.plot()
+            figure.savefig(picture, format="png", dpi=100)
+        except Exception:  # no matplotlib, or none that can draw
+            return None
+        inline = base64.b64encode(picture.getvalue()).decode()
+        text = html.escape(repr(self))
+        return f'<pre>{text}</pre><img alt="loss over steps" src="data:image/png;base64,{inline}">'
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> object:
         """Draw the losses over the steps.

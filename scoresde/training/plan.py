@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from ..common.checks import check_budget, real_number, true_or_false, whole_number
+from ..common.checks import check_budget, real_number, whole_number
 from ..common.modules import leave_inference
+from ..common.progress import check_progress
 from ..common.sharding import shared
 from ..common.user_warnings import warn
 from ..data.transforms import Transform, resolve
@@ -51,7 +52,7 @@ class Plan:
     averaging: Averaging
     checkpoints: Checkpoints | None
     backend: Backend
-    progress: bool
+    progress: bool | None
     dtype: str
     holds_out: bool = False
     """Whether rows of a table are held out, if the data are one."""
@@ -105,7 +106,7 @@ def planned(
     ema: Any,
     checkpoints: Any,
     backend: Any,
-    progress: bool,
+    progress: bool | None,
 ) -> Plan:
     """Return the plan of a run, or raise for arguments that make none."""
     named = sde.objective if objective is None else objective
@@ -136,7 +137,7 @@ def planned(
         averaging=as_averaging(ema),
         checkpoints=folder,
         backend=as_backend(backend),
-        progress=true_or_false("progress", progress),
+        progress=check_progress(progress),
         dtype=str(_dtype(sde)).removeprefix("torch."),
         holds_out=auto,
         steps_by_data=steps == AUTO,

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
 
+from ..backbones.keywords import NetworkOptions
 from ..common.names import nearest
 from ..model.builder import build
 from ..model.require import require_sde
@@ -26,6 +27,7 @@ from ..model.score_sde import ScoreSDE
 from ..processes.base import Process
 from .fitting import fit
 from .history import History
+from .keywords import FitKeywords
 from .options import AUTO, EVERY_STEPS, Backend, Checkpoints, Validation, as_validation
 from .renamed import OLD, translated
 
@@ -79,7 +81,7 @@ class Recipe:
         self,
         process: str | Process | None = None,
         net: str | nn.Module | None = None,
-        **options: Any,
+        **options: Unpack[NetworkOptions],
     ) -> ScoreSDE:
         """Return the recipe's model, untrained.
 
@@ -142,7 +144,7 @@ class Recipe:
                 f"this recipe is for integers 0 … 255, which it dequantizes, got {dtype}"
             )
 
-    def fit(self, sde: ScoreSDE, data: Any, **how: Any) -> History:
+    def fit(self, sde: ScoreSDE, data: Any, **how: Unpack[FitKeywords]) -> History:
         """Train a model as the recipe says.
 
         Parameters
@@ -172,7 +174,9 @@ class Recipe:
         device = require_sde(sde, "Recipe.fit").scale.device
         return fit(sde, data, **self.keywords(device, **how))
 
-    def keywords(self, device: str | torch.device = "cpu", **how: Any) -> dict[str, Any]:
+    def keywords(
+        self, device: str | torch.device = "cpu", **how: Unpack[FitKeywords]
+    ) -> dict[str, Any]:
         """Return the keywords that `fit` gives to `scoresde.fit` on a device.
 
         Parameters
@@ -203,17 +207,17 @@ class Recipe:
         """
         device = torch.device(device)
         accelerated = self.accelerated and device.type == "cuda"
-        how = self._translated({**self.how, **how}, accelerated)
-        checkpoints = how.get("checkpoints")
+        made = self._translated({**self.how, **how}, accelerated)
+        checkpoints = made.get("checkpoints")
         if checkpoints is not None and not isinstance(checkpoints, Checkpoints):
-            how["checkpoints"] = Checkpoints(checkpoints, every=self.every)
-        validation = how.get("validation")
+            made["checkpoints"] = Checkpoints(checkpoints, every=self.every)
+        validation = made.get("validation")
         if not isinstance(validation, Validation | str | None):
-            every = how["checkpoints"].every if checkpoints is not None else self.every
-            how["validation"] = as_validation(validation, every)
+            every = made["checkpoints"].every if checkpoints is not None else self.every
+            made["validation"] = as_validation(validation, every)
         if accelerated:
-            how["backend"] = _fast(how.get("backend"), device)
-        return how
+            made["backend"] = _fast(made.get("backend"), device)
+        return made
 
     def _translated(self, how: dict[str, Any], accelerated: bool) -> dict[str, Any]:
         """Return keywords in the form of today; the recipe goes before their old defaults."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..model.autoencoder import FirstStage, flat, log_normal
 from ..model.trainable import Trainable
 from .fitting import fit
 from .history import History
+from .keywords import StageKeywords
 from .objectives import OBJECTIVES, Condition, Objective
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -115,7 +116,7 @@ def fit_stage(
     kl: float = 1.0,
     free_bits: float = 0.0,
     extra: Loss | None = None,
-    **how: Any,
+    **how: Unpack[StageKeywords],
 ) -> History:
     """Train a first stage: `fit` with `Autoencoding(kl, free_bits, extra)`.
 
@@ -128,7 +129,7 @@ def fit_stage(
     kl, free_bits, extra
         See `Autoencoding`. A latent for a score model needs little KL: 0.01 or less keeps detail.
     **how
-        Arguments of `fit`: steps, batch_size, lr, checkpoints, validation, backend, …
+        Arguments of `fit`: steps, batch_size, lr, checkpoints, validation, backend, seed, …
 
     Returns
     -------

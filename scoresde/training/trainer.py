@@ -6,6 +6,7 @@ interrupted goes on from its last checkpoint with the numbers it would have seen
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -19,6 +20,7 @@ from tqdm.auto import tqdm
 
 from ..common.errors import TrainingError
 from ..common.modules import duplicate
+from ..common.progress import counted
 from ..common.random import LEVELS, NETWORK, seeded
 from ..model.condition_scales import standardized
 from ..model.gaps import with_gaps
@@ -124,11 +126,10 @@ class Trainer:
             if folder is not None:
                 folder.finish(self.sde)
 
-    def _bar(self) -> tqdm[Any]:
-        """Return the progress bar; it is shown on a terminal only."""
-        hidden = None if self.plan.progress and self.backend.main else True
-        steps = self.plan.steps
-        return tqdm(total=steps, initial=self.step, desc="fit", disable=hidden, mininterval=0.5)
+    def _bar(self) -> contextlib.AbstractContextManager[tqdm[Any]]:
+        """The progress bar; calls inside it have none."""
+        progress = self.plan.progress if self.backend.main else False
+        return counted(self.plan.steps, "fit", progress, done=self.step)
 
     def steps_to_go(self, reseed: Reseed) -> Iterator[int]:
         """Make step after step, and yield the number of each that was made."""

@@ -1,0 +1,74 @@
+"""`seed=` in place of `generator=`: an integer for the generator that it makes."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypedDict, TypeVar
+
+import torch
+
+from .checks import check_seed
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Randomness(TypedDict, total=False):
+    """Generator or seed of a call, for functions whose arguments are many."""
+
+    generator: torch.Generator | None
+    seed: int | None
+
+
+def takes_seed(verb: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a function with `generator=` and `seed=`: it is given the generator alone.
+
+    A seed is torch.Generator(device).manual_seed(seed), on the device of the first argument that
+    has one.
+    """
+    signature = inspect.signature(verb)
+    if "generator" not in signature.parameters:
+        signature = _spelt_out(signature)
+
+    @functools.wraps(verb)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        seed = kwargs.pop("seed", None)
+        if seed is None:
+            return verb(*args, **kwargs)
+        try:
+            given = signature.bind_partial(*args, **kwargs).arguments
+        except TypeError:
+            return verb(*args, **kwargs)  # which says what is wrong
+        if given.get("generator") is not None:
+            raise TypeError("give seed= or generator=, not both: a seed makes a generator")
+        made = torch.Generator(_device(given.values())).manual_seed(check_seed(seed))
+        if "generator" in given:  # None, by its place
+            given["generator"] = made
+            bound = inspect.BoundArguments(signature, given)
+            return verb(*bound.args, **bound.kwargs)
+        kwargs["generator"] = made
+        return verb(*args, **kwargs)
+
+    call.__signature__ = signature  # type: ignore[attr-defined]
+    return call
+
+
+def _spelt_out(signature: inspect.Signature) -> inspect.Signature:
+    """A signature with both arguments in place of **how: Unpack[Randomness]."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    added = [
+        inspect.Parameter(name, kind, default=None, annotation=f"{held} | None")
+        for name, held in (("generator", "torch.Generator"), ("seed", "int"))
+    ]
+    return signature.replace(parameters=[*list(signature.parameters.values())[:-1], *added])
+
+
+def _device(values: Iterable[object]) -> torch.device:
+    """The device of the first model or tensor; the CPU without one, and for those on none."""
+    for value in values:
+        device = getattr(getattr(value, "sde", value), "device", None)
+        if isinstance(device, torch.device) and device.type != "meta":
+            return device
+    return torch.device("cpu")
