@@ -111,6 +111,23 @@ def test_samples_have_the_covariance_of_the_data() -> None:
     assert float(error.abs().max()) < 5 * math.sqrt(2 / 4000) + 5 * math.sqrt(2 / 20_000)
 
 
+@pytest.mark.filterwarnings("ignore:the network has learnt nothing")
+@pytest.mark.parametrize("condition", [1e2, 1e6])
+def test_fit_learns_a_gaussian_of_any_condition(condition: float) -> None:
+    """32-D, 10,000 rows, 20 steps: 560/20,000 = .028 nats, as near as the covariance of the rows.
+
+    With a scale for each column alone 20 steps left 12 and 69 nats, and whole runs .84 and 30.
+    """
+    law = gaussian(32, condition)
+    torch.manual_seed(0)
+    sde = scoresde.build("vp", "mlp", shape=(32,), width=32)
+    how: dict[str, Any] = {"batch_size": 128, "progress": False, "generator": generator()}
+    scoresde.fit(sde, drawn(law, 10_000, 1), steps=20, **how)
+    x = drawn(law, 300, 2)
+    lost = law.log_prob(x) - scoresde.log_prob(sde.double(), x, steps=10)
+    assert float(lost.mean()) < 0.05
+
+
 def test_constants_and_their_neighbours() -> None:
     law = gaussian(3, 10)
     x = drawn(law, 500)
