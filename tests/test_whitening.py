@@ -128,6 +128,24 @@ def test_fit_learns_a_gaussian_of_any_condition(condition: float) -> None:
     assert float(lost.mean()) < 0.05
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("noise", "most"), [("lognormal", 1.8), ("likelihood", 0.9)])
+def test_a_mode_of_a_ten_thousandth_is_learnt_in_part(noise: str, most: float) -> None:
+    """Half of the mass in a mode of std 1e-4: 500 steps lose 1.3 and .65 ± .1 nats.
+
+    Without Fourier features along the columns and octaves as fine as the data they lost 2.9 and
+    1.15. What is left is the noise levels, which are seldom drawn.
+    """
+    law = scoresde.toy.GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), [1e-4, 0.5])
+    torch.manual_seed(0)
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=64)
+    how: dict[str, Any] = {"steps": 500, "batch_size": 256, "generator": generator()}
+    scoresde.fit(sde, law, objective=scoresde.Denoising(noise=noise), progress=False, **how)
+    x = law.sample(200, generator=generator(2), dtype=torch.float64)
+    lost = law.log_prob(x) - scoresde.log_prob(sde.double(), x, rtol=1e-4, atol=1e-4)
+    assert float(lost.mean()) < most
+
+
 def test_constants_and_their_neighbours() -> None:
     law = gaussian(3, 10)
     x = drawn(law, 500)
