@@ -5,6 +5,7 @@ scores, whose ELBO is tight.
 from __future__ import annotations
 
 import math
+import re
 from itertools import pairwise
 
 import pytest
@@ -213,6 +214,26 @@ def test_the_standard_error_of_few_steps_is_right_in_the_mean_square(steps: int)
     assert 0.8 < float(ratio) < 1.2
     held = float(((value - value.mean(0)).abs() <= 2 * error).double().mean())
     assert 0.8 < held < 0.95
+
+
+def test_the_coverage_of_vlb_lies_where_the_docstring_says() -> None:
+    """1,200 estimates about their means, in 1-D, 2-D and 8-D: within the range and two errors."""
+    text = " ".join((scoresde.Bound.__doc__ or "").split())
+    ranges = re.search(
+        r"Those of `vlb` cover (\d+)–(\d+)% at 50 to 100 .*?(\d+)–(\d+)% at 400", text
+    )
+    assert ranges is not None
+    few, many = ([int(end) / 100 for end in ranges.groups()[i : i + 2]] for i in (0, 2))
+    line = torch.randn(4, 1, generator=generator(1), dtype=torch.float64) * 1.5
+    space = torch.randn(5, 8, generator=generator(8), dtype=torch.float64)
+    for law in (EIGHT, toy.GaussianMixture(line, 0.2), toy.GaussianMixture(space, 0.3)):
+        sde = scoresde.oracle(law, scoresde.VPSDE()).double()
+        x = law.sample(20, generator=generator(30)).double().repeat(60, 1)
+        for steps, (low, high) in ((50, few), (400, many))[: 1 + (law is EIGHT)]:
+            found = scoresde.vlb(sde, x, steps=steps, generator=generator(31))
+            value, error = (part.reshape(60, 20) for part in (found.log_prob, found.stderr))
+            held = float(((value - value.mean(0)).abs() <= 2 * error).double().mean())
+            assert low - 0.02 < held < high + 0.02, (steps, held)
 
 
 def test_the_bound_does_not_move_with_the_start() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import subprocess
 import sys
 import tomllib
@@ -96,6 +97,30 @@ def test_the_oldest_versions_that_are_tested_are_those_that_are_allowed() -> Non
     for name, floor in floors.items():
         # or the first bug-fix release of it: scipy 1.11.0 was withdrawn
         assert numbers(floor) <= numbers(pinned[name]) <= numbers(floor + ".1"), name
+
+
+WRONG_PLACES = {
+    "f and g² are Lu et al. 2022a, eq. 2.3": r"Kingma et al\. 2021, eq\. 2\b",
+    "VDM learns its schedule in 5.3 and appendix H": r"Kingma et al\. 2021, section 6\.2",
+    "Lee et al. do not divide curvature by Δ": r"= S/Δ \((after )?Lee et al\. 2023[;)]",
+    "C²OT": r"Schwing 2025, eq",
+    "SF2M": r"Tong et al\. 2024b, (section|eq)",
+    "DSBM": r"bridge matching, NeurIPS 2023, eq",
+    "i-DODE": r"diffusion ODEs, ICML 2023, section",
+    "Dowson and Landau": r"(Landau|normal distributions,) 1982, eq",
+    "Bonneel": r"Bonneel et al\. 2015, definition",
+}
+"""Citations that named the wrong place, or one that could not be verified."""
+
+
+def test_citations_that_were_wrong_or_unverified_name_no_place() -> None:
+    wrong = []
+    for path in ROOT.rglob("*.py"):
+        text = " ".join(path.read_text(encoding="utf-8").split())
+        wrong += [(path.name, why) for why, form in WRONG_PLACES.items() if re.search(form, text)]
+    assert wrong == []
+    about = " ".join((scoresde.processes.base.__doc__ or "").split())
+    assert "Lu et al. 2022a, eq. 2.3) f = α̇/α" in about
 
 
 def test_old_modules_answer_by_attribute_and_for_public_names() -> None:
