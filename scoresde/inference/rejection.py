@@ -24,6 +24,8 @@ MOST_DRAWS = 500
 """For each sample wanted, and ten thousand more, before sampling gives up."""
 SCARCE = 0.05
 """Acceptance below which there is a warning."""
+CACHED = 10_000
+"""Observations whose acceptance is remembered."""
 
 
 class Draws(Protocol):
@@ -31,6 +33,7 @@ class Draws(Protocol):
 
     sde: Any
     _prior: Any
+    _shares: dict[bytes, float]
 
     def _draw(
         self,
@@ -79,6 +82,22 @@ def share_inside(
     generator = torch.Generator(device=row.device).manual_seed(SEED)
     theta = posterior._draw(row, torch.zeros(n, dtype=torch.long), generator, dict(QUICK))
     return float(posterior._prior.contains(theta).double().mean())
+
+
+def remembered_share(posterior: Draws, row: Tensor) -> float:
+    """The acceptance at one observation, remembered; raise if it is 0."""
+    key = row.cpu().double().numpy().tobytes()
+    known = posterior._shares
+    if key not in known:
+        if len(known) >= CACHED:
+            known.clear()
+        known[key] = share_inside(posterior, row)
+    if not known[key]:
+        raise ValueError(
+            "no draw of the model at this x lies in the prior's support, so that log_prob "
+            "can't be normalized there; try normalized=False"
+        )
+    return known[key]
 
 
 def accepted(
