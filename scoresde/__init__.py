@@ -37,6 +37,7 @@ from .guidance.classified import classifier
 from .guidance.editing import edit, interpolate
 from .guidance.free import classifier_free
 from .guidance.imputation import impute
+from .guidance.marginals import Marginal, marginal_log_prob
 from .guidance.noisy_classifier import NoisyClassifier
 from .guidance.observed import observe
 from .guidance.populations import Particles, particles
@@ -151,6 +152,7 @@ __all__ = [
     "Latent",
     "LatentBound",
     "Likelihood",
+    "Marginal",
     "MaximumLikelihood",
     "MeanFlow",
     "MinibatchOT",
@@ -211,6 +213,7 @@ __all__ = [
     "load_posterior",
     "log_prob",
     "loss",
+    "marginal_log_prob",
     "measurements",
     "metrics",
     "mmd",

@@ -183,10 +183,7 @@ def test_frames_of_a_table() -> None:
     assert ((found["free"] > 5) == (found["kind"] == "large")).sum() >= 20  # it is little trained
     assert found["share"].between(0, 1).all()
     assert (found["count"] >= 0).all()
-    lost = gaps.copy()
-    lost.loc[3, "kind"] = None
     for rows, how, error, why in (
-        (lost, {}, ValueError, "column 'kind' has no value in 1 of 24 rows"),
         (gaps.assign(free=math.inf), {}, ValueError, "infinite values in 24 rows"),
         (gaps, {"draws": 2}, TypeError, "draws= is for models without a table"),
         (gaps[["free", "kind"]], {}, ValueError, "the rows lack the columns"),

@@ -20,7 +20,6 @@ from ..density.exact import likelihood
 from ..evaluation.report import evaluate
 from ..metrics.frechet import FEATURES
 from ..model.protocol import Model
-from ..model.require import require_tensors
 from ..storage.models import load
 from .devices import is_main, place, say
 from .inputs import conditions, first_samples, held_out_split, read_samples, with_constants
@@ -54,7 +53,7 @@ def log_prob(args: argparse.Namespace) -> None:
         samples, levels = read_samples(args, args.data, columns, args.split)
         samples = first_samples(samples, args.n)
     else:
-        samples = read_rows(args)
+        samples = read_rows(args, args.data, args.n)
         how["generator"] = torch.Generator().manual_seed(0)
     sde = with_constants(sde, texts)
     engine = place(sde, args.device)
@@ -108,8 +107,12 @@ def evaluate_model(args: argparse.Namespace) -> None:
     features = None if args.features == "pixels" else args.features
     split = held_out_split(args.data, args.split)
     sde = with_constants(load(args.model), texts)
-    require_tensors(sde, "evaluate")
-    samples, levels = read_samples(args, args.data, columns, split, on_disk=True)
+    levels = 0
+    samples: Any
+    if sde.table is None:
+        samples, levels = read_samples(args, args.data, columns, split, on_disk=True)
+    else:
+        samples = read_rows(args, args.data)
     engine = place(sde, args.device)
     notes = {
         **vars(args),

@@ -53,8 +53,14 @@ def impute(args: argparse.Namespace) -> None:
     if isinstance(filled, Tensor):
         filled = _with_known(filled.cpu().numpy(), _names(sde, columns), columns)
     write_rows(args.out, filled)
-    gaps = sum(int(np.isnan(c).sum()) for c in columns.values() if c.dtype.kind == "f")
+    gaps = sum(int(_gaps(column).sum()) for column in columns.values())
     say(engine, f"{args.out}: {gaps:,} gaps filled in {len(next(iter(columns.values()))):,} rows")
+
+
+def _gaps(column: np.ndarray) -> np.ndarray:
+    """Which cells of a column have no value."""
+    found: np.ndarray = np.isnan(column) if column.dtype.kind == "f" else column == ""
+    return found
 
 
 def _names(sde: Model, columns: dict[str, np.ndarray]) -> list[str]:

@@ -127,17 +127,17 @@ def _bounds(text: str) -> tuple[str, tuple[float | None, float | None]]:
     return name, (ends[0], ends[1])
 
 
-def read_rows(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the rows of a table, the first n of them."""
+def read_rows(args: argparse.Namespace, path: str, first: int | None = None) -> dict[str, Any]:
+    """Return the rows of a table in a file, or the first of them."""
     if args.columns or args.condition or args.levels:
         raise ValueError(
             "this model has learnt a table, whose columns it knows: leave out --columns, "
             "--condition and --levels"
         )
-    columns = read_columns(args.data, encoding=args.encoding)
-    if args.n is None:
+    columns = read_columns(path, encoding=args.encoding)
+    if first is None:
         return dict(columns)
-    n = whole_number("n", args.n)
+    n = whole_number("n", first)
     return {name: column[:n] for name, column in columns.items()}
 
 

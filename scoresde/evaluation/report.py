@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Unpack
 
 import torch
@@ -33,11 +34,12 @@ from ..density.options import ScoreOptions
 from ..metrics.frechet import Features, moments, resolve_features
 from ..model.eval_mode import evaluating
 from ..model.protocol import Model
-from ..model.require import require_tensors
+from ..model.require import require_model
 from ..sampling.plan import tolerance
 from .held_out import check_values, held_out, is_discrete, random_order
 from .measures import DRAWN_AT_ONCE, MEASURES, SCORED_AT_ONCE, Task, as_bytes
 from .results import Evaluation, fingerprint
+from .table_rows import Rows, evaluate_rows, new_evaluation
 
 EXACT_TRACE_DIM = 256  # numbers of a sample up to which the trace is exact, unless the user says
 DEFAULT_PROBES = 2
@@ -77,7 +79,9 @@ def evaluate(
     sde : ScoreSDE
     data : Tensor, array, data frame or Samples, shape (N, *shape)
         Held-out: integers 0 … levels − 1 for a model of the unit scale, or floating-point data in
-        their own units.
+        their own units. Of a model of a `Table` rows of it, a data frame: then log p is that of
+        `log_prob`, in the units of the columns, and `metrics` has the share of held-out rows in
+        regions of probability `coverage`, by density and by column: equal if calibrated.
     given : mapping of str to Tensor, optional
         Conditions by name, one row per datum. Samples take those of the data in the seed's random
         order, round after round.
@@ -150,13 +154,16 @@ def evaluate(
     >>> abs(found.score.mean + mixture.entropy()) < 4 * found.score.stderr
     True
     """
-    sde = require_tensors(sde, "evaluate")
+    sde = require_model(sde, "evaluate")
     n = whole_number("n", n, 0)
     samples = whole_number("samples", samples, 0)
     fid = whole_number("fid", fid, 0)
     seed = check_seed(seed)
     draws = whole_number("draws", draws)
     folder = None if out is None else as_path(out, "out")
+    if sde.table is not None:
+        _refuse_options_of_tensors(given, draws, fid)
+        return _of_table(Rows(sde, data, n, seed), samples, folder, notes, options, progress)
     noise: Uniform | None = Uniform(levels)
     _check_arguments(sde, samples, fid, notes)
     rows = held_out(sde, data, given)
@@ -185,7 +192,13 @@ def evaluate(
     )
     _check(task)
     _make_folder(task)
-    evaluation = task.evaluation = _new_evaluation(task, order[:sketch], notes)
+    return _measured(task, _new_evaluation(task, order[:sketch], notes))
+
+
+def _measured(task: Task, evaluation: Evaluation) -> Evaluation:
+    """Record what each measure finds, and write the file after each."""
+    task.evaluation = evaluation
+    folder = task.folder
     kept = evaluation.kept(folder) if folder is not None and task.writes else {}
     for measure in MEASURES.values():
         for results in measure(task):
@@ -193,6 +206,38 @@ def evaluate(
             if folder is not None and task.writes:
                 evaluation.write(folder, kept)
     return evaluation
+
+
+def _refuse_options_of_tensors(given: object, draws: int, fid: int) -> None:
+    """Raise for arguments that models of tables do not take."""
+    if given is not None or draws > 1 or fid:
+        raise TypeError(
+            "given=, draws= and fid= are for models of tensors, and this one has learnt a "
+            "table, whose rows have their categories: leave them out"
+        )
+
+
+def _of_table(
+    rows: Rows,
+    samples: int,
+    folder: Path | None,
+    notes: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    progress: bool | None,
+) -> Evaluation:
+    """Evaluate a model on rows of the table that it has learnt."""
+    sde = rows.sde
+    _check_arguments(sde, samples, 0, notes)
+    how = _likelihood_options(sde, False, options)
+    check_how(sde, **how)
+    writes = _writable(folder)
+    new = new_evaluation(
+        rows, *_about(sde), device=_device_name(sde.scale.device), notes=dict(notes or {})
+    )
+    shown = check_progress(progress)
+    if not writes:
+        folder = None
+    return evaluate_rows(rows, new, samples, folder, how, shown)
 
 
 def _check_arguments(sde: Model, samples: int, fid: int, notes: object) -> None:
@@ -267,17 +312,21 @@ def _check(task: Task) -> None:
 
 
 def _make_folder(task: Task) -> None:
+    """Make the folder of a task, and say whether this process writes there."""
+    task.writes = _writable(task.folder)
+
+
+def _writable(folder: Path | None) -> bool:
     """Make the folder, in one of several processes; raise ValueError if it can't be written."""
-    folder = task.folder
-    task.writes = share(2**20)[0] == 0 and folder is not None
-    if folder is None or not task.writes:
-        return
+    if folder is None or share(2**20)[0] != 0:
+        return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"can't write to {folder}: {error.strerror}") from None
     if not os.access(folder, os.W_OK):
         raise ValueError(f"can't write to {folder}: it is read-only")
+    return True
 
 
 def _new_evaluation(task: Task, sketch: Tensor, notes: Mapping[str, Any] | None) -> Evaluation:
@@ -286,11 +335,10 @@ def _new_evaluation(task: Task, sketch: Tensor, notes: Mapping[str, Any] | None)
     total = len(task.data)
     conditions = {n: value.cpu() for n, value in task.data.model(sketch).condition.items()}
     values = task.data.rows(sketch)
-    nets = sde.networks(raw=True)
-    names = ", ".join(type(net).__name__ for net in nets)
+    model, parameters = _about(sde)
     return Evaluation(
-        model=f"{sde.process!r}, {names}, {sde.shape}",
-        parameters=sum(p.numel() for net in nets for p in net.parameters()),
+        model=model,
+        parameters=parameters,
         total=total,
         levels=task.levels,
         conditions=tuple(conditions),
@@ -299,6 +347,14 @@ def _new_evaluation(task: Task, sketch: Tensor, notes: Mapping[str, Any] | None)
         device=_device_name(sde.scale.device),
         notes=dict(notes or {}),
     )
+
+
+def _about(sde: Model) -> tuple[str, int]:
+    """The model in words, and its number of parameters."""
+    nets = sde.networks(raw=True)
+    names = ", ".join(type(net).__name__ for net in nets)
+    count = sum(p.numel() for net in nets for p in net.parameters())
+    return f"{sde.process!r}, {names}, {sde.shape}", count
 
 
 def _device_name(device: torch.device) -> str:

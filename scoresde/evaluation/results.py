@@ -163,6 +163,8 @@ class Evaluation:
         rows += self.weighted.rows() if self.weighted else []
         if self.samples:
             cost = f"{self.samples_nfe:.0f} evaluations each, {self.samples_seconds:.1f} s"
+            if not self.samples_nfe:  # not counted
+                cost = f"{self.samples_seconds:.1f} s"
             rows.append(("samples", f"{self.samples:,}", cost))
         if self.distance:
             d = self.distance
@@ -292,6 +294,8 @@ def _text(value: float, form: str) -> str:
 
 def _metric_text(value: Any) -> str:
     """A result of an added measure for the table."""
+    if isinstance(value, list):
+        return "  ".join(map(_metric_text, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -12,20 +12,26 @@ from ..common.capabilities import Capability
 from ..common.checks import check_budget, whole_number
 from ..common.inputs import as_floats
 from ..common.progress import shows_progress
+from ..common.random import draw_seed
 from ..common.seeds import takes_seed
 from ..model.conditioned import Conditioned
 from ..model.gaps import with_observed
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..model.score_sde import ScoreSDE
-from ..model.tables.reading import holds_columns, raw_columns
+from ..model.tables.gaps import candidates, partial_rows
+from ..model.tables.reading import holds_columns
 from ..model.tables.schema import TableSchema
 from ..sampling.trajectory import last_states
 from ..solvers import Solver
 from ..solvers.options import SolverOptions
 from .gaps import WithGaps
 from .guided import Guided
+from .marginals import of_categories
 from .populations import particles as weighted
+
+POINTS = 64
+"""By which the density of a row that lacks numbers as well as a category is estimated."""
 
 
 @takes_seed
@@ -60,7 +66,8 @@ def impute(
         Under conditions, if it has learnt with such: sde.given(y=...).
     x : Tensor or array, shape (n, *shape), or data frame
         Rows in the units of the data, NaN for what is missing. Of a model with a table, a frame
-        with its columns, where numbers may be missing and categories not.
+        with its columns. A missing category is drawn from p(category | the rest of the row), by
+        Bayes' rule from the model's p(y) p(x | y): exact where no number is missing.
     draws : int, optional
         Imputations of each row of a tensor.
     particles : int, optional
@@ -125,22 +132,13 @@ def _frame(
     how: dict[str, Any],
     options: dict[str, Any],
 ) -> Any:
-    """Rows of a table, filled."""
-    raw = raw_columns(frame, [column.name for column in table.numeric])
-    values, combinations = table.values(frame, gaps=True)
-    for name, entries in raw.items():
-        infinite = np.isinf(entries.values.astype(np.float64)).sum()
-        if infinite:
-            raise ValueError(f"column {name!r} has infinite values in {infinite} rows")
-    if combinations is not None:
-        unknown = (combinations < 0).nonzero()
-        if len(unknown):
-            raise ValueError(
-                f"row {int(unknown[0])} (from 0) has a combination of categories that the table "
-                "does not have: its probability is 0"
-            )
-        model = model.given(y=table.labels[combinations])
+    """Rows of a table, filled: categories first, then numbers given them."""
+    values, codes = partial_rows(table, frame)
     z = table.maps.forward(table.noisy(values, how.get("generator")))
+    combinations = None
+    if codes is not None:
+        combinations = _drawn(model, table, z, candidates(table, codes), how.get("generator"))
+        model = model.given(y=table.labels[combinations])
     found = table.decode(_filled(model, z, None, particles, how, options), combinations)
     for j, column in enumerate(table.numeric):
         known = ~values[:, j].isnan().numpy()
@@ -151,6 +149,29 @@ def _frame(
             )
     if hasattr(found, "loc") and hasattr(frame, "loc"):
         found.index = frame.index
+    return found
+
+
+def _drawn(
+    model: Model,
+    table: TableSchema,
+    z: Tensor,
+    allowed: Tensor,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """A combination (N,) for each row, drawn from p(combination | what the row has) by Bayes."""
+    found = allowed.int().argmax(1)
+    open_rows = (allowed.sum(1) > 1).nonzero()[:, 0]
+    if not len(open_rows):
+        return found
+    seed = torch.Generator().manual_seed(draw_seed(generator))
+    part = model
+    if model.condition_rows not in (1, len(z)):
+        model.slice_conditions(0, len(z), len(z))  # which says so
+    if model.condition_rows > 1:
+        part = model.select_conditions(open_rows)
+    each, _ = of_categories(part, table, z[open_rows], allowed[open_rows], POINTS, seed, {})
+    found[open_rows] = torch.multinomial(each.softmax(1), 1, generator=seed)[:, 0]
     return found
 
 

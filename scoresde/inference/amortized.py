@@ -14,22 +14,22 @@ from ..common.checks import brief_repr, check_generator, true_or_false, whole_nu
 from ..common.inputs import as_reals
 from ..common.progress import part, shows_progress
 from ..common.seeds import takes_seed
-from ..density.exact import log_prob
-from ..density.options import ModeOptions, RandomDensityOptions
+from ..density.options import DensityOptions, ModeOptions, RandomDensityOptions
 from ..model.require import require_sde
 from ..model.score_sde import ScoreSDE
 from ..sampling.options import SampleOptions
-from ..sampling.trajectory import sample
 from ..training.history import History
 from .coordinates import Coordinates
 from .files import save_posterior
+from .flat_rows import FlatRows
+from .iid import IIDPosterior, Product
 from .modes import mode
 from .observations import condition_name, joint_shape, observations, sample_size
 from .prior import as_prior
-from .rejection import Acceptance, accepted, remembered_share, share_inside
+from .rejection import Acceptance, share_inside
 
 
-class Posterior:
+class Posterior(FlatRows):
     """p(theta | x): a model with one condition, and a prior whose support it keeps to.
 
     With `coordinates`, as `scoresde.posterior` makes them, the model is one of transformed
@@ -164,10 +164,7 @@ class Posterior:
         index = torch.arange(len(rows)).repeat(n)
         if not len(index):
             return self.sde.scale.new_empty(*shape, *batch, self._prior.dim)
-        if self.leaks:
-            theta = accepted(self, rows, index, generator, {**how})
-        else:
-            theta = self._draw(rows, index, generator, {**how})
+        theta = self._sampled(rows, index, generator, {**how})
         return theta.reshape(*shape, *batch, self._prior.dim)
 
     @shows_progress
@@ -279,6 +276,66 @@ class Posterior:
                 found.append(mode(self, row[None], draws, steps, generator, {**how}))
         return torch.stack(found).reshape(*batch, self._prior.dim)
 
+    @takes_seed
+    @shows_progress
+    def iid(
+        self,
+        x: Any,
+        *,
+        draws: int = 1000,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        **how: Unpack[DensityOptions],
+    ) -> IIDPosterior:
+        """Return p(theta | x_1, …, x_k) of k observations that were made with the same theta.
+
+        It is p(theta)^(1 − k)·Π p(theta | x_i), by importance sampling with about 2·k·draws
+        densities of the model: exact in the limit of many draws.
+
+        Parameters
+        ----------
+        x : Tensor or array, shape (k, K)
+            Independent observations.
+        draws : int
+            Weighted points.
+        generator : torch.Generator, optional
+            The only source of randomness when given.
+        seed : int, optional
+            An integer in place of the generator.
+        **how
+            As for `log_prob`, with its progress; 24 fixed steps by default.
+
+        Returns
+        -------
+        IIDPosterior
+            With `sample`, `log_prob`, `theta`, `weights`, `ess`.
+
+        Raises
+        ------
+        TypeError, ValueError, SolverError
+            For x of another shape, a prior without density, observations that agree on no theta.
+
+        Warns
+        -----
+        UserWarning
+            If the points are worth fewer than 5% equal ones.
+
+        Examples
+        --------
+        >>> sde = scoresde.build("vp", "resmlp", shape=(2,), vector=3, width=16)
+        >>> post = scoresde.Posterior(sde, (-3 * torch.ones(2), 3 * torch.ones(2)))
+        >>> both = post.iid(torch.zeros(2, 3), draws=200)
+        >>> both.sample((5,)).shape, both.log_prob(torch.zeros(4, 2)).shape
+        (torch.Size([5, 2]), torch.Size([4]))
+        """
+        check_generator(generator)
+        draws = whole_number("draws", draws, 2)
+        rows, batch = observations(self.sde, self.condition, x)
+        if len(batch) != 1 or not len(rows):
+            came = tuple(as_reals(x, "x").shape)
+            raise ValueError(f"x has shape {came}, wanted (k, …): k observations of one theta")
+        return IIDPosterior(Product(self, rows, {**how}), draws, generator)
+
     def acceptance(self, x: Any = None, *, n: int = 4096) -> Acceptance:
         """Estimate the share of the model's draws inside the prior's support, with its error.
 
@@ -339,60 +396,3 @@ class Posterior:
         See `scoresde.load_posterior`.
         """
         return save_posterior(self, folder)
-
-    # ------------------------------------------------------------------ in flat rows
-
-    def _under(self, rows: Tensor, index: Tensor) -> tuple[Any, Tensor]:
-        """The model under chosen observations, and these; one for all stays one row."""
-        chosen = rows if len(rows) == 1 else rows[index.to(rows.device)]
-        return self.sde.given(**{self.condition: chosen}), chosen
-
-    def _draw(
-        self,
-        rows: Tensor,
-        index: Tensor,
-        generator: torch.Generator | None,
-        how: dict[str, Any],
-    ) -> Tensor:
-        """The model's draws, (N, D), one for each index of an observation."""
-        model, chosen = self._under(rows, index)
-        w: Tensor = sample(model, len(index), generator=generator, **how)
-        if self.coordinates is None:
-            return w
-        return self.coordinates.inverse(w, chosen.flatten(1))
-
-    def _density(self, theta: Tensor, rows: Tensor, index: Tensor, how: dict[str, Any]) -> Tensor:
-        """The model's log p of theta (N, D) inside the support."""
-        model, chosen = self._under(rows, index)
-        if self.coordinates is None:
-            return log_prob(model, theta.to(self.sde.state_dtype), **how)
-        w, log_det = self.coordinates.forward(theta, chosen.flatten(1))
-        log_p = log_prob(model, w.to(self.sde.state_dtype), **how)
-        return (log_p + log_det).to(log_p.dtype)
-
-    def _flat_log_prob(
-        self,
-        theta: Tensor,
-        rows: Tensor,
-        index: Tensor,
-        normalized: bool,
-        how: dict[str, Any],
-    ) -> Tensor:
-        """log p of theta (N, D), −∞ outside."""
-        inside = self._prior.contains(theta)
-        if self.coordinates is not None:
-            inside = inside & self.coordinates.support.contains(theta)
-        value = torch.full(theta.shape[:1], -math.inf, device=theta.device)
-        value = value.to(self.sde.state_dtype)
-        if not bool(inside.any()):
-            return value
-        chosen = index[inside.to(index.device)]
-        log_p = self._density(theta[inside], rows, chosen, how)
-        if normalized and self.leaks:
-            shares = torch.ones(len(rows), dtype=torch.float64)
-            for i in sorted(set(chosen.tolist())):
-                shares[i] = remembered_share(self, rows[i : i + 1])
-            log_p = log_p - shares.log()[chosen].to(log_p)
-        value = value.to(log_p.dtype)
-        value[inside] = log_p
-        return value

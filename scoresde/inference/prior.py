@@ -71,6 +71,20 @@ class Prior:
         value = theta.detach().to(_device_of(self.law))
         return _holds(self.law, value).to(theta.device)
 
+    def log_prob(self, theta: Tensor) -> Tensor:
+        """log p of theta (N, D) of the CPU in float64; −∞ outside the support."""
+        value = torch.full(theta.shape[:1], -math.inf, dtype=torch.float64)
+        inside = self.contains(theta)
+        if not bool(inside.any()):
+            return value
+        there = theta[inside].to(_device_of(self.law))
+        try:
+            found = self.law.log_prob(there)
+        except RuntimeError:  # of two dtypes
+            found = self.law.log_prob(there.to(torch.get_default_dtype()))
+        value[inside] = found.double().cpu()
+        return value
+
     def nearest(self, theta: Tensor) -> Tensor:
         """The nearest point of the box, as numbers of theta's dtype, coordinate by coordinate."""
         low = self.low.to(theta)

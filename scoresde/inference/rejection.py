@@ -23,10 +23,10 @@ AT_ONCE = 2**17
 """Most draws of a round beyond one for each sample."""
 MOST_DRAWS = 500
 """For each sample wanted, and ten thousand more, before sampling gives up."""
-CACHED = 10_000
-"""Observations whose acceptance is remembered."""
 SCARCE = 0.05
 """Acceptance below which there is a warning."""
+CACHED = 10_000
+"""Observations whose acceptance is remembered."""
 
 
 class Draws(Protocol):

@@ -141,7 +141,8 @@ def summary(
     Parameters
     ----------
     sde : ScoreSDE
-        It may be conditioned already, `sde.given(...)`.
+        It may be conditioned already, `sde.given(...)`. Of a model of a `Table` the numeric
+        columns are summarized, in their own units.
     draws : int
         For each condition, at least 2.
     given : mapping of str to Tensor, array, data frame, …, optional
@@ -185,6 +186,7 @@ def summary(
                 f"given is a mapping such as {{'vector': values}}, got {type(given).__name__}"
             )
         sde = sde.given(**given)
+    _require_categories(sde)
     total = sde.condition_rows
     if not total:
         raise ValueError("the conditions have no rows: there is nothing to summarize")
@@ -211,10 +213,25 @@ def summary(
                 seed=seed,
                 first_sample=start * draws,
             )
-        drawn = states[-1].reshape(stop - start, draws, *sde.shape)
+        drawn = _in_columns(sde, states[-1]).reshape(stop - start, draws, *sde.shape)
         parts.append(_summarized(drawn, levels))
     mean, std, found = (torch.cat(column) for column in zip(*parts, strict=True))
     return Summary(mean, std, found, levels, draws)
+
+
+def _require_categories(sde: Model) -> None:
+    """Raise for a model of a table with categories that is under none of them."""
+    named = "y" in sde.condition or sde.unconditional
+    if sde.table is not None and sde.table.classes and not named:
+        raise ValueError(
+            "the table of this model has categories, and a summary is of conditions: name some, "
+            "sde.given(y=...), or summarize draws of all, sample(sde, 1000).describe()"
+        )
+
+
+def _in_columns(sde: Model, x: Tensor) -> Tensor:
+    """Samples in the units of a table's columns; as they are without a table."""
+    return x if sde.table is None else sde.table.restored(x).to(x)
 
 
 def _levels(quantiles: Any) -> tuple[float, ...]:

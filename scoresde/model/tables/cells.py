@@ -18,10 +18,20 @@ from .infer import check_bounds, on_grid
 from .reading import RawColumn
 
 
-def category_numbers(column: Categorical, raw: RawColumn) -> np.ndarray:
-    """The number of each row's category; raise for missing ones and for those never seen."""
-    if raw.missing.any():
+def category_numbers(
+    column: Categorical,
+    raw: RawColumn,
+    gaps: bool = False,
+) -> np.ndarray:
+    """The number of each row's category, −1 for a gap; raise for those never seen."""
+    if raw.missing.any() and not gaps:
         raise ValueError(missing_text(raw))
+    if raw.missing.any():
+        found = np.full(len(raw), -1, np.int64)
+        there = np.flatnonzero(~raw.missing)
+        if len(there):
+            found[there] = category_numbers(column, raw.take(there))
+        return found
     came: Sequence[Any]
     if raw.categories is None:
         unique, place = np.unique(raw.values, return_inverse=True)

@@ -202,6 +202,12 @@ class TableSchema:
         names = [each.name for each in self.columns if each.name in found]
         return as_frame({name: found[name] for name in names})
 
+    def restored(self, z: Tensor) -> Tensor:
+        """The values (N, D) of encoded rows, rounded down to their steps, in float64."""
+        x = self.maps.inverse(z.detach().cpu().double()).numpy()
+        parts = [restored_numbers(column, x[:, j]) for j, column in enumerate(self.numeric)]
+        return torch.from_numpy(np.stack(parts, 1).astype(np.float64))
+
     def values(
         self,
         frame: Any,

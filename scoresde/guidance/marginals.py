@@ -1,0 +1,257 @@
+"""log p of rows with gaps: the marginal density of what a row has.
+
+    p(x_seen) = ∫ p(x_seen, x_missing) dx_missing = E_q[p(x_seen, x_missing)/q(x_missing)]
+
+The joint density is the model's, exact, and q follows it in a few rounds of importance sampling, so
+that the mean is unbiased whatever q is. A missing category is summed over.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, Unpack
+
+import torch
+from torch import Tensor
+
+from ..common.checks import check_budget, check_generator, whole_number
+from ..common.inputs import as_floats
+from ..common.progress import shows_progress
+from ..common.random import draw_seed
+from ..common.seeds import takes_seed
+from ..common.user_warnings import warn
+from ..density.exact import log_prob
+from ..density.options import DensityOptions
+from ..model.protocol import Model
+from ..model.require import require_model
+from ..model.tables.gaps import candidates, partial_rows
+from ..model.tables.reading import holds_columns
+from ..model.tables.schema import TableSchema
+from .row_proposals import RowProposals
+
+ROUNDS = 3
+"""Of proposals; the last one is what is averaged."""
+SOLVE_STEPS = 40
+"""Of each density of a row with gaps."""
+MOST_ERROR = 0.5
+"""Standard error in nats above which a row is uncertain; more than a twentieth of them is told."""
+
+
+class Marginal(NamedTuple):
+    """What `marginal_log_prob` returns.
+
+    Attributes
+    ----------
+    log_prob : Tensor, shape (n,), float64
+        log p of what each row has, in nats.
+    stderr : Tensor, shape (n,), float64
+        Its standard error by the importance weights; 0 for rows without gaps.
+
+    Examples
+    --------
+    See `marginal_log_prob`.
+    """
+
+    log_prob: Tensor
+    stderr: Tensor
+
+
+@takes_seed
+@shows_progress
+@torch.no_grad()
+def marginal_log_prob(
+    sde: Model,
+    x: Any,
+    *,
+    draws: int = 64,
+    generator: torch.Generator | None = None,
+    seed: int | None = None,
+    **how: Unpack[DensityOptions],
+) -> Marginal:
+    """Return log p(x_seen) of rows with gaps, the density of the columns that each row has.
+
+    An unbiased estimate of p(x_seen), the integral of the model's density over the missing columns,
+    by importance sampling: for a few gaps in a row. Rows without gaps have the log p of
+    `scoresde.log_prob`, and rows of gaps alone have 0. A model of any training is taken: only its
+    density of whole rows is evaluated, 3·draws times for a row with gaps.
+
+    Parameters
+    ----------
+    sde : ScoreSDE
+        Of vectors, under conditions if it has learnt with such: sde.given(y=...).
+    x : Tensor or array, shape (n, D), or data frame
+        Rows in the units of the data, NaN for what is missing. Of a model with a table, a frame
+        with its columns, of which a categorical one may be missing as well: it is summed over.
+    draws : int
+        Points of the missing columns, in each of three rounds.
+    generator : torch.Generator, optional
+        The only source of randomness when given.
+    seed : int, optional
+        An integer in place of the generator.
+    **how
+        As for `scoresde.log_prob`, with its progress; by default 40 fixed steps for rows with gaps.
+
+    Returns
+    -------
+    Marginal
+        `log_prob` and `stderr`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For rows of another shape, categories that the table does not have, samples that are no
+        vectors, and as `scoresde.log_prob`.
+
+    Warns
+    -----
+    UserWarning
+        If more than 5% of the rows have a standard error above 0.5 nats.
+
+    References
+    ----------
+    Cappé et al., Population Monte Carlo, Journal of Computational and Graphical Statistics 2004.
+
+    Examples
+    --------
+    >>> mixture = scoresde.toy.GaussianMixture([[-1.0, 2.0], [1.0, 0.0]], 1.0)
+    >>> sde = scoresde.oracle(mixture, scoresde.VPSDE())
+    >>> row = torch.tensor([[0.0, torch.nan]])  # log N(±1; 0, 1) = -1.419
+    >>> scoresde.marginal_log_prob(sde, row, draws=200, seed=0).log_prob
+    tensor([-1.4...], dtype=torch.float64)
+    """
+    model = require_model(sde, "marginal_log_prob")
+    draws = whole_number("draws", draws, 2)
+    check_generator(generator)
+    if len(model.shape) != 1:
+        raise ValueError(
+            f"marginal_log_prob takes models of vectors, shape (D,), and this one has samples of "
+            f"shape {tuple(model.shape)}"
+        )
+    here = torch.Generator().manual_seed(draw_seed(generator))
+    if model.table is None or not holds_columns(x):
+        x = as_floats(x, model.shape, "x", gaps=True)
+        if model.condition_rows not in (1, len(x)):
+            model.slice_conditions(0, len(x), len(x))  # which says so
+        found = Marginal(*of_columns(model, x.double().cpu(), draws, here, {**how}))
+    else:
+        found = _of_frame(model, model.table, x, draws, here, {**how})
+    uncertain = int((found.stderr > MOST_ERROR).sum())
+    if uncertain > 0.05 * len(found.stderr):
+        warn(
+            f"log p of {uncertain} of {len(found.stderr)} rows has a standard error above "
+            f"{MOST_ERROR} nats, as they have many gaps: take more draws="
+        )
+    return found
+
+
+def _of_frame(
+    model: Model,
+    table: TableSchema,
+    frame: Any,
+    draws: int,
+    seed: torch.Generator,
+    how: dict[str, Any],
+) -> Marginal:
+    """log p of rows of a table, in the units of its columns."""
+    values, codes = partial_rows(table, frame)
+    z = table.maps.forward(table.noisy(values, seed))
+    slopes = table.maps.log_slopes(z).nan_to_num(nan=0.0).sum(1)
+    if codes is None or "y" in model.condition or model.unconditional:
+        log_p, stderr = of_columns(model, z, draws, seed, how)
+        return Marginal(log_p + slopes, stderr)
+    each, error = of_categories(model, table, z, candidates(table, codes), draws, seed, how)
+    stderr = (each.softmax(1).nan_to_num() * error).square().sum(1).sqrt()
+    return Marginal(each.logsumexp(1) + slopes, stderr)
+
+
+def of_categories(
+    model: Model,
+    table: TableSchema,
+    z: Tensor,
+    allowed: Tensor,
+    draws: int,
+    seed: torch.Generator,
+    how: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """log p(c) + log p(z_seen | c) and its error, (N, M), for allowed combinations c (N, M)."""
+    labels = table.labels
+    wanted = torch.zeros(len(z), table.classes, dtype=torch.bool)
+    row, combination = allowed.nonzero(as_tuple=True)
+    wanted[row, labels[combination]] = True
+    rows, label = wanted.nonzero(as_tuple=True)
+    check_budget(f"{len(z)} rows of {table.classes} combinations", 8.0 * len(rows) * z.shape[1])
+    given = model.select_conditions(rows).given(y=label)
+    log_p, stderr = of_columns(given, z[rows], draws, seed, how)
+    density = torch.zeros(2, *wanted.shape, dtype=torch.float64)
+    density[0, rows, label] = log_p
+    density[1, rows, label] = stderr
+    each = density[0][:, labels] + table.log_probabilities
+    return each.masked_fill(~allowed, -math.inf), density[1][:, labels]
+
+
+def of_columns(
+    model: Model,
+    x: Tensor,
+    draws: int,
+    seed: torch.Generator,
+    how: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """log p and its error of what rows (N, D) in float64 have, in the units of the data."""
+    gaps = x.isnan()
+    log_p = torch.zeros(len(x), dtype=torch.float64)
+    stderr = torch.zeros_like(log_p)
+    whole = (~gaps.any(1)).nonzero()[:, 0]
+    if len(whole):
+        log_p[whole] = _density(model, x[whole], whole, how)
+    some = (gaps.any(1) & ~gaps.all(1)).nonzero()[:, 0]
+    most = max(1, 2**22 // (draws * max(draws, x.shape[1])))
+    for rows in torch.split(some, most) if len(some) else ():
+        log_p[rows], stderr[rows] = _averaged(model, x[rows], rows, draws, seed, how)
+    return log_p, stderr
+
+
+def _density(model: Model, x: Tensor, rows: Tensor, how: dict[str, Any]) -> Tensor:
+    """log p of whole rows, under the conditions of these rows."""
+    point = x.to(model.device, torch.promote_types(torch.float32, model.state_dtype))
+    return log_prob(model.select_conditions(rows), point, **how).double().cpu()
+
+
+def _averaged(
+    model: Model,
+    x: Tensor,
+    rows: Tensor,
+    draws: int,
+    seed: torch.Generator,
+    how: dict[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """log p and its error of rows with gaps."""
+    mean = model.mean.double().cpu()
+    scale = model.scale.double().cpu()
+    free = scale > 0
+    x = torch.where(x.isnan() & ~free, mean, x)  # a constant is known
+    known = ~x.isnan()
+    unit = torch.where(free, scale, 1.0)
+    u = ((x - mean) / unit).nan_to_num(nan=0.0)
+    proposals = RowProposals(u, known, _covariance(model, free))
+    units = (~known * unit.log()).sum(1, keepdim=True)
+    each = rows.repeat_interleave(draws)
+    how = how or {"steps": SOLVE_STEPS}
+    for number in range(ROUNDS):
+        points = proposals.sample(draws, seed)
+        filled = torch.where(known.unsqueeze(1), x.unsqueeze(1), mean + unit * points)
+        joint = _density(model, filled.flatten(0, 1), each, how).view(len(x), draws)
+        weights = joint + units - proposals.log_prob(points)
+        if number < ROUNDS - 1:
+            proposals.adapt(points, weights)
+    effective = 1 / weights.softmax(1).square().sum(1)
+    error = (1 / effective - 1 / draws).clamp_min(0).sqrt()
+    return weights.logsumexp(1) - math.log(draws), error
+
+
+def _covariance(model: Model, free: Tensor) -> Tensor:
+    """The covariance (D, D) of the model's standardized columns, ones for constants."""
+    directions = model.standardization.directions.double().cpu()
+    whole = torch.eye(len(free), dtype=torch.float64)
+    at = free.nonzero()[:, 0]
+    whole[at.unsqueeze(1), at] = directions @ directions.T
+    return whole

@@ -1,0 +1,94 @@
+"""Draws and densities of a posterior in flat rows, each with the index of its observation."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..density.exact import log_prob
+from ..model.score_sde import ScoreSDE
+from ..sampling.trajectory import sample
+from .coordinates import Coordinates
+from .prior import Prior
+from .rejection import accepted, remembered_share
+
+
+class FlatRows:
+    """What `Posterior` is made of: a model under a condition, coordinates, and a prior."""
+
+    sde: ScoreSDE
+    condition: str
+    coordinates: Coordinates | None
+    leaks: bool
+    _prior: Prior
+    _shares: dict[bytes, float]
+
+    def _under(self, rows: Tensor, index: Tensor) -> tuple[Any, Tensor]:
+        """The model under chosen observations, and these; one for all stays one row."""
+        chosen = rows if len(rows) == 1 else rows[index.to(rows.device)]
+        return self.sde.given(**{self.condition: chosen}), chosen
+
+    def _sampled(
+        self,
+        rows: Tensor,
+        index: Tensor,
+        generator: torch.Generator | None,
+        how: dict[str, Any],
+    ) -> Tensor:
+        """Draws (N, D) inside the support, one for each index of an observation."""
+        draw = partial(accepted, self) if self.leaks else self._draw
+        return draw(rows, index, generator, how)
+
+    def _draw(
+        self,
+        rows: Tensor,
+        index: Tensor,
+        generator: torch.Generator | None,
+        how: dict[str, Any],
+    ) -> Tensor:
+        """The model's draws, (N, D), one for each index of an observation."""
+        model, chosen = self._under(rows, index)
+        w: Tensor = sample(model, len(index), generator=generator, **how)
+        if self.coordinates is None:
+            return w
+        return self.coordinates.inverse(w, chosen.flatten(1))
+
+    def _density(self, theta: Tensor, rows: Tensor, index: Tensor, how: dict[str, Any]) -> Tensor:
+        """The model's log p of theta (N, D) inside the support."""
+        model, chosen = self._under(rows, index)
+        if self.coordinates is None:
+            return log_prob(model, theta.to(self.sde.state_dtype), **how)
+        w, log_det = self.coordinates.forward(theta, chosen.flatten(1))
+        log_p = log_prob(model, w.to(self.sde.state_dtype), **how)
+        return (log_p + log_det).to(log_p.dtype)
+
+    def _flat_log_prob(
+        self,
+        theta: Tensor,
+        rows: Tensor,
+        index: Tensor,
+        normalized: bool,
+        how: dict[str, Any],
+    ) -> Tensor:
+        """log p of theta (N, D), −∞ outside."""
+        inside = self._prior.contains(theta)
+        if self.coordinates is not None:
+            inside = inside & self.coordinates.support.contains(theta)
+        value = torch.full(theta.shape[:1], -math.inf, device=theta.device)
+        value = value.to(self.sde.state_dtype)
+        if not bool(inside.any()):
+            return value
+        chosen = index[inside.to(index.device)]
+        log_p = self._density(theta[inside], rows, chosen, how)
+        if normalized and self.leaks:
+            shares = torch.ones(len(rows), dtype=torch.float64)
+            for i in sorted(set(chosen.tolist())):
+                shares[i] = remembered_share(self, rows[i : i + 1])
+            log_p = log_p - shares.log()[chosen].to(log_p)
+        value = value.to(log_p.dtype)
+        value[inside] = log_p
+        return value

@@ -1,0 +1,340 @@
+"""p(theta | x_1, …, x_k): one set of parameters, and several observations made with it.
+
+For observations that are independent given theta,
+
+    p(theta | x_1 … x_k) ∝ p(theta)^(1 − k) · Π p(theta | x_i),
+
+and the model has each factor as an exact density. So the product is known up to a constant at any
+point, and importance sampling draws from it: no score is composed, and nothing is approximated but
+the integral. Observations come in groups of 1, 1, 2, 4, …, each tempered where weights would
+degenerate. A mixture of t distributions fitted to the weighted points proposes new ones, whose
+weights begin anew, so that the last weights are those of plain importance sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..common.checks import check_generator
+from ..common.errors import SolverError
+from ..common.inputs import as_reals
+from ..common.random import draw_seed
+from ..common.seeds import takes_seed
+from ..common.user_warnings import warn
+from ..density.exact import log_prob
+from .coordinates import Support
+from .mixtures import Mixture, fitted
+from .observations import sample_size
+from .rejection import remembered_share
+
+KEPT_SHARE = 0.5
+"""Share of the effective size that a step of tempering leaves."""
+GOOD_SHARE = 0.5
+"""Effective share at the end below which the mixture is fitted again …"""
+MORE_ROUNDS = 3
+"""… at most so often."""
+MOST_ROUNDS = 40
+"""Steps of tempering in one group of observations."""
+SCARCE = 0.05
+"""Effective share below which there is a warning."""
+SOLVE_STEPS = 24
+"""Of each density. Its error is nearly the same at all theta, and cancels from the weights."""
+
+
+class IIDPosterior:
+    """p(theta | x_1, …, x_k) of k observations made with the same theta.
+
+    A population of weighted points: exact for the model in the limit of many `draws`. Errors of
+    the model add up over the factors: k posteriors that are each 1% too narrow make a product
+    that is too narrow as well, and one that is wider than the prior where x says nothing may have
+    no finite integral.
+
+    Attributes
+    ----------
+    theta : Tensor, shape (draws, D)
+        Parameters, all inside the prior's support.
+    weights : Tensor, shape (draws,), float64
+        Their weights, which sum to 1: a mean over the posterior is `weights @ f(theta)`.
+    ess : float
+        Effective number of points, 1/Σw².
+    stderr : float
+        Standard error of the constant in `log_prob`, in nats.
+
+    References
+    ----------
+    Geffner et al., Compositional score modeling for simulation-based inference, ICML 2023 (the
+    product). Cappé et al., Population Monte Carlo, 2004. Chopin, A sequential particle filter
+    method for static models, 2002.
+
+    Examples
+    --------
+    See `Posterior.iid`.
+    """
+
+    def __init__(
+        self,
+        product: Product,
+        draws: int,
+        generator: torch.Generator | None,
+    ) -> None:
+        self._product = product
+        seed = torch.Generator().manual_seed(draw_seed(generator))
+        u, log_weights = populated(product, draws, seed)
+        self.theta = product.theta(u)
+        self.weights = log_weights.softmax(0)
+        self.ess = float(1 / self.weights.square().sum())
+        self._log_mass = float(log_weights.logsumexp(0)) - math.log(draws)
+        self.stderr = math.sqrt(max(0.0, 1 / self.ess - 1 / draws))
+        if self.ess < SCARCE * draws:
+            warn(
+                f"the {draws} points of this posterior are worth {self.ess:.0f} equal ones: its "
+                "draws repeat a few points; take more draws=, or check that all observations were "
+                "made with one theta"
+            )
+
+    def __repr__(self) -> str:
+        """How many observations, and how good the points are."""
+        k = len(self._product.rows)
+        return f"IIDPosterior({k} observations, {len(self.theta)} points, ess {self.ess:.0f})"
+
+    @takes_seed
+    def sample(
+        self,
+        sample_shape: Any = (),
+        *,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Draw points by their weights, with replacement.
+
+        Parameters
+        ----------
+        sample_shape : tuple of int, or int
+        generator : torch.Generator, optional
+            The only source of randomness when given.
+        seed : int, optional
+            An integer in place of the generator.
+
+        Returns
+        -------
+        Tensor, shape (*sample_shape, D)
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a shape that is none.
+
+        Warns
+        -----
+        UserWarning
+            For more draws than points: some are equal.
+
+        Examples
+        --------
+        See `Posterior.iid`.
+        """
+        check_generator(generator)
+        shape = sample_size(sample_shape, self.theta.shape[1])
+        n = math.prod(shape)
+        if n > len(self.theta):
+            warn(
+                f"{n} draws of {len(self.theta)} weighted points repeat some: make the posterior "
+                f"with draws={2 * n}, or take `weights`"
+            )
+        draws = torch.Generator().manual_seed(draw_seed(generator))
+        drawn = torch.rand(n, generator=draws, dtype=torch.float64)
+        edges = self.weights.cumsum(0)[:-1]
+        chosen = torch.bucketize(drawn, edges, right=True)
+        return self.theta[chosen.to(self.theta.device)].reshape(*shape, self.theta.shape[1])
+
+    def log_prob(self, theta: Any) -> Tensor:
+        """Return log p(theta | x_1, …, x_k), −∞ outside the prior's support.
+
+        Parameters
+        ----------
+        theta : Tensor or array, shape (…, D)
+
+        Returns
+        -------
+        Tensor, shape (…), float64
+            Nats; the constant errs by `stderr`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For theta of another shape.
+
+        Examples
+        --------
+        See `Posterior.iid`.
+        """
+        theta = as_reals(theta, "theta")
+        dim = self.theta.shape[1]
+        if not theta.ndim or theta.shape[-1] != dim:
+            raise ValueError(f"theta has shape {tuple(theta.shape)}, wanted (…, {dim})")
+        if bool(theta.isnan().any()):
+            raise ValueError("theta has NaN values")
+        flat = theta.reshape(-1, dim).detach().double().cpu()
+        value = torch.full(flat.shape[:1], -math.inf, dtype=torch.float64)
+        inside = self._product.supports(flat)
+        if bool(inside.any()):
+            u, slope = self._product.support.forward(flat[inside])
+            found = self._product.log_prob(u, len(self._product.rows))
+            value[inside] = found + slope - self._log_mass
+        return value.reshape(theta.shape[:-1])
+
+
+class Product:
+    """p(theta)^(1 − k) · Π p(theta | x_i) up to a constant, in coordinates without bounds."""
+
+    def __init__(self, posterior: Any, rows: Tensor, how: dict[str, Any]) -> None:
+        self.posterior = posterior
+        self.rows = rows
+        prior = posterior._prior
+        free = torch.full((prior.dim,), math.inf, dtype=torch.float64)
+        self.support: Support = Support(-free, free)
+        if posterior.coordinates is not None:
+            self.support = posterior.coordinates.support
+        self.how = how or {"steps": SOLVE_STEPS}
+
+    def theta(self, u: Tensor) -> Tensor:
+        """The parameters of u, in the model's dtype."""
+        sde = self.posterior.sde
+        return self.support.inverse(u, sde.state_dtype).to(sde.scale.device)
+
+    def supports(self, theta: Tensor) -> Tensor:
+        """Whether theta (N, D) is inside."""
+        inside: Tensor = self.posterior._prior.contains(theta) & self.support.contains(theta)
+        return inside
+
+    def first(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draws of u (n, D) given the first observation."""
+        where = torch.zeros(n, dtype=torch.long)
+        theta = self.posterior._sampled(self.rows[:1], where, generator, {})
+        u, _ = self.support.forward(theta.double().cpu())
+        return u
+
+    def log_first_share(self) -> float:
+        """The log of the share of the model inside the support at the first observation."""
+        if not self.posterior.leaks:
+            return 0.0
+        return math.log(remembered_share(self.posterior, self.rows[:1]))
+
+    def log_prior(self, u: Tensor) -> Tensor:
+        """log p(u) of the prior, (N,); −∞ outside its support."""
+        prior = self.posterior._prior
+        value: Tensor = prior.log_prob(self.support.inverse(u, torch.float64))
+        return value - self.support.log_slope(u)
+
+    def factors(self, u: Tensor, first: int, last: int) -> Tensor:
+        """log p(u | x_i) of observations first … last − 1, (N, last − first)."""
+        count = last - first
+        index = torch.arange(first, last).repeat_interleave(len(u))
+        posterior = self.posterior
+        model, chosen = posterior._under(self.rows, index)
+        w = u.repeat(count, 1).to(self.rows.device)
+        constant = 0.0
+        if posterior.coordinates is not None:
+            w = posterior.coordinates.from_u(w, chosen.flatten(1))
+            constant = float(posterior.coordinates.numbers["root"].diagonal().log().sum())
+        found = log_prob(model, w.to(posterior.sde.state_dtype), **self.how)
+        return found.double().cpu().view(count, len(u)).T - constant
+
+    def log_prob(self, u: Tensor, count: int) -> Tensor:
+        """The product of the first observations, up to a constant, at u (N, D)."""
+        found = self.factors(u, 0, count).sum(1)
+        return found if count == 1 else found - (count - 1) * self.log_prior(u)
+
+
+@torch.no_grad()
+def populated(product: Product, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Points u (n, D) and the log of their importance weights for the product."""
+    total = len(product.rows)
+    u = product.first(n, generator)
+    weights = torch.full((n,), product.log_first_share(), dtype=torch.float64)
+    done = 1
+    while done < total:
+        until = min(2 * done, total)
+        u, weights = _with_more(product, u, weights, done, until, generator)
+        done = until
+    for _ in range(MORE_ROUNDS):
+        if total == 1 or _share(weights) >= GOOD_SHARE:
+            break
+        u, weights, _ = _proposed(product, u, weights, total, total, 1.0, generator)
+    return u, weights
+
+
+def _with_more(
+    product: Product,
+    u: Tensor,
+    weights: Tensor,
+    done: int,
+    until: int,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor]:
+    """Points and log weights with observations done … until − 1 as well, by tempering."""
+    added = product.factors(u, done, until).sum(1) - (until - done) * product.log_prior(u)
+    power = 0.0
+    for _ in range(MOST_ROUNDS):
+        step = _largest_step(weights, added, 1 - power)
+        weights = weights + step * added
+        power = power + step
+        if power > 1 - 1e-9 and _share(weights) >= GOOD_SHARE * KEPT_SHARE:
+            return u, weights
+        u, weights, added = _proposed(product, u, weights, done, until, power, generator)
+        if power > 1 - 1e-9:
+            return u, weights
+    raise SolverError(
+        f"observations {done} to {until - 1} (from 0) agree with no parameters that the others "
+        "allow: check that all were made with one theta"
+    )
+
+
+def _proposed(
+    product: Product,
+    u: Tensor,
+    weights: Tensor,
+    done: int,
+    until: int,
+    power: float,
+    generator: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """New points, their log weights, and what the later observations add at full power."""
+    mixture: Mixture = fitted(u, weights.softmax(0), generator)
+    u = mixture.sample(len(u), generator)
+    each = product.factors(u, 0, until)
+    prior = product.log_prior(u)
+    added = each[:, done:].sum(1) - (until - done) * prior
+    target = each[:, :done].sum(1) - (done - 1) * prior + power * added
+    outside = prior.isinf() | target.isnan()
+    weights = (target - mixture.log_prob(u)).masked_fill(outside, -math.inf)
+    if bool(outside.all()):
+        raise SolverError(
+            "no point that the observations allow lies in the prior's support: train on more "
+            "pairs, or check the observations"
+        )
+    return u, weights, added.masked_fill(outside, 0.0)
+
+
+def _largest_step(weights: Tensor, added: Tensor, most: float) -> float:
+    """The largest power, up to a most, that keeps half of the effective size; by bisection."""
+    wanted = KEPT_SHARE * _share(weights)
+    if _share(weights + most * added) >= wanted:
+        return most
+    low, high = 0.0, most
+    for _ in range(30):
+        middle = 0.5 * (low + high)
+        if _share(weights + middle * added) >= wanted:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _share(weights: Tensor) -> float:
+    """The effective share of points with these log weights."""
+    return float(1 / weights.softmax(0).square().sum()) / len(weights)
