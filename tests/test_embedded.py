@@ -111,7 +111,7 @@ def test_it_is_trained_along() -> None:
     assert not sde.conditions.known()
 
 
-def test_a_registered_class_of_both_is_saved_and_the_two_alone_are_not(tmp_path: Path) -> None:
+def test_a_registered_class_of_both_is_saved_under_its_name(tmp_path: Path) -> None:
     @scoresde.BACKBONES.register("of_series")
     class OfSeries(scoresde.Embedded):
         def __init__(self, shape: tuple[int, ...], width: int = 8) -> None:
@@ -128,9 +128,51 @@ def test_a_registered_class_of_both_is_saved_and_the_two_alone_are_not(tmp_path:
         scoresde.BACKBONES.remove("of_series")
     with pytest.raises(CheckpointError, match="unknown backbone 'of_series'"):
         scoresde.load(tmp_path / "model")
-    sde = scoresde.build("vp", "mlp", shape=(2,), vector=4, embed=Series())
-    with pytest.raises(ValueError, match="register a subclass of scoresde"):
-        scoresde.save(sde, tmp_path / "other")
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_networks_of_the_users_are_loaded_when_they_are_given(
+    averaged: bool, tmp_path: Path
+) -> None:
+    """Bit for bit, with all weights of the file; the network that is given stays as it was."""
+    x, series = normal(30, 2), normal(30, 3, 6, seed=1)
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=8, vector=4, embed=Series())
+    how: dict[str, Any] = {} if averaged else {"ema": 0}
+    how |= {"steps": 3, "batch_size": 10, "checkpoints": tmp_path / "run", **QUIET}
+    scoresde.fit(sde, x, given={"vector": series}, **how)
+    wanted = scoresde.log_prob(sde.given(vector=series), x)
+    fresh = Series()
+    before = [p.clone() for p in fresh.parameters()]
+    scoresde.save(sde, tmp_path / "model")
+    for folder in ("model", "run"):
+        again = scoresde.load(tmp_path / folder, embed=fresh)
+        assert torch.equal(scoresde.log_prob(again.given(vector=series), x), wanted)
+    assert all(map(torch.equal, before, fresh.parameters()))
+    twice = scoresde.load(scoresde.save(again, tmp_path / "twice"), embed={"vector": fresh})
+    assert torch.equal(scoresde.log_prob(twice.given(vector=series), x), wanted)
+    text = (tmp_path / "model" / "model.json").read_text()
+    assert "Series" not in text  # no class of the user's is named
+    with pytest.raises(CheckpointError, match=r"no file holds: load\(folder, embed=net\)"):
+        scoresde.load(tmp_path / "model")
+    with pytest.raises(CheckpointError, match="embed= has \\['other'\\]"):
+        scoresde.load(tmp_path / "model", embed={"other": fresh})
+    with pytest.raises(CheckpointError, match="of another shape or kind"):
+        scoresde.load(tmp_path / "model", embed=nn.Linear(3, 4))
+    with pytest.raises(TypeError, match="embed is a network, or a mapping"):
+        scoresde.load(tmp_path / "model", embed=3)  # type: ignore[arg-type]
+    plain = scoresde.save(scoresde.build("vp", "mlp", shape=(2,), width=8), tmp_path / "plain")
+    with pytest.raises(ValueError, match="was built without embed=: leave it out"):
+        scoresde.load(plain, embed=fresh)
+
+
+def test_a_posterior_with_a_network_of_the_users_is_loaded(tmp_path: Path) -> None:
+    theta, series = normal(60, 2), normal(60, 3, 6, seed=1)
+    sde = scoresde.build("rectified", "mlp", shape=(2,), width=8, vector=4, embed=Series())
+    prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+    post = scoresde.posterior(prior, theta, series, sde=sde, steps=3, **QUIET)
+    again = scoresde.load_posterior(post.save(tmp_path / "post"), embed=Series())
+    found = again.log_prob(theta[:5], x=series[0])
+    assert torch.equal(found, post.log_prob(theta[:5], x=series[0]))
 
 
 def test_the_encoded_backbone_is_resmlp_given_the_numbers_and_hidden_units() -> None:

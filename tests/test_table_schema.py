@@ -557,7 +557,15 @@ X = [0.25, 0.5, 1.5]
 BAD: list[tuple[Any, dict[str, Any], str]] = [
     ({}, {}, "the table is empty"),
     ({"x": []}, {}, "the table is empty"),
-    (np.zeros((3, 2)), {}, "a table is a data frame or a mapping"),
+    (np.zeros((3, 2)), {}, "a table is a data frame or a mapping .* name the columns"),
+    ("rows.csv", {}, r"got str; a file is read by scoresde\.Table\.read"),
+    (pd.Series(X), {}, r"got Series; write column\.to_frame"),
+    ({"x": X[:1]}, {}, "the table has one row, and a density takes at least two"),
+    (
+        {"x": X, "y": pd.date_range("2020", periods=3, tz="UTC")},
+        {},
+        "'y' holds Timestamp, .* give dates as numbers",
+    ),
     ({"x": X, "y": [1, 2]}, {}, "columns of a table have one length"),
     (pd.DataFrame([[1, 2]], columns=["a", "a"]), {}, "several columns are called 'a'"),
     ({"x": X, "y": [1.0, 1.0, 1.0]}, {}, "column 'y' is constant, 1"),

@@ -21,7 +21,11 @@ from .prior import as_prior, rebuild_prior
 
 
 def load_posterior(
-    folder: str | os.PathLike[str], prior: Any = None, device: str | torch.device = "cpu"
+    folder: str | os.PathLike[str],
+    prior: Any = None,
+    device: str | torch.device = "cpu",
+    *,
+    embed: Any = None,
 ) -> Posterior:
     """Load what `Posterior.save` wrote.
 
@@ -33,6 +37,8 @@ def load_posterior(
         support of that, where nothing was learnt, log p stays −∞.
     device : str or torch.device
         Where to put the model.
+    embed : nn.Module, or mapping of str to nn.Module, optional
+        As for `scoresde.load`.
 
     Returns
     -------
@@ -77,7 +83,7 @@ def load_posterior(
         raise CheckpointError(f"{where} lacks {error}") from None
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{where} was edited or is damaged: {error}") from None
-    sde = load(folder, device)
+    sde = load(folder, device, embed=embed)
     _check_fit(sde, coordinates, condition, where)
     return Posterior(sde, chosen, coordinates=coordinates, condition=condition)
 

@@ -206,7 +206,10 @@ def _pairs(
     theta = _floating(theta, "theta")
     x = _floating(x, "x")
     if tuple(theta.shape[1:]) != (prior.dim,):
-        raise ValueError(f"theta has shape {tuple(theta.shape)}, wanted (N, {prior.dim})")
+        raise ValueError(
+            f"theta has shape {tuple(theta.shape)} and the prior {prior.dim} parameters: wanted "
+            f"(N, {prior.dim})"
+        )
     if not x[:1].numel() and len(x):
         raise ValueError(f"x has shape {tuple(x.shape)}: an observation has at least one number")
     if len(x) != len(theta):

@@ -30,11 +30,13 @@ def describe(sde: Trainable) -> dict[str, Any]:
             "called on"
         )
     net = unwrapped(sde.net)
-    if type(net) is Embedded:
-        raise ValueError(
-            "embed= is a network of yours, which no file names: to save this model, register a "
-            "subclass of scoresde.Embedded that builds both, as docs/extending.md shows"
-        )
+    embed = None
+    if type(net) is Embedded:  # its conditions are made by networks that no file names
+        embed = dict(net.embed.items())
+        facts = {"embed": {"names": sorted(embed), "standardize": net.standardize}}
+        net = unwrapped(net.net)
+    else:
+        facts = {}
     known = sde.networks_by_name
     name = known.name_of(net)
     options = known.options_of(net)
@@ -47,6 +49,7 @@ def describe(sde: Trainable) -> dict[str, Any]:
         "averaged": sde.ema is not None,
         "standardize": sde.standardize_by,
         **condition_facts(sde),
+        **facts,
     }
     if sde.stored_as != OLDEST:
         about["class"] = sde.stored_as
@@ -64,7 +67,7 @@ def describe(sde: Trainable) -> dict[str, Any]:
         ) from None
     tensors = weights(sde)
     try:
-        check_weights(expected_weights(about, len(tensors)), tensors)
+        check_weights(expected_weights(about, len(tensors), embed), tensors)
     except (ValueError, TypeError, RuntimeError) as error:
         raise TypeError(
             f"this model can't be rebuilt from its names and options, so it is not saved: {error}"

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backbones import Embedded
 from ..common.inputs import event_shape
 from ..common.names import choose
 from ..common.registry import Registry
@@ -33,11 +34,14 @@ MOST_STRETCH = 1e20
 """Roots of correlations that `fit` measures have eigenvalues far inside (1e-20, 1e20)."""
 
 
-def expected_weights(about: dict[str, Any], count: int) -> dict[str, Expected]:
+def expected_weights(
+    about: dict[str, Any], count: int, embed: Mapping[str, nn.Module] | None = None
+) -> dict[str, Expected]:
     """Shape and number type of every weight, by name, for a file that holds `count` weights."""
     shape = event_shape(about["shape"])
     known = kind_of(about).networks_by_name
     net = _meta_network(known, about["net"]["name"], shape, about["net"]["options"], count)
+    net = with_embed(net, about, embed)
     state = net.state_dict()
     unsaved = sum(value.numel() for name, value in net.named_buffers() if name not in state)
     if unsaved > MOST_UNSAVED_NUMBERS:
@@ -66,6 +70,26 @@ def expected_weights(about: dict[str, Any], count: int) -> dict[str, Expected]:
         for name, value in state.items():
             wanted[f"{part}.{name}"] = (tuple(value.shape), _number_type(value.dtype))
     return wanted
+
+
+def with_embed(
+    net: nn.Module, about: Mapping[str, Any], embed: Mapping[str, nn.Module] | None
+) -> nn.Module:
+    """A network whose conditions are made by the user's, if a description says so."""
+    facts = about.get("embed")
+    if facts is None:
+        return net
+    if embed is None:
+        raise ValueError(
+            f"its conditions {facts['names']} are made by networks of yours, which no file holds: "
+            "load(folder, embed=net), with networks built as those that were trained"
+        )
+    if sorted(embed) != sorted(facts["names"]):
+        raise ValueError(
+            f"its conditions {facts['names']} are made by networks of yours, and embed= has "
+            f"{sorted(embed)}"
+        )
+    return Embedded(net, embed, standardize=bool(facts["standardize"]))
 
 
 def kind_of(about: Mapping[str, Any]) -> type[Trainable]:

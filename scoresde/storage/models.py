@@ -9,11 +9,12 @@ prefix "model.".
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..common.checks import as_path, brief_repr
 from ..common.errors import CheckpointError
@@ -42,7 +43,8 @@ def save(sde: Trainable, folder: str | os.PathLike[str]) -> Path:
     ----------
     sde : ScoreSDE, or another Trainable
         Its process and network must be of registered classes, so that `load` can name them. Of a
-        network wrapped for distributed training or by `torch.compile`, the inner one is saved.
+        network wrapped for distributed training or by `torch.compile`, the inner one is saved. Of
+        networks given as `embed=` the weights are saved: give such ones to `load(..., embed=)`.
     folder : path
         Made if needed. A model that is there is replaced once the new one is complete.
 
@@ -99,7 +101,12 @@ def prepare_folder(folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> Any:
+def load(
+    folder: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    embed: nn.Module | Mapping[str, nn.Module] | None = None,
+) -> Any:
     """Load a model, in eval mode, from what `save` wrote or the newest checkpoint of a run.
 
     Parameters
@@ -108,6 +115,9 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
         A saved model is preferred to checkpoints. A damaged checkpoint is skipped with a warning.
     device : str or torch.device
         Where to put the model.
+    embed : nn.Module, or mapping of str to nn.Module, optional
+        For a model that was built with `embed=`: networks of the same build as those, which are
+        copied and given the weights of the file. No file holds classes of yours.
 
     Returns
     -------
@@ -116,8 +126,10 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
     Raises
     ------
     CheckpointError
-        If there is no model, it is damaged, it is not one of ours, or its process or backbone is
-        not registered.
+        If there is no model, it is damaged, it is not one of ours, its process or backbone is
+        not registered, or embed= is lacking or of other weights.
+    TypeError, ValueError
+        For an embed= that is no network, or for a model without one.
 
     Examples
     --------
@@ -134,9 +146,11 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
         raise ValueError(
             "a model is not loaded to the meta device, which has no values; take 'cpu'"
         )
+    modules = _modules(embed)
     if os.path.lexists(folder / f"{MODEL}.json"):
         about, tensors = storage.read(folder, MODEL)
-        return rebuild(about, tensors, str(folder / f"{MODEL}.json")).to(device)
+        where = str(folder / f"{MODEL}.json")
+        return _with_modules(about, tensors, where, modules).to(device)
     steps = storage.records(folder, STEP)
     if not steps:
         raise CheckpointError(
@@ -148,7 +162,34 @@ def load(folder: str | os.PathLike[str], device: str | torch.device = "cpu") -> 
         for name, value in tensors.items()
         if name.startswith(PREFIX)
     }
-    return rebuild(checkpoint.get("model"), tensors, str(folder / f"{stem}.json")).to(device)
+    where = str(folder / f"{stem}.json")
+    return _with_modules(checkpoint.get("model"), tensors, where, modules).to(device)
+
+
+def _modules(embed: Any) -> dict[str, nn.Module] | None:
+    """Networks by the condition that they make."""
+    if embed is None:
+        return None
+    if isinstance(embed, nn.Module) and not isinstance(embed, nn.ModuleDict):
+        return {"vector": embed}
+    found = embed
+    if isinstance(embed, Mapping | nn.ModuleDict):
+        found = dict(embed.items())
+    if not isinstance(found, dict) or not all(isinstance(m, nn.Module) for m in found.values()):
+        raise TypeError(
+            "embed is a network, or a mapping such as {'vector': net}, got "
+            f"{type(embed).__name__}"
+        )
+    return found
+
+
+def _with_modules(
+    about: Any, tensors: dict[str, Tensor], where: str, modules: dict[str, nn.Module] | None
+) -> Trainable:
+    """The model of a record, with the user's networks, if it has some."""
+    if modules is not None and isinstance(about, dict) and "embed" not in about:
+        raise ValueError(f"the model of {where} was built without embed=: leave it out")
+    return rebuild(about, tensors, where, modules)
 
 
 def _newest_undamaged(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..common.errors import CheckpointError, one_line
 from ..common.inputs import event_shape
@@ -22,7 +22,7 @@ from ..model.schema import Schema
 from ..model.tables.schema import TableSchema, check_network
 from ..model.trainable import Trainable
 from .description import COMPILED
-from .expected import Expected, check_weights, expected_weights, kind_of
+from .expected import Expected, check_weights, expected_weights, kind_of, with_embed
 
 _NETS = ("net.", "ema.")
 _NULL_CONDITION = re.compile(r"(^|\.)null_(vector|image)$")
@@ -46,12 +46,15 @@ _UNBUILDABLE = (
 
 @loaded_only()  # a file must not choose what is imported
 def rebuild(
-    about: Any, tensors: Mapping[str, Tensor], where: str = "the description"
+    about: Any,
+    tensors: Mapping[str, Tensor],
+    where: str = "the description",
+    embed: Mapping[str, nn.Module] | None = None,
 ) -> Trainable:
     """Build a model from a description and weights, neither of them trusted; in eval mode."""
     try:
         about = _with_axes(about, tensors)
-        wanted = expected_weights(about, len(tensors))
+        wanted = expected_weights(about, len(tensors), embed)
         tensors = _without_wrappers(tensors, wanted)
         filled = _fill_null_conditions(tensors, wanted)
         if filled is not tensors:
@@ -62,7 +65,7 @@ def rebuild(
             )
         check_weights(wanted, tensors)
         with torch.device("cpu"), torch.inference_mode(False):
-            sde = _build(about)
+            sde = _build(about, embed)
         _convert_networks(sde, tensors)
         sde.load_state_dict(tensors)
     except _UNBUILDABLE as error:
@@ -72,11 +75,14 @@ def rebuild(
     return sde.eval()
 
 
-def _build(about: dict[str, Any]) -> Trainable:
+def _build(about: dict[str, Any], embed: Mapping[str, nn.Module] | None) -> Trainable:
     """Build what the JSON describes, with weights yet to come."""
     shape = event_shape(about["shape"])
     kind = kind_of(about)
     net = kind.networks_by_name.build(about["net"]["name"], shape, **about["net"]["options"])
+    if embed is not None:
+        embed = {name: duplicate(module) for name, module in embed.items()}
+    net = with_embed(net, about, embed)
     sde = kind.rebuilt(net, shape, about)
     sde.schema = Schema.rebuild(about.get("schema"), shape)
     sde.table = TableSchema.rebuild(about.get("table"), shape)

@@ -76,6 +76,8 @@ def column_of(raw: RawColumn, stated: Statements) -> Column:
         )
     low = float(values.min())
     high = float(values.max())
+    if len(values) == 1:
+        raise ValueError("the table has one row, and a density takes at least two different ones")
     if low == high:
         raise ValueError(
             f"column {name!r} is constant, {low:g} in all rows, and has no density: leave it out"

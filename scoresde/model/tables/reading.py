@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ def raw_columns(data: Any, needed: Collection[str] | None = None) -> dict[str, R
     if not holds_columns(data):
         raise TypeError(
             f"a table is a data frame or a mapping of names to columns, got {type(data).__name__}"
+            f"{_hint_of(data)}"
         )
     named = dict(_named(data))
     if needed is not None and named:
@@ -80,6 +82,17 @@ def raw_columns(data: Any, needed: Collection[str] | None = None) -> dict[str, R
         text = ", ".join(f"{name!r} {len(column)}" for name, column in found.items())
         raise ValueError(f"the columns of a table have one length, got {text:.200}")
     return found
+
+
+def _hint_of(data: Any) -> str:
+    """What to write for data that are no columns by name."""
+    if isinstance(data, str | os.PathLike):
+        return "; a file is read by scoresde.Table.read(path)"
+    if getattr(data, "ndim", 0) == 1 and hasattr(data, "to_frame"):
+        return "; write column.to_frame()"
+    if getattr(data, "ndim", 0) == 2:
+        return "; fit takes arrays of numbers as they are, or name the columns, {'a': x[:, 0], …}"
+    return ""
 
 
 def _named(data: Any) -> Iterator[tuple[str, Any]]:
@@ -170,6 +183,10 @@ def _of_objects(name: str, values: np.ndarray) -> RawColumn:
             reals[missing] = np.nan
         return RawColumn(name, dtype.name, reals, missing)
     kinds = sorted({type(v).__name__ for v in there})
+    dates = ""
+    if any(hasattr(v, "year") for v in there[:1]):
+        dates = "; give dates as numbers, such as days since the first"
     raise TypeError(
         f"column {name!r} holds {' and '.join(kinds)[:80]}, wanted numbers, words or booleans alone"
+        f"{dates}"
     )
