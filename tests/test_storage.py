@@ -534,7 +534,10 @@ def killed(kills: int, tmp_path: Path) -> None:
     killed at a random moment.
     """
     rng, last, inside = random.Random(3), 0, 0
-    storage.write(tmp_path, "model", *contents(0))
+    began = time.perf_counter()
+    for _ in range(5):
+        storage.write(tmp_path, "model", *contents(0))
+    each = (time.perf_counter() - began) / 5  # however fast the machine is
     for _ in range(kills):
         out, into = os.pipe()
         pid = os.fork()
@@ -551,11 +554,12 @@ def killed(kills: int, tmp_path: Path) -> None:
             finally:
                 os._exit(1)
         os.close(into)
-        time.sleep(0.005 + 0.04 * rng.random())
-        os.kill(pid, signal.SIGKILL)
-        assert os.waitpid(pid, 0)[1] == signal.SIGKILL
         with open(out) as file:
-            said = max([last, *map(int, file.read().split())])
+            first = file.readline()  # it is under way
+            time.sleep(8 * each * rng.random())
+            os.kill(pid, signal.SIGKILL)
+            assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+            said = max([last, *map(int, [first, *file.read().split()])])
         inside += any(name.endswith(".partial") for name in names(tmp_path))
         last = check(tmp_path, said, said + 1)
         steps = storage.records(tmp_path, "step-")
