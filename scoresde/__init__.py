@@ -67,6 +67,7 @@ from .model.protocol import Model
 from .model.score_sde import ScoreSDE
 from .model.trainable import Trainable
 from .processes.base import PROCESSES, Process
+from .processes.discrete import DDPM
 from .processes.paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .processes.prediction import PREDICTIONS
 from .processes.spacings import SPACINGS
@@ -89,6 +90,7 @@ from .training.denoising import Denoising, Distilled, loss
 from .training.fitting import fit
 from .training.flow_maps import ConsistencyTraining, MeanFlow
 from .training.history import History
+from .training.logs import Log
 from .training.hybrid import Hybrid
 from .training.maximum_likelihood import MaximumLikelihood
 from .training.noise_levels import NOISES
@@ -106,6 +108,7 @@ __all__ = [
     "BACKBONES",
     "CAPABILITIES",
     "COUPLINGS",
+    "DDPM",
     "EDM",
     "FIELDS",
     "FIRST_STAGES",
@@ -149,6 +152,7 @@ __all__ = [
     "Latent",
     "LatentBound",
     "Likelihood",
+    "Log",
     "MaximumLikelihood",
     "MeanFlow",
     "MinibatchOT",
@@ -201,6 +205,8 @@ __all__ = [
     "fit_classifier",
     "fit_stage",
     "frechet_distance",
+    "from_diffusers",
+    "from_pretrained",
     "impute",
     "interpolate",
     "latent_bound",
@@ -212,6 +218,7 @@ __all__ = [
     "measurements",
     "metrics",
     "mmd",
+    "model_card",
     "nfe_for_error",
     "noise_floor",
     "observe",
@@ -220,6 +227,7 @@ __all__ = [
     "plotting",
     "posterior",
     "posthoc_ema",
+    "push_to_hub",
     "recipes",
     "reflow",
     "sample",

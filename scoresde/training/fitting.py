@@ -28,11 +28,13 @@ from .couplings import Coupling
 from .held_out import HeldOut, Patience, hold_out, usual_steps
 from .history import History
 from .latents import with_latents
+from .logs import Log
 from .model_before import ModelBefore
 from .objectives import Objective
 from .options import AUTO, HALF_LIFE_STEPS, Averaging, Backend, Checkpoints
 from .pairing import Pairing
 from .plan import Plan, planned
+from .recording import Recorder
 from .renamed import old_keywords_translated
 from .tables import with_table
 from .trainer import Trainer
@@ -61,7 +63,7 @@ def fit(
     checkpoints: str | os.PathLike[str] | Checkpoints | None = None,
     backend: str | Backend | Any = None,
     generator: torch.Generator | None = None,
-    progress: bool = True,
+    progress: bool | str | os.PathLike[str] | Log | Any = True,
 ) -> History:
     """Train a model: by default to denoise, which is denoising score matching, and flow matching
     for a rectified flow.
@@ -127,8 +129,10 @@ def fit(
         The randomness of batches, noise and dropout. Without one, torch's global generator gives
         the seed. While it trains, `fit` seeds the process's global generators, and puts them back
         at the end: other threads should not draw from them meanwhile.
-    progress : bool
-        Show a progress bar (on a terminal).
+    progress : bool, path, Log, or an object with .log(dict, step)
+        Show a progress bar (on a terminal). A path is also where to write losses while it trains:
+        a file that ends in .jsonl, or a folder for TensorBoard; so is a logger, such as a run of
+        wandb. `Log` adds samples.
 
     Returns
     -------
@@ -191,6 +195,10 @@ def fit(
         trainer = _trainer(stack, sde, data, given, plan, runner, folder, seed)
         if folder is not None:
             stack.enter_context(folder.named_in_errors())
+        resumed = plan.checkpoints is not None and plan.checkpoints.resume
+        subject = sde if latent is None else latent
+        recorder = Recorder(plan.log, subject, trainer, resumed)
+        trainer.recorder = stack.enter_context(recorder)
         trainer.run(reseed, folder)
     return trainer.history
 

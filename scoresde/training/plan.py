@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..common.checks import check_budget, real_number, true_or_false, whole_number
+from ..common.checks import check_budget, real_number, whole_number
 from ..common.modules import leave_inference
 from ..common.sharding import shared
 from ..common.user_warnings import warn
@@ -17,6 +17,7 @@ from ..data.transforms import Transform, resolve
 from ..model.score_sde import ScoreSDE
 from ..model.trainable import Trainable
 from .couplings import COUPLINGS, Coupling
+from .logs import Log, as_log
 from .objectives import OBJECTIVES, Objective
 from .options import (
     AUTO,
@@ -52,6 +53,7 @@ class Plan:
     checkpoints: Checkpoints | None
     backend: Backend
     progress: bool
+    log: Log | None
     dtype: str
     holds_out: bool = False
     """Whether rows of a table are held out, if the data are one."""
@@ -105,7 +107,7 @@ def planned(
     ema: Any,
     checkpoints: Any,
     backend: Any,
-    progress: bool,
+    progress: Any,
 ) -> Plan:
     """Return the plan of a run, or raise for arguments that make none."""
     named = sde.objective if objective is None else objective
@@ -124,6 +126,7 @@ def planned(
     learnt.check(sde)
     if coupling is None:
         coupling = learnt.coupling(sde)
+    bar, log = as_log(progress)
     plan = Plan(
         objective=learnt,
         named=str(named),
@@ -136,7 +139,8 @@ def planned(
         averaging=as_averaging(ema),
         checkpoints=folder,
         backend=as_backend(backend),
-        progress=true_or_false("progress", progress),
+        progress=bar,
+        log=log,
         dtype=str(_dtype(sde)).removeprefix("torch."),
         holds_out=auto,
         steps_by_data=steps == AUTO,
