@@ -73,6 +73,9 @@ from .processes.prediction import PREDICTIONS
 from .processes.spacings import SPACINGS
 from .sampling.summaries import Summary, summary
 from .sampling.trajectory import Solution, decode, encode, sample, solve
+from .sharing.cards import model_card
+from .sharing.chains import from_diffusers
+from .sharing.hub import from_pretrained, push_to_hub
 from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
 from .storage.models import load, save
 from .training import recipes
