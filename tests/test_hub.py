@@ -90,7 +90,7 @@ class Answers(BaseHTTPRequestHandler):
             body = files[file[3]]
             self.give(body, ETag=f'"{_oid(body)}"', X_Repo_Commit=sha)
 
-    do_HEAD = do_GET  # noqa: N815
+    do_HEAD = do_GET
 
     def do_POST(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -230,11 +230,13 @@ def test_a_folder_needs_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert same(scoresde.from_pretrained(folder), sde)
     with pytest.raises(ValueError, match="revision= is of a repository"):
         scoresde.from_pretrained(folder, revision="main")
-    with pytest.raises(ImportError, match=r"from_pretrained needs huggingface_hub: pip install sc"):
+    with pytest.raises(
+        ImportError, match=r"from_pretrained needs huggingface_hub: pip install sc"
+    ):
         scoresde.from_pretrained(REPO)
     with pytest.raises(ImportError, match=r"push_to_hub needs huggingface_hub: .*\[hub\]"):
         scoresde.push_to_hub(sde, REPO)
-    with pytest.raises(ValueError, match="no folder .*nothing/here/it, and it is no 'user/name'"):
+    with pytest.raises(ValueError, match=r"no folder .*nothing/here/it, and it is no 'user/name'"):
         scoresde.from_pretrained("nothing/here/it")
 
 
@@ -291,9 +293,7 @@ def test_a_card_says_what_the_model_is_and_its_code_runs(tmp_path: Path) -> None
 def test_a_card_has_the_settings_of_a_run_and_the_conditions_that_must_be_given(
     tmp_path: Path,
 ) -> None:
-    sde = scoresde.build(
-        "rectified", "mlp", shape=(2,), width=8, vector=3, condition_dropout=0.0
-    )
+    sde = scoresde.build("rectified", "mlp", shape=(2,), width=8, vector=3, condition_dropout=0.0)
     x = torch.randn(64, 2, generator=generator())
     given = {"vector": torch.randn(64, 3, generator=generator(1))}
     run = tmp_path / "run"
@@ -312,7 +312,9 @@ def test_a_card_of_any_model_that_can_be_saved(kind: str, tmp_path: Path) -> Non
     model: Any = {
         "flow": lambda: scoresde.coupling_flow(shape=(2,), layers=2, width=8),
         "stage": lambda: scoresde.first_stage("vae", shape=(6,), latent=(2,), width=8),
-        "untrained": lambda: scoresde.build("ve", "dit", shape=(1, 8, 8), width=8, heads=2, depth=1),
+        "untrained": lambda: scoresde.build(
+            "ve", "dit", shape=(1, 8, 8), width=8, heads=2, depth=1
+        ),
     }[kind]()
     card = scoresde.model_card(model, name=REPO, license='odd: "licence"')
     assert 'license: "odd: \\"licence\\""\n' in card

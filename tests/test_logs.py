@@ -190,7 +190,7 @@ def test_first_stages_and_latents_are_logged(tmp_path: Path) -> None:
     stage = scoresde.first_stage("vae", shape=(6,), latent=(2,), width=8)
     scoresde.fit_stage(stage, x, steps=10, progress=tmp_path / "stage.jsonl")
     assert read(tmp_path / "stage.jsonl")[-1]["step"] == 10
-    with pytest.raises(TypeError, match="samples= are drawn from a ScoreSDE, .* a FirstStage"):
+    with pytest.raises(TypeError, match=r"samples= are drawn from a ScoreSDE, .* a FirstStage"):
         scoresde.fit_stage(stage, x, steps=10, progress=Log(tmp_path / "s.jsonl", samples=5))
     latent = scoresde.Latent(stage, scoresde.build("vp", "mlp", shape=(2,), width=8))
     log = Log(tmp_path / "latent.jsonl", samples=10, n=4)
@@ -227,7 +227,9 @@ def test_without_tensorboard_the_error_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"pip install scoresde\[tensorboard\], or choose a file"):
+    with pytest.raises(
+        ImportError, match=r"pip install scoresde\[tensorboard\], or choose a file"
+    ):
         fit(model(), "runs/first")
     assert as_log("run.jsonl")[1] is not None
 

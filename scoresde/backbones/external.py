@@ -53,8 +53,8 @@ TABLES = ("num_class_embeds", TRANSFORMER_TABLE)  # names of the option for the 
 class Diffusers(nn.Module):
     """A model of diffusers, "diffusers:NAME", built for the shape of a sample.
 
-    It is not for input_convention="raw", except with `levels`. Before you load a model file that names it, write
-    `import diffusers`: files import nothing.
+    It is for input_convention="raw" only with `levels`. Before you load a model file that names
+    it, write `import diffusers`: files import nothing.
 
     Parameters
     ----------

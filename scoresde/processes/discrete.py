@@ -122,8 +122,9 @@ class DDPM(Process):
             real_number(name, getattr(self, name), 0, 1, hint="try 0.02")
         beta = self._betas()
         if not bool(((beta > 0) & (beta < 1)).all()):
-            raise ValueError(f"every β lies between 0 and 1, got {float(beta.min()):g} to "
-                             f"{float(beta.max()):g}")
+            raise ValueError(
+                f"every β lies between 0 and 1, got {float(beta.min()):g} to {float(beta.max()):g}"
+            )
 
     def __repr__(self) -> str:
         """The call that makes it; numbers that were trained are counted."""

@@ -102,7 +102,7 @@ def _ddpm(process: Process, steps: int) -> Tensor:
     levels = getattr(process, "ddpm_times", None)
     if levels is None:
         raise ValueError(
-            f"spacing='ddpm' is the discrete grid of a VPSDE, Cosine or DDPM, got {process!r}; try 'time'"
+            f"spacing='ddpm' is the grid of a VPSDE, Cosine or DDPM, got {process!r}; try 'time'"
         )
     count = getattr(process, "steps", 1000)
     if count % steps:

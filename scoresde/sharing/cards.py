@@ -173,7 +173,9 @@ def _units(model: Trainable) -> dict[str, str]:
     scale = model.scale.flatten().tolist()
     names = list(model.schema.columns or [])
     if len(mean) > MOST_SHOWN:
-        return {"units": f"mean {_mean(mean):.4g}, standard deviation {_mean(scale):.4g} on average"}
+        return {
+            "units": f"mean {_mean(mean):.4g}, standard deviation {_mean(scale):.4g} on average"
+        }
     word = "column" if len(model.shape) == 1 else "channel"
     found = {}
     for i, (m, s) in enumerate(zip(mean, scale, strict=True)):
@@ -190,8 +192,10 @@ def _condition(model: Trainable, name: str) -> str:
     """What a condition is, as far as the model knows."""
     words = model.schema.words.get(name)
     if words:
-        return "one of " + ", ".join(map(str, words[:MOST_SHOWN])) + (
-            ", …" if len(words) > MOST_SHOWN else ""
+        return (
+            "one of "
+            + ", ".join(map(str, words[:MOST_SHOWN]))
+            + (", …" if len(words) > MOST_SHOWN else "")
         )
     shapes = model.interface.condition_shapes or {}
     if not shapes.get(name):
@@ -202,7 +206,12 @@ def _condition(model: Trainable, name: str) -> str:
 
 def _use_section(model: Trainable, name: str) -> str:
     """The code that loads the model and uses it."""
-    lines = ["import torch", "import scoresde", "", f"model = scoresde.from_pretrained({json.dumps(name)})"]
+    lines = [
+        "import torch",
+        "import scoresde",
+        "",
+        f"model = scoresde.from_pretrained({json.dumps(name)})",
+    ]
     if isinstance(model, ScoreSDE):
         names = model.interface.condition_names
         if names:
@@ -242,13 +251,17 @@ def _training_section(history: History | str | os.PathLike[str]) -> str:
     if history.loss:
         rows["last training loss"] = f"{history.loss[-1]:.5g}"
     if history.validation:
-        rows["validation loss"] = f"{history.validation[-1]:.5g}, lowest {min(history.validation):.5g}"
+        rows["validation loss"] = (
+            f"{history.validation[-1]:.5g}, lowest {min(history.validation):.5g}"
+        )
     if history.best is not None:
         rows["weights kept"] = f"those of step {history.best}"
     if history.held_out:
         rows["rows held out"] = len(history.held_out)
     if history.gap is not None:
-        rows["learnt by heart"] = f"{history.gap:.3g}, the fall of the loss that held-out rows lack"
+        rows["learnt by heart"] = (
+            f"{history.gap:.3g}, the fall of the loss that held-out rows lack"
+        )
     rows["seconds"] = f"{history.seconds:.1f}"
     known = {k: v for k, v in settings.items() if k not in NOT_SETTINGS and v not in (None, [])}
     return f"## Training\n\n{_table({**rows, **{f'`{k}`': v for k, v in known.items()}})}"

@@ -109,7 +109,8 @@ def from_diffusers(
         ) from error
     if isinstance(source, str | os.PathLike):
         folder = as_path(source, "source")
-        net, chain = _network_of(folder, diffusers), _chain_file(folder)
+        net = _network_of(folder, diffusers)
+        chain: Mapping[str, Any] = _chain_file(folder)
     else:
         net, chain = _parts(source)
     if type(net).__name__ != NETWORK:
@@ -129,8 +130,7 @@ def from_diffusers(
     )
     sde.measured.fill_(True)
     if mine.classes:
-        known = {"conditions": {"y": []}, "unconditional": unlabelled}
-        sde.learnt = known
+        sde.learnt = {"conditions": {"y": []}, "unconditional": unlabelled}
     return sde.eval().to(device)
 
 
@@ -251,12 +251,13 @@ def _backbone(
         for name, value in config.items()
         if name in known and name not in (*SIZES, *UNUSED) and value != known[name].default
     }
+    dropout = 0.0 if rows and not unlabelled else 0.1
     # A table without a row for "no label" gets one of zeros, which is never used.
     mine = BACKBONES.build(
         f"diffusers:{NETWORK}",
         shape or _shape_of(config),
         classes=rows - unlabelled,
-        condition_dropout=0.1 if unlabelled or not rows else 0.0,
+        condition_dropout=dropout,
         levels=levels,
         **options,
     )

@@ -183,7 +183,5 @@ def _package(verb: str) -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
-        raise ImportError(
-            f"{verb} needs huggingface_hub: pip install scoresde[hub]"
-        ) from error
+        raise ImportError(f"{verb} needs huggingface_hub: pip install scoresde[hub]") from error
     return huggingface_hub

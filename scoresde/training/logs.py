@@ -191,7 +191,7 @@ class TensorBoard:
             raise _taken(path)
         path.mkdir(parents=True, exist_ok=True)
         purged = step + 1 if resumed else None
-        self.writer: Any = SummaryWriter(str(path), purge_step=purged)  # type: ignore[no-untyped-call]
+        self.writer: Any = SummaryWriter(str(path), purge_step=purged)
 
     def write(self, values: Values, step: int) -> None:
         """Write a value to each of its charts."""
