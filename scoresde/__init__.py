@@ -69,12 +69,16 @@ from .model.protocol import Model
 from .model.score_sde import ScoreSDE
 from .model.trainable import Trainable
 from .processes.base import PROCESSES, Process
+from .processes.discrete import DDPM
 from .processes.paths import EDM, VESDE, VPSDE, Cosine, RectifiedFlow, SubVPSDE
 from .processes.prediction import PREDICTIONS
 from .processes.spacings import SPACINGS
 from .sampling.solution import Solution
 from .sampling.summaries import Summary, summary
 from .sampling.trajectory import decode, encode, sample, solve
+from .sharing.cards import model_card
+from .sharing.chains import from_diffusers
+from .sharing.hub import from_pretrained, push_to_hub
 from .solvers import SOLVERS, AdaptiveRungeKutta, RungeKutta, Solver, Stepper
 from .storage.models import load, save
 from .training import recipes
@@ -93,6 +97,7 @@ from .training.fitting import fit
 from .training.flow_maps import ConsistencyTraining, MeanFlow
 from .training.history import History
 from .training.hybrid import Hybrid
+from .training.logs import Log
 from .training.maximum_likelihood import MaximumLikelihood
 from .training.noise_levels import NOISES
 from .training.objectives import OBJECTIVES, Objective
@@ -109,6 +114,7 @@ __all__ = [
     "BACKBONES",
     "CAPABILITIES",
     "COUPLINGS",
+    "DDPM",
     "EDM",
     "FIELDS",
     "FIRST_STAGES",
@@ -152,6 +158,7 @@ __all__ = [
     "Latent",
     "LatentBound",
     "Likelihood",
+    "Log",
     "Marginal",
     "MaximumLikelihood",
     "MeanFlow",
@@ -205,6 +212,8 @@ __all__ = [
     "fit_classifier",
     "fit_stage",
     "frechet_distance",
+    "from_diffusers",
+    "from_pretrained",
     "impute",
     "interpolate",
     "latent_bound",
@@ -217,6 +226,7 @@ __all__ = [
     "measurements",
     "metrics",
     "mmd",
+    "model_card",
     "nfe_for_error",
     "noise_floor",
     "observe",
@@ -225,6 +235,7 @@ __all__ = [
     "plotting",
     "posterior",
     "posthoc_ema",
+    "push_to_hub",
     "recipes",
     "reflow",
     "sample",

@@ -25,7 +25,7 @@ FLOORS = [
     {"density", "metrics"},
     {"data", "guidance"},
     {"training"},
-    {"evaluation", "estimators", "inference"},
+    {"evaluation", "estimators", "inference", "sharing"},
     {"cli"},
     {"__main__"},
 ]

@@ -35,7 +35,7 @@ class GroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor) -> Tensor:
         """Return the norm of x."""
         if batching():
-            grouped = x.reshape(len(x), self.num_groups, -1)
+            grouped = x.reshape(x.shape[0], self.num_groups, -1)
             whole = F.layer_norm(grouped, grouped.shape[2:], eps=self.eps).view(x.shape)
             by_channel = (-1, *[1] * (x.ndim - 2))
             return torch.addcmul(self.bias.view(by_channel), self.weight.view(by_channel), whole)

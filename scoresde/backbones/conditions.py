@@ -48,7 +48,7 @@ def _floats(value: Tensor) -> Tensor:
 
 def absent(value: Tensor) -> Tensor:
     """Return which rows of a condition are marked as absent, (B,)."""
-    return value.reshape(len(value), -1)[:, 0].isnan()
+    return value.reshape(value.shape[0], -1)[:, 0].isnan()
 
 
 def embedded_numbers(layer: nn.Module, null: Tensor, value: Tensor | None) -> Tensor:
@@ -73,7 +73,7 @@ def require_conditions(given: Mapping[str, Tensor | None], condition_dropout: fl
 def label_indices(x: Tensor, y: Tensor | None, classes: int) -> Tensor:
     """Return labels (B,) as indices of a table of classes + 1 rows; "no label" without y."""
     if y is None:
-        return torch.full((len(x),), classes, device=x.device)
+        return torch.full((x.shape[0],), classes, device=x.device)
     return y.long()  # tables take no shorter integers
 
 

@@ -162,7 +162,7 @@ class Embedding(ExactWaves):
             joined += [fade * torch.sin(omega * state), fade * torch.cos(omega * state)]
         if self.null_image is not None:
             if image is None:
-                joined.append(x.new_zeros(len(x), self.images, *x.shape[2:]))
+                joined.append(x.new_zeros(x.shape[0], self.images, *x.shape[2:]))
                 out = out + self.null_image
             else:
                 lost = absent(image)

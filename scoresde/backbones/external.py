@@ -7,7 +7,8 @@ enters as a step number, made from the label t ≈ log(σ/α), which lies in [�
     step = 1000·(t + 6.2)/12.4
 
 These models expect steps 0 … 999, so they need input_convention="arc", the default. With "raw" the
-label is a time in [0, 1], which would become a step of 500 … 581. ("fourier"
+label is a time in [0, 1], which would become a step of 500 … 581; with levels=T, for models that
+were trained elsewhere on T levels, it becomes step T·t − 1. ("fourier"
 embeddings are not offered: with one, UNet2DModel divides its output by the noise level.)
 
 With `classes`, labels y go to the model's own table, which gets one more row: "no label". A model
@@ -52,8 +53,8 @@ TABLES = ("num_class_embeds", TRANSFORMER_TABLE)  # names of the option for the 
 class Diffusers(nn.Module):
     """A model of diffusers, "diffusers:NAME", built for the shape of a sample.
 
-    It is not for input_convention="raw". Before you load a model file that names it, write
-    `import diffusers`: files import nothing.
+    It is for input_convention="raw" only with `levels`. Before you load a model file that names
+    it, write `import diffusers`: files import nothing.
 
     Parameters
     ----------
@@ -69,6 +70,9 @@ class Diffusers(nn.Module):
     condition_dropout : float
         Probability that a training sample loses its conditions; with 0 a missing condition is an
         error.
+    levels : int
+        T, for a model that was trained on a chain of T noise levels, with input_convention="raw":
+        the label is then a time, and the step number T·t − 1. 0 for the steps made from labels.
     **options
         Of the model, e.g. block_out_channels=[32, 64].
 
@@ -104,10 +108,11 @@ class Diffusers(nn.Module):
         classes: int = 0,
         vector: int = 0,
         condition_dropout: float = 0.1,
+        levels: int = 0,
         **options: Any,
     ) -> None:
         super().__init__()
-        for name, value in (("classes", classes), ("vector", vector)):
+        for name, value in (("classes", classes), ("vector", vector), ("levels", levels)):
             whole_number(name, value, 0)
         real_number("condition_dropout", condition_dropout, 0, 1, closed=True, hint="try 0.1")
         self.shape = event_shape(shape)
@@ -118,6 +123,7 @@ class Diffusers(nn.Module):
             )
         self.classes = classes
         self.vectors = vector
+        self.levels = levels
         self.condition_dropout = condition_dropout
         cls = _find(model)
         known = inspect.signature(cls).parameters
@@ -246,11 +252,14 @@ class Diffusers(nn.Module):
             more["class_labels"] = label_indices(x, y, self.classes or 1)
         if self.text:
             if vector is None:
-                vector = x.new_full((len(x), self.vectors), math.nan)
-            lost = absent(vector).unsqueeze(1) if self.vectors else x.new_zeros(len(x), 1)
+                vector = x.new_full((x.shape[0], self.vectors), math.nan)
+            lost = absent(vector).unsqueeze(1) if self.vectors else x.new_zeros(x.shape[0], 1)
             word = torch.cat([vector.to(x.dtype).masked_fill(lost.bool(), 0), lost.to(x.dtype)], 1)
             more["encoder_hidden_states"] = word.unsqueeze(1)
-        step = (wide(t) + MOST_LABEL) * (1000 / (2 * MOST_LABEL))
+        if self.levels:
+            step = _chain_steps(wide(t), self.levels)
+        else:
+            step = (wide(t) + MOST_LABEL) * (1000 / (2 * MOST_LABEL))
         out: Tensor = self.model(x, step, **more, return_dict=False)[0]
         return out
 
@@ -295,6 +304,14 @@ class Diffusers(nn.Module):
             check_labels(y, self.classes, type(self.model).__name__)
         if vector is not None:
             check_numbers("vector", vector, (self.vectors,))
+
+
+def _chain_steps(t: Tensor, levels: int) -> Tensor:
+    """Step numbers T·t − 1 of times, at least 0; a level's own is free of rounding."""
+    step = levels * t - 1
+    whole = step.round()
+    rounding = levels * 2 * torch.finfo(t.dtype).eps
+    return torch.where((step - whole).abs() < rounding, whole, step).clamp(min=0)
 
 
 def _find(model: str) -> type[nn.Module]:

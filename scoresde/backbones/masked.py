@@ -150,7 +150,7 @@ class Masked(nn.Module):
 
     def _nothing(self, x: Tensor) -> Tensor:
         """What the backbone is told of whole rows, of which nothing is shown: no vector."""
-        return x.new_full((len(x), self.numbers), math.nan)
+        return x.new_full((x.shape[0], self.numbers), math.nan)
 
     @property
     def value_and_trace(self) -> Traced:

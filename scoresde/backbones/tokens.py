@@ -100,8 +100,8 @@ def unpatchify(tokens: Tensor, shape: tuple[int, ...], patch: int) -> Tensor:
     c, *space = shape
     d = len(space)
     order = [0, 1 + d, *(axis for i in range(d) for axis in (1 + i, 2 + d + i))]
-    parts = tokens.reshape(len(tokens), *(n // patch for n in space), c, *[patch] * d)
-    return parts.permute(order).reshape(len(tokens), *shape)
+    parts = tokens.reshape(tokens.shape[0], *(n // patch for n in space), c, *[patch] * d)
+    return parts.permute(order).reshape(tokens.shape[0], *shape)
 
 
 def positions(places: tuple[int, ...], width: int) -> Tensor:

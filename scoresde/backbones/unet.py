@@ -324,6 +324,6 @@ def _joined(x: Tensor, p: int) -> Tensor:
     if p == 1:
         return x
     rank = x.ndim - 2
-    x = x.reshape(len(x), -1, *[p] * rank, *x.shape[2:])
+    x = x.reshape(x.shape[0], -1, *[p] * rank, *x.shape[2:])
     x = x.permute(0, 1, *(axis for i in range(rank) for axis in (2 + rank + i, 2 + i)))
     return x.reshape(*x.shape[:2], *(x.shape[i] * p for i in range(2, 2 + 2 * rank, 2)))

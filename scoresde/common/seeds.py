@@ -30,7 +30,7 @@ def takes_seed(verb: Callable[P, T]) -> Callable[P, T]:
     """
     signature = inspect.signature(verb)
     if "generator" not in signature.parameters:
-        signature = _spelt_out(signature)
+        signature = _spelt_out(verb)
 
     @functools.wraps(verb)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -55,14 +55,21 @@ def takes_seed(verb: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def _spelt_out(signature: inspect.Signature) -> inspect.Signature:
-    """A signature with both arguments in place of **how: Unpack[Randomness]."""
-    kind = inspect.Parameter.KEYWORD_ONLY
+def _spelt_out(verb: Callable[..., object]) -> inspect.Signature:
+    """Its signature, with the arguments that it names in place of **how: Unpack[...]."""
+    signature = inspect.signature(verb)
+    *first, how = signature.parameters.values()
+    named = str(how.annotation).removeprefix("Unpack[").removesuffix("]")
     added = [
-        inspect.Parameter(name, kind, default=None, annotation=f"{held} | None")
-        for name, held in (("generator", "torch.Generator"), ("seed", "int"))
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=getattr(held, "__forward_arg__", held),
+        )
+        for name, held in verb.__globals__[named].__annotations__.items()
     ]
-    return signature.replace(parameters=[*list(signature.parameters.values())[:-1], *added])
+    return signature.replace(parameters=[*first, *added])
 
 
 def _device(values: Iterable[object]) -> torch.device:

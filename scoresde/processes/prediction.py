@@ -51,9 +51,22 @@ def _score(process: Process, phi: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(phi), -1 / process.sigma(process.time(phi))
 
 
-PREDICTIONS: dict[str, Pair] = {"edm": _edm, "x0": _x0, "eps": _eps, "v": _v, "score": _score}
+def _v_arc(process: Process, phi: Tensor) -> tuple[Tensor, Tensor]:
+    """(−sin φ, cos φ): dz/dφ."""
+    return -torch.sin(phi), torch.cos(phi)
+
+
+PREDICTIONS: dict[str, Pair] = {
+    "edm": _edm,
+    "x0": _x0,
+    "eps": _eps,
+    "v": _v,
+    "v_arc": _v_arc,
+    "score": _score,
+}
 """Pairs (a, b) by name, functions of (process, φ): `edm` (sin φ, −cos φ), `x0` (1, 0), `eps` (0,
-1), `v` = dx/dt (α̇, σ̇), `score` (0, −1/σ).
+1), `v` = dx/dt (α̇, σ̇), `v_arc` = dz/dφ (−sin φ, cos φ), `score` (0, −1/σ). What Salimans & Ho and
+diffusers call v is `v_arc`.
 """
 
 

@@ -98,16 +98,19 @@ def _karras(process: Process, steps: int, rho: float = 7.0) -> Tensor:
 
 
 def _ddpm(process: Process, steps: int) -> Tensor:
-    """Every k-th of DDPM's 1,000 levels, or of those of improved DDPM with a cosine process."""
+    """Every k-th of DDPM's 1,000 levels, of improved DDPM's (Cosine), or of a chain's own."""
     levels = getattr(process, "ddpm_times", None)
     if levels is None:
         raise ValueError(
-            f"spacing='ddpm' is the discrete grid of a VPSDE or Cosine, got {process!r}; try 'time'"
+            f"spacing='ddpm' is the grid of a VPSDE, Cosine or DDPM, got {process!r}; try 'time'"
         )
-    if 1000 % steps:
-        raise ValueError(f"spacing='ddpm' takes a number of steps that divides 1000, got {steps}")
-    times: Tensor = levels(1000)
-    return times[:: 1000 // steps].flip(0)
+    count = getattr(process, "steps", 1000)
+    if count % steps:
+        raise ValueError(
+            f"spacing='ddpm' takes a number of steps that divides {count}, got {steps}"
+        )
+    times: Tensor = levels(count)
+    return times[:: count // steps].flip(0)
 
 
 SPACINGS: dict[str, Callable[[Process, int], Tensor]] = {
@@ -125,7 +128,8 @@ SPACINGS: dict[str, Callable[[Process, int], Tensor]] = {
 - `time`: uniform in t.
 - `logsnr`: uniform in λ.
 - `karras`: (σ/α)^{1/7} uniform (Karras et al. 2022, eq. 5).
-- `ddpm`: every k-th of DDPM's 1,000 levels; for `Cosine`, of those of improved DDPM.
+- `ddpm`: every k-th of DDPM's 1,000 levels; for `Cosine`, of those of improved DDPM; for `DDPM`, of
+  its own.
 """
 
 

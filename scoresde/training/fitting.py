@@ -14,7 +14,7 @@ import torch
 from ..common.checks import check_generator
 from ..common.names import suggest_arguments
 from ..common.random import FIXED, draw_seed, isolated
-from ..common.seeds import Randomness, takes_seed
+from ..common.seeds import takes_seed
 from ..data.stream import TrainingStream
 from ..model.latent import Latent
 from ..model.require import require_sde, require_trainable
@@ -28,12 +28,14 @@ from .compiled import Compiled
 from .couplings import Coupling
 from .held_out import HeldOut, Patience, hold_out, usual_steps
 from .history import History
+from .keywords import Running
 from .latents import with_latents
 from .model_before import ModelBefore
 from .objectives import Objective
 from .options import AUTO, HALF_LIFE_STEPS, Averaging, Backend, Checkpoints
 from .pairing import Pairing
 from .plan import Plan, planned
+from .recording import Recorder
 from .renamed import old_keywords_translated
 from .tables import with_table
 from .trainer import Trainer
@@ -63,7 +65,7 @@ def fit(
     checkpoints: str | os.PathLike[str] | Checkpoints | None = None,
     backend: str | Backend | Any = None,
     progress: bool | None = None,
-    **randomness: Unpack[Randomness],
+    **running: Unpack[Running],
 ) -> History:
     """Train a model: by default to denoise, which is denoising score matching, and flow matching
     for a rectified flow.
@@ -133,6 +135,9 @@ def fit(
         at the end: other threads should not draw from them meanwhile.
     seed : int, optional
         An integer in place of the generator.
+    log : path, Log, or an object with .log(dict, step), optional
+        Where to write losses while it trains: a file that ends in .jsonl, a folder for TensorBoard,
+        or a logger, such as a run of wandb. `Log` adds samples.
 
     Returns
     -------
@@ -165,7 +170,7 @@ def fit(
         latent = sde
         sde = require_sde(latent.model, "fit")
     sde = require_trainable(sde, "fit")
-    generator = randomness.get("generator")
+    generator = running.get("generator")
     check_generator(generator)
     plan = planned(
         sde,
@@ -180,6 +185,7 @@ def fit(
         checkpoints=checkpoints,
         backend=backend,
         progress=progress,
+        log=running.get("log"),
     )
     runner = start_backend(plan.backend.accelerator, sde)
     seed = runner.agree(draw_seed(generator), plan.of_this_call())
@@ -196,6 +202,9 @@ def fit(
         trainer = _trainer(stack, sde, data, given, plan, runner, folder, seed)
         if folder is not None:
             stack.enter_context(folder.named_in_errors())
+        resumed = plan.checkpoints is not None and plan.checkpoints.resume
+        recorder = Recorder(plan.log, latent or sde, trainer, resumed)
+        trainer.recorder = stack.enter_context(recorder)
         trainer.run(reseed, folder)
     return trainer.history
 

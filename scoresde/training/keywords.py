@@ -8,9 +8,17 @@ from typing import Any, TypedDict
 
 import torch
 
+from ..common.seeds import Randomness
 from .couplings import Coupling
+from .logs import Log
 from .objectives import Objective
 from .options import Averaging, Backend, Checkpoints
+
+
+class Running(Randomness, total=False):
+    """What `fit` takes by name after its own arguments."""
+
+    log: str | os.PathLike[str] | Log | Any
 
 
 class RunKeywords(TypedDict, total=False):
@@ -20,6 +28,7 @@ class RunKeywords(TypedDict, total=False):
     checkpoints: str | os.PathLike[str] | Checkpoints | None
     backend: str | Backend | Any
     progress: bool | None
+    log: str | os.PathLike[str] | Log | Any
 
 
 class PosteriorKeywords(RunKeywords, total=False):

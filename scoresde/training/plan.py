@@ -18,6 +18,7 @@ from ..data.transforms import Transform, resolve
 from ..model.score_sde import ScoreSDE
 from ..model.trainable import Trainable
 from .couplings import COUPLINGS, Coupling
+from .logs import Log, as_log
 from .objectives import OBJECTIVES, Objective
 from .options import (
     AUTO,
@@ -53,6 +54,7 @@ class Plan:
     checkpoints: Checkpoints | None
     backend: Backend
     progress: bool | None
+    log: Log | None
     dtype: str
     holds_out: bool = False
     """Whether rows of a table are held out, if the data are one."""
@@ -107,6 +109,7 @@ def planned(
     checkpoints: Any,
     backend: Any,
     progress: bool | None,
+    log: Any,
 ) -> Plan:
     """Return the plan of a run, or raise for arguments that make none."""
     named = sde.objective if objective is None else objective
@@ -138,6 +141,7 @@ def planned(
         checkpoints=folder,
         backend=as_backend(backend),
         progress=check_progress(progress),
+        log=as_log(log),
         dtype=str(_dtype(sde)).removeprefix("torch."),
         holds_out=auto,
         steps_by_data=steps == AUTO,

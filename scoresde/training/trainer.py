@@ -36,6 +36,7 @@ from .noise_levels import stratified_quantiles
 from .objectives import Objective
 from .pairing import Pairing
 from .plan import Plan
+from .recording import Recorder
 from .validation import EarlyStopping, Validator
 
 GRADIENT_NORM = 1.0
@@ -71,6 +72,7 @@ class Trainer:
         """In the data, where to begin."""
         self.history = History()
         self.validator: Validator | None = None
+        self.recorder: Recorder | None = None
         self.stopping = EarlyStopping(plan.patience)
         self.total = torch.zeros((), device=sde.scale.device)
         """Of the losses since the last note."""
@@ -101,6 +103,7 @@ class Trainer:
         held = self.validator if isinstance(self.validator, HeldOut) else None
         if held is not None and not self.history.checked:
             self.validate()  # the untrained network
+            self.record(0)
         with self._bar() as bar:
             for step in self.steps_to_go(reseed):
                 last = step == steps
@@ -113,6 +116,7 @@ class Trainer:
                     if self.stopping.stopped and self.history.step[-1:] != [step]:
                         self.note()
                 self.history.seconds = passed + time.perf_counter() - begun
+                self.record(step)
                 if folder is None:
                     continue
                 if step in kept:
@@ -125,6 +129,11 @@ class Trainer:
             self.close()
             if folder is not None:
                 folder.finish(self.sde)
+
+    def record(self, step: int) -> None:
+        """Let the log have what was noted at a step."""
+        if self.recorder is not None:
+            self.recorder.follow(step)
 
     def _bar(self) -> contextlib.AbstractContextManager[tqdm[Any]]:
         """The progress bar; calls inside it have none."""

@@ -1,0 +1,1 @@
+"""Models of others and for others: the Hugging Face hub, model cards, checkpoints of diffusers."""

@@ -1,0 +1,245 @@
+"""Where `fit` writes down a run while it goes on: JSON lines, TensorBoard, loggers of others."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..common.checks import as_path, brief_repr, whole_number
+from .options import written
+
+LINES = ".jsonl"
+NO_FOLDERS = (".json", ".ndjson", ".csv", ".tsv", ".txt", ".log")
+"""Suffixes of files that are not written, and that no folder should have."""
+MOST_HISTOGRAMS = 32
+"""Columns of a sample of vectors that TensorBoard shows."""
+
+Values = Mapping[str, float | Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Log:
+    """Where `fit` writes down losses, and samples drawn on the way; `fit(..., log=Log(...))`.
+
+    Written are "loss", "lr" and "seconds" whenever `History` notes a loss, "validation" whenever
+    it is measured, and "samples" of the averaged network. Samples start from the same noise each
+    time, and leave the randomness of training as it is: the weights are those of a run without a
+    log, bit for bit. Only the main process writes. A log that fails ends with a warning, and the
+    run goes on.
+
+    Parameters
+    ----------
+    to : path, or an object with .log(dict, step)
+        A file that ends in .jsonl, with one JSON object a line; any other path is a folder for
+        TensorBoard (`pip install scoresde[tensorboard]`). An object such as a run of wandb gets
+        numbers, and samples as an array.
+    samples : int
+        Steps between two draws of samples; 0 for none.
+    n : int
+        How many samples.
+    given : mapping of str to Tensor, array or number, optional
+        Conditions of the samples, as of `ScoreSDE.given`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For anything else, and a file name of another kind.
+    ImportError
+        For a folder, if TensorBoard is not installed.
+
+    Notes
+    -----
+    A resumed run goes on with its file or folder: what was written after the checkpoint is
+    replaced. An object of yours is called again for these steps.
+
+    Examples
+    --------
+    >>> import json, pathlib, tempfile
+    >>> sde = scoresde.build("vp", "mlp", shape=(2,), width=8)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     log = Log(folder + "/run.jsonl", samples=10, n=3)
+    ...     _ = scoresde.fit(sde, torch.randn(100, 2), steps=20, log=log)
+    ...     lines = pathlib.Path(folder, "run.jsonl").read_text().splitlines()
+    >>> [sorted(json.loads(line)) for line in lines[-2:]]
+    [['loss', 'lr', 'seconds', 'step', 'validation'], ['samples', 'step']]
+    """
+
+    to: Any
+    samples: int = 0
+    n: int = 16
+    given: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not is_logger(self.to):
+            object.__setattr__(self, "to", _log_path(self.to))
+        object.__setattr__(self, "samples", whole_number("samples", self.samples, 0))
+        object.__setattr__(self, "n", whole_number("n", self.n))
+        if self.given is not None and not isinstance(self.given, Mapping):
+            raise TypeError(
+                f"given is a mapping such as {{'y': 0}}, got {type(self.given).__name__}"
+            )
+
+    def __repr__(self) -> str:
+        """The call that makes it."""
+        return written(self)
+
+
+def is_logger(value: object) -> bool:
+    """Whether something has a method log(dict, step)."""
+    return not isinstance(value, type) and callable(getattr(value, "log", None))
+
+
+def as_log(value: Any) -> Log | None:
+    """Return `log=` in full."""
+    if value is None or isinstance(value, Log):
+        return value
+    return Log(value)
+
+
+def _log_path(value: Any) -> Path:
+    """The path of a log, if it can be written."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(
+            f"a log goes to a path or an object with .log(dict, step), got {brief_repr(value)}"
+        )
+    path = as_path(value, "the log")
+    if path.suffix in NO_FOLDERS:
+        raise ValueError(
+            f"a log is a file that ends in {LINES} or a folder for TensorBoard, got {path}"
+        )
+    if path.suffix != LINES and importlib.util.find_spec("tensorboard") is None:
+        raise ImportError(
+            f"{path} is a folder for TensorBoard, which is not installed: pip install "
+            f"scoresde[tensorboard], or choose a file that ends in {LINES}"
+        )
+    return path
+
+
+class Writer(Protocol):
+    """What writes a log down."""
+
+    def write(self, values: Values, step: int) -> None:
+        """Write values of a step."""
+
+    def close(self) -> None:
+        """Finish what is open."""
+
+
+def writer_of(log: Log, step: int, resumed: bool) -> Writer:
+    """Open a log that goes on after a step."""
+    if not isinstance(log.to, Path):
+        return Logger(log.to)
+    if log.to.suffix == LINES:
+        return JSONLines(log.to, step, resumed)
+    return TensorBoard(log.to, step, resumed)
+
+
+class JSONLines:
+    """One JSON object a line, in order of steps."""
+
+    def __init__(self, path: Path, step: int, resumed: bool) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = path.read_bytes() if path.exists() else b""
+        if before and not resumed:
+            raise _taken(path)
+        kept = 0
+        for line in before.splitlines(keepends=True):
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break  # of steps that are made again, or cut off by the end of the process
+            kept += len(line)
+        self.file = open(path, "ab")  # noqa: SIM115
+        self.file.truncate(kept)
+
+    def write(self, values: Values, step: int) -> None:
+        """Write a line, so that it can be read at once."""
+        plain = {name: _plain(value) for name, value in values.items()}
+        line = json.dumps({"step": step, **plain}, allow_nan=False)
+        self.file.write(line.encode() + b"\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+class TensorBoard:
+    """Scalars, images, and histograms of columns."""
+
+    def __init__(self, path: Path, step: int, resumed: bool) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        if not resumed and path.is_dir() and any(path.glob("events.out.tfevents.*")):
+            raise _taken(path)
+        path.mkdir(parents=True, exist_ok=True)
+        purged = step + 1 if resumed else None
+        self.writer: Any = SummaryWriter(str(path), purge_step=purged)
+
+    def write(self, values: Values, step: int) -> None:
+        """Write a value to each of its charts."""
+        for name, value in values.items():
+            if not isinstance(value, Tensor):
+                self.writer.add_scalar(name, value, step)
+            elif value.ndim == 4 and value.shape[1] in (1, 3):
+                low = value.min()
+                span = (value.max() - low).clamp(min=1e-12)
+                self.writer.add_images(name, (value - low) / span, step)
+            else:
+                columns = value.flatten(1)[:, :MOST_HISTOGRAMS]
+                for i, column in enumerate(columns.unbind(1)):
+                    self.writer.add_histogram(f"{name}/{i}", column, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self.writer.close()
+
+
+class Logger:
+    """An object of the user's, with a method log(dict, step)."""
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def write(self, values: Values, step: int) -> None:
+        """Call it with numbers and arrays."""
+        plain = {
+            name: value.numpy() if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        self.logger.log(plain, step)
+
+    def close(self) -> None:
+        """Leave it open: it is the user's."""
+
+
+def _plain(value: float | Tensor) -> Any:
+    """A value as JSON has it."""
+    return value.tolist() if isinstance(value, Tensor) else float(value)
+
+
+def _taken(path: Path) -> ValueError:
+    """The error for a place that holds another run's log."""
+    return ValueError(
+        f"{path} holds the log of a run: choose another place, or go on with the run by "
+        "Checkpoints(folder, resume=True)"
+    )
+
+
+def drawn(model: Any, log: Log) -> Tensor:
+    """Samples of a model in eval mode, from the same noise each time."""
+    from ..sampling.trajectory import sample
+
+    if log.given:
+        model = model.given(**log.given)
+    device = model.scale.device
+    generator = torch.Generator(device).manual_seed(0)
+    found = sample(model, log.n, generator=generator)
+    return torch.as_tensor(found).detach().float().cpu()
