@@ -169,6 +169,12 @@ class Derived(Model):
         return {name: value for name, value in vars(self).items() if isinstance(value, Model)}
 
     @property
+    def ode_steps(self) -> int | None:
+        """The most of its models; see `Model.ode_steps`."""
+        found = [model.ode_steps for model in self.models.values()]
+        return max((steps for steps in found if steps is not None), default=None)
+
+    @property
     def outcome(self) -> Outcome:
         """That of the first model, less what another lacks and what takes further inputs."""
         self.require_one_space()

@@ -372,6 +372,11 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
         """The solver that `sample` takes if none is named."""
         return self.outcome.solver
 
+    @property
+    def ode_steps(self) -> int | None:
+        """The steps of "adams" where neither steps= nor a tolerance is given; None: it adapts."""
+        return None
+
     def require(self, *needs: str) -> None:
         """Raise ValueError if the model lacks a capability.
 
