@@ -52,7 +52,8 @@ def impute(args: argparse.Namespace) -> None:
     filled = fill(conditioned, rows, **how)
     if isinstance(filled, Tensor):
         filled = _with_known(filled.cpu().numpy(), _names(sde, columns), columns)
-    write_rows(args.out, filled)
+    # columns that the model does not have, as they are
+    write_rows(args.out, {name: filled.get(name, column) for name, column in columns.items()})
     gaps = sum(int(np.isnan(c).sum()) for c in columns.values() if c.dtype.kind == "f")
     say(engine, f"{args.out}: {gaps:,} gaps filled in {len(next(iter(columns.values()))):,} rows")
 
@@ -169,7 +170,10 @@ COMMANDS = {
         run=impute,
         options=(
             MODEL,
-            option("data", help="a .csv, .tsv or .parquet with the model's columns and gaps"),
+            option(
+                "data",
+                help="a .csv, .tsv or .parquet with the model's columns and gaps; others stay",
+            ),
             PARTICLES,
             STEPS,
             SEED,

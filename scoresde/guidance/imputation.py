@@ -50,7 +50,8 @@ def impute(
     Parameters
     ----------
     sde : ScoreSDE
-        Under conditions, if it has learnt with such: sde.given(y=...).
+        Under conditions, if it has learnt with such: sde.given(y=...), but for the categories of
+        a table, which come with the rows.
     x : Tensor or array, shape (n, *shape), or data frame
         Rows in the units of the data, NaN for what is missing. Of a model with a table, a frame
         with its columns, where numbers may be missing and categories not.
@@ -75,7 +76,8 @@ def impute(
     Raises
     ------
     TypeError, ValueError
-        For a model without a score, or options that are not its own, and as `sample`.
+        For a model without a score, a table's model with given(y=...), options that are not its
+        own, and as `sample`.
 
     Warns
     -----
@@ -124,6 +126,11 @@ def _frame(
         if infinite:
             raise ValueError(f"column {name!r} has infinite values in {infinite} rows")
     if combinations is not None:
+        if "y" in model.condition:
+            raise ValueError(
+                "the rows have categories of their own, and the model is given y= too: impute by "
+                "the model without given(y=...)"
+            )
         unknown = (combinations < 0).nonzero()
         if len(unknown):
             raise ValueError(
