@@ -166,7 +166,7 @@ def test_a_network_of_little_training_is_sampled_by_default() -> None:
 
 
 def test_log_prob_of_a_network_of_little_training_ends_by_default() -> None:
-    """It takes 200 steps, with an error bar, and 400 steps say the same; rtol= makes it adaptive."""
+    """It takes 200 steps, and has an error bar; 400 say the same, and rtol= makes it adaptive."""
     torch.manual_seed(0)
     x = randn(2000, 2) * torch.tensor([3.0, 0.2]).double()
     sde = scoresde.build("vp", "mlp", shape=(2,), width=32, depth=2).double()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from typing import Any
@@ -208,7 +209,7 @@ def test_steps_lie_around_one_once_there_are_enough_to_be_even() -> None:
     for steps, least in ((100, 45), (400, 180)):
         levels = [math.tan(a) for a in populations._angles(model, steps, None)]
         assert len(levels) == steps
-        assert all(a > b for a, b in zip(levels, levels[1:], strict=False))
+        assert all(a > b for a, b in itertools.pairwise(levels))
         assert sum(0.3 < u < 3 for u in levels) > least
         assert levels[-1] == pytest.approx(0.01, rel=1e-6)
 

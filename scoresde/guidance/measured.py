@@ -47,7 +47,7 @@ class Measurement:
     ) -> None:
         if not callable(function):
             raise TypeError(f"a measurement is a function of samples, got {brief_repr(function)}")
-        if isinstance(noise, list | tuple) or getattr(noise, "shape", ()):
+        if isinstance(noise, list | tuple) or getattr(noise, "shape", None):
             raise TypeError(
                 f"noise is one number for all of y, got {brief_repr(noise)}: where entries differ "
                 "in noise, measure A(x)/noise, give y/noise, and say noise=1"

@@ -70,7 +70,7 @@ def observe(sde: Model, measurement: Measurement, y: Any, method: str = "mmps") 
     measurement : measurements.Measurement
         A and its noise: `measurements.Inpaint(mask)`, `Blur`, `Linear`, … For a function of your
         own, `measurements.Measurement(f, noise=0.1)`; say linear=True if it is. For one that is
-        not, A is linearized at x̂0, and log N(r; 0, S) is multiplied by cos²φ for "mmps", "tmpd"
+        not, A is linearized at x̂0, and log N(r; 0, S) is multiplied by cos³φ for "mmps", "tmpd"
         and "pigdm": it would be too sure of itself close to pure noise.
     y : Tensor or array, shape (*m) or (n, *m)
         What was measured, in the units of A(x): one for all samples, or a row for each.
@@ -276,7 +276,7 @@ class Observed(Tilted):
             at = Evaluation(self.map, self.measurement.noise, row, y, phi, graph, matrix)
             v, log_psi, gradient = at(lambda z: plain(z, phi, rows), z)
             if not linear and row.tempered:
-                temper = cosine_and_sine(phi, z)[0] ** 2
+                temper = cosine_and_sine(phi, z)[0] ** 3
                 gradient = temper * gradient
                 log_psi = log_psi * (temper.squeeze(1) if isinstance(temper, Tensor) else temper)
             return v, log_psi, gradient
