@@ -42,12 +42,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.filterwarnings("ignore:.* populations have an effective size")
 def test_gaps_of_a_table_are_filled_in_its_units(folder: Path, tmp_path: Path) -> None:
     """E[b | a = 11] = 3 and std 0.3: the mean of 64 lies within 5 standard errors (1e-6)."""
-    (tmp_path / "gaps.csv").write_text("b,a\n" + ",11\n" * 64 + "123456789.123,10\n")
+    rows = "b,name,a\n" + ",x,11\n" * 64 + "123456789.123,y,10\n"
+    (tmp_path / "gaps.csv").write_text(rows)
     out = tmp_path / "filled.csv"
     model, gaps = str(folder / "table"), str(tmp_path / "gaps.csv")
     main(["impute", model, gaps, "--out", str(out), "--steps", "30", "--particles", "4"])
     filled = read_columns(out)
-    assert list(filled) == ["a", "b"]
+    assert list(filled) == ["b", "name", "a"]  # a column that the model lacks stays as it is
+    assert filled["name"].tolist() == ["x"] * 64 + ["y"]
     assert filled["a"].tolist() == [11.0] * 64 + [10.0]
     assert filled["b"][-1] == 123456789.123
     drawn = filled["b"][:64]

@@ -190,6 +190,8 @@ def test_frames_of_a_table() -> None:
     ):
         with pytest.raises(error, match=why):
             scoresde.impute(sde, rows, **how)
+    with pytest.raises(ValueError, match=r"without given\(y=\.\.\.\)"):
+        scoresde.impute(sde.given(y="small"), gaps)
 
 
 class Still(nn.Module):

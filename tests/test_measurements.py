@@ -160,6 +160,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "noise 0": (lambda: (model(), Denoise(0), y3), "noise is greater than 0"),
     "noise below 0": (lambda: (model(), Inpaint([True] * 3, -1), y3), "noise is at least 0"),
     "noise NaN": (lambda: (model(), Denoise(math.nan), y3), "noise is greater than 0"),
+    "noise of each entry": (
+        lambda: (model(), Denoise(torch.ones(3)), y3),
+        r"one number for all of y, .* measure A\(x\)/noise, give y/noise, and say noise=1",
+    ),
+    "noises in a list": (lambda: (model(), Inpaint([True] * 3, [0.1] * 3), y3), "one number for"),
     "noise a word": (lambda: (model(), Denoise("1"), y3), "noise is a number"),
     "likelihood without noise": (
         lambda: (model(), Inpaint([True] * 3), y3, "likelihood"),

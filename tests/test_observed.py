@@ -21,6 +21,7 @@ from scoresde.guidance.linear_systems import (
     gaussian_terms,
     information_terms,
 )
+from scoresde.sampling.plan import plan
 
 F64 = torch.float64
 PROCESSES = ["vp", "ve", "rectified"]
@@ -162,6 +163,30 @@ def test_a_network_of_little_training_is_sampled_by_default() -> None:
     assert found.nfe.tolist() == [50 * 2] * 200
     residual = (found.x[-1].sum(1) - y[:, 0]).abs()
     assert float(residual.median()) < 1.5
+
+
+def test_log_prob_of_a_network_of_little_training_ends_by_default() -> None:
+    """It takes 200 steps, and has an error bar; 400 say the same, and rtol= makes it adaptive."""
+    torch.manual_seed(0)
+    x = randn(2000, 2) * torch.tensor([3.0, 0.2]).double()
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=32, depth=2).double()
+    how: dict[str, Any] = {"steps": 60, "validation": None, "progress": False}
+    scoresde.fit(sde, x, generator=generator(), **how)
+    ours = scoresde.observe(sde, measurements.Linear([[1.0, 1.0]], noise=0.5), [1.0])
+    points = scoresde.sample(ours, 20, generator=generator())
+    found = scoresde.likelihood(ours, points)
+    assert found.nfe.tolist() == [200 * 2] * 20
+    fine = scoresde.log_prob(ours, points, steps=400)
+    error = (found.log_prob - fine).abs()
+    assert float(error.max()) < 1e-3
+    assert float((error / found.solver_error).median()) < 3
+    # models made from it, and other verbs, too; a tolerance makes it adaptive
+    both = scoresde.classifier_free(ours, 2.0, without=sde)
+    assert both.ode_steps == 200
+    assert plan(both, "adams", None, None, {}).adaptive is False
+    assert plan(both, "adams", None, None, {"rtol": 1e-3}).adaptive
+    assert plan(both, "rk45", None, None, {}).adaptive
+    assert plan(sde, "adams", None, None, {}).adaptive
 
 
 @pytest.mark.parametrize(
@@ -324,13 +349,13 @@ def test_angles_a_sample_and_chosen_rows_give_what_one_angle_gives() -> None:
 def test_samples_do_not_depend_on_their_batch(rows: int) -> None:
     model = mixture_model()
     measurement = measurements.Linear(randn(rows, 3, seed=6), noise=1.5)
-    y = measurement(3 * randn(200, 3, seed=7))
+    y = measurement(3 * randn(1000, 3, seed=7))
     ours = scoresde.observe(model, measurement, y)
-    how = {"solver": "dpmpp_2m", "steps": 5}
-    some = scoresde.sample(ours, 200, generator=generator(), batch_size=200, **how)
-    parts = scoresde.sample(ours, 200, generator=generator(), batch_size=7, **how)
+    how = {"solver": "dpmpp_2m", "steps": 2}
+    some = scoresde.sample(ours, 1000, generator=generator(), batch_size=1000, **how)
+    parts = scoresde.sample(ours, 1000, generator=generator(), batch_size=7, **how)
     torch.testing.assert_close(some, parts, rtol=1e-8, atol=1e-8)
-    again = scoresde.sample(ours, 200, generator=generator(), batch_size=200, **how)
+    again = scoresde.sample(ours, 1000, generator=generator(), batch_size=1000, **how)
     assert torch.equal(some, again)
 
 

@@ -52,8 +52,10 @@ def impute(args: argparse.Namespace) -> None:
     filled = fill(conditioned, rows, **how)
     if isinstance(filled, Tensor):
         filled = _with_known(filled.cpu().numpy(), _names(sde, columns), columns)
-    write_rows(args.out, filled)
-    gaps = sum(int(_gaps(column).sum()) for column in columns.values())
+    # columns that the model does not have, as they are
+    whole = {name: filled.get(name, column) for name, column in columns.items()}
+    write_rows(args.out, whole)
+    gaps = sum(int(_gaps(columns[name]).sum()) for name in filled if name in columns)
     say(engine, f"{args.out}: {gaps:,} gaps filled in {len(next(iter(columns.values()))):,} rows")
 
 
@@ -175,7 +177,10 @@ COMMANDS = {
         run=impute,
         options=(
             MODEL,
-            option("data", help="a .csv, .tsv or .parquet with the model's columns and gaps"),
+            option(
+                "data",
+                help="a .csv, .tsv or .parquet with the model's columns and gaps; others stay",
+            ),
             PARTICLES,
             STEPS,
             SEED,

@@ -30,7 +30,7 @@ class Method:
 
     covariance: str  # C: "jacobian", "sums" (its row sums, a diagonal), "sin2", "u2" or "none"
     through: bool = True  # whether the gradient goes through the network
-    tempered: bool = True  # whether log ψ of a nonlinear A is multiplied by cos²φ = 1/(1 + u²)
+    tempered: bool = True  # whether log ψ of a nonlinear A is multiplied by cos³φ
 
 
 METHODS = {

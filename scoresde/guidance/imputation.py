@@ -63,7 +63,8 @@ def impute(
     Parameters
     ----------
     sde : ScoreSDE
-        Under conditions, if it has learnt with such: sde.given(y=...).
+        Under conditions, if it has learnt with such: sde.given(y=...), but for the categories of
+        a table, which come with the rows.
     x : Tensor or array, shape (n, *shape), or data frame
         Rows in the units of the data, NaN for what is missing. Of a model with a table, a frame
         with its columns. A missing category is drawn from p(category | the rest of the row), by
@@ -89,7 +90,8 @@ def impute(
     Raises
     ------
     TypeError, ValueError
-        For a model without a score, or options that are not its own, and as `sample`.
+        For a model without a score, a table's model with given(y=...), options that are not its
+        own, and as `sample`.
 
     Warns
     -----
@@ -134,6 +136,11 @@ def _frame(
 ) -> Any:
     """Rows of a table, filled: categories first, then numbers given them."""
     values, codes = partial_rows(table, frame)
+    if codes is not None and "y" in model.condition:
+        raise ValueError(
+            "the rows have categories of their own, and the model is given y= too: impute by the "
+            "model without given(y=...)"
+        )
     z = table.maps.forward(table.noisy(values, how.get("generator")))
     combinations = None
     if codes is not None:

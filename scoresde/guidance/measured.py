@@ -21,7 +21,8 @@ class Measurement:
     function : callable (B, *shape) -> (B, *m)
         A, in the units of the data; its rows do not mix.
     noise : float
-        Standard deviation of the noise, > 0, in the units of y.
+        Standard deviation of the noise, > 0, in the units of y: one for all of its entries. Where
+        they differ, measure A(x)/noise and say noise=1.
     linear : bool
         Whether A(x) = A·x, so that A of a sum is the sum of the A's.
 
@@ -46,6 +47,11 @@ class Measurement:
     ) -> None:
         if not callable(function):
             raise TypeError(f"a measurement is a function of samples, got {brief_repr(function)}")
+        if isinstance(noise, list | tuple) or getattr(noise, "shape", None):
+            raise TypeError(
+                f"noise is one number for all of y, got {brief_repr(noise)}: where entries differ "
+                "in noise, measure A(x)/noise, give y/noise, and say noise=1"
+            )
         closed = self.noise_may_be_zero
         self.noise = real_number("noise", noise, 0, math.inf, closed=closed)
         self.function = function

@@ -92,6 +92,19 @@ class Population:
         return excess.clamp_min(0) / max(self.size - 1, 1)
 
 
+def balanced(normals: Tensor, size: int) -> Tensor:
+    """Normal rows (n·P, D) made to add up to 0 in each population; each stays N(0, I).
+
+    The correlation of −1/(P − 1) takes out of a mean over particles what is linear in the noise.
+    The mean stays unbiased, as it needs the law of each particle alone.
+    """
+    if size == 1:
+        return normals
+    rows = normals.reshape(-1, size, normals.shape[1])
+    apart = rows - rows.mean(1, keepdim=True)
+    return (math.sqrt(size / (size - 1)) * apart).reshape(normals.shape)
+
+
 def effective_size(weights: Tensor) -> Tensor:
     """1/Σ w² (n,) of normalized weights; 0 where all are 0."""
     square = weights.square().sum(1)

@@ -29,12 +29,20 @@ from .gaps import WithGaps
 from .guided import LARGEST_ANGLE, Guided, require_part
 from .linearized import Linearized
 from .observed import Observed
-from .particle_resampling import Population, effective_size
+from .particle_resampling import Population, balanced, effective_size
 from .tilted import Tilted
 from .twisted import run_twisted
 
 LAST_LEVEL = 0.01
 """The last noise level σ/α that is evaluated, at most."""
+FINE = 4096
+"""Points of the table that default steps are looked up in."""
+UNIFORM = 50
+"""So many steps are uniform in arsinh(α/σ) before further ones lie around σ/α = 1, …"""
+AROUND_ONE = 0.5
+"""… at most this share of all, …"""
+WIDTH = 0.8
+"""… logistic in log(σ/α) with this scale."""
 PROBES = 8
 """Points and directions at which a measurement is differentiated to see its scale."""
 LEAST_SIZE = 0.05
@@ -143,7 +151,8 @@ def particles(
     spacing : str, optional
         Where the steps lie: a key of `scoresde.SPACINGS`. By default they are uniform in
         arsinh(α/σ), so in log(σ/α) near the data, down to a tenth of the noise of a measurement
-        or to σ/α = 0.01.
+        or to σ/α = 0.01; above 50 steps, up to half of them lie around σ/α = 1, where most of the
+        weights arise.
     generator : torch.Generator, optional
         The randomness: sample i depends on it and on i alone, not on n or `batch_size`.
     seed : int, optional
@@ -223,8 +232,13 @@ def _populations(
     """The columns of `Particles`, but the last, of samples start to stop."""
     like = model.scale.new_empty(0, dtype=model.state_dtype)
     numbers = size * start, size * stop
-    z = Noise(seed, PRIOR, *numbers, model.dim, like)()
-    noise = Noise(seed, PATH, *numbers, model.dim, like)
+    first = Noise(seed, PRIOR, *numbers, model.dim, like)
+    path = Noise(seed, PATH, *numbers, model.dim, like)
+
+    def noise() -> Tensor:
+        return balanced(path(), size)
+
+    z = balanced(first(), size)
     uniforms = like.new_empty(0, dtype=wide(like.device))
     chance = Noise(seed, RESAMPLING, start, stop, 1, uniforms)
     population = Population(stop - start, size, resample_below, chance)
@@ -269,14 +283,7 @@ def _angles(model: Model, steps: int, spacing: str | None) -> list[float]:
         most = min(most, LARGEST_ANGLE)
     if spacing is None:
         end = max(math.atan(min(LAST_LEVEL, 0.1 * _finest(model))), least)
-        places = torch.linspace(
-            math.asinh(math.cos(most) / math.sin(most)),
-            math.asinh(1 / math.tan(end)),
-            steps,
-            dtype=torch.float64,
-            device="cpu",
-        )
-        nodes = torch.atan2(torch.ones_like(places), places.sinh())
+        nodes = _around_one(most, end, steps)
     else:
         nodes = process.phi(grid(process, steps, spacing))[:-1].clamp_max(most)
     above = nodes >= least * (1 - 1e-9)
@@ -285,6 +292,22 @@ def _angles(model: Model, steps: int, spacing: str | None) -> list[float]:
     if not found:
         raise ValueError(f"steps={steps} leaves no noise level: take more steps=")
     return found
+
+
+def _around_one(most: float, end: float, steps: int) -> Tensor:
+    """Angles between two, uniform in arsinh(α/σ), and many of them around σ/α = 1."""
+    high = math.asinh(math.cos(most) / math.sin(most))
+    low = math.asinh(1 / math.tan(end))
+    at = torch.linspace(high, low, FINE, dtype=torch.float64, device="cpu")
+    logistic = 1 / (1 + at.sinh().clamp_min(1e-300) ** (-1 / WIDTH))
+    near = min(max(1 - UNIFORM / steps, 0.0), AROUND_ONE)
+    share = near * (logistic - logistic[0]) / (logistic[-1] - logistic[0])
+    share = share + (1 - near) * (at - at[0]) / (at[-1] - at[0])
+    wanted = torch.linspace(0, 1, steps, dtype=torch.float64, device="cpu")
+    above = torch.searchsorted(share, wanted).clamp(1, FINE - 1)
+    part = (wanted - share[above - 1]) / (share[above] - share[above - 1])
+    places = torch.lerp(at[above - 1], at[above], part.clamp(0, 1))
+    return torch.atan2(torch.ones_like(places), places.sinh())
 
 
 def _finest(model: Model) -> float:

@@ -164,6 +164,11 @@ class Derived(Model):
         return {name: value for name, value in vars(self).items() if isinstance(value, Model)}
 
     @property
+    def ode_steps(self) -> int | None:  # type: ignore[override]
+        """The most of its models; see `Model.ode_steps`."""
+        return max((model.ode_steps or 0 for model in self.models.values()), default=0) or None
+
+    @property
     def outcome(self) -> Outcome:
         """That of the first model, less what another lacks and what takes further inputs."""
         self.require_one_space()

@@ -76,6 +76,8 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
     schema: Schema
     table: TableSchema | None = None
     keeps_categories: bool = True
+    ode_steps: int | None = None
+    """Of "adams" where neither steps= nor a tolerance is given; None: it adapts."""
     training: bool
 
     # ------------------------------------------------------------------ what a model has to answer
@@ -387,10 +389,8 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
 
         Examples
         --------
-        >>> net = torch.nn.Identity()
-        >>> jumps = scoresde.ScoreSDE(
-        ...     scoresde.RectifiedFlow(), net, shape=(2,), outcome="endpoint"
-        ... )
+        >>> path, net = scoresde.RectifiedFlow(), torch.nn.Identity()
+        >>> jumps = scoresde.ScoreSDE(path, net, shape=(2,), outcome="endpoint")
         >>> jumps.require("velocity")
         Traceback (most recent call last):
         ValueError: this model has learnt where the ODE ends, not its velocity: ...

@@ -56,6 +56,8 @@ def plan(
     method, named = _resolve_solver(solver, options)
     if steps is None:
         method = _raise_tolerances(method, named, tolerance(sde))
+    if steps is None and solver == "adams" and not {"rtol", "atol"} & set(named):
+        steps = sde.ode_steps
     wanted = _wanted_times(times, forward, started)
     _check_begin(sde, float(wanted[0]))
     if spacing is not None:
