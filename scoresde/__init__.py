@@ -90,6 +90,7 @@ from .training.fitting import fit
 from .training.flow_maps import ConsistencyTraining, MeanFlow
 from .training.history import History
 from .training.hybrid import Hybrid
+from .training.latent_recipes import LatentRecipe
 from .training.maximum_likelihood import MaximumLikelihood
 from .training.noise_levels import NOISES
 from .training.objectives import OBJECTIVES, Objective
@@ -148,6 +149,7 @@ __all__ = [
     "Independent",
     "Latent",
     "LatentBound",
+    "LatentRecipe",
     "Likelihood",
     "MaximumLikelihood",
     "MeanFlow",

@@ -30,6 +30,7 @@ from ..density.dequantize import Uniform
 from ..density.exact import check_how
 from ..metrics.frechet import Features, moments, resolve_features
 from ..model.eval_mode import evaluating
+from ..model.latent import Latent
 from ..model.protocol import Model
 from ..model.require import require_tensors
 from ..sampling.plan import tolerance
@@ -72,7 +73,9 @@ def evaluate(
 
     Parameters
     ----------
-    sde : ScoreSDE
+    sde : ScoreSDE or Latent
+        Of a Latent, bits/dim are the bound of `latent_bound`, with a latent for each draw of the
+        noise; floating-point data are not scored.
     data : Tensor, array, data frame or Samples, shape (N, *shape)
         Held-out: integers 0 … levels − 1 for a model of the unit scale, or floating-point data in
         their own units.
@@ -108,7 +111,7 @@ def evaluate(
     **options
         Of the likelihood: rtol=, atol=, steps=, batch_size=, … as for `likelihood`, and
         trace= : "exact" or "hutchinson"; by default exact for samples of up to 256 numbers, unless
-        probes are given;
+        probes are given, and for several draws of a Latent;
         probes= : of an estimated trace, by default 2; one probe does not show the error of one
         value, but that of the mean;
         solver= : by default "adams", for integers with rtol = atol = 1e-4; samples are drawn by
@@ -165,6 +168,11 @@ def evaluate(
     discrete = is_discrete(scored)
     if not discrete:
         noise = None
+    if n and noise is None and isinstance(sde, Latent):
+        raise TypeError(
+            f"evaluate scores a Latent by bits/dim of integers, and the data are {scored.dtype}: "
+            "scoresde.latent_bound(model, x) bounds log p, or n=0 for samples alone"
+        )
     task = Task(
         sde=sde,
         data=rows,
@@ -178,7 +186,7 @@ def evaluate(
         features=features,
         seed=seed,
         folder=folder,
-        options=_likelihood_options(sde, discrete, options),
+        options=_likelihood_options(sde, discrete, draws, options),
         progress=true_or_false("progress", progress),
     )
     _check(task)
@@ -208,7 +216,9 @@ def _check_arguments(sde: Model, samples: int, fid: int, notes: object) -> None:
         raise ValueError("fid is how many samples the Fréchet distance takes, at least 2, got 1")
 
 
-def _likelihood_options(sde: Model, discrete: bool, options: Mapping[str, Any]) -> dict[str, Any]:
+def _likelihood_options(
+    sde: Model, discrete: bool, draws: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """The options of the likelihood, defaults filled in; probes are 0 for the exact trace."""
     trace = options.get("trace")
     probes = options.get("probes")
@@ -217,8 +227,10 @@ def _likelihood_options(sde: Model, discrete: bool, options: Mapping[str, Any]) 
             f"probes={probes} are of an estimated trace; leave them out, or trace='exact'"
         )
     if trace is None:
-        small = probes is None and sde.dim <= EXACT_TRACE_DIM
-        trace = "exact" if small else "hutchinson"
+        small = sde.dim <= EXACT_TRACE_DIM
+        if isinstance(sde, Latent):  # one draw's log p(z) needs no exact trace, several do
+            small = draws > 1
+        trace = "exact" if small and probes is None else "hutchinson"
     probes = DEFAULT_PROBES if probes is None else whole_number("probes", probes)
     if trace == "hutchinson" and probes >= sde.dim:
         trace = "exact"  # as in `likelihood`: it costs no more
@@ -284,7 +296,7 @@ def _new_evaluation(task: Task, sketch: Tensor, notes: Mapping[str, Any] | None)
     total = len(task.data)
     conditions = {n: value.cpu() for n, value in task.data.model(sketch).condition.items()}
     values = task.data.rows(sketch)
-    nets = sde.networks(raw=True)
+    nets = [net for part in sde._evaluated() for net in part.networks(raw=True)]
     names = ", ".join(type(net).__name__ for net in nets)
     return Evaluation(
         model=f"{sde.process!r}, {names}, {sde.shape}",
