@@ -125,7 +125,7 @@ def test_the_bound_of_gaussian_data_lacks_only_prior_and_decoder(
 
 
 def quadrature(alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
-    """Weights that add up to 1 and the traces of Cov[x0|z], on a grid about one of 8 alike modes."""
+    """Weights that add up to 1 and traces of Cov[x0|z], on a grid about one of 8 alike modes."""
     means, std = modes()
     std2 = std**2
     var = alpha**2 * std2 + sigma**2
