@@ -106,6 +106,15 @@ def test_what_it_wrote_is_sampled_and_scored(
     assert found["parameters"] == count
 
 
+def test_floats_of_a_latent_are_drawn_and_not_scored(trained: tuple[Path, Path]) -> None:
+    model = scoresde.load(trained[1])
+    x = torch.rand(3, 1, 28, 28)
+    with pytest.raises(TypeError, match=r"latent_bound\(model, x\) bounds log p, or n=0"):
+        scoresde.evaluate(model, x, progress=False)
+    found = scoresde.evaluate(model, x, n=0, samples=2, progress=False)
+    assert (found.samples, found.score) == (2, None)
+
+
 def test_a_latent_is_saved_as_its_two_parts(trained: tuple[Path, Path], tmp_path: Path) -> None:
     _, out = trained
     model = scoresde.load(out)

@@ -168,11 +168,6 @@ def evaluate(
     discrete = is_discrete(scored)
     if not discrete:
         noise = None
-    if n and noise is None and isinstance(sde, Latent):
-        raise TypeError(
-            f"evaluate scores a Latent by bits/dim of integers, and the data are {scored.dtype}: "
-            "scoresde.latent_bound(model, x) bounds log p, or n=0 for samples alone"
-        )
     task = Task(
         sde=sde,
         data=rows,
@@ -248,6 +243,12 @@ def _check(task: Task) -> None:
     device = sde.scale.device
     if task.fid and len(task.data) < 2:
         raise ValueError("the Fréchet distance takes at least 2 data, got 1")
+    if task.n and task.noise is None and isinstance(sde, Latent):
+        raise TypeError(
+            "evaluate scores a Latent by bits/dim of integers, and the data are "
+            f"{task.scored.dtype}: scoresde.latent_bound(model, x) bounds log p, or n=0 for "
+            "samples alone"
+        )
     if task.draws > 1 and task.noise is None:
         raise ValueError(
             f"draws={task.draws} are of the noise of integers, and the data are {task.scored.dtype}"

@@ -260,11 +260,11 @@ class FirstStage(Trainable):
         x = self.accept(x)
         net = self._stage_net
         out = net.outputs(self.accept_latent(z).to(self.net_dtype))
-        value = self.log_of_states(net, self.from_data(x), out) - self.log_scale
+        value = self._log_of_states(net, self.from_data(x), out) - self.log_scale
         off = self.off_constants(x)
         return value if off is None else value.masked_fill(off, -math.inf)
 
-    def log_of_states(self, net: Any, z0: Tensor, out: Tensor) -> Tensor:
+    def _log_of_states(self, net: Any, z0: Tensor, out: Tensor) -> Tensor:
         """log p(x|z) (B,) of standardized states (B, n), in their units, by a decoder's outputs."""
         if not net.levels:
             return log_normal(z0, flat(out, self.free).to(z0.dtype), net.log_noise)

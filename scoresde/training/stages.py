@@ -89,7 +89,7 @@ class Autoencoding(Objective):
                 f"the first stage was given {tuple(x.shape)} and returned x̂ of shape "
                 f"{tuple(getattr(x_hat, 'shape', ()))}; it must keep the shape"
             )
-        nats = -sde.log_of_states(inner, z0, out).mean()
+        nats = -sde._log_of_states(inner, z0, out).mean()
         nats = nats + inner.penalty(code, self.kl, self.free_bits)
         if self.extra is not None:
             states = flat(x_hat, sde.free).to(z0.dtype)
