@@ -97,6 +97,7 @@ from .training.fitting import fit
 from .training.flow_maps import ConsistencyTraining, MeanFlow
 from .training.history import History
 from .training.hybrid import Hybrid
+from .training.latent_recipes import LatentRecipe
 from .training.logs import Log
 from .training.maximum_likelihood import MaximumLikelihood
 from .training.noise_levels import NOISES
@@ -157,6 +158,7 @@ __all__ = [
     "Independent",
     "Latent",
     "LatentBound",
+    "LatentRecipe",
     "Likelihood",
     "Log",
     "Marginal",

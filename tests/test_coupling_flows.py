@@ -42,6 +42,52 @@ def test_inverse_and_log_determinant_are_those_of_the_jacobian(n: int, kind: str
         torch.testing.assert_close(log_det, net.log_scale.sum().expand(5))
 
 
+@pytest.mark.parametrize("kind", ["affine", "additive"])
+@pytest.mark.parametrize("n", [2, 5])
+def test_with_the_same_weights_it_is_the_flow_of_zuko(n: int, kind: str) -> None:
+    """Zuko's layers with our bounded scale as their map, and our perceptrons as their networks:
+    its features are in order, and its outputs (shift, scale) by feature."""
+    zuko = pytest.importorskip("zuko")
+    from torch.distributions import AffineTransform
+
+    class Shift(AffineTransform):
+        def __init__(self, shift: Tensor, raw: Tensor | None = None) -> None:
+            scale = torch.ones_like(shift)
+            if raw is not None:
+                scale = (2 * torch.tanh(raw / 2)).exp()
+            super().__init__(shift, scale)
+
+    net = rough(n, kind=kind, layers=6)
+    numbers = 2 if kind == "affine" else 1
+    parts = []
+    for layer in net.layers:
+        kept, columns = layer.kept.sort()
+        moved, rows = layer.moved.sort()
+        mask = torch.zeros(n, dtype=torch.bool).index_fill(0, kept, True)
+        theirs = zuko.flows.coupling.GeneralCouplingTransform(
+            n,
+            mask=mask,
+            univariate=Shift,
+            shapes=((),) * numbers,
+            hidden_features=(16, 16),
+            activation=torch.nn.SiLU,
+        ).double()
+        weights = layer.net.state_dict()
+        weights["0.weight"] = weights["0.weight"][:, columns]
+        order = torch.stack([rows + k * len(moved) for k in range(numbers)], 1).flatten()
+        last = str(max(int(name.partition(".")[0]) for name in weights))
+        for name in (f"{last}.weight", f"{last}.bias"):
+            weights[name] = weights[name][order]
+        theirs.hyper.load_state_dict(weights)
+        parts.append(theirs)
+    base = torch.distributions.Normal(torch.zeros(n).double(), (-net.log_scale).exp().double())
+    flow = zuko.flows.Flow(parts, lambda *_: torch.distributions.Independent(base, 1))
+    x = torch.randn(50, n, generator=generator(), dtype=torch.float64)
+    z, log_det = net(x)
+    ours = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1) + log_det
+    torch.testing.assert_close(flow().log_prob(x), ours, atol=1e-10, rtol=0)
+
+
 def test_a_class_has_an_inverse_of_its_own() -> None:
     net = rough(3, classes=4, vector=2)
     x = torch.randn(6, 3, generator=generator(), dtype=torch.float64)

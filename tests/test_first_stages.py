@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal, kl_divergence
 
 import scoresde
+from scoresde.backbones import VAE
 from scoresde.backbones.codebook import VQ, StraightThrough
 from scoresde.model.autoencoder import Encoded
 
@@ -282,6 +283,31 @@ def test_ranks_share_one_codebook(tmp_path: Path) -> None:
         torch.testing.assert_close(ours, getattr(whole, name)[live])
 
 
+class Still(VAE):
+    """Without the noise of z, which each rank draws for itself."""
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> Any:
+        return super().forward(x, None)
+
+
+STILL = {
+    "vq": lambda: VQ((2,), latent=(2,), codes=4, width=4, decay=0.9, revive=0.0),
+    "vae": lambda: Still((2,), latent=(2,), width=4),
+}
+
+
+def _trained(backend: Any = None) -> dict[str, Any]:
+    """Both kinds of stage after 20 steps of global batches of 32."""
+    found = {}
+    for name, made in STILL.items():
+        stage = scoresde.FirstStage(made(), shape=(2,))
+        how: dict[str, Any] = {"steps": 20, "batch_size": 32, "progress": False, "lr": 1e-2}
+        x = torch.randn(200, 2, generator=generator(9))
+        scoresde.fit_stage(stage, x, generator=generator(3), backend=backend, **how)
+        found |= {f"{name}.{key}": value for key, value in stage.state_dict().items()}
+    return found
+
+
 def _fitted(rank: int, file: str, folder: str) -> None:
     import accelerate
 
@@ -291,28 +317,32 @@ def _fitted(rank: int, file: str, folder: str) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{file}", rank=rank, world_size=2
     )
-    accelerator = accelerate.Accelerator(cpu=True)
     torch.manual_seed(rank)
-    stage = scoresde.first_stage(
-        "vq", shape=(2,), latent=(2,), codes=4, width=4, decay=0.9, revive=0.0
-    )
-    how: dict[str, Any] = {"steps": 20, "batch_size": 32, "progress": False}
-    x = torch.randn(200, 2, generator=generator(9))
-    scoresde.fit_stage(stage, x, generator=generator(3), backend=accelerator, **how)
-    torch.save(stage.state_dict(), f"{folder}/{rank}.pt")
+    torch.save(_trained(accelerate.Accelerator(cpu=True)), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_ranks_train_one_stage(tmp_path: Path) -> None:
-    """After T steps of global batches of 32, counts add up to γ^T·4 + (1 − γ^T)·32."""
+    """After T steps of global batches of 32, counts add up to γ^T·4 + (1 − γ^T)·32; weights,
+    averages and codebook are those of one process, which has the same rows in every batch."""
     pytest.importorskip("accelerate")
     torch.multiprocessing.spawn(_fitted, (str(tmp_path / "meet"), str(tmp_path)), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
     total = 0.9**20 * 4 + (1 - 0.9**20) * 32
-    assert float(first["net.count"].sum()) == pytest.approx(total, rel=1e-5)
+    assert float(first["vq.net.count"].sum()) == pytest.approx(total, rel=1e-5)
+    torch.manual_seed(0)
+    alone = _trained()
+    assert alone.keys() == first.keys()
+    moved = False
+    for name, value in alone.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6, msg=name)
+        moved = moved or (
+            "ema" in name and not torch.equal(value, alone[name.replace("ema", "net")])
+        )
+    assert moved
 
 
 # ------------------------------------------------------------------------------- fit and files

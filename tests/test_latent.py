@@ -340,7 +340,7 @@ def test_what_a_latent_model_can_not_do_is_refused_in_a_sentence(tmp_path: Path)
         (TypeError, f"solve(start=...) {refused}", lambda: scoresde.solve(model, start=x)),
         (TypeError, f"a field of x_t {refused}", lambda: model.score(x, 0.5)),
         (TypeError, f"a field of x_t {refused}", lambda: guided.velocity(x, 0.5)),
-        (TypeError, "save takes a ScoreSDE", lambda: scoresde.save(model, tmp_path)),
+        (TypeError, "save takes a ScoreSDE", lambda: scoresde.save(guided, tmp_path)),
         (TypeError, "latent_bound takes a scoresde.Latent", lambda:
             scoresde.latent_bound(sde, x)),
         (TypeError, "latent_bound takes a scoresde.Latent", lambda:

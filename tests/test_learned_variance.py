@@ -39,13 +39,17 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def standard_gaussians() -> scoresde.toy.GaussianMixture:
-    """The 8 Gaussians with a standard deviation of 1 along each axis."""
-    eight = scoresde.toy.EightGaussians()
-    scale = float(eight.std()[0])
+def modes() -> tuple[Tensor, float]:
+    """Means and standard deviation of 8 Gaussians that have one of 1 along each axis."""
+    scale = float(scoresde.toy.EightGaussians().std()[0])
     angle = torch.arange(8).double() * math.pi / 4
     means = 4 / math.sqrt(2) / scale * torch.stack([angle.cos(), angle.sin()], 1)
-    return scoresde.toy.GaussianMixture(means, 0.5 / math.sqrt(2) / scale)
+    return means, 0.5 / math.sqrt(2) / scale
+
+
+def standard_gaussians() -> scoresde.toy.GaussianMixture:
+    """The 8 Gaussians with a standard deviation of 1 along each axis."""
+    return scoresde.toy.GaussianMixture(*modes())
 
 
 def gaussian(*stds: float) -> scoresde.toy.GaussianMixture:
@@ -118,6 +122,53 @@ def test_the_bound_of_gaussian_data_lacks_only_prior_and_decoder(
     error = float(gap.std()) / math.sqrt(len(x))
     assert abs(float(gap.mean() - wanted)) < 5 * error + 2e-3
     assert error < 0.02
+
+
+def quadrature(alpha: float, sigma: float) -> tuple[Tensor, Tensor]:
+    """Weights that add up to 1 and traces of Cov[x0|z], on a grid about one of 8 alike modes."""
+    means, std = modes()
+    std2 = std**2
+    var = alpha**2 * std2 + sigma**2
+    axis = torch.linspace(-7, 7, 101).double() * math.sqrt(var)
+    z = torch.cartesian_prod(axis, axis) + alpha * means[0]
+    square = (z[:, None] - alpha * means).square().sum(2)
+    of_mode = (-0.5 * square[:, 0] / var).exp()
+    posterior = (-0.5 * square / var).softmax(1)
+    x0 = means + (alpha * std2 / var) * (z[:, None] - alpha * means)
+    mean = (posterior[:, :, None] * x0).sum(1, keepdim=True)
+    trace = (posterior[:, :, None] * (x0 - mean).square()).sum((1, 2)) + 2 * std2 * sigma**2 / var
+    return of_mode / of_mode.sum(), trace
+
+
+@pytest.mark.parametrize("spacing", ["logsnr", "ddpm"])
+def test_the_exact_figures_are_those_of_a_quadrature(spacing: str) -> None:
+    """The bound term by term, E over z on a grid of its plane: no samples, no random numbers.
+
+    A measurement of 500 samples has standard errors of 0.036 ("posterior", logsnr) and 0.024, and
+    0.06 and 0.03 (ddpm). Published by hand for these were 2.40, 0.17, 0.07 and 1.31, 0.31, 0.16:
+    all within three of those, and errors of one sign, as they share their samples.
+    """
+    process = scoresde.VPSDE()
+    times = grid(process, 50, spacing).flip(0)[1:]
+    alphas = process.alpha(times).tolist()
+    sigmas = process.sigma(times).tolist()
+    weight, trace = quadrature(alphas[0], sigmas[0])
+    decoder = math.log(2 * math.pi * sigmas[0] ** 2) + float(weight @ trace) / (2 * sigmas[0] ** 2)
+    prior = sigmas[-1] ** 2 + alphas[-1] ** 2 - 1 - 2 * math.log(sigmas[-1])
+    found = dict.fromkeys(("posterior", "beta", "isotropic"), decoder + prior)
+    for (a, s), (b, t) in itertools.pairwise(zip(alphas, sigmas, strict=True)):
+        step = t**2 - (b / a) ** 2 * s**2
+        tilde = step * s**2 / t**2
+        weight, trace = quadrature(b, t)
+        error = (a * step / t**2) ** 2 * trace / 2  # by axis, in the mean of p(z_s | z_t)
+        best = (tilde + error).clamp(tilde, step)
+        for name, var in (("posterior", tilde), ("beta", step), ("isotropic", best)):
+            var = torch.as_tensor(var).double()
+            cost = (tilde + error) / var - 1 + (var / tilde).log()
+            found[name] += float(weight @ cost.expand_as(trace))
+    entropy = standard_gaussians().entropy()
+    for name, nats in found.items():
+        assert abs(nats - entropy - EXACT[spacing, name]) < 0.004, name
 
 
 @pytest.mark.parametrize("spacing", ["logsnr", "ddpm"])

@@ -21,7 +21,8 @@ import scoresde
 from scoresde.backbones import resampling
 from scoresde.backbones.base import batchable
 from scoresde.backbones.blocks import GroupNorm, norm
-from scoresde.backbones.unet import UNet, _joined, _patched
+from scoresde.backbones.resampling import joined, patched
+from scoresde.backbones.unet import UNet
 from scoresde.backbones.unet_options import UNetOptions
 from scoresde.density.trace import exact_trace
 
@@ -439,10 +440,10 @@ def test_the_pyramid_is_a_convolution_and_then_a_filter(shape: tuple[int, ...], 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_patches(shape: tuple[int, ...]) -> None:
     x, _ = inputs(shape)
-    assert torch.equal(_joined(_patched(x, 2), 2), x)
+    assert torch.equal(joined(patched(x, 2), 2), x)
     if len(shape) == 3:
-        assert torch.equal(_patched(x, 2), F.pixel_unshuffle(x, 2))
-        assert torch.equal(_joined(_patched(x, 2), 2), F.pixel_shuffle(_patched(x, 2), 2))
+        assert torch.equal(patched(x, 2), F.pixel_unshuffle(x, 2))
+        assert torch.equal(joined(patched(x, 2), 2), F.pixel_shuffle(patched(x, 2), 2))
 
 
 # --- what a backbone must be ---

@@ -11,11 +11,12 @@ from .masked import Masked
 from .mlp import MLP
 from .presets import PRESETS, Preset
 from .resmlp import ResMLP
-from .stages import FIRST_STAGES, VAE, StageNet
+from .stages import FIRST_STAGES, StageNet
 from .twodrifts import TwoDrifts
 from .twotimes import TwoTimes
 from .unet import UNet
 from .uvit import UViT
+from .variational import VAE
 
 __all__ = [
     "BACKBONES",

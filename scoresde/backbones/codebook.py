@@ -39,7 +39,7 @@ class VQ(StageNet):
 
     Parameters
     ----------
-    shape, latent, channels, blocks, width, depth, noise
+    shape, latent, channels, blocks, width, depth, noise, patch
         As for `VAE`. Each latent vector along the first axis is quantized.
     codes : int
         Vectors in the codebook.
@@ -86,9 +86,10 @@ class VQ(StageNet):
         width: int = 256,
         depth: int = 2,
         noise: float | None = None,
+        patch: int = 1,
     ) -> None:
         super().__init__(latent, noise)
-        o = sizes(channels=channels, blocks=blocks, width=width, depth=depth)
+        o = sizes(channels=channels, blocks=blocks, width=width, depth=depth, patch=patch)
         codes = whole_number("codes", codes)
         self.decay = real_number("decay", decay, 0, 1, closed=True)
         if self.decay == 1:

@@ -114,3 +114,23 @@ class Pyramid(nn.Module):
         padding = self.taps.shape[-1] // 2
         out: Tensor = self.conv(filtered(x, self.taps, stride=1, padding=padding))
         return out
+
+
+def patched(x: Tensor, p: int) -> Tensor:
+    """(B, C, *space) to (B, C·p^rank, *space/p): each patch's numbers as channels."""
+    if p == 1:
+        return x
+    rank = x.ndim - 2
+    x = x.reshape(*x.shape[:2], *(n for size in x.shape[2:] for n in (size // p, p)))
+    x = x.permute(0, 1, *range(3, 3 + 2 * rank, 2), *range(2, 2 + 2 * rank, 2))
+    return x.flatten(1, 1 + rank)
+
+
+def joined(x: Tensor, p: int) -> Tensor:
+    """The inverse of `patched`."""
+    if p == 1:
+        return x
+    rank = x.ndim - 2
+    x = x.reshape(len(x), -1, *[p] * rank, *x.shape[2:])
+    x = x.permute(0, 1, *(axis for i in range(rank) for axis in (2 + rank + i, 2 + i)))
+    return x.reshape(*x.shape[:2], *(x.shape[i] * p for i in range(2, 2 + 2 * rank, 2)))

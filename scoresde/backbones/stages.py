@@ -20,16 +20,14 @@ from ..common.checks import real_number, whole_number
 from ..common.inputs import event_shape
 from ..common.registry import Registry
 from .blocks import norm
-from .resampling import Resample, convolution
+from .discretized import Bins
+from .resampling import Resample, convolution, joined, patched
 
 FIRST_STAGES: Registry[nn.Module] = Registry("first stage", "scoresde.FIRST_STAGES")
 """First stages by name, built as `FIRST_STAGES.build(name, shape, latent=…, **options)`."""
 
 LEAST_NOISE = 1e-3
 """Of p(x|z), if it is learnt."""
-
-LOG_SCALES = (-15.0, 10.0)
-"""log s(x) is kept in this range, in which s² neither overflows nor vanishes."""
 
 
 class Residual(nn.Module):
@@ -52,11 +50,29 @@ class Residual(nn.Module):
         return out
 
 
-def halvings(shape: tuple[int, ...], latent: tuple[int, ...]) -> int:
-    """How often a sample is halved to the size of its latent; ValueError if it can't be."""
+class Patches(nn.Module):
+    """Patches of an image as channels, or channels as patches."""
+
+    def __init__(self, patch: int, join: bool) -> None:
+        super().__init__()
+        self.patch = patch
+        self.join = join
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return them."""
+        return joined(x, self.patch) if self.join else patched(x, self.patch)
+
+
+def halvings(shape: tuple[int, ...], latent: tuple[int, ...], patch: int) -> int:
+    """How often patches are halved to the size of a latent; ValueError if they can't be."""
     for k in range(20):
-        if all(n == m * 2**k for n, m in zip(shape[1:], latent[1:], strict=True)):
+        if all(n == m * patch * 2**k for n, m in zip(shape[1:], latent[1:], strict=True)):
             return k
+    if patch > 1:
+        raise ValueError(
+            f"latent={latent} of samples {shape} with patch={patch}: each size is that of the "
+            f"sample divided by {patch} times a power of two"
+        )
     raise ValueError(
         f"latent={latent} of samples {shape}: each size is that of the sample divided by one and "
         f"the same power of two, such as {(latent[0], *(n // 2 for n in shape[1:]))}"
@@ -64,20 +80,22 @@ def halvings(shape: tuple[int, ...], latent: tuple[int, ...]) -> int:
 
 
 def coders(
-    shape: tuple[int, ...], latent: tuple[int, ...], out: int, o: dict[str, int]
+    shape: tuple[int, ...], latent: tuple[int, ...], out: int, o: dict[str, int], numbers: int = 1
 ) -> tuple[nn.Module, nn.Module]:
-    """An encoder into `out` channels or numbers of the latent's size, and a decoder."""
+    """An encoder into `out` channels of the latent's size, and a decoder into numbers of x's."""
     if len(shape) != len(latent):
         raise ValueError(
             f"latent={latent} of samples {shape}: wanted as many axes, such as "
             f"{(4, *(n // 4 for n in shape[1:]))}"
         )
     if len(shape) == 1:
-        return perceptron(shape[0], out, o), perceptron(latent[0], shape[0], o)
+        return perceptron(shape[0], out, o), perceptron(latent[0], numbers * shape[0], o)
     rank = len(shape) - 1
-    times = halvings(shape, latent)
+    patch = o.get("patch", 1)
+    times = halvings(shape, latent, patch)
     c = o["channels"]
-    down: list[nn.Module] = [convolution(rank, shape[0], c)]
+    folded = shape[0] * patch**rank
+    down: list[nn.Module] = [convolution(rank, folded, c)]
     up: list[nn.Module] = [convolution(rank, latent[0], c)]
     for i in range(times + 1):
         blocks = [Residual(rank, c) for _ in range(o["blocks"])]
@@ -85,7 +103,10 @@ def coders(
         blocks = [Residual(rank, c) for _ in range(o["blocks"])]
         up += [*([Resample(rank, c, up=True)] if i else []), *blocks]
     down += [norm(c), nn.SiLU(), convolution(rank, c, out)]
-    up += [norm(c), nn.SiLU(), convolution(rank, c, shape[0])]
+    up += [norm(c), nn.SiLU(), convolution(rank, c, numbers * folded)]
+    if patch > 1:
+        down = [Patches(patch, join=False), *down]
+        up = [*up, Patches(patch, join=True)]
     return nn.Sequential(*down), nn.Sequential(*up)
 
 
@@ -111,6 +132,8 @@ class StageNet(nn.Module):
     Attributes
     ----------
     latent : tuple of int
+    levels : int
+        Of integers that p(x|z) gives probabilities; 0 for the Gaussian.
 
     Examples
     --------
@@ -123,6 +146,7 @@ class StageNet(nn.Module):
     tensor([[1., 1., 0., 0.]])
     """
 
+    levels = 0
     learnt_noise: nn.Parameter | None
     given_noise: Tensor
 
@@ -159,7 +183,7 @@ class StageNet(nn.Module):
 
         Examples
         --------
-        >>> mean, scale = VAE((6,), latent=(2,)).encode(torch.zeros(3, 6))
+        >>> mean, scale = scoresde.backbones.VAE((6,), latent=(2,)).encode(torch.zeros(3, 6))
         >>> mean.shape, scale.shape
         (torch.Size([3, 2]), torch.Size([3, 2]))
         """
@@ -179,10 +203,29 @@ class StageNet(nn.Module):
 
         Examples
         --------
-        >>> VAE((6,), latent=(2,)).decode(torch.zeros(3, 2)).shape
+        >>> scoresde.backbones.VAE((6,), latent=(2,)).decode(torch.zeros(3, 2)).shape
         torch.Size([3, 6])
         """
         raise NotImplementedError
+
+    def outputs(self, z: Tensor) -> Tensor:
+        """Return what p(x|z) is made of: here its mean, `decode(z)`.
+
+        Parameters
+        ----------
+        z : Tensor, shape (B, *latent)
+
+        Returns
+        -------
+        Tensor
+
+        Examples
+        --------
+        >>> net = scoresde.backbones.VAE((6,), latent=(2,), levels=8, components=3)
+        >>> net.outputs(torch.zeros(3, 2)).shape
+        torch.Size([3, 54])
+        """
+        return self.decode(z)
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Any]:
         """Return x̂ of a latent drawn from q(z|x), and what `penalty` and `settle` need.
@@ -196,17 +239,61 @@ class StageNet(nn.Module):
         Returns
         -------
         x_hat : Tensor, shape (B, *shape)
+            Or the other `outputs` of a decoder of integers.
         code : object
             By default (mean, scale).
 
         Examples
         --------
-        >>> VAE((6,), latent=(2,))(torch.zeros(3, 6))[0].shape
+        >>> scoresde.backbones.VAE((6,), latent=(2,))(torch.zeros(3, 6))[0].shape
         torch.Size([3, 6])
         """
         mean, scale = self.encode(x)
         z = mean if noise is None or scale is None else mean + scale * noise
-        return self.decode(z), (mean, scale)
+        return self.outputs(z), (mean, scale)
+
+    def mean_of(self, out: Tensor) -> Tensor:
+        """Return the mean of p(x|z) of `outputs`.
+
+        Parameters
+        ----------
+        out : Tensor
+
+        Returns
+        -------
+        Tensor, shape (B, *shape)
+            Standardized.
+
+        Examples
+        --------
+        >>> net = scoresde.backbones.VAE((6,), latent=(2,))
+        >>> net.mean_of(torch.ones(3, 6)).shape
+        torch.Size([3, 6])
+        """
+        return out
+
+    def log_mass(self, out: Tensor, bins: Bins, free: Tensor | None) -> Tensor:
+        """Return log P(v|z) of integers in bins, where `levels` is not 0.
+
+        Parameters
+        ----------
+        out : Tensor
+            Of `outputs`.
+        bins : Bins
+            Their standardized edges.
+        free : Tensor, optional
+            Indices of the numbers of x that vary, if not all do.
+
+        Returns
+        -------
+        Tensor, shape (B,)
+            Nats.
+
+        Examples
+        --------
+        See `scoresde.backbones.discretized`.
+        """
+        raise NotImplementedError("levels asks for log_mass(out, bins, free)")
 
     def penalty(self, code: Any, kl: float, free_bits: float) -> Tensor:
         """Return what is added to −log p(x|z): here kl·KL(q(z|x) ‖ N(0, I)), a mean over the batch.
@@ -226,7 +313,7 @@ class StageNet(nn.Module):
 
         Examples
         --------
-        >>> net = VAE((6,), latent=(2,))
+        >>> net = scoresde.backbones.VAE((6,), latent=(2,))
         >>> net.penalty((torch.ones(3, 2), torch.ones(3, 2)), kl=1.0, free_bits=0.0)
         tensor(1.)
         """
@@ -251,63 +338,6 @@ class StageNet(nn.Module):
         --------
         See `VQ`.
         """
-
-
-@FIRST_STAGES.register("vae")
-class VAE(StageNet):
-    """A variational autoencoder: q(z|x) and p(x|z) are Gaussians with diagonal covariances.
-
-    Parameters
-    ----------
-    shape : tuple of int
-    latent : tuple of int
-        With as many axes as shape; sizes are those of a sample divided by a power of two.
-    channels, blocks : int
-        Channels, and residual blocks of each size, of the convolutions.
-    width, depth : int
-        Of the perceptrons of vectors.
-    noise : float, optional
-        See `StageNet`. The learnt one is that of Rybkin et al. 2021.
-
-    Raises
-    ------
-    ValueError
-        For a latent that the sample can't be halved to.
-
-    References
-    ----------
-    Kingma & Welling, Auto-encoding variational Bayes, ICLR 2014.
-
-    Examples
-    --------
-    >>> net = VAE((1, 28, 28), latent=(4, 7, 7), channels=8)
-    >>> net.decode(net.encode(torch.zeros(2, 1, 28, 28))[0]).shape
-    torch.Size([2, 1, 28, 28])
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        latent: tuple[int, ...],
-        channels: int = 64,
-        blocks: int = 1,
-        width: int = 256,
-        depth: int = 2,
-        noise: float | None = None,
-    ) -> None:
-        super().__init__(latent, noise)
-        o = sizes(channels=channels, blocks=blocks, width=width, depth=depth)
-        out = 2 * self.latent[0]
-        self.encoder, self.decoder = coders(event_shape(shape), self.latent, out, o)
-
-    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
-        out: Tensor = self.encoder(x)
-        mean, log_scale = out.chunk(2, 1)
-        return mean, log_scale.clamp(*LOG_SCALES).exp()
-
-    def decode(self, z: Tensor) -> Tensor:  # noqa: D102
-        out: Tensor = self.decoder(z)
-        return out
 
 
 def sizes(**named: int) -> dict[str, int]:

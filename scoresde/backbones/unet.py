@@ -39,7 +39,7 @@ from .base import BACKBONES, weights_dtype
 from .blocks import Block, norm
 from .embedding import Conditioned, Embedding
 from .options import takes_options
-from .resampling import Pyramid, Resample, convolution
+from .resampling import Pyramid, Resample, convolution, joined, patched
 from .unet_options import UNetOptions
 
 LAYOUTS = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
@@ -230,7 +230,7 @@ class UNet(Conditioned):
             )
         x, embedding = self.embed(x, t, y, vector, image)
         embedding = F.silu(embedding)
-        x = _patched(x.to(weights_dtype(self.stem, x)), self.patch)
+        x = patched(x.to(weights_dtype(self.stem, x)), self.patch)
         x = x.contiguous(memory_format=LAYOUTS[x.ndim - 2])
         h = self.stem(x)
         kept = [h]
@@ -251,7 +251,7 @@ class UNet(Conditioned):
             for block in level.children():
                 h = block(torch.cat([h, kept.pop()], 1), embedding)
         h = self.out(F.silu(self.norm(h)))
-        return _joined(h, self.patch).contiguous()
+        return joined(h, self.patch).contiguous()
 
 
 def _block(
@@ -307,23 +307,3 @@ def _sizes(shape: tuple[int, ...], patch: int, multipliers: Sequence[int]) -> li
                 f"multiples of {unit}, got {shape[1:]}; try {' or '.join(near)}, or fewer levels"
             )
     return [shape[1] // patch // 2**i for i in range(len(multipliers))]
-
-
-def _patched(x: Tensor, p: int) -> Tensor:
-    """(B, C, *space) to (B, C·p^rank, *space/p): each patch's numbers as channels."""
-    if p == 1:
-        return x
-    rank = x.ndim - 2
-    x = x.reshape(*x.shape[:2], *(n for size in x.shape[2:] for n in (size // p, p)))
-    x = x.permute(0, 1, *range(3, 3 + 2 * rank, 2), *range(2, 2 + 2 * rank, 2))
-    return x.flatten(1, 1 + rank)
-
-
-def _joined(x: Tensor, p: int) -> Tensor:
-    """The inverse of `_patched`."""
-    if p == 1:
-        return x
-    rank = x.ndim - 2
-    x = x.reshape(x.shape[0], -1, *[p] * rank, *x.shape[2:])
-    x = x.permute(0, 1, *(axis for i in range(rank) for axis in (2 + rank + i, 2 + i)))
-    return x.reshape(*x.shape[:2], *(x.shape[i] * p for i in range(2, 2 + 2 * rank, 2)))

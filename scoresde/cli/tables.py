@@ -55,7 +55,7 @@ TABLE_OPTIONS: tuple[Option, ...] = (
 NO_FILE = (None, "", AUTO, "none")
 """Of --validation: no held-out samples are given."""
 
-NOT_OF_TABLES = ("recipe", "condition", "columns", "transform")
+NOT_OF_TABLES = ("recipe", "stage", "condition", "columns", "transform")
 
 
 def fit_table(args: argparse.Namespace) -> None:

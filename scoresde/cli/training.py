@@ -18,7 +18,9 @@ from ..data import files
 from ..data.files.formats import readable
 from ..data.transforms import TRANSFORMS, Dequantize
 from ..processes.base import PROCESSES
+from ..storage.models import LATENTS, STAGE
 from ..training.couplings import COUPLINGS
+from ..training.latent_recipes import LatentRecipe
 from ..training.objectives import OBJECTIVES
 from ..training.options import AUTO, Checkpoints, Validation
 from ..training.recipes import PLAIN, RECIPES, recipe
@@ -39,6 +41,10 @@ def fit(args: argparse.Namespace) -> None:
         fit_table(args)
         return
     rule = PLAIN if args.recipe is None else recipe(args.recipe)
+    if isinstance(rule, LatentRecipe):
+        rule = rule.with_stage(**network_options(args.stage))
+    elif args.stage:
+        raise ValueError("--stage goes with a recipe that has one: fashion-mnist-latent")
     columns = condition_columns(args.condition)
     samples, levels = read_samples(args, args.data, columns, on_disk=True)
     data = samples.values
@@ -66,7 +72,7 @@ def fit(args: argparse.Namespace) -> None:
         held_out = Validation(validation, every=every, patience=args.patience)
     torch.manual_seed(args.seed)
     rule = dataclasses.replace(rule, shape=tuple(data.shape[1:]))
-    sde = rule.build(args.process, args.net, **options)
+    sde: Any = rule.build(args.process, args.net, **options)
     if not transforms:
         on_disk = isinstance(data, np.memmap)
         some: Any = as_tensor(data[:1], "data") if on_disk else data
@@ -127,11 +133,13 @@ def _validation(args: argparse.Namespace, columns: Columns) -> files.Samples | N
 
 def _checkpoint(args: argparse.Namespace) -> str:
     """What an interrupted training leaves."""
-    steps = sorted(Path(args.out).glob("step-*.json"))
-    if not steps:
-        return ""
-    step = int(steps[-1].stem.partition("-")[2])
-    return f"; the last checkpoint is of step {step}: go on with --resume"
+    for part in ("", LATENTS, STAGE):
+        steps = sorted((Path(args.out) / part).glob("step-*.json"))
+        if steps:
+            step = int(steps[-1].stem.partition("-")[2])
+            where = f" in {part}" if part else ""
+            return f"; the last checkpoint is of step {step}{where}: go on with --resume"
+    return ""
 
 
 COMMANDS = {
@@ -171,6 +179,14 @@ COMMANDS = {
             ),
             CONDITION,
             *TABLE_OPTIONS,
+            option(
+                "--stage",
+                action="append",
+                default=[],
+                metavar="NAME=VALUE",
+                help="of a recipe's first stage, e.g. channels=64, steps=1000 or kl=0.5; all "
+                "other options are of the score model of its latents",
+            ),
             option(
                 "--transform",
                 action="append",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
@@ -23,12 +23,15 @@ from ..common.progress import shows_progress
 from ..common.random import PATH, Noise, draw_seed
 from ..common.result_tables import Grid, ShownAsTable, by_sample, counted
 from ..common.seeds import takes_seed
+from ..model.autoencoder import Encoded
 from ..model.eval_mode import evaluating
 from ..model.latent import Latent
-from .exact import log_prob
+from .exact import likelihood, log_prob
 from .options import DensityOptions
 
 LATENTS_AT_ONCE = 8192
+SAMPLES_AT_ONCE = 512
+"""Samples that encoder and decoder are given at once."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +57,16 @@ class LatentBound(ShownAsTable):
     def _grid(self) -> Grid:
         title = f"Lower bound on log p of {counted(len(self.ess), 'sample')}, in nats"
         return by_sample(title, {"bound": self.log_prob, "ess": self.ess})
+
+
+class OneDraw(NamedTuple):
+    """log p(x|z)·p(z)/q(z|x) (B,) of a draw z each, and the errors of log p(z), as likelihoods."""
+
+    log_prob: Tensor
+    stderr: Tensor
+    solver_error: Tensor
+    prior_gap: Tensor
+    nfe: Tensor
 
 
 @takes_seed
@@ -87,7 +100,7 @@ def latent_bound(
         An integer in place of the generator.
     **how
         Of `log_prob` for the latents: solver, rtol, atol, steps, progress. Its trace is the exact
-        one.
+        one; a single draw may have trace="hutchinson", whose error then has mean 0.
 
     Returns
     -------
@@ -115,8 +128,8 @@ def latent_bound(
     >>> scoresde.latent_bound(scoresde.Latent(stage, sde), x, draws=3).log_prob.shape
     torch.Size([5])
     """
-    model = _checked(model, how)
     draws = whole_number("draws", draws)
+    model = _checked(model, how, draws)
     check_generator(generator)
     stage = model.stage
     x = model.accept(x)
@@ -129,11 +142,7 @@ def latent_bound(
     with evaluating(model):
         for start in range(0, len(x), rows):
             part = x[start : start + rows]
-            q = stage.encode(part)
-            if q.scale is None:
-                raise TypeError(
-                    "a vector-quantized stage has no density q(z|x), and so no bound on log p(x)"
-                )
+            q = _posterior(stage, part)
             noise = Noise(seed, PATH, start, start + len(part), width, q.mean)
             eps = torch.stack([noise() for _ in range(draws)], 1)
             of = model.model.slice_conditions(start, start + len(part), len(x))
@@ -145,30 +154,75 @@ def latent_bound(
     return LatentBound(total - math.log(draws), ess)
 
 
+@torch.no_grad()
+def one_draw(
+    model: Latent, x: Tensor, generator: torch.Generator | None, how: dict[str, Any]
+) -> OneDraw:
+    """The bound by one draw for each sample, with the errors that `likelihood` reports."""
+    x = model.accept(x)
+    model.slice_conditions(0, len(x), len(x))
+    seed = draw_seed(generator)
+    stage = model.stage
+    width = math.prod(stage.latent)
+    latents = []
+    weights = []
+    with evaluating(model):
+        for start in range(0, len(x), SAMPLES_AT_ONCE):
+            part = x[start : start + SAMPLES_AT_ONCE]
+            q = _posterior(stage, part)
+            noise = Noise(seed, PATH, start, start + len(part), width, q.mean)
+            eps = noise().double()
+            z = q.mean + q.scale * eps.to(q.scale).reshape(q.scale.shape)
+            weight = stage.log_likelihood(part, z).double() - _log_q(q.scale.flatten(1), eps)
+            latents.append(z)
+            weights.append(weight)
+        found = likelihood(model.model, torch.cat(latents), generator=generator, **how)
+    log_w = torch.cat(weights) + found.log_prob.double()
+    return OneDraw(log_w, found.stderr, found.solver_error, found.prior_gap, found.nfe)
+
+
+def _posterior(stage: Any, x: Tensor) -> Any:
+    """q(z|x) of samples; TypeError for a stage without a density of latents."""
+    parts = [stage.encode(part) for part in torch.split(x, SAMPLES_AT_ONCE)]
+    if parts[0].scale is None:
+        raise TypeError(
+            "a vector-quantized stage has no density q(z|x), and so no bound on log p(x)"
+        )
+    return Encoded(torch.cat([q.mean for q in parts]), torch.cat([q.scale for q in parts]))
+
+
+def _log_q(scale: Tensor, eps: Tensor) -> Tensor:
+    """log q(z|x) of z = mean + scale·ε, summed over the last axis."""
+    log_q = -0.5 * eps.square() - scale.double().log() - 0.5 * math.log(2 * math.pi)
+    total: Tensor = log_q.sum(-1)
+    return total
+
+
 def _weights(model: Latent, of: Any, x: Tensor, q: Any, eps: Tensor, how: Any) -> Tensor:
     """log p(x|z_k) + log p(z_k) − log q(z_k|x), (B, K) in float64."""
     b, draws = eps.shape[:2]
     scale = q.scale.flatten(1).unsqueeze(1)
     z = q.mean.flatten(1).unsqueeze(1) + scale * eps.to(scale)
-    log_q = -0.5 * eps.square() - scale.double().log() - 0.5 * math.log(2 * math.pi)
     which = torch.arange(b, device=x.device).repeat_interleave(draws)
     z = z.reshape(b * draws, *model.stage.latent)
     log_p = log_prob(of.select_conditions(which), z, **how)
-    likelihood = model.stage.log_likelihood(x.index_select(0, which), z)
-    weights: Tensor = (likelihood.double() + log_p.double()).reshape(b, draws) - log_q.sum(2)
-    return weights
+    parts = zip(torch.split(which, SAMPLES_AT_ONCE), torch.split(z, SAMPLES_AT_ONCE), strict=True)
+    log_x = [model.stage.log_likelihood(x.index_select(0, i), part) for i, part in parts]
+    weights: Tensor = (torch.cat(log_x).double() + log_p.double()).reshape(b, draws)
+    return weights - _log_q(scale, eps)
 
 
-def _checked(model: Any, how: Any) -> Latent:
+def _checked(model: Any, how: Any, draws: int) -> Latent:
     """The model, if the bound can be computed for it in this way."""
     if not isinstance(model, Latent):
         raise TypeError(
             f"latent_bound takes a scoresde.Latent, got {type(model).__name__}; log_prob takes "
             "score models"
         )
-    if how.get("trace", "exact") != "exact" or how.get("probes") is not None:
+    estimated = how.get("trace", "exact") != "exact" or how.get("probes") is not None
+    if estimated and draws > 1:
         raise TypeError(
             "the bound needs exact log p(z): noise of a trace estimated by probes, inside the log "
-            "of a sum, would lift it above log p(x); leave trace= and probes= out"
+            "of a sum, would lift it above log p(x); leave trace= and probes= out, or take draws=1"
         )
     return model

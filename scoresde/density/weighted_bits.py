@@ -21,9 +21,11 @@ from ..common.checks import check_budget
 from ..common.result_tables import Grid, ShownAsTable, by_sample, counted
 from ..common.sharding import together
 from ..common.user_warnings import warn
+from ..model.latent import Latent
 from ..model.protocol import Model
 from ..model.require import matched
 from .exact import likelihood
+from .latent import one_draw
 
 SHIFT_FEW = 3.0
 SHIFT_MANY = 0.7
@@ -153,7 +155,13 @@ def weighted_bits(
     how: dict[str, Any],
 ) -> Bits:
     """−log (1/k)·Σ_j p(x_j)/q_j over D·ln 2, for k draws x_j of each sample, side by side."""
-    found = likelihood(sde, x, generator=generator, **how)
+    found: Any
+    if isinstance(sde, Latent):  # p(x|z)·p(z)/q(z|x) of a z for each x: a wider sum
+        found = one_draw(sde, x, generator, how)
+        dim = sde.stage.dim
+    else:
+        found = likelihood(sde, x, generator=generator, **how)
+        dim = sde.dim
 
     def per_draw(column: Tensor) -> Tensor:
         return column.reshape(-1, draws)
@@ -165,7 +173,7 @@ def weighted_bits(
     if draws > 1:
         spread = (draws * share - 1).square().sum(1).div(draws * (draws - 1)).sqrt()
         stderr = torch.hypot(stderr, spread)
-    nats = sde.dim * math.log(2)
+    nats = dim * math.log(2)
     return Bits(
         (math.log(draws) - log_w.logsumexp(1)) / nats,
         stderr / nats,
@@ -180,7 +188,8 @@ def _warn_of_other_scale(sde: Model, x: Tensor, noise: BinNoise) -> None:
     if not all(bool(trained.measured) for trained in sde.trained()):
         return
     # Features or channels, as `fit` standardizes them.
-    z = sde.from_data(x.to(sde.scale)).reshape(len(x), int((sde.scale != 0).sum()), -1)
+    units: Any = sde.stage if isinstance(sde, Latent) else sde
+    z = units.from_data(x.to(units.scale)).reshape(len(x), int((units.scale != 0).sum()), -1)
     if z[:, 0].numel() < MANY:
         return
     mean = float(z.mean())

@@ -47,6 +47,7 @@ from ..density.bits import bits_per_dim
 from ..density.dequantize import Uniform
 from ..density.exact import likelihood
 from ..metrics.frechet import Features, frechet_distance
+from ..model.latent import Latent
 from ..model.protocol import Model
 from ..sampling.trajectory import sample, solve
 from .held_out import HeldOut
@@ -89,6 +90,13 @@ class Task:
     def levels(self) -> int:
         """The number of levels of integers; 0 for other data."""
         return self.noise.levels if self.noise is not None else 0
+
+    @property
+    def dim(self) -> int:
+        """The number of elements of one sample that vary, by which bits are divided."""
+        sde: Any = self.sde
+        found: int = sde.stage.dim if isinstance(sde, Latent) else sde.dim
+        return found
 
     @property
     def as_bytes(self) -> bool:
@@ -267,7 +275,7 @@ def _score(task: Task, columns: Sequence[tuple[Tensor, ...]], draws: int, second
         assert task.evaluation is not None
         single = task.evaluation.score
         assert single is not None
-        bias = 0.5 * single.trace_error**2 * task.sde.dim * math.log(2)
+        bias = 0.5 * single.trace_error**2 * task.dim * math.log(2)
     elif not exact:
         trace_error = trace_error / _widening(probes)
     stderr_of_mean = math.nan

@@ -33,6 +33,7 @@ from ..density.dequantize import Uniform
 from ..density.options import ScoreOptions
 from ..metrics.frechet import Features, moments, resolve_features
 from ..model.eval_mode import evaluating
+from ..model.latent import Latent
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..sampling.plan import tolerance
@@ -76,7 +77,9 @@ def evaluate(
 
     Parameters
     ----------
-    sde : ScoreSDE
+    sde : ScoreSDE or Latent
+        Of a Latent, bits/dim are the bound of `latent_bound`, with a latent for each draw of the
+        noise; floating-point data are not scored.
     data : Tensor, array, data frame or Samples, shape (N, *shape)
         Held-out: integers 0 … levels − 1 for a model of the unit scale, or floating-point data in
         their own units. Of a model of a `Table` rows of it, a data frame: then log p is that of
@@ -114,7 +117,7 @@ def evaluate(
     **options
         Of the likelihood: rtol=, atol=, steps=, batch_size=, … as for `likelihood`, and
         trace= : "exact" or "hutchinson"; by default exact for samples of up to 256 numbers, unless
-        probes are given;
+        probes are given, and for several draws of a Latent;
         probes= : of an estimated trace, by default 2; one probe does not show the error of one
         value, but that of the mean;
         solver= : by default "adams", for integers with rtol = atol = 1e-4; samples are drawn by
@@ -187,7 +190,7 @@ def evaluate(
         features=features,
         seed=seed,
         folder=folder,
-        options=_likelihood_options(sde, discrete, {**options}),
+        options=_likelihood_options(sde, discrete, draws, {**options}),
         progress=check_progress(progress),
     )
     _check(task)
@@ -228,7 +231,7 @@ def _of_table(
     """Evaluate a model on rows of the table that it has learnt."""
     sde = rows.sde
     _check_arguments(sde, samples, 0, notes)
-    how = _likelihood_options(sde, False, options)
+    how = _likelihood_options(sde, False, 1, options)
     check_how(sde, **how)
     writes = _writable(folder)
     new = new_evaluation(
@@ -255,7 +258,9 @@ def _check_arguments(sde: Model, samples: int, fid: int, notes: object) -> None:
         raise ValueError("fid is how many samples the Fréchet distance takes, at least 2, got 1")
 
 
-def _likelihood_options(sde: Model, discrete: bool, options: Mapping[str, Any]) -> dict[str, Any]:
+def _likelihood_options(
+    sde: Model, discrete: bool, draws: int, options: Mapping[str, Any]
+) -> dict[str, Any]:
     """The options of the likelihood, defaults filled in; probes are 0 for the exact trace."""
     trace = options.get("trace")
     probes = options.get("probes")
@@ -264,8 +269,10 @@ def _likelihood_options(sde: Model, discrete: bool, options: Mapping[str, Any]) 
             f"probes={probes} are of an estimated trace; leave them out, or trace='exact'"
         )
     if trace is None:
-        small = probes is None and sde.dim <= EXACT_TRACE_DIM
-        trace = "exact" if small else "hutchinson"
+        small = sde.dim <= EXACT_TRACE_DIM
+        if isinstance(sde, Latent):  # one draw's log p(z) needs no exact trace, several do
+            small = draws > 1
+        trace = "exact" if small and probes is None else "hutchinson"
     probes = DEFAULT_PROBES if probes is None else whole_number("probes", probes)
     if trace == "hutchinson" and probes >= sde.dim:
         trace = "exact"  # as in `likelihood`: it costs no more
@@ -283,6 +290,12 @@ def _check(task: Task) -> None:
     device = sde.scale.device
     if task.fid and len(task.data) < 2:
         raise ValueError("the Fréchet distance takes at least 2 data, got 1")
+    if task.n and task.noise is None and isinstance(sde, Latent):
+        raise TypeError(
+            "evaluate scores a Latent by bits/dim of integers, and the data are "
+            f"{task.scored.dtype}: scoresde.latent_bound(model, x) bounds log p, or n=0 for "
+            "samples alone"
+        )
     if task.draws > 1 and task.noise is None:
         raise ValueError(
             f"draws={task.draws} are of the noise of integers, and the data are {task.scored.dtype}"
@@ -351,7 +364,7 @@ def _new_evaluation(task: Task, sketch: Tensor, notes: Mapping[str, Any] | None)
 
 def _about(sde: Model) -> tuple[str, int]:
     """The model in words, and its number of parameters."""
-    nets = sde.networks(raw=True)
+    nets = [net for part in sde._evaluated() for net in part.networks(raw=True)]
     names = ", ".join(type(net).__name__ for net in nets)
     count = sum(p.numel() for net in nets for p in net.parameters())
     return f"{sde.process!r}, {names}, {sde.shape}", count

@@ -267,7 +267,7 @@ def fingerprint(sde: Model, data: Tensor, conditions: Mapping[str, Tensor], *num
     """Return a hash of a model and of data: of its weights, its plain options, and the numbers."""
     about = (sde.process, sde.shape, sde.predict, to_kind(sde.outcome), numbers)
     digest = hashlib.sha256(repr(about).encode())
-    parts = list(sde.trained())
+    parts = list(sde._evaluated())
     for name, module in (named for part in parts for named in part.named_modules()):
         plain = sorted(
             (k, v)

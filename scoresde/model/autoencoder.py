@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones import FIRST_STAGES, StageNet
+from ..backbones.discretized import Bins
 from ..backbones.keywords import StageOptions
 from ..common.checks import check_generator
 from ..common.inputs import as_floats, event_shape
@@ -102,6 +103,10 @@ class FirstStage(Trainable):
                 f"a first stage's network is a scoresde.StageNet, got {type(net).__name__}; "
                 "scoresde.first_stage takes names"
             )
+        if net.levels and standardize == "whiten":
+            raise ValueError(
+                'standardize="whiten" mixes columns, and levels= are of each by itself: "scale"'
+            )
         super().__init__(net, shape=shape, standardize=standardize)
 
     @property
@@ -112,7 +117,9 @@ class FirstStage(Trainable):
 
     @property
     def noise(self) -> float:
-        """Standard deviation of p(x|z), in units of the standardized data."""
+        """Standard deviation of a Gaussian p(x|z), in units of the standardized data."""
+        if self._stage_net.levels:
+            raise TypeError("p(x|z) of integers has no one noise: its scales depend on z")
         return float(self._stage_net.log_noise.detach().exp())
 
     @property
@@ -263,11 +270,32 @@ class FirstStage(Trainable):
         torch.Size([3])
         """
         x = self.accept(x)
-        states = self._states(self.accept_latent(z))
-        log_noise = self._stage_net.log_noise
-        value = log_normal(self.from_data(x), states, log_noise) - self.log_scale
+        net = self._stage_net
+        out = net.outputs(self.accept_latent(z).to(self.net_dtype))
+        value = self._log_of_states(net, self.from_data(x), out) - self.log_scale
         off = self.off_constants(x)
         return value if off is None else value.masked_fill(off, -math.inf)
+
+    def _log_of_states(self, net: Any, z0: Tensor, out: Tensor) -> Tensor:
+        """log p(x|z) (B,) of standardized states (B, n), in their units, by a decoder's outputs."""
+        if not net.levels:
+            return log_normal(z0, flat(out, self.free).to(z0.dtype), net.log_noise)
+        mass: Tensor = net.log_mass(out.to(z0.dtype), self._bins(z0, net.levels), self.free)
+        return mass + self.dim * math.log(net.levels) + self.log_scale
+
+    def _bins(self, z0: Tensor, levels: int) -> Bins:
+        """The bins of dequantized integers that states lie in."""
+        v = (self.to_data(z0) * levels).floor()
+        outside = (v < 0) | (v >= levels)
+        if bool(outside.any()):
+            raise ValueError(
+                f"a decoder of levels={levels} takes x = (v + u)/{levels} in [0, 1): "
+                'fit(..., transforms="dequantize") makes it of integers; got x outside'
+            )
+        low = self.from_data(v / levels)
+        high = self.from_data((v + 1) / levels)
+        v = flat(v, self.free)
+        return Bins(low, high, v == 0, v == levels - 1)
 
     def _states(self, z: Tensor) -> Tensor:
         """The mean of p(x|z) as standardized, flattened states (B, n)."""

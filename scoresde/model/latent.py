@@ -15,9 +15,11 @@ from .standardization import Standardization
 
 TAKEN_BY = frozenset(
     (
+        "bits_per_dim",
         "classifier_free",
         "compose",
         "edit",
+        "evaluate",
         "fit",
         "sample",
         "save",

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..common.checks import as_path, brief_repr
 from ..common.errors import CheckpointError
 from ..common.user_warnings import warn
+from ..model.latent import Latent
 from ..model.require import require_trainable
 from ..model.trainable import Trainable
 from . import records as storage
@@ -36,15 +37,21 @@ PREFIX = "model."
 """Prefix of a model's weights in a checkpoint."""
 
 
-def save(sde: Trainable, folder: str | os.PathLike[str]) -> Path:
+STAGE = "stage"
+LATENTS = "latents"
+"""Folders of the two parts of a `Latent`, in its folder."""
+
+
+def save(sde: Trainable | Latent, folder: str | os.PathLike[str]) -> Path:
     """Save a model as a folder.
 
     Parameters
     ----------
-    sde : ScoreSDE, or another Trainable
+    sde : ScoreSDE, another Trainable, or Latent
         Its process and network must be of registered classes, so that `load` can name them. Of a
         network wrapped for distributed training or by `torch.compile`, the inner one is saved. Of
         networks given as `embed=` the weights are saved: give such ones to `load(..., embed=)`.
+        The two parts of a Latent go to the folders "stage" and "latents" in it.
     folder : path
         Made if needed. A model that is there is replaced once the new one is complete.
 
@@ -69,6 +76,8 @@ def save(sde: Trainable, folder: str | os.PathLike[str]) -> Path:
     ...     scoresde.load(scoresde.save(sde, folder + "/model")).process
     VPSDE(beta_min=0.1, beta_max=20.0)
     """
+    if isinstance(sde, Latent):
+        return _save_latent(sde, as_path(folder, "folder"))
     sde = require_trainable(sde, "save")
     folder = as_path(folder, "folder")
     about = describe(sde)
@@ -76,6 +85,22 @@ def save(sde: Trainable, folder: str | os.PathLike[str]) -> Path:
     with Lock(folder):
         storage.write(folder, MODEL, weights(sde), about)
         storage.sweep(folder)
+    return folder
+
+
+def _save_latent(model: Latent, folder: Path) -> Path:
+    """Save a first stage and the score model of its latents, once both can be described."""
+    parts: dict[str, Trainable] = {
+        STAGE: model.stage,
+        LATENTS: require_trainable(model.model, "save"),
+    }
+    for part in parts.values():
+        describe(part)
+    latents = prepare_folder(folder / LATENTS)
+    with Lock(latents):  # never the old latents beside a new stage
+        storage.remove(latents, MODEL)
+    for name, part in parts.items():
+        save(part, folder / name)
     return folder
 
 
@@ -152,6 +177,8 @@ def load(
         where = str(folder / f"{MODEL}.json")
         return _with_modules(about, tensors, where, modules).to(device)
     steps = storage.records(folder, STEP)
+    if not steps and (folder / STAGE).is_dir():
+        return _load_latent(folder, device)
     if not steps:
         raise CheckpointError(
             f"no model at {folder}: it has neither {MODEL}.json nor {STEP}NNNNNNNN.json"
@@ -190,6 +217,21 @@ def _with_modules(
     if modules is not None and isinstance(about, dict) and "embed" not in about:
         raise ValueError(f"the model of {where} was built without embed=: leave it out")
     return rebuild(about, tensors, where, modules)
+
+
+def _load_latent(folder: Path, device: torch.device) -> Latent:
+    """Load the two parts of a `Latent`."""
+    if not (folder / LATENTS).is_dir():
+        raise CheckpointError(
+            f"{folder} holds a first stage, and no score model of its latents yet: fit goes on "
+            f"with --resume, and load('{folder / STAGE}') reads the stage"
+        )
+    try:
+        return Latent(load(folder / STAGE, device), load(folder / LATENTS, device))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} holds two parts that do not go together: {error}"
+        ) from None
 
 
 def _newest_undamaged(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..common.checks import real_number
-from ..model.autoencoder import FirstStage, flat, log_normal
+from ..model.autoencoder import FirstStage, flat
 from ..model.trainable import Trainable
 from .fitting import fit
 from .history import History
@@ -83,16 +83,17 @@ class Autoencoding(Objective):
         x = sde.standardization.spread(z0).to(sde.net_dtype)
         shape = (len(x), *inner.latent)
         noise = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
-        x_hat, code = net(x, noise)
+        out, code = net(x, noise)
+        x_hat = inner.mean_of(out) if self.extra is not None or not inner.levels else x
         if not isinstance(x_hat, Tensor) or x_hat.shape != x.shape:
             raise ValueError(
                 f"the first stage was given {tuple(x.shape)} and returned x̂ of shape "
                 f"{tuple(getattr(x_hat, 'shape', ()))}; it must keep the shape"
             )
-        states = flat(x_hat, sde.free).to(z0.dtype)
-        nats = -log_normal(z0, states, inner.log_noise).mean()
+        nats = -sde._log_of_states(inner, z0, out).mean()
         nats = nats + inner.penalty(code, self.kl, self.free_bits)
         if self.extra is not None:
+            states = flat(x_hat, sde.free).to(z0.dtype)
             nats = nats + self._extra(sde.to_data(states), sde.to_data(z0))
         if inner.training:
             inner.settle(code)
