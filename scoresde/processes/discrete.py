@@ -94,7 +94,7 @@ class DDPM(Process):
     --------
     >>> process = DDPM("linear")
     >>> process.sigma(process.ddpm_times()[1]) ** 2
-    tensor(1.0000e-04, dtype=torch.float64)
+    tensor(0.0001, dtype=torch.float64)
     >>> scoresde.PROCESSES.build("ddpm:scaled_linear", beta_end=0.012)
     DDPM('scaled_linear', beta_start=0.0001, beta_end=0.012, steps=1000)
     """
