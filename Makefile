@@ -9,7 +9,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 CORE := tests/test_storage.py tests/test_saved_models.py tests/test_checkpoint.py tests/test_pairs.py tests/test_data.py \
         tests/test_coupling.py tests/test_training.py tests/test_sde.py tests/test_dequantize.py tests/test_files.py \
         tests/test_external.py tests/test_tables.py tests/test_robustness.py tests/test_conditions.py tests/test_cli.py \
-        tests/test_public.py tests/test_accelerate.py
+        tests/test_public.py tests/test_accelerate.py tests/test_logs.py tests/test_export.py tests/test_hub.py
 
 .PHONY: demo digits test test-slow test-oldest test-newest lint docs bench-solvers bench-likelihood bench-training bench-flows bench-backbones bench-tables bench-posteriors gpu gpu-here clean
 

@@ -93,8 +93,8 @@ class DDPM(Process):
     Examples
     --------
     >>> process = DDPM("linear")
-    >>> float(process.sigma(torch.tensor(0.001)) ** 2)
-    0.0001
+    >>> process.sigma(process.ddpm_times()[1]) ** 2
+    tensor(0.0001, dtype=torch.float64)
     >>> scoresde.PROCESSES.build("ddpm:scaled_linear", beta_end=0.012)
     DDPM('scaled_linear', beta_start=0.0001, beta_end=0.012, steps=1000)
     """

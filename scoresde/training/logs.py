@@ -66,10 +66,10 @@ class Log:
     >>> sde = scoresde.build("vp", "mlp", shape=(2,), width=8)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     log = Log(folder + "/run.jsonl", samples=10, n=3)
-    ...     _ = scoresde.fit(sde, torch.randn(100, 2), steps=20, log=log)
+    ...     _ = scoresde.fit(sde, torch.randn(100, 2), steps=20, validation=None, log=log)
     ...     lines = pathlib.Path(folder, "run.jsonl").read_text().splitlines()
     >>> [sorted(json.loads(line)) for line in lines[-2:]]
-    [['loss', 'lr', 'seconds', 'step', 'validation'], ['samples', 'step']]
+    [['loss', 'lr', 'seconds', 'step'], ['samples', 'step']]
     """
 
     to: Any
