@@ -272,7 +272,7 @@ class Posterior(FlatRows):
         """Return p(theta | x_1, …, x_k) of k observations that were made with the same theta.
 
         It is p(theta)^(1 − k)·Π p(theta | x_i), by importance sampling with the exact densities of
-        the model: right in the limit of many draws. About 2·k·draws densities are evaluated.
+        the model: right in the limit of many draws. About 3·k·draws densities are evaluated.
 
         Parameters
         ----------
