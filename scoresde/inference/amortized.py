@@ -289,7 +289,7 @@ class Posterior(FlatRows):
     ) -> IIDPosterior:
         """Return p(theta | x_1, …, x_k) of k observations that were made with the same theta.
 
-        It is p(theta)^(1 − k)·Π p(theta | x_i), by importance sampling with about 2·k·draws
+        It is p(theta)^(1 − k)·Π p(theta | x_i), by importance sampling with about 3·k·draws
         densities of the model: exact in the limit of many draws.
 
         Parameters

@@ -6,9 +6,13 @@ For observations that are independent given theta,
 
 and the model has each factor as an exact density. So the product is known up to a constant at any
 point, and importance sampling draws from it: no score is composed, and nothing is approximated but
-the integral. Observations come in groups of 1, 1, 2, 4, …, each tempered where weights would
-degenerate. A mixture of t distributions fitted to the weighted points proposes new ones, whose
-weights begin anew, so that the last weights are those of plain importance sampling.
+the integral. Far from where an observation was likely, a model's density is no more than a guess,
+and p(theta)^(1 − k) multiplies its error. So the product is 0 where some p(theta | x_i) is below
+its floor, four nats below the least of 100 draws.
+
+Observations come in groups of 1, 1, 2, 4, …, each tempered where weights would degenerate. A
+mixture of t distributions fitted to the weighted points proposes new ones, whose weights begin
+anew, so that the last weights are those of plain importance sampling.
 """
 
 from __future__ import annotations
@@ -39,6 +43,10 @@ MORE_ROUNDS = 3
 """… at most so often."""
 MOST_ROUNDS = 40
 """Steps of tempering in one group of observations."""
+FLOOR_DRAWS = 100
+"""Draws of each p(theta | x_i) whose least density …"""
+FLOOR_MARGIN = 4.0
+"""… less so many nats is the floor of what x_i allows: of a Gaussian, 1e-4 and less lies below."""
 SCARCE = 0.05
 """Effective share below which there is a warning."""
 SOLVE_STEPS = 24
@@ -48,10 +56,10 @@ SOLVE_STEPS = 24
 class IIDPosterior:
     """p(theta | x_1, …, x_k) of k observations made with the same theta.
 
-    A population of weighted points: exact for the model in the limit of many `draws`. Errors of
-    the model add up over the factors: k posteriors that are each 1% too narrow make a product
-    that is too narrow as well, and one that is wider than the prior where x says nothing may have
-    no finite integral.
+    A population of weighted points: exact for the model in the limit of many `draws`, but that
+    parameters which some observation all but excludes (less than about 1e-4 of p(theta | x_i)) have
+    density 0. Errors of the model add up over the factors, most where x says little of a parameter:
+    each factor must then be as wide as the prior.
 
     Attributes
     ----------
@@ -84,8 +92,10 @@ class IIDPosterior:
         self._product = product
         seed = torch.Generator().manual_seed(draw_seed(generator))
         u, log_weights = populated(product, draws, seed)
-        self.theta = product.theta(u)
         self.weights = log_weights.softmax(0)
+        # points of no weight may lie outside the support
+        u = torch.where((self.weights > 0).unsqueeze(1), u, u[self.weights.argmax()])
+        self.theta = product.theta(u)
         self.ess = float(1 / self.weights.square().sum())
         self._log_mass = float(log_weights.logsumexp(0)) - math.log(draws)
         self.stderr = math.sqrt(max(0.0, 1 / self.ess - 1 / draws))
@@ -183,7 +193,8 @@ class IIDPosterior:
         inside = self._product.supports(flat)
         if bool(inside.any()):
             u, slope = self._product.support.forward(flat[inside])
-            found = self._product.log_prob(u, len(self._product.rows))
+            each = self._product.factors(u, 0, len(self._product.rows))
+            found = self._product.joined(each, self._product.log_prior(u))
             value[inside] = found + slope - self._log_mass
         return value.reshape(theta.shape[:-1])
 
@@ -200,6 +211,7 @@ class Product:
         if posterior.coordinates is not None:
             self.support = posterior.coordinates.support
         self.how = how or {"steps": SOLVE_STEPS}
+        self.floors = torch.full((len(rows),), -math.inf, dtype=torch.float64)
 
     def theta(self, u: Tensor) -> Tensor:
         """The parameters of u, in the model's dtype."""
@@ -234,26 +246,46 @@ class Product:
         """log p(u | x_i) of observations first … last − 1, (N, last − first)."""
         count = last - first
         index = torch.arange(first, last).repeat_interleave(len(u))
+        return self.paired(u.repeat(count, 1), index).view(count, len(u)).T
+
+    def paired(self, u: Tensor, index: Tensor) -> Tensor:
+        """log p(u | x_i) of each u (N, D) for the observation of its index."""
         posterior = self.posterior
         model, chosen = posterior._under(self.rows, index)
-        w = u.repeat(count, 1).to(self.rows.device)
+        w = u.to(self.rows.device)
         constant = 0.0
         if posterior.coordinates is not None:
             w = posterior.coordinates.from_u(w, chosen.flatten(1))
             constant = float(posterior.coordinates.numbers["root"].diagonal().log().sum())
         found = log_prob(model, w.to(posterior.sde.state_dtype), **self.how)
-        return found.double().cpu().view(count, len(u)).T - constant
+        return found.double().cpu() - constant
 
-    def log_prob(self, u: Tensor, count: int) -> Tensor:
-        """The product of the first observations, up to a constant, at u (N, D)."""
-        found = self.factors(u, 0, count).sum(1)
-        return found if count == 1 else found - (count - 1) * self.log_prior(u)
+    def draw_floors(self, generator: torch.Generator) -> None:
+        """Find the least log p(u | x_i) that counts as within what each observation allows."""
+        total = len(self.rows)
+        if total == 1:
+            return
+        index = torch.arange(total).repeat_interleave(FLOOR_DRAWS)
+        theta = self.posterior._sampled(self.rows, index, generator, {})
+        u, _ = self.support.forward(theta.double().cpu())
+        found = self.paired(u, index).view(total, FLOOR_DRAWS)
+        self.floors = found.amin(1) - FLOOR_MARGIN
+
+    def joined(self, each: Tensor, log_prior: Tensor) -> Tensor:
+        """The product of factors (N, count) up to a constant; −∞ where one is below its floor."""
+        count = each.shape[1]
+        if count == 1 and len(self.rows) == 1:
+            return each[:, 0]
+        found = each.sum(1) - (count - 1) * log_prior
+        below = (each < self.floors[:count]).any(1) | log_prior.isinf()
+        return found.masked_fill(below, -math.inf)
 
 
 @torch.no_grad()
 def populated(product: Product, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Points u (n, D) and the log of their importance weights for the product."""
     total = len(product.rows)
+    product.draw_floors(generator)
     u = product.first(n, generator)
     weights = torch.full((n,), product.log_first_share(), dtype=torch.float64)
     done = 1
@@ -261,8 +293,8 @@ def populated(product: Product, n: int, generator: torch.Generator) -> tuple[Ten
         until = min(2 * done, total)
         u, weights = _with_more(product, u, weights, done, until, generator)
         done = until
-    for _ in range(MORE_ROUNDS):
-        if total == 1 or _share(weights) >= GOOD_SHARE:
+    for i in range(MORE_ROUNDS):
+        if total == 1 or (i and _share(weights) >= GOOD_SHARE):
             break
         u, weights, _ = _proposed(product, u, weights, total, total, 1.0, generator)
     return u, weights
@@ -309,8 +341,8 @@ def _proposed(
     each = product.factors(u, 0, until)
     prior = product.log_prior(u)
     added = each[:, done:].sum(1) - (until - done) * prior
-    target = each[:, :done].sum(1) - (done - 1) * prior + power * added
-    outside = prior.isinf() | target.isnan()
+    target = product.joined(each[:, :done], prior) + power * added
+    outside = ~target.isfinite()
     weights = (target - mixture.log_prob(u)).masked_fill(outside, -math.inf)
     if bool(outside.all()):
         raise SolverError(
