@@ -16,6 +16,7 @@ import torch
 import scoresde
 from conftest import generator
 from scoresde import Table
+from scoresde.cli.commands import main
 from scoresde.model.tables.equalize import STOP, equalizing_knots
 from scoresde.model.tables.schema import TableSchema
 
@@ -176,6 +177,17 @@ def test_a_record_from_before_there_were_knots_is_read() -> None:
     found = TableSchema.rebuild(about, (2,))
     assert found is not None
     assert found.numeric[0].knots == ()
+
+
+@pytest.mark.parametrize("option", [[], ["--no-equalize"]])
+def test_the_command_equalizes(
+    option: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr("scoresde.cli.tables.fit", lambda sde, table, **how: seen.append(table))
+    clumps().to_csv(tmp_path / "t.csv", index=False)
+    main(["fit", str(tmp_path / "t.csv"), "--out", str(tmp_path / "m"), "--table", *option])
+    assert bool(seen[0].numeric[0].knots) == (not option)
 
 
 def test_equalize_is_true_or_false() -> None:
