@@ -107,6 +107,10 @@ def test_rows_come_back_and_the_jacobian_is_that_of_autograd() -> None:
     torch.testing.assert_close(slopes.log(), table.maps.log_slopes(table.maps.forward(x)))
     outside = torch.tensor([[-1e9, 0.0, 1e9]], dtype=torch.float64)
     assert torch.equal(table.maps.forward(outside), outside)
+    gaps = x.detach()[:1] * torch.tensor([[math.nan, 1.0, 1.0]])  # a gap moves no other number
+    moved = table.maps.forward(torch.cat([gaps, x.detach()[:1]]))
+    assert bool(moved[0, 0].isnan())
+    assert torch.equal(moved[0, 1:], moved[1, 1:])
     assert float(table.steps[0]) == pytest.approx(float(table.maps.least_slopes()[0]))
 
 

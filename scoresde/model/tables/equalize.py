@@ -49,12 +49,12 @@ Knots = tuple[tuple[float, ...], tuple[float, ...]]
 
 
 def equalizing_knots(values: np.ndarray, step: float | None, origin: float) -> Knots:
-    """Return the knots of T for a column; none where it would gain nothing.
+    """Return the knots of T for the finite values of a column; none where T would gain nothing.
 
     With a step, the value v stands for [v, v + step), and no bin is cut in two.
     """
     none: Knots = (), ()
-    values = values.astype(np.float64)
+    values = values[np.isfinite(values)].astype(np.float64)
     if len(values) < FEWEST_ROWS:
         return none
     cell = CELL * float(values.std())
