@@ -49,6 +49,9 @@ TABLE_OPTIONS: tuple[Option, ...] = (
     option(
         "--drop-missing", action="store_true", help="of a --table: leave out rows without a value"
     ),
+    option(
+        "--no-equalize", action="store_true", help="of a --table: leave columns that clump as is"
+    ),
 )
 """Options of `fit`."""
 
@@ -78,6 +81,7 @@ def fit_table(args: argparse.Namespace) -> None:
         read_columns(args.data, encoding=args.encoding),
         categories=categories,
         bounds=dict(map(_bounds, args.bounds)),
+        equalize=not args.no_equalize,
         missing=missing,
     )
     held_out: Validation | str | None = AUTO

@@ -37,7 +37,8 @@ def _default(name: str) -> str:
 
 def fit(args: argparse.Namespace) -> None:
     """Train a model; it and its checkpoints are written to a folder."""
-    if args.table or args.categories or args.bounds or args.drop_missing:
+    of_tables = (args.categories, args.bounds, args.drop_missing, args.no_equalize)
+    if args.table or any(of_tables):
         fit_table(args)
         return
     rule = PLAIN if args.recipe is None else recipe(args.recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import (
@@ -13,9 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from .equalize import MOST_KNOTS
+
 INTEGERS = tuple(f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64))
 NUMERIC = (*INTEGERS, "float16", "float32", "float64")
 """Dtypes of numeric columns, by numpy's names."""
+FROM_LATER_VERSIONS = ("knots", "images")
+"""Fields that records of the first version lack."""
 CATEGORICAL = ("bool", "category", "str", *NUMERIC)
 """Dtypes of categorical columns: numpy's names, "str" for words, "category" as pandas has it."""
 MARGIN = 0.05
@@ -43,6 +48,10 @@ class Numeric:
     decimals: int | None = None
     """Digits after the point that write every value of the grid."""
     bounds: Bounds = (None, None)
+    knots: tuple[float, ...] = ()
+    """Of the map that spreads its clumps: see `equalize`."""
+    images: tuple[float, ...] = ()
+    """What the map makes of its knots."""
 
     @property
     def kind(self) -> str:
@@ -101,6 +110,8 @@ class Numeric:
         text = self.kind
         if self.step is not None:
             text += f", step {self.step:g}"
+        if self.knots:
+            text += ", equalized"
         low, high = self.bounds
         if low is None and high is None:
             return text
@@ -137,6 +148,8 @@ def rebuild_column(about: Any) -> Column:
     if not isinstance(about, Mapping):
         raise ValueError("its table has a column that is no record")
     made: Any = {"numeric": Numeric, "categorical": Categorical}.get(str(about.get("kind")))
+    if made is Numeric and not about.keys() & {*FROM_LATER_VERSIONS}:
+        about = {**about, "knots": [], "images": []}
     known = {"kind"} | ({field.name for field in fields(made)} if made else set())
     if made is None or about.keys() != known or not isinstance(about["name"], str):
         raise ValueError("its table has a column of another form than this version writes")
@@ -202,15 +215,39 @@ def _rebuild_numeric(about: Mapping[str, Any]) -> Numeric:
         fits = FINEST_SHARE * reach <= step <= 1.001 * reach
         if not fits or abs(about["origin"]) > 1.001 * max(step, abs(seen[0])):
             raise wrong
-    column = Numeric(
-        name, about["dtype"], tuple(seen), step, about["origin"], decimals, tuple(bounds)
-    )
+    knots = _rebuild_knots(about)
+    if knots is None or (knots[0] and bounds != [None, None]):
+        raise wrong
+    grid = (step, about["origin"], decimals)
+    column = Numeric(name, about["dtype"], tuple(seen), *grid, tuple(bounds), *knots)
     least, greatest = column.ends
     slack = 1e-3 * (step or 0.0)
     within = least - slack <= seen[0] and seen[1] <= greatest + slack
     if not within or not math.isfinite(column.shift):
         raise wrong
     return column
+
+
+def _rebuild_knots(about: Mapping[str, Any]) -> tuple[tuple[float, ...], ...] | None:
+    """Knots and images of a file; None unless they are those of an increasing map."""
+    found = []
+    for name in FROM_LATER_VERSIONS:
+        numbers = about[name]
+        if not isinstance(numbers, list) or len(numbers) > MOST_KNOTS:
+            return None
+        if not all(type(each) is float and math.isfinite(each) for each in numbers):
+            return None
+        if any(b <= a for a, b in itertools.pairwise(numbers)):
+            return None
+        found.append(tuple(numbers))
+    knots, images = found
+    if len(knots) != len(images) or len(knots) == 1:
+        return None
+    ends = zip(knots[:1] + knots[-1:], images[:1] + images[-1:], strict=True)
+    reach = sum(map(abs, knots[:1] + knots[-1:]))
+    if any(abs(a - b) > 1e-9 * reach for a, b in ends):
+        return None
+    return knots, images
 
 
 def _plain(about: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from numbers import Real
 from typing import Any
 
@@ -19,6 +20,7 @@ from .columns import (
     Numeric,
     grid_values,
 )
+from .equalize import equalizing_knots
 from .reading import RawColumn
 
 MOST_DECIMALS = 9
@@ -60,7 +62,7 @@ class Statements:
                 raise ValueError(f"column {name!r} is categorical: it has no steps and no bounds")
 
 
-def column_of(raw: RawColumn, stated: Statements) -> Column:
+def column_of(raw: RawColumn, stated: Statements, equalize: bool = True) -> Column:
     """What a column without gaps is."""
     name = raw.name
     if raw.missing.all():
@@ -102,6 +104,9 @@ def column_of(raw: RawColumn, stated: Statements) -> Column:
     else:
         _warn_of_atom(name, values)
     check_bounds(column, values.astype(np.float64))
+    if equalize and bounds == (None, None):
+        knots, images = equalizing_knots(values, column.step, column.origin)
+        column = replace(column, knots=knots, images=images)
     return column
 
 

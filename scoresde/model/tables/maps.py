@@ -6,7 +6,8 @@ A column without bounds keeps its numbers, less a constant if they lie far from 
     none, b:  z = −log(b − x),                  log dz/dx = z
     a and b:  z = log((x − a)/(b − x)),         log dz/dx = ζ(z) + ζ(−z) − log(b − a)
 
-with ζ(z) = log(1 + e^z). All work on tensors (N, D).
+with ζ(z) = log(1 + e^z). An equalized column has z = T(x), piecewise linear between its knots and
+the identity outside of them: see `scoresde.model.tables.equalize`. All work on tensors (N, D).
 """
 
 from __future__ import annotations
@@ -40,6 +41,10 @@ class Maps:
         )
         self.bounded = bool((below | above).any())
         self.shifted = bool(self.shift.any())
+        equalized = [j for j, column in enumerate(columns) if column.knots]
+        self.equalized = torch.tensor(equalized, dtype=torch.int64, device="cpu")
+        self.knots = _padded([columns[j].knots for j in equalized])
+        self.images = _padded([columns[j].images for j in equalized])
 
     def noisy(self, values: Tensor, u: Tensor) -> Tensor:
         """v + u·step: points inside the bins of values (N, D); u is uniform on (0, 1)."""
@@ -51,6 +56,7 @@ class Maps:
 
     def forward(self, x: Tensor) -> Tensor:
         """Encoded rows of points x, both (N, D)."""
+        x = self._moved(x, self.knots, self.images)
         z = x - self.shift.to(x) if self.shifted else x
         if not self.bounded:
             return z
@@ -69,6 +75,7 @@ class Maps:
     def inverse(self, z: Tensor) -> Tensor:
         """Points of encoded rows, both (N, D)."""
         x = z + self.shift.to(z) if self.shifted else z
+        x = self._moved(x, self.images, self.knots)
         if not self.bounded:
             return x
         x = x.clone()
@@ -80,9 +87,30 @@ class Maps:
         x[:, both] = low[both] + (high[both] - low[both]) * z[:, both].sigmoid()
         return x
 
+    def least_slopes(self) -> Tensor:
+        """The least dz/dx of each equalized column at its knots, 1 for others, (D,)."""
+        found = torch.ones_like(self.steps)
+        if len(self.equalized):
+            rises = self.images.diff(dim=1) / self.knots.diff(dim=1)
+            found[self.equalized] = rises.nan_to_num(nan=1.0).amin(1).clamp(max=1.0)
+        return found
+
+    def _moved(self, values: Tensor, places: Tensor, images: Tensor) -> Tensor:
+        """Values (N, D) whose equalized columns go from places to images."""
+        if not len(self.equalized):
+            return values
+        at = self.equalized.to(values.device)
+        moved = values.clone()
+        moved[:, at] = _pieces(values[:, at], places, images)[0]
+        return moved
+
     def log_slopes(self, z: Tensor) -> Tensor:
         """log dz/dx at encoded rows z, both (N, D)."""
         slopes = torch.zeros_like(z)
+        if len(self.equalized):
+            at = self.equalized.to(z.device)
+            places = z[:, at] + self.shift.to(z)[at]
+            slopes[:, at] = -_pieces(places, self.images, self.knots)[1].log()
         if not self.bounded:
             return slopes
         lower, upper, both = (at.to(z.device) for at in (self.lower, self.upper, self.both))
@@ -92,3 +120,24 @@ class Maps:
         part = z[:, both]
         slopes[:, both] = softplus(part) + softplus(-part) - width[both].log()
         return slopes
+
+
+def _padded(rows: Sequence[Sequence[float]]) -> Tensor:
+    """Rows of different lengths as one float64 tensor, filled up with infinities."""
+    width = 1 + max(map(len, rows), default=0)
+    filled = [[*row, *[torch.inf] * (width - len(row))] for row in rows]
+    return torch.tensor(filled, dtype=torch.float64, device="cpu").reshape(-1, width)
+
+
+def _pieces(values: Tensor, places: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (N, E) of piecewise linear functions with knots (E, K), and their slopes."""
+    places = places.to(values)
+    images = images.to(values)
+    after = torch.searchsorted(places, values.detach().T.contiguous(), right=True)
+    last = places.isfinite().sum(1, keepdim=True)
+    inside = ((after > 0) & (after < last)).T
+    after = torch.minimum(after.clamp(min=1), last - 1)
+    x0, x1 = places.gather(1, after - 1).T, places.gather(1, after).T
+    z0, z1 = images.gather(1, after - 1).T, images.gather(1, after).T
+    slopes = torch.where(inside, (z1 - z0) / (x1 - x0), 1.0)
+    return torch.where(inside, z0 + slopes * (values - x0), values), slopes

@@ -60,7 +60,7 @@ class TableSchema:
         Number of different combinations of categories; 0 without categorical columns.
     steps : Tensor, shape (D,), float64
         The finest step of each numeric column in encoded units, over the range of the table: the
-        step itself without bounds, step·min dz/dx with them, 0 for continuous columns.
+        step itself, or step·min dz/dx with bounds or equalized, 0 for continuous columns.
 
     Examples
     --------
@@ -141,7 +141,7 @@ class TableSchema:
         Returns
         -------
         Tensor, shape (N,)
-            Nats; 0 for a table without bounds.
+            Nats; 0 for a table without bounds and equalized columns.
 
         Examples
         --------
@@ -277,7 +277,9 @@ class TableSchema:
         low, high = seen[0], seen[1] + maps.steps
         middle = (0.5 * (maps.low + maps.high)).nan_to_num().clamp(low, high)
         slopes = [maps.log_slopes(maps.forward(x[None]))[0] for x in (low, middle, high)]
-        return maps.steps * torch.stack(slopes).amin(0).exp()
+        bounded = torch.where(maps.low.isfinite() | maps.high.isfinite(), 1.0, 0.0)
+        steep = (bounded * torch.stack(slopes).amin(0)).exp()
+        return maps.steps * steep * maps.least_slopes()
 
     def describe(self) -> dict[str, Any]:
         """Return the schema as plain JSON."""

@@ -1,0 +1,199 @@
+"""Equalized columns of tables: the tree against a recursion written by hand, the map and its
+Jacobian, densities of known clumps, and what a model keeps of the map.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import scoresde
+from conftest import generator
+from scoresde import Table
+from scoresde.cli.commands import main
+from scoresde.model.tables.equalize import STOP, equalizing_knots
+from scoresde.model.tables.schema import TableSchema
+
+pd = pytest.importorskip("pandas")
+
+
+def clumps(n: int = 2000) -> Any:
+    """Multiples of 32, at which a spread of 1000 has cells of 32 bins, and a normal column."""
+    rng = np.random.default_rng(0)
+    hd = 32 * np.round(rng.normal(200, 1000 / 32, n)).astype(int)
+    hd[0] += 1  # so that the step is 1
+    return pd.DataFrame({"hd": hd, "x": rng.normal(size=n)})
+
+
+def by_hand(counts: list[int]) -> tuple[float, list[float]]:
+    """Evidence of a node of the tree, and the masses of its bins; the node has mass 1."""
+    n = sum(counts)
+    if len(counts) == 1:
+        return 0.0, [1.0]
+    half = len(counts) // 2
+    left, right = counts[:half], counts[half:]
+    ours = [by_hand(part) for part in (left, right)]
+    chance = 1.0
+    seen = [0, 0]
+    for side, part in enumerate((left, right)):  # one value after the other
+        for _ in range(sum(part)):
+            chance *= 2 * (0.5 + seen[side]) / (1 + sum(seen))
+            seen[side] += 1
+    split = (1 - STOP) * chance * math.exp(ours[0][0] + ours[1][0])
+    evidence = math.log(STOP + split)
+    if split <= STOP:
+        return evidence, [1 / len(counts)] * len(counts)
+    share = (0.5 + seen[0]) / (1 + n)
+    masses = [share * m for m in ours[0][1]] + [(1 - share) * m for m in ours[1][1]]
+    return evidence, masses
+
+
+def test_the_slopes_are_those_of_a_recursion_by_hand() -> None:
+    rng = np.random.default_rng(1)
+    weights = rng.dirichlet(np.full(128, 0.15))
+    near = rng.choice(128, 400, p=weights)
+    values = np.concatenate([near, [-4250, 4250]]).astype(float)  # a spread of 300
+    depth = math.floor(math.log2(values.std() / 16))
+    width = 2**depth
+    assert depth == 4
+    x, z = map(np.array, equalizing_knots(values, 1.0, 0.0))
+    parts = np.bincount(near, minlength=128).reshape(-1, width).tolist()
+    want = width * np.array([m for part in parts for m in by_hand(part)[1]])
+    assert len(np.unique(want.round(6))) > 20  # many splits
+    assert (x[0], x[-1]) == (0, 128)
+    got = np.diff(np.interp(np.arange(129), x, z))
+    np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
+def test_the_gain_on_new_rows_is_the_entropy_of_the_gaps() -> None:
+    """One of 32 bins is taken: log 32 nats, less what a thousand numbers cost to learn."""
+    rows = clumps(20_000)
+    table = Table(rows[:10_000])
+    assert "equalized" in str(table.columns[0])
+    z, _ = table.encode(rows[10_000:])
+    gain = float(table.log_det(z).mean())
+    assert math.log(32) - 0.1 < gain < math.log(32)
+    assert float((z[:, 0] - torch.tensor(rows["hd"][10_000:].to_numpy())).abs().max()) < 64
+
+
+def test_smooth_columns_stay_as_they_are() -> None:
+    """A column in 3·10⁴ is changed by chance at the most, as 200 show none (95%: below 1.5%)."""
+    rng = np.random.default_rng(0)
+    for n in (150, 3000):
+        for _ in range(50):
+            assert equalizing_knots(rng.normal(size=n), None, 0.0) == ((), ())
+            assert equalizing_knots(rng.poisson(900, n), 1.0, 0.0) == ((), ())
+    assert Table(clumps(), equalize=False).columns[0].describe()["knots"] == []
+
+
+def test_rows_come_back_and_the_jacobian_is_that_of_autograd() -> None:
+    rows = clumps()
+    rows["clump"] = np.where(rows.index % 3, rows["x"].to_numpy() ** 3, 1 + 1e-3 * rows["x"])
+    table = Table(rows)
+    assert [bool(column.describe()["knots"]) for column in table.columns] == [True, False, True]
+    z, _ = table.encode(rows, generator(0))
+    again = table.decode(z)
+    assert (again["hd"] == rows["hd"]).all()
+    np.testing.assert_allclose(again["clump"], rows["clump"], rtol=0, atol=1e-9)
+    values, _ = table.values(rows[:50])
+    x = table.noisy(values, generator(0)).requires_grad_()
+    slopes = torch.autograd.grad(table.maps.forward(x).sum(), x)[0]
+    torch.testing.assert_close(slopes.log(), table.maps.log_slopes(table.maps.forward(x)))
+    outside = torch.tensor([[-1e9, 0.0, 1e9]], dtype=torch.float64)
+    assert torch.equal(table.maps.forward(outside), outside)
+    gaps = x.detach()[:1] * torch.tensor([[math.nan, 1.0, 1.0]])  # a gap moves no other number
+    moved = table.maps.forward(torch.cat([gaps, x.detach()[:1]]))
+    assert bool(moved[0, 0].isnan())
+    assert torch.equal(moved[0, 1:], moved[1, 1:])
+    assert float(table.steps[0]) == pytest.approx(float(table.maps.least_slopes()[0]))
+
+
+def test_log_p_of_an_exact_model_has_the_jacobian() -> None:
+    from scipy import stats
+
+    rows = clumps()
+    table = Table(rows, steps={"hd": None, "x": None})
+    law = scoresde.toy.GaussianMixture(torch.zeros(1, 2), 1000.0)
+    sde = scoresde.oracle(law, scoresde.RectifiedFlow()).double()
+    sde.table = table.schema()
+    got = scoresde.log_prob(sde, rows[:5], solver="rk45", rtol=1e-6, atol=1e-6)
+    x, z = map(np.array, (table.numeric[0].knots, table.numeric[0].images))
+    value = rows["hd"][:5].to_numpy()
+    at = np.searchsorted(x, value, side="right") - 1
+    slope = (z[at + 1] - z[at]) / (x[at + 1] - x[at])
+    want = stats.norm(0, 1000).logpdf(z[at] + slope * (value - x[at])) + np.log(slope)
+    want = want + stats.norm(0, 1000).logpdf(rows["x"][:5])
+    np.testing.assert_allclose(got.numpy(), want, atol=1e-4)
+
+
+def fitted(table: Table, sde: Any = None, steps: int = 5) -> scoresde.ScoreSDE:
+    """A small model after a few steps."""
+    torch.manual_seed(0)
+    sde = sde or scoresde.build("vp", "mlp", shape=table.shape, width=8, depth=1)
+    scoresde.fit(sde, table, steps=steps, batch_size=64, generator=generator(0), progress=False)
+    return sde
+
+
+def test_a_model_keeps_its_map_in_files_and_in_further_training(tmp_path: Path) -> None:
+    rows = clumps()
+    sde = fitted(Table(rows[:1000]))
+    assert sde.table is not None
+    about = sde.table.describe()
+    loaded = scoresde.load(scoresde.save(sde, tmp_path / "m"))
+    assert loaded.table is not None
+    assert loaded.table.describe() == about
+    how = {"solver": "heun", "steps": 4}
+    both = [scoresde.log_prob(m, rows[:9], generator=generator(0), **how) for m in (sde, loaded)]
+    assert torch.equal(*both)
+    other = Table(pd.concat([rows[1000:], rows[:1]]))
+    assert other.describe() != about
+    assert fitted(other, sde).table.describe() == about  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ({"knots": [0.0, 1.0, 1.0]}, "step"),
+        ({"knots": [0.0, 2.0], "images": [0.0, 1.0, 2.0]}, "step"),
+        ({"knots": [0.0, math.nan], "images": [0.0, 2.0]}, "step"),
+        ({"knots": [0.0, 2.0], "images": [0.0, 1.0]}, "step"),  # the ends move
+        ({"knots": "0"}, "step"),
+        ({"knots": [0.0, 2.0], "images": [0.0, 2.0], "bounds": [-1e6, None]}, "step"),
+    ],
+)
+def test_hostile_knots_are_refused(change: dict[str, Any], value: str) -> None:
+    about = json.loads(json.dumps(Table(clumps(), equalize=False).describe()))
+    about["columns"][0] |= change
+    with pytest.raises(ValueError, match=f"its column 'hd' has a {value}"):
+        TableSchema.rebuild(about, (2,))
+
+
+def test_a_record_from_before_there_were_knots_is_read() -> None:
+    about = json.loads(json.dumps(Table(clumps(), equalize=False).describe()))
+    for name in ("knots", "images"):
+        del about["columns"][0][name]
+    found = TableSchema.rebuild(about, (2,))
+    assert found is not None
+    assert found.numeric[0].knots == ()
+
+
+@pytest.mark.parametrize("option", [[], ["--no-equalize"]])
+def test_the_command_equalizes(
+    option: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr("scoresde.cli.tables.fit", lambda sde, table, **how: seen.append(table))
+    clumps().to_csv(tmp_path / "t.csv", index=False)
+    main(["fit", str(tmp_path / "t.csv"), "--out", str(tmp_path / "m"), "--table", *option])
+    assert bool(seen[0].numeric[0].knots) == (not option)
+
+
+def test_equalize_is_true_or_false() -> None:
+    with pytest.raises((TypeError, ValueError), match="equalize"):
+        Table(clumps(), equalize="yes")  # type: ignore[arg-type]
