@@ -91,14 +91,14 @@ $(VENV)/.%: $(VENV)/.torch pyproject.toml
 .venv-oldest/.core: constraints-oldest.txt pyproject.toml
 	$(PYTHON) -m venv --clear .venv-oldest
 	.venv-oldest/bin/pip install -q --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $$(grep '^torch==' $<)
-	.venv-oldest/bin/pip install -q -c $< -e '.[plot,data,train,ot,sklearn]' pytest pytest-xdist pandas
+	.venv-oldest/bin/pip install -q -c $< -e '.[plot,data,train,ot,sklearn,hub]' pytest pytest-xdist pandas
 	@touch $@
 
 .PHONY: .venv-newest/.core
 .venv-newest/.core:
 	$(PYTHON) -m venv --clear .venv-newest
 	.venv-newest/bin/pip install -q --retries 1 $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
-	.venv-newest/bin/pip install -q -e '.[plot,data,train,ot,sklearn]' pytest pytest-xdist pandas
+	.venv-newest/bin/pip install -q -e '.[plot,data,train,ot,sklearn,hub]' pytest pytest-xdist pandas
 
 clean:
 	rm -rf $(VENV) .venv-bench .venv-oldest .venv-newest .venv-gpu docs/_build build *.egg-info

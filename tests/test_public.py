@@ -16,7 +16,7 @@ import scoresde
 
 ROOT = Path(scoresde.__file__).parent
 OLDEST = ROOT.parent / "constraints-oldest.txt"
-EXTRAS, TESTERS = ("plot", "data", "train", "ot", "sklearn"), ("pytest", "pandas")
+EXTRAS, TESTERS = ("plot", "data", "train", "ot", "sklearn", "hub"), ("pytest", "pandas")
 
 
 def public() -> list[tuple[str, object]]:

@@ -63,14 +63,7 @@ def fit(args: argparse.Namespace) -> None:
         transforms = list(args.transform)
     transforms = _with_dequantization(transforms, levels)
     options = _network_options(args, args.net or rule.net, columns, samples)
-    validation = _validation(args, columns)
-    held_out: Validation | str | None = AUTO
-    if args.validation == "none":
-        held_out = None
-    if validation is None and args.patience is not None:
-        raise ValueError("--patience goes with --validation, whose loss it watches")
-    if validation is not None:
-        held_out = Validation(validation, every=every, patience=args.patience)
+    held_out = _held_out(args, columns, every)
     torch.manual_seed(args.seed)
     rule = dataclasses.replace(rule, shape=tuple(data.shape[1:]))
     sde: Any = rule.build(args.process, args.net, **options)
@@ -97,6 +90,16 @@ def fit(args: argparse.Namespace) -> None:
         **how,
     )
     say(engine, f"{args.out}: {len(data):,} samples of shape {tuple(data.shape[1:])}, {history!r}")
+
+
+def _held_out(args: argparse.Namespace, columns: Any, every: int) -> Validation | str | None:
+    """What is held out: rows of a file, rows of the data, or none."""
+    validation = _validation(args, columns)
+    if validation is not None:
+        return Validation(validation, every=every, patience=args.patience)
+    if args.patience is not None:
+        raise ValueError("--patience goes with --validation, whose loss it watches")
+    return None if args.validation == "none" else AUTO
 
 
 def _with_dequantization(transforms: list[Any], levels: int) -> list[Any]:
