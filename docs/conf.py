@@ -3,6 +3,9 @@
 import re
 from typing import Any
 
+from docutils import nodes
+from latex2mathml.converter import convert
+
 import scoresde
 
 project = "scoresde"
@@ -10,10 +13,20 @@ author = "The scoresde maintainers"
 copyright = "The scoresde maintainers"
 release = version = scoresde.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"scoresde {release}"
+html_static_path = ["_site"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_show_sphinx = False
+autosummary_generate = False
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
@@ -29,6 +42,10 @@ napoleon_use_ivar = True
 default_role = "py:obj"
 
 _INLINE = re.compile(r"(?<!\\)[*|]")
+_FUNCTION = r"<mi>(?:log|ln|exp|sin|cos|tan|cot)</mi>"
+_THIN = '<mspace width="0.167em" />'
+_SUMMARY = "<!-- summary -->"
+_ENTRY = re.compile(r"^\.\. auto(?:function|class|data|exception):: (\S+)$", re.M)
 
 
 def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -54,6 +71,37 @@ def _escaped(line: str) -> str:
     return "".join(escaped)
 
 
+def summary(app: Any, name: str, source: list[str]) -> None:
+    """Put a table of all entries of a page in the place that asks for it."""
+    if _SUMMARY in source[0]:
+        entries = "\n".join(f"   {entry}" for entry in _ENTRY.findall(source[0]))
+        table = f"```{{eval-rst}}\n.. autosummary::\n   :nosignatures:\n\n{entries}\n```"
+        source[0] = source[0].replace(_SUMMARY, table)
+
+
+def _spaced(formula: str) -> str:
+    """Set ∼ as a relation, and thin spaces around the names of functions, as TeX does."""
+    formula = formula.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")
+    formula = re.sub(rf"(</(?:mi|mn|msub|msup|mfrac)>)({_FUNCTION})", rf"\1{_THIN}\2", formula)
+    return re.sub(rf"({_FUNCTION})(?=<m(?!o|space))", rf"\1{_THIN}", formula)
+
+
+def mathml(display: str) -> Any:
+    """A visitor that writes a formula as MathML, which browsers show without any script."""
+
+    def visit(writer: Any, node: Any) -> None:
+        formula = _spaced(convert(node.astext(), display=display))
+        if display == "block":
+            writer.body.append(f'<div class="math">{formula}</div>')
+        else:  # the word joiner keeps a comma beside the formula
+            writer.body.append(f"{formula}&#8288;")
+        raise nodes.SkipNode
+
+    return visit, None
+
+
 def setup(app: Any) -> None:
-    """Run `plain` before napoleon."""
+    """Run `plain` before napoleon, fill in the summaries, write formulas as MathML."""
     app.connect("autodoc-process-docstring", plain, priority=400)
+    app.connect("source-read", summary)
+    app.add_html_math_renderer("mathml", mathml("inline"), mathml("block"))
