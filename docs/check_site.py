@@ -43,6 +43,12 @@ QUESTIONS = {
     "own network": "cookbook/pytorch_network extending",
     "diffusers": "cookbook/diffusers_model backbones ecosystem",
     "simulation-based inference": "cookbook/posterior posteriors",
+    "missing data": "cookbook/missing_values",
+    "outlier detection": "cookbook/anomalies",
+    "confidence interval": "cookbook/intervals",
+    "multi GPU": "training",
+    "custom UNet": "cookbook/pytorch_network",
+    "time series": "backbones",
 }
 """What users type, and the pages that answer it beside `questions`, which has them all."""
 

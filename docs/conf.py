@@ -1,6 +1,7 @@
 """Sphinx configuration: `make docs` builds the pages, with warnings as errors."""
 
 import re
+import unicodedata
 from typing import Any
 
 from docutils import nodes
@@ -42,7 +43,10 @@ napoleon_use_ivar = True
 default_role = "py:obj"
 
 _INLINE = re.compile(r"(?<!\\)[*|]")
-_FUNCTION = r"<mi>(?:log|ln|exp|sin|cos|tan|cot)</mi>"
+_NAME = r"<mi>(?:log|ln|exp|sin|cos|tan|cot)</mi>"
+_FUNCTION = rf"(?:{_NAME}|<(?P<with>msub|msup)>{_NAME}<mn>\d</mn></(?P=with)>)"
+_BEFORE = "</(?:mi|mn|msub|msup|mfrac)>|&#x02207;</mo>"
+_LETTER = re.compile(r'<mi mathvariant="(double-struck|script)">([A-Z])</mi>')
 _THIN = '<mspace width="0.167em" />'
 _SUMMARY = "<!-- summary -->"
 _ENTRY = re.compile(r"^\.\. auto(?:function|class|data|exception):: (\S+)$", re.M)
@@ -74,23 +78,29 @@ def _escaped(line: str) -> str:
 def summary(app: Any, name: str, source: list[str]) -> None:
     """Put a table of all entries of a page in the place that asks for it."""
     if _SUMMARY in source[0]:
-        entries = "\n".join(f"   {entry}" for entry in _ENTRY.findall(source[0]))
+        entries = "\n".join(f"   ~{entry}" for entry in _ENTRY.findall(source[0]))
         table = f"```{{eval-rst}}\n.. autosummary::\n   :nosignatures:\n\n{entries}\n```"
         source[0] = source[0].replace(_SUMMARY, table)
+
+
+def _letter(match: re.Match[str]) -> str:
+    """𝔼 or 𝒩 itself, as browsers ignore the attribute that asks for it."""
+    name = f"MATHEMATICAL {match[1].upper()} CAPITAL {match[2]}"
+    return f"<mi>{unicodedata.lookup(name)}</mi>"
 
 
 def _spaced(formula: str) -> str:
     """Set ∼ as a relation, and thin spaces around the names of functions, as TeX does."""
     formula = formula.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")
-    formula = re.sub(rf"(</(?:mi|mn|msub|msup|mfrac)>)({_FUNCTION})", rf"\1{_THIN}\2", formula)
-    return re.sub(rf"({_FUNCTION})(?=<m(?!o|space))", rf"\1{_THIN}", formula)
+    formula = re.sub(rf"({_BEFORE})(?={_FUNCTION})", rf"\1{_THIN}", formula)
+    return re.sub(rf"{_FUNCTION}(?=<m(?!o|space))", rf"\g<0>{_THIN}", formula)
 
 
 def mathml(display: str) -> Any:
     """A visitor that writes a formula as MathML, which browsers show without any script."""
 
     def visit(writer: Any, node: Any) -> None:
-        formula = _spaced(convert(node.astext(), display=display))
+        formula = _LETTER.sub(_letter, _spaced(convert(node.astext(), display=display)))
         if display == "block":
             writer.body.append(f'<div class="math">{formula}</div>')
         else:  # the word joiner keeps a comma beside the formula
