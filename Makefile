@@ -11,7 +11,7 @@ CORE := tests/test_storage.py tests/test_saved_models.py tests/test_checkpoint.p
         tests/test_external.py tests/test_tables.py tests/test_robustness.py tests/test_conditions.py tests/test_cli.py \
         tests/test_public.py tests/test_accelerate.py tests/test_logs.py tests/test_export.py tests/test_hub.py
 
-.PHONY: demo digits test test-slow test-oldest test-newest lint docs bench-solvers bench-likelihood bench-training bench-flows bench-backbones bench-tables bench-posteriors gpu gpu-here clean
+.PHONY: demo digits test test-slow test-oldest test-newest lint docs pictures bench-solvers bench-likelihood bench-training bench-flows bench-backbones bench-tables bench-posteriors gpu gpu-here clean
 
 demo: $(VENV)/.plot
 	$(BIN)/python -m scoresde demo
@@ -40,6 +40,11 @@ lint: $(VENV)/.test
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python docs/check_site.py docs/_build/html
+
+# Pictures that take minutes; `python docs/pictures.py NAME` draws any of those in docs/gallery.md.
+pictures: $(VENV)/.test
+	$(BIN)/python docs/pictures.py
 
 bench-solvers: .venv-bench/.peers
 	.venv-bench/bin/python benchmarks/solvers.py all $(BENCH)

@@ -1,7 +1,11 @@
 """Sphinx configuration: `make docs` builds the pages, with warnings as errors."""
 
 import re
+import unicodedata
 from typing import Any
+
+from docutils import nodes
+from latex2mathml.converter import convert
 
 import scoresde
 
@@ -10,10 +14,20 @@ author = "The scoresde maintainers"
 copyright = "The scoresde maintainers"
 release = version = scoresde.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+]
 exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"scoresde {release}"
+html_static_path = ["_site"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_show_sphinx = False
+autosummary_generate = False
 
 myst_enable_extensions = ["dollarmath", "amsmath", "deflist", "colon_fence"]
 myst_heading_anchors = 3
@@ -29,6 +43,13 @@ napoleon_use_ivar = True
 default_role = "py:obj"
 
 _INLINE = re.compile(r"(?<!\\)[*|]")
+_NAME = r"<mi>(?:log|ln|exp|sin|cos|tan|cot)</mi>"
+_FUNCTION = rf"(?:{_NAME}|<(?P<with>msub|msup)>{_NAME}<mn>\d</mn></(?P=with)>)"
+_BEFORE = "</(?:mi|mn|msub|msup|mfrac)>|&#x02207;</mo>"
+_LETTER = re.compile(r'<mi mathvariant="(double-struck|script)">([A-Z])</mi>')
+_THIN = '<mspace width="0.167em" />'
+_SUMMARY = "<!-- summary -->"
+_ENTRY = re.compile(r"^\.\. auto(?:function|class|data|exception):: (\S+)$", re.M)
 
 
 def plain(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -54,6 +75,43 @@ def _escaped(line: str) -> str:
     return "".join(escaped)
 
 
+def summary(app: Any, name: str, source: list[str]) -> None:
+    """Put a table of all entries of a page in the place that asks for it."""
+    if _SUMMARY in source[0]:
+        entries = "\n".join(f"   ~{entry}" for entry in _ENTRY.findall(source[0]))
+        table = f"```{{eval-rst}}\n.. autosummary::\n   :nosignatures:\n\n{entries}\n```"
+        source[0] = source[0].replace(_SUMMARY, table)
+
+
+def _letter(match: re.Match[str]) -> str:
+    """𝔼 or 𝒩 itself, as browsers ignore the attribute that asks for it."""
+    name = f"MATHEMATICAL {match[1].upper()} CAPITAL {match[2]}"
+    return f"<mi>{unicodedata.lookup(name)}</mi>"
+
+
+def _spaced(formula: str) -> str:
+    """Set ∼ as a relation, and thin spaces around the names of functions, as TeX does."""
+    formula = formula.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")
+    formula = re.sub(rf"({_BEFORE})(?={_FUNCTION})", rf"\1{_THIN}", formula)
+    return re.sub(rf"{_FUNCTION}(?=<m(?!o|space))", rf"\g<0>{_THIN}", formula)
+
+
+def mathml(display: str) -> Any:
+    """A visitor that writes a formula as MathML, which browsers show without any script."""
+
+    def visit(writer: Any, node: Any) -> None:
+        formula = _LETTER.sub(_letter, _spaced(convert(node.astext(), display=display)))
+        if display == "block":
+            writer.body.append(f'<div class="math">{formula}</div>')
+        else:  # the word joiner keeps a comma beside the formula
+            writer.body.append(f"{formula}&#8288;")
+        raise nodes.SkipNode
+
+    return visit, None
+
+
 def setup(app: Any) -> None:
-    """Run `plain` before napoleon."""
+    """Run `plain` before napoleon, fill in the summaries, write formulas as MathML."""
     app.connect("autodoc-process-docstring", plain, priority=400)
+    app.connect("source-read", summary)
+    app.add_html_math_renderer("mathml", mathml("inline"), mathml("block"))

@@ -2,6 +2,7 @@
 namespace.
 """
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ FENCE = re.compile(
     r"^(?P<fence>`{3,}|:{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=fence)[ \t]*$", re.M | re.S
 )
 NOT_RUN = ("text", "console")
+SMALL = {"fit": ["--steps", "20"], "sample": ["-n", "20"], "log-prob": ["-n", "20"]}
+"""Commands that run on files which their page has written, and what makes them small."""
 ASSERTED = ("docs/flows.md",)
 """Pages that assert what a model learns in the steps that they state."""
 
@@ -33,6 +36,21 @@ def blocks(page: Path) -> Iterator[tuple[str, str, int]]:
     text = page.read_text(encoding="utf-8")
     for match in FENCE.finditer(text):
         yield match["language"].strip(), match["code"], text.count("\n", 0, match.start("code"))
+
+
+def commands(code: str) -> Iterator[list[str]]:
+    """Yield the words of each scoresde command of a console block, from its verb on."""
+    for line in code.splitlines():
+        if line.startswith("$ scoresde "):
+            yield shlex.split(line, comments=True)[2:]
+
+
+def run_small(words: list[str]) -> None:
+    """Run a command of `SMALL` if the files are there that it reads."""
+    verb, *others = words
+    names = list(itertools.takewhile(lambda word: not word.startswith("-"), others))
+    if verb in SMALL and names and all(Path(name).exists() for name in names):
+        cli.main([*words, *SMALL[verb]])
 
 
 @pytest.fixture
@@ -107,6 +125,9 @@ def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.Monkey
         for language, code, above in blocks(PAGES[page]):
             if language == "python":  # padded, so that a traceback shows the line of the page
                 exec(compile("\n" * above + code, str(PAGES[page]), "exec"), namespace)
+            elif language == "console":
+                for words in commands(code):
+                    run_small(words)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -120,8 +141,7 @@ def test_fences_are_of_a_known_kind(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_scoresde_commands_parse(page: str) -> None:
-    """The commands in console blocks are not run, but their verbs and options must exist."""
+    """Not all commands in console blocks can run here, but their verbs and options must exist."""
     for language, code, _ in blocks(PAGES[page]):
-        for line in code.splitlines() if language == "console" else ():
-            if line.startswith("$ scoresde "):
-                cli.build_parser(cli.COMMANDS).parse_args(shlex.split(line, comments=True)[2:])
+        for words in commands(code) if language == "console" else ():
+            cli.build_parser(cli.COMMANDS).parse_args(words)
