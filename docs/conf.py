@@ -100,11 +100,18 @@ def mathml(display: str) -> Any:
     """A visitor that writes a formula as MathML, which browsers show without any script."""
 
     def visit(writer: Any, node: Any) -> None:
-        formula = _LETTER.sub(_letter, _spaced(convert(node.astext(), display=display)))
+        parts = [node.astext()]
+        if display == "block" and r"\begin" not in parts[0]:
+            parts = re.split(
+                r"\\qquad\b", parts[0]
+            )  # they stand in one line where it is wide enough
+        formulas = [
+            _LETTER.sub(_letter, _spaced(convert(part, display=display))) for part in parts
+        ]
         if display == "block":
-            writer.body.append(f'<div class="math">{formula}</div>')
+            writer.body.append(f'<div class="math">{"".join(formulas)}</div>')
         else:  # the word joiner keeps a comma beside the formula
-            writer.body.append(f"{formula}&#8288;")
+            writer.body.append(f"{formulas[0]}&#8288;")
         raise nodes.SkipNode
 
     return visit, None

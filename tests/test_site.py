@@ -9,7 +9,7 @@ import importlib.util
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -88,6 +88,32 @@ def test_a_picture_is_stored_small_and_on_white(tmp_path: Path) -> None:
     image.effect_noise((700, 700), 100).save(tmp_path / "a.png")
     with pytest.raises(ValueError, match="draw less"):
         pictures.shrink(tmp_path / "a.png", tmp_path / "b.png")
+
+
+def test_formulas_become_mathml_that_browsers_show() -> None:
+    """Browsers know neither the attribute for 𝔼 nor the spaces around log."""
+    pytest.importorskip("latex2mathml")
+    pytest.importorskip("docutils")
+    written: list[str] = []
+
+    class Skipped(Exception):
+        pass
+
+    conf = script("conf")
+    conf.nodes = SimpleNamespace(SkipNode=Skipped)
+    formula = r"\mathbb E\,[-\log p(x)] \sim 2\log_2 D \qquad y"
+    for display, count in (("inline", 1), ("block", 2)):
+        with pytest.raises(Skipped):
+            conf.mathml(display)[0](
+                SimpleNamespace(body=written), SimpleNamespace(astext=lambda: formula)
+            )
+        html = written.pop()
+        assert html.count("<math ") == count
+        assert "<mi>𝔼</mi>" in html
+        assert f"<mi>log</mi>{conf._THIN}<mi>p</mi>" in html
+        assert f"<mn>2</mn>{conf._THIN}<msub><mi>log</mi><mn>2</mn></msub>{conf._THIN}" in html
+        assert "<mo>&#x0223C;</mo>" in html
+        assert "\\" not in html
 
 
 def test_other_hosts_are_noticed(tmp_path: Path) -> None:
