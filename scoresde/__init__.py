@@ -22,7 +22,7 @@ from .data.pairs import Pairs
 from .data.typed_table import Table
 from .density import dequantize
 from .density.bits import bits_per_dim
-from .density.bound import Bound
+from .density.bound_result import Bound
 from .density.bounds import elbo, vlb
 from .density.distribution import Distribution
 from .density.error_bars import Likelihood

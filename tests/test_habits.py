@@ -20,7 +20,7 @@ from scoresde.backbones.coupling_layers import FLOWS
 from scoresde.backbones.keywords import FlowOptions, Name, NetworkOptions, StageOptions
 from scoresde.common import progress
 from scoresde.common.seeds import takes_seed
-from scoresde.density.bound import Bound
+from scoresde.density.bound_result import Bound
 from scoresde.model.derived import Derived
 from scoresde.sampling.failures import _move
 from scoresde.sampling.solution import Solution

@@ -14,14 +14,15 @@ from collections.abc import Sequence
 
 from ..common.checks import check_seed
 from ..common.errors import SolverError, TrainingError
-from . import demo, sampling, scoring, steering, training
+from . import demo, imputing, inpainting, sampling, scoring, training
 from .parser import Command, build_parser
 
 COMMANDS: dict[str, Command] = {
     **demo.COMMANDS,
     **training.COMMANDS,
     **sampling.COMMANDS,
-    **steering.COMMANDS,
+    **imputing.COMMANDS,
+    **inpainting.COMMANDS,
     **scoring.COMMANDS,
 }
 """All commands by name; see `scoresde.cli.parser`."""

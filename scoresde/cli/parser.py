@@ -51,6 +51,13 @@ def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
 
 
 MODEL = option("model", help="the model's folder")
+PARTICLES = option(
+    "--particles",
+    type=int,
+    default=16,
+    help="weighted ones of which each draw is one (default: %(default)s)",
+)
+STEPS = option("--steps", type=int, default=100, help="of each draw (default: %(default)s)")
 SEED = option("--seed", type=int, default=0, help="of all randomness (default: %(default)s)")
 DEVICE = option("--device", default="cpu", help="where to compute (default: %(default)s)")
 LEVELS = option("--levels", type=int, help="of integer data (default: 256; 65536 for 16 bits)")

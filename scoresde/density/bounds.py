@@ -42,8 +42,8 @@ from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..sampling.batches import batch_ranges, map_batches
-from .bound import Bound
 from .bound_levels import data_end, sin2_from_data, step_costs, vlb_levels
+from .bound_result import Bound
 from .step_variance import saved_by, with_data_noise
 
 TAN_FINE = 2e-3

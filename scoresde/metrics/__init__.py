@@ -20,7 +20,7 @@ distance, calibration of posteriors, and how straight paths are.
 - `nfe_for_error`: how many network evaluations a solver needs for an error at the end of paths.
 """
 
-from .cross_validated import c2st
+from .c2st_score import c2st
 from .curvature import Estimate, Straightness, straightness
 from .energy import energy_distance, energy_test
 from .floor import NoiseFloor, noise_floor

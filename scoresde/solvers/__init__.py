@@ -5,6 +5,7 @@ from .adaptive import Adaptive
 from .adaptive_sde import GottaGoFast
 from .base import SOLVERS, Solver, Stepper
 from .bridge import Bridge
+from .ddpm import DDIM, Ancestral, EulerMaruyama, ReverseDiffusion
 from .exponential import AdaptiveSinglestep, Singlestep
 from .exponential_tableaus import EXPONENTIALS, Exponential
 from .external import AdaptiveTorchDiffEq, SciPy, TorchDiffEq, TorchSDE
@@ -17,7 +18,6 @@ from .multistep import Multistep
 from .multistep_rows import METHODS
 from .problem import Calls, Counts, Level, Problem
 from .runge_kutta import AdaptiveRungeKutta, RungeKutta
-from .steppers import DDIM, Ancestral, EulerMaruyama, ReverseDiffusion
 from .stochastic import ChurnedHeun, Restart
 from .tableaus import TABLEAUS, Tableau
 

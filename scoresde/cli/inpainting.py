@@ -1,10 +1,9 @@
-"""`scoresde inpaint` and `scoresde impute`: what is missing, given what is seen."""
+"""`scoresde inpaint`: what is hidden in an image, given what is seen."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,88 +13,14 @@ from ..common.checks import whole_number
 from ..data import files
 from ..data.files.base import optional
 from ..data.files.images import read_image
-from ..data.files.mixed import check_table_path, read_columns
-from ..guidance.imputation import impute as fill
 from ..guidance.measurements import Inpaint
 from ..guidance.observed import observe
 from ..guidance.populations import particles
 from ..model.protocol import Model
 from ..storage.models import load
 from .devices import place, say
-from .inputs import LEVELS, check_folder, check_writable, conditions, with_constants
-from .parser import DEVICE, ENCODING, GIVEN, IMPORT, MODEL, SEED, Command, option
-from .tables import write_rows
-
-PARTICLES = option(
-    "--particles",
-    type=int,
-    default=16,
-    help="weighted ones of which each draw is one (default: %(default)s)",
-)
-STEPS = option("--steps", type=int, default=100, help="of each draw (default: %(default)s)")
-
-
-def impute(args: argparse.Namespace) -> None:
-    """Fill in the gaps of a table, and write it."""
-    check_table_path(args.out)
-    check_folder(args.out)
-    sde = load(args.model)
-    columns = read_columns(args.data, encoding=args.encoding)
-    _, texts = conditions(args)
-    conditioned = with_constants(sde, texts)
-    rows: Any = columns if sde.table is not None else _matrix(sde, columns)
-    engine = place(sde, args.device)
-    generator = torch.Generator().manual_seed(args.seed)
-    how = {"particles": args.particles, "steps": args.steps, "generator": generator}
-    if sde.table is None and sde.interface.takes_gaps:
-        del how["particles"]  # a network that is shown what a row has
-    filled = fill(conditioned, rows, **how)
-    if isinstance(filled, Tensor):
-        filled = _with_known(filled.cpu().numpy(), _names(sde, columns), columns)
-    # columns that the model does not have, as they are
-    whole = {name: filled.get(name, column) for name, column in columns.items()}
-    write_rows(args.out, whole)
-    gaps = sum(int(_gaps(columns[name]).sum()) for name in filled if name in columns)
-    say(engine, f"{args.out}: {gaps:,} gaps filled in {len(next(iter(columns.values()))):,} rows")
-
-
-def _gaps(column: np.ndarray) -> np.ndarray:
-    """Which cells of a column have no value."""
-    found: np.ndarray = np.isnan(column) if column.dtype.kind == "f" else column == ""
-    return found
-
-
-def _names(sde: Model, columns: dict[str, np.ndarray]) -> list[str]:
-    """The columns of a sample, in the model's order."""
-    return list(sde.schema.columns or columns)
-
-
-def _with_known(
-    rows: np.ndarray, names: list[str], columns: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """Filled rows as columns, where what was known has all of its digits."""
-    found = {}
-    for j, name in enumerate(names):
-        column = columns[name]
-        gaps = np.isnan(column)
-        found[name] = np.where(gaps, rows[:, j], column) if gaps.any() else column
-    return found
-
-
-def _matrix(sde: Model, columns: dict[str, np.ndarray]) -> Tensor:
-    """Columns as rows of samples, NaN for gaps."""
-    names = _names(sde, columns)
-    lacking = [name for name in names if name not in columns]
-    if lacking or sde.shape != (len(names),):
-        told = f" with the columns {names}" if sde.schema.columns else ""
-        raise ValueError(
-            f"the model has samples of shape {tuple(sde.shape)}{told}, and the table has the "
-            f"columns {list(columns)}"
-        )
-    words = [name for name in names if columns[name].dtype.kind not in "fiu"]
-    if words:
-        raise ValueError(f"column {words[0]!r} has words, and the model has numbers")
-    return torch.from_numpy(np.stack([columns[name].astype(np.float32) for name in names], 1))
+from .inputs import LEVELS, check_writable, conditions, with_constants
+from .parser import DEVICE, GIVEN, IMPORT, MODEL, PARTICLES, SEED, STEPS, Command, option
 
 
 def inpaint(args: argparse.Namespace) -> None:
@@ -172,25 +97,6 @@ def _write_images(path: str, x: Tensor, levels: int) -> None:
 
 
 COMMANDS = {
-    "impute": Command(
-        help="fill in the gaps of a table",
-        run=impute,
-        options=(
-            MODEL,
-            option(
-                "data",
-                help="a .csv, .tsv or .parquet with the model's columns and gaps; others stay",
-            ),
-            PARTICLES,
-            STEPS,
-            SEED,
-            GIVEN,
-            ENCODING,
-            DEVICE,
-            option("--out", required=True, help=".csv, .tsv or .parquet"),
-            IMPORT,
-        ),
-    ),
     "inpaint": Command(
         help="draw what is hidden in an image",
         run=inpaint,
