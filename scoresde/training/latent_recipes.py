@@ -174,7 +174,7 @@ RECIPES["fashion-mnist-latent"] = LatentRecipe(
     net="resmlp",
     options={"width": 512, "depth": 4, "fourier": 0},
     how={
-        "steps": 2000,
+        "steps": 5000,
         "batch_size": 256,
         "lr": 1e-3,
         "ema": 300,
