@@ -1,4 +1,4 @@
-"""Networks that diffusers trained on a chain of noise levels, as score models.
+"""Networks that were trained with diffusers on a chain of noise levels, as score models.
 
 A chain is the process `scoresde.processes.discrete.DDPM`, whose level i is at t = i/T, and the step
 number of diffusers counts levels from 0: i − 1. The network receives x_t, as it did in training.
@@ -52,7 +52,7 @@ def from_diffusers(
     unlabelled: bool = False,
     device: str | torch.device = "cpu",
 ) -> ScoreSDE:
-    """Return a score model of a UNet2DModel that diffusers trained on a chain of noise levels.
+    """Return a score model of a UNet2DModel, trained with diffusers on a chain of noise levels.
 
     For unconditional and class-conditional models of pixels; not for latent or text models. What
     the pipeline's scheduler does to samples on the way is no part of the model: x̂0 is not clipped
@@ -244,7 +244,9 @@ def _backbone(
     _check_config(config)
     rows = config["num_class_embeds"] or 0
     if unlabelled and rows < 2:
-        raise ValueError(f"unlabelled= takes the last of a table of classes, and this has {rows}")
+        raise ValueError(
+            f"unlabelled= takes the last of a table of classes, 2 or more, and this has {rows}"
+        )
     known = inspect.signature(type(net)).parameters
     options = {
         name: json.loads(json.dumps(value))
