@@ -65,6 +65,13 @@ PICTURES = {
         30,
         by_default=False,
     ),
+    "fashion-latent.png": Picture(
+        "scoresde fit --recipe fashion-mnist-latent FOLDER --out run && "
+        "scoresde evaluate run FOLDER -n 256 --out run",
+        "run/samples.png",
+        20,
+        by_default=False,
+    ),
 }
 NOTEBOOKS = {
     f"{prefix}-{name}.png": f"docs/notebooks/{page}.md"

@@ -188,18 +188,18 @@ def test_ancestral_sampling_is_their_ddpm() -> None:
     torch.testing.assert_close(z.reshape_as(x), wanted, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("unlabelled", [False, True])
-def test_labels_of_a_class_conditional_network(unlabelled: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("unlabeled", [False, True])
+def test_labels_of_a_class_conditional_network(unlabeled: bool, tmp_path: Path) -> None:
     net, scheduler = network(num_class_embeds=4), chain(predicted="v_prediction")
     net.save_pretrained(tmp_path)
     scheduler.save_pretrained(tmp_path)
-    sde = scoresde.from_diffusers(tmp_path, unlabelled=unlabelled)
+    sde = scoresde.from_diffusers(tmp_path, unlabeled=unlabeled)
     x, y = noise(), torch.tensor([2, 0])
     wanted = ddim(net, scheduler, x, 10, class_labels=y)
     how: dict[str, Any] = {"start": x, "solver": "ddim", "steps": 10, "spacing": "ddpm"}
     found = scoresde.solve(sde.given(y=y), **how).x[-1]
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
-    if unlabelled:
+    if unlabeled:
         none = ddim(net, scheduler, x, 10, class_labels=torch.tensor([3, 3]))
         found = scoresde.solve(sde.given(), **how).x[-1]
         torch.testing.assert_close(found, none, rtol=0, atol=1e-5)
@@ -277,8 +277,8 @@ def test_bad_arguments_are_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch)
         scoresde.from_diffusers("nowhere")
     with pytest.raises(TypeError, match=r"a folder, a pipeline, or \(unet, scheduler\), got int"):
         scoresde.from_diffusers(3)
-    with pytest.raises(ValueError, match="unlabelled= takes the last of a table of classes"):
-        scoresde.from_diffusers((network(), chain()), unlabelled=True)
+    with pytest.raises(ValueError, match="unlabeled= takes the last of a table of classes"):
+        scoresde.from_diffusers((network(), chain()), unlabeled=True)
     with pytest.raises(ValueError, match=r"names no sample_size: give shape=\(C, H, W\)"):
         scoresde.from_diffusers((network(sample_size=None), chain()))
     with pytest.raises(ValueError, match="eps"):  # ε where nothing but noise is left

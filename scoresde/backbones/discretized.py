@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LOG_SCALE_RANGE = (-7.0, 5.0)
-"""log s of standardized numbers is kept in this range: bins are some hundredths wide."""
+"""Range of log s in standardized units, in which bins are some hundredths wide."""
 
 FIRST_LOG_SCALE = -1.0
 """log s of an untrained decoder."""
@@ -47,23 +47,23 @@ def logistics(out: Tensor, components: int) -> Logistics:
     return Logistics(weight.log_softmax(1), mean, log_scale.clamp(*LOG_SCALE_RANGE))
 
 
-def mixture_mean(law: Logistics) -> Tensor:
+def mixture_mean(mixture: Logistics) -> Tensor:
     """The mean of each number, (B, n)."""
-    return (law.log_weight.exp() * law.mean).sum(1)
+    return (mixture.log_weight.exp() * mixture.mean).sum(1)
 
 
-def log_mass(law: Logistics, bins: Bins) -> Tensor:
+def log_mass(mixture: Logistics, bins: Bins) -> Tensor:
     """log P of the bins, summed over the numbers, (B,)."""
     low, high, lowest, highest = (part.unsqueeze(1) for part in bins)
-    rate = (-law.log_scale).exp()
-    below = F.logsigmoid((high - law.mean) * rate).masked_fill(highest, 0)
-    above = F.logsigmoid((law.mean - low) * rate).masked_fill(lowest, 0)
+    rate = (-mixture.log_scale).exp()
+    below = F.logsigmoid((high - mixture.mean) * rate).masked_fill(highest, 0)
+    above = F.logsigmoid((mixture.mean - low) * rate).masked_fill(lowest, 0)
     inside = (-torch.expm1((low - high) * rate)).log().masked_fill(lowest | highest, 0)
-    return (law.log_weight + below + above + inside).logsumexp(1).sum(1)
+    return (mixture.log_weight + below + above + inside).logsumexp(1).sum(1)
 
 
 def start_mixture(layer: nn.Module, components: int) -> None:
-    """Give the last layer of a decoder components of different means, and narrow scales."""
+    """Set the bias of a decoder's last layer: components of different means, narrow scales."""
     bias = layer.get_parameter("bias")
     with torch.no_grad():
         _, mean, log_scale = bias.view(3, components, -1).unbind(0)

@@ -53,8 +53,8 @@ TABLES = ("num_class_embeds", TRANSFORMER_TABLE)  # names of the option for the 
 class Diffusers(nn.Module):
     """A model of diffusers, "diffusers:NAME", built for the shape of a sample.
 
-    It is for input_convention="raw" only with `levels`. Before you load a model file that names
-    it, write `import diffusers`: files import nothing.
+    With input_convention="raw" it needs `levels`. Before you load a model file that names it, write
+    `import diffusers`: files import nothing.
 
     Parameters
     ----------
@@ -72,7 +72,8 @@ class Diffusers(nn.Module):
         error.
     levels : int
         T, for a model that was trained on a chain of T noise levels, with input_convention="raw":
-        the label is then a time, and the step number T·t − 1. 0 for the steps made from labels.
+        the label is then a time t, and the step number is T·t − 1. With 0, the step number is made
+        from the noise label.
     **options
         Of the model, e.g. block_out_channels=[32, 64].
 
@@ -307,7 +308,7 @@ class Diffusers(nn.Module):
 
 
 def _chain_steps(t: Tensor, levels: int) -> Tensor:
-    """Step numbers T·t − 1 of times, at least 0; a level's own is free of rounding."""
+    """Step numbers T·t − 1 of times t, at least 0; exact integers at the levels of the chain."""
     step = levels * t - 1
     whole = step.round()
     rounding = levels * 2 * torch.finfo(t.dtype).eps

@@ -1,4 +1,4 @@
-"""Options of the networks that have names, for editors; each network takes its own."""
+"""Options of the registered networks, so that editors complete them; each takes its own."""
 
 from __future__ import annotations
 
@@ -86,3 +86,6 @@ class StageOptions(TypedDict, total=False):
     decay: float
     commitment: float
     revive: float
+    levels: int
+    components: int
+    patch: int

@@ -59,7 +59,7 @@ class Patches(nn.Module):
         self.join = join
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return them."""
+        """Return x with its patches folded into channels, or unfolded."""
         return joined(x, self.patch) if self.join else patched(x, self.patch)
 
 
@@ -82,7 +82,7 @@ def halvings(shape: tuple[int, ...], latent: tuple[int, ...], patch: int) -> int
 def coders(
     shape: tuple[int, ...], latent: tuple[int, ...], out: int, o: dict[str, int], numbers: int = 1
 ) -> tuple[nn.Module, nn.Module]:
-    """An encoder into `out` channels of the latent's size, and a decoder into numbers of x's."""
+    """An encoder to `out` channels of the latent's size, a decoder to `numbers` per number of x."""
     if len(shape) != len(latent):
         raise ValueError(
             f"latent={latent} of samples {shape}: wanted as many axes, such as "
@@ -133,7 +133,7 @@ class StageNet(nn.Module):
     ----------
     latent : tuple of int
     levels : int
-        Of integers that p(x|z) gives probabilities; 0 for the Gaussian.
+        Number of integer values that p(x|z) gives probabilities to; 0 for a Gaussian p(x|z).
 
     Examples
     --------
@@ -209,7 +209,7 @@ class StageNet(nn.Module):
         raise NotImplementedError
 
     def outputs(self, z: Tensor) -> Tensor:
-        """Return what p(x|z) is made of: here its mean, `decode(z)`.
+        """Return the parameters of p(x|z): here its mean, `decode(z)`.
 
         Parameters
         ----------
@@ -239,7 +239,7 @@ class StageNet(nn.Module):
         Returns
         -------
         x_hat : Tensor, shape (B, *shape)
-            Or the other `outputs` of a decoder of integers.
+            With `levels`, the decoder's `outputs` instead.
         code : object
             By default (mean, scale).
 
@@ -253,7 +253,7 @@ class StageNet(nn.Module):
         return self.outputs(z), (mean, scale)
 
     def mean_of(self, out: Tensor) -> Tensor:
-        """Return the mean of p(x|z) of `outputs`.
+        """Return the mean of p(x|z), computed from `outputs`.
 
         Parameters
         ----------
@@ -273,7 +273,7 @@ class StageNet(nn.Module):
         return out
 
     def log_mass(self, out: Tensor, bins: Bins, free: Tensor | None) -> Tensor:
-        """Return log P(v|z) of integers in bins, where `levels` is not 0.
+        """Return log P(v|z) of integers v by their bins; only networks with `levels` have it.
 
         Parameters
         ----------
@@ -289,11 +289,16 @@ class StageNet(nn.Module):
         Tensor, shape (B,)
             Nats.
 
+        Raises
+        ------
+        NotImplementedError
+            For a network without it.
+
         Examples
         --------
         See `scoresde.backbones.discretized`.
         """
-        raise NotImplementedError("levels asks for log_mass(out, bins, free)")
+        raise NotImplementedError("a network with levels defines log_mass(out, bins, free)")
 
     def penalty(self, code: Any, kl: float, free_bits: float) -> Tensor:
         """Return what is added to −log p(x|z): here kl·KL(q(z|x) ‖ N(0, I)), a mean over the batch.

@@ -18,7 +18,8 @@ class VAE(StageNet):
     """A variational autoencoder: q(z|x) is a Gaussian with a diagonal covariance, and so is p(x|z).
 
     With levels=L, x = (v + u)/L are dequantized integers v = 0 … L − 1, and the decoder gives
-    their probabilities, by mixtures of logistics: p(x|z) = L^D·P(v|z), constant in each bin.
+    their probabilities, by mixtures of logistic distributions: p(x|z) = L^D·P(v|z), constant in
+    each bin.
 
     Parameters
     ----------
@@ -34,10 +35,10 @@ class VAE(StageNet):
     levels : int
         L of integers, 256 for bytes; 0 for a Gaussian p(x|z).
     components : int
-        Logistics in a mixture, with levels.
+        Logistic distributions in a mixture, if levels is not 0.
     patch : int
-        Length of the patches whose numbers become channels first; the cost of a step falls by
-        about patch^rank.
+        Side of the patches that become channels before the first layer, in pixels; the cost of a
+        step falls by a factor of about patch^rank.
 
     Raises
     ------
@@ -76,7 +77,7 @@ class VAE(StageNet):
         if levels and noise is not None:
             raise ValueError("noise= is that of a Gaussian p(x|z); leave it out, or levels=")
         if levels:
-            noise = 1.0  # which it does not use
+            noise = 1.0  # not used
         super().__init__(latent, noise)
         o = sizes(channels=channels, blocks=blocks, width=width, depth=depth, patch=patch)
         self.levels = levels
@@ -106,7 +107,7 @@ class VAE(StageNet):
         return mixture_mean(logistics(out, self.components)).reshape(-1, *self.shape)
 
     def log_mass(self, out: Tensor, bins: Bins, free: Tensor | None) -> Tensor:  # noqa: D102
-        law = logistics(out, self.components)
+        mixture = logistics(out, self.components)
         if free is not None:
-            law = Logistics(*(part.index_select(2, free) for part in law))
-        return log_mass(law, bins)
+            mixture = Logistics(*(part.index_select(2, free) for part in mixture))
+        return log_mass(mixture, bins)

@@ -36,7 +36,7 @@ def impute(args: argparse.Namespace) -> None:
     filled = fill(conditioned, rows, **how)
     if isinstance(filled, Tensor):
         filled = _with_known(filled.cpu().numpy(), _names(sde, columns), columns)
-    # columns that the model does not have, as they are
+    # Columns that the model does not have stay as they are.
     whole = {name: filled.get(name, column) for name, column in columns.items()}
     write_rows(args.out, whole)
     gaps = sum(int(_gaps(columns[name]).sum()) for name in filled if name in columns)

@@ -26,7 +26,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 DELAY_SECONDS = 2.0
-"""What takes less has no bar, unless progress=True asks for one."""
+"""Calls that take less time have no bar, unless progress=True asks for one."""
 INTERVAL_SECONDS = 0.5
 """Between two drawings of a bar, at least."""
 TINY_SECONDS = 1e-6
@@ -60,7 +60,7 @@ class Bar:
 
     def _draw(self, texts: list[str]) -> None:
         if self._drawn is None:
-            # With a delay it is not drawn before it has a place and a time.
+            # The delay keeps tqdm from drawing before position and start time are set.
             self._drawn = tqdm(
                 total=1.0, desc=self._name, bar_format=FORMAT, mininterval=0, delay=TINY_SECONDS
             )
@@ -95,11 +95,11 @@ class Bar:
 
 
 _BAR: ContextVar[Bar | bool] = ContextVar("bar", default=False)
-"""The bar of the call in progress; True where there is to be none, False where one may begin."""
+"""The bar of the outermost call; True if calls inside show none, False if the next may show one."""
 
 
 def check_progress(value: object) -> bool | None:
-    """Return whether to show a bar, or None for the rule; raise for anything else."""
+    """Return True, False, or None for the default; raise TypeError for anything else."""
     if value is not None and not isinstance(value, bool | np.bool_):
         raise TypeError(f"progress is True, False or None, got {brief_repr(value)}")
     return None if value is None else bool(value)
@@ -160,7 +160,7 @@ def current() -> Bar | None:
 
 @contextlib.contextmanager
 def part(done: float, stop: float, of: float, what: str = "") -> Iterator[None]:
-    """Work from `done` to `stop` of `of`; `what` names it if it is not all."""
+    """Do the work from `done` to `stop` of a total `of`; `what` names a unit of a mere part."""
     shown = current()
     if shown is None:
         yield

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 FEW = 3
-"""Samples that are shown, but up to …"""
+"""Samples that a table shows of more than `ALL`."""
 ALL = 5
-"""… so many all are."""
+"""A table of up to so many samples shows them all."""
 
 
 class Grid(NamedTuple):
@@ -57,7 +57,7 @@ class ShownAsTable:
         """A small table."""
         try:
             return self._grid().text()
-        except Exception:  # of columns that are no tensors, or on no device
+        except Exception:  # columns that are no tensors, or on the meta device
             return f"{type(self).__name__}(...)"
 
     def _repr_html_(self) -> str | None:
@@ -69,7 +69,7 @@ class ShownAsTable:
 
 
 def number(value: float, digits: int = 4) -> str:
-    """A number with four digits."""
+    """A number with four significant digits, or so many."""
     return f"{value:.{digits}g}"
 
 
@@ -111,7 +111,7 @@ def spread(x: Tensor) -> list[str]:
 
 
 def extent(values: Tensor) -> str:
-    """A count of each sample: one number, or a range."""
+    """Counts, one per sample, as text: their common value, or their range."""
     if not len(values):
         return "0"
     low, high = torch.aminmax(values.detach().cpu())

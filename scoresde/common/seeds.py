@@ -23,7 +23,7 @@ class Randomness(TypedDict, total=False):
 
 
 def takes_seed(verb: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function with `generator=` and `seed=`: it is given the generator alone.
+    """Decorate a function with `generator=` and `seed=`: it receives a generator only.
 
     A seed is torch.Generator(device).manual_seed(seed), on the device of the first argument that
     has one.
@@ -40,11 +40,11 @@ def takes_seed(verb: Callable[P, T]) -> Callable[P, T]:
         try:
             given = signature.bind_partial(*args, **kwargs).arguments
         except TypeError:
-            return verb(*args, **kwargs)  # which says what is wrong
+            return verb(*args, **kwargs)  # raises the TypeError
         if given.get("generator") is not None:
             raise TypeError("give seed= or generator=, not both: a seed makes a generator")
         made = torch.Generator(_device(given.values())).manual_seed(check_seed(seed))
-        if "generator" in given:  # None, by its place
+        if "generator" in given:  # None, passed by position
             given["generator"] = made
             bound = inspect.BoundArguments(signature, given)
             return verb(*bound.args, **bound.kwargs)
@@ -56,7 +56,7 @@ def takes_seed(verb: Callable[P, T]) -> Callable[P, T]:
 
 
 def _spelt_out(verb: Callable[..., object]) -> inspect.Signature:
-    """Its signature, with the arguments that it names in place of **how: Unpack[...]."""
+    """A function's signature, with the arguments that `**how: Unpack[...]` stands for."""
     signature = inspect.signature(verb)
     *first, how = signature.parameters.values()
     named = str(how.annotation).removeprefix("Unpack[").removesuffix("]")
@@ -73,7 +73,7 @@ def _spelt_out(verb: Callable[..., object]) -> inspect.Signature:
 
 
 def _device(values: Iterable[object]) -> torch.device:
-    """The device of the first model or tensor; the CPU without one, and for those on none."""
+    """The device of the first model or tensor; the CPU if none has one, or the meta device."""
     for value in values:
         device = getattr(getattr(value, "sde", value), "device", None)
         if isinstance(device, torch.device) and device.type != "meta":

@@ -39,8 +39,8 @@ def bits_per_dim(
     `solver_error` and `prior_gap` of the result. The model is one of data on the unit scale, as
     `dequantization.dataset(values)` has them; a UserWarning says if values look unlike what it was
     trained on. With k > 1 take the exact trace: an estimated one counts too few bits, since the
-    mean of exp(log p + error) is too large. Of a `Latent`, p(x) is p(x|z)·p(z)/q(z|x) with one z
-    from q(z|x) for each draw of the noise, a bound as well.
+    mean of exp(log p + error) is too large. For a `Latent`, p(x|z)·p(z)/q(z|x) replaces p(x), with
+    one z from q(z|x) for each draw of the noise; the result is still an upper bound.
 
     Parameters
     ----------

@@ -268,7 +268,7 @@ def check_how(
     batch_size: int | None = None,
     **options: Any,
 ) -> None:
-    """Raise what `likelihood` and `sample` would of these arguments, without any work."""
+    """Raise the errors of `likelihood` and `sample` for these arguments, without any work."""
     batch_ranges(sde, 1, batch_size)
     planned = plan_ode(sde, solver, steps, spacing, {**options})
     DensityODE(sde, planned, as_estimator(trace, probes))

@@ -60,7 +60,7 @@ class LatentBound(ShownAsTable):
 
 
 class OneDraw(NamedTuple):
-    """log p(x|z)·p(z)/q(z|x) (B,) of a draw z each, and the errors of log p(z), as likelihoods."""
+    """log p(x|z)·p(z)/q(z|x) (B,) of one draw z per sample; errors of log p(z) as `Likelihood`."""
 
     log_prob: Tensor
     stderr: Tensor

@@ -156,7 +156,7 @@ def weighted_bits(
 ) -> Bits:
     """−log (1/k)·Σ_j p(x_j)/q_j over D·ln 2, for k draws x_j of each sample, side by side."""
     found: Any
-    if isinstance(sde, Latent):  # p(x|z)·p(z)/q(z|x) of a z for each x: a wider sum
+    if isinstance(sde, Latent):  # p(x|z)·p(z)/q(z|x), one z per x
         found = one_draw(sde, x, generator, how)
         dim = sde.stage.dim
     else:

@@ -212,7 +212,7 @@ def frechet(task: Task) -> Iterator[dict[str, Any]]:
     assert task.truth is not None
     began = time.perf_counter()
     with progress.bar("distance", task.progress):
-        drawn = task.drawn
+        drawn = task.drawn  # at its first use it draws the samples
     d2 = float(frechet_distance(drawn, task.truth, task.network))
     seconds = time.perf_counter() - began
     name = _name(task.features)

@@ -78,13 +78,14 @@ def evaluate(
     Parameters
     ----------
     sde : ScoreSDE or Latent
-        Of a Latent, bits/dim are the bound of `latent_bound`, with a latent for each draw of the
+        For a Latent, bits/dim are the bound of `latent_bound`, with one latent for each draw of the
         noise; floating-point data are not scored.
     data : Tensor, array, data frame or Samples, shape (N, *shape)
         Held-out: integers 0 … levels − 1 for a model of the unit scale, or floating-point data in
-        their own units. Of a model of a `Table` rows of it, a data frame: then log p is that of
-        `log_prob`, in the units of the columns, and `metrics` has the share of held-out rows in
-        regions of probability `coverage`, by density and by column: equal if calibrated.
+        their own units. For a model of a `Table`, a data frame with its columns: log p is then that
+        of `log_prob`, in the units of the columns. `metrics` has the levels `coverage`, and the
+        share of held-out rows inside the model's regions of these probabilities, by density and
+        by column. The shares of a calibrated model equal the levels.
     given : mapping of str to Tensor, optional
         Conditions by name, one row per datum. Samples take those of the data in the seed's random
         order, round after round.

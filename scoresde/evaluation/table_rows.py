@@ -28,11 +28,11 @@ from .results import Evaluation, Score, fingerprint
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
 """Probabilities of the regions whose coverage is counted."""
 DRAWN = (200, 1000)
-"""Rows of the model by which regions are found: twice those that are scored, within these."""
+"""Rows drawn to find regions: twice as many as are scored, at least and at most these."""
 SCORED_AT_ONCE = 128
 """Rows between two writes of the file."""
 SCORE_STREAM, DRAW_STREAM, NOISE_STREAM = 1, 3, 4
-"""Streams of the seed, beside that of the order."""
+"""Random streams of the seed; the order of rows has another."""
 FINGERPRINT_ROWS = 1000
 
 
@@ -189,10 +189,10 @@ def _score(
 
 
 def _coverage(rows: Rows, log_p: Tensor, options: Mapping[str, Any]) -> dict[str, Any]:
-    """How many held-out rows lie in regions of the model, by levels: by density, by column.
+    """The share of held-out rows in the model's regions of each level, by density and by column.
 
-    A region by density holds the rows that are likelier than a share of the model's own; that of a
-    column is the central interval of the model's own values.
+    Rows drawn from the model define the regions: that by density holds the points of highest
+    density, that of a column is the central interval of its values.
     """
     generator = seeded("cpu", rows.seed, DRAW_STREAM)
     count = min(max(2 * rows.n, DRAWN[0]), DRAWN[1])

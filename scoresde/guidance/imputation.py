@@ -31,7 +31,7 @@ from .marginals import of_categories
 from .populations import particles as weighted
 
 POINTS = 64
-"""By which the density of a row that lacks numbers as well as a category is estimated."""
+"""Draws that estimate the density of a row that lacks numbers as well as a category."""
 
 
 @takes_seed
@@ -63,8 +63,8 @@ def impute(
     Parameters
     ----------
     sde : ScoreSDE
-        Under conditions, if it has learnt with such: sde.given(y=...), but for the categories of
-        a table, which come with the rows.
+        With its conditions given, if it has any: sde.given(y=...). The categories of a table are
+        not given: they come with the rows.
     x : Tensor or array, shape (n, *shape), or data frame
         Rows in the units of the data, NaN for what is missing. Of a model with a table, a frame
         with its columns. A missing category is drawn from p(category | the rest of the row), by
@@ -166,19 +166,19 @@ def _drawn(
     allowed: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """A combination (N,) for each row, drawn from p(combination | what the row has) by Bayes."""
+    """A combination (N,) for each row, drawn from p(combination | what the row has)."""
     found = allowed.int().argmax(1)
     open_rows = (allowed.sum(1) > 1).nonzero()[:, 0]
     if not len(open_rows):
         return found
-    seed = torch.Generator().manual_seed(draw_seed(generator))
+    chance = torch.Generator().manual_seed(draw_seed(generator))
     part = model
     if model.condition_rows not in (1, len(z)):
-        model.slice_conditions(0, len(z), len(z))  # which says so
+        model.slice_conditions(0, len(z), len(z))  # raises
     if model.condition_rows > 1:
         part = model.select_conditions(open_rows)
-    each, _ = of_categories(part, table, z[open_rows], allowed[open_rows], POINTS, seed, {})
-    found[open_rows] = torch.multinomial(each.softmax(1), 1, generator=seed)[:, 0]
+    each, _ = of_categories(part, table, z[open_rows], allowed[open_rows], POINTS, chance, {})
+    found[open_rows] = torch.multinomial(each.softmax(1), 1, generator=chance)[:, 0]
     return found
 
 

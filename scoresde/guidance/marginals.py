@@ -34,7 +34,7 @@ ROUNDS = 3
 SOLVE_STEPS = 40
 """Of each density of a row with gaps."""
 MOST_ERROR = 0.5
-"""Standard error in nats above which a row is uncertain; more than a twentieth of them is told."""
+"""Standard error in nats above which a row is uncertain; a warning counts such rows."""
 
 
 class Marginal(NamedTuple):
@@ -72,13 +72,13 @@ def marginal_log_prob(
 
     An unbiased estimate of p(x_seen), the integral of the model's density over the missing columns,
     by importance sampling: for a few gaps in a row. Rows without gaps have the log p of
-    `scoresde.log_prob`, and rows of gaps alone have 0. A model of any training is taken: only its
-    density of whole rows is evaluated, 3·draws times for a row with gaps.
+    `scoresde.log_prob`, and rows of gaps alone have 0. The model need not know gaps from training:
+    only its density of whole rows is evaluated, 3·draws times for a row with gaps.
 
     Parameters
     ----------
     sde : ScoreSDE
-        Of vectors, under conditions if it has learnt with such: sde.given(y=...).
+        A model of vectors, with its conditions given, if it has any: sde.given(y=...).
     x : Tensor or array, shape (n, D), or data frame
         Rows in the units of the data, NaN for what is missing. Of a model with a table, a frame
         with its columns, of which a categorical one may be missing as well: it is summed over.
@@ -131,7 +131,7 @@ def marginal_log_prob(
     if model.table is None or not holds_columns(x):
         x = as_floats(x, model.shape, "x", gaps=True)
         if model.condition_rows not in (1, len(x)):
-            model.slice_conditions(0, len(x), len(x))  # which says so
+            model.slice_conditions(0, len(x), len(x))  # raises
         found = Marginal(*of_columns(model, x.double().cpu(), draws, here, {**how}))
     else:
         found = _of_frame(model, model.table, x, draws, here, {**how})
@@ -149,17 +149,17 @@ def _of_frame(
     table: TableSchema,
     frame: Any,
     draws: int,
-    seed: torch.Generator,
+    generator: torch.Generator,
     how: dict[str, Any],
 ) -> Marginal:
     """log p of rows of a table, in the units of its columns."""
     values, codes = partial_rows(table, frame)
-    z = table.maps.forward(table.noisy(values, seed))
+    z = table.maps.forward(table.noisy(values, generator))
     slopes = table.maps.log_slopes(z).nan_to_num(nan=0.0).sum(1)
     if codes is None or "y" in model.condition or model.unconditional:
-        log_p, stderr = of_columns(model, z, draws, seed, how)
+        log_p, stderr = of_columns(model, z, draws, generator, how)
         return Marginal(log_p + slopes, stderr)
-    each, error = of_categories(model, table, z, candidates(table, codes), draws, seed, how)
+    each, error = of_categories(model, table, z, candidates(table, codes), draws, generator, how)
     stderr = (each.softmax(1).nan_to_num() * error).square().sum(1).sqrt()
     return Marginal(each.logsumexp(1) + slopes, stderr)
 
@@ -170,7 +170,7 @@ def of_categories(
     z: Tensor,
     allowed: Tensor,
     draws: int,
-    seed: torch.Generator,
+    generator: torch.Generator,
     how: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """log p(c) + log p(z_seen | c) and its error, (N, M), for allowed combinations c (N, M)."""
@@ -181,7 +181,7 @@ def of_categories(
     rows, label = wanted.nonzero(as_tuple=True)
     check_budget(f"{len(z)} rows of {table.classes} combinations", 8.0 * len(rows) * z.shape[1])
     given = model.select_conditions(rows).given(y=label)
-    log_p, stderr = of_columns(given, z[rows], draws, seed, how)
+    log_p, stderr = of_columns(given, z[rows], draws, generator, how)
     density = torch.zeros(2, *wanted.shape, dtype=torch.float64)
     density[0, rows, label] = log_p
     density[1, rows, label] = stderr
@@ -193,7 +193,7 @@ def of_columns(
     model: Model,
     x: Tensor,
     draws: int,
-    seed: torch.Generator,
+    generator: torch.Generator,
     how: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """log p and its error of what rows (N, D) in float64 have, in the units of the data."""
@@ -206,7 +206,7 @@ def of_columns(
     some = (gaps.any(1) & ~gaps.all(1)).nonzero()[:, 0]
     most = max(1, 2**22 // (draws * max(draws, x.shape[1])))
     for rows in torch.split(some, most) if len(some) else ():
-        log_p[rows], stderr[rows] = _averaged(model, x[rows], rows, draws, seed, how)
+        log_p[rows], stderr[rows] = _averaged(model, x[rows], rows, draws, generator, how)
     return log_p, stderr
 
 
@@ -221,7 +221,7 @@ def _averaged(
     x: Tensor,
     rows: Tensor,
     draws: int,
-    seed: torch.Generator,
+    generator: torch.Generator,
     how: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     """log p and its error of rows with gaps."""
@@ -237,7 +237,7 @@ def _averaged(
     each = rows.repeat_interleave(draws)
     how = how or {"steps": SOLVE_STEPS}
     for number in range(ROUNDS):
-        points = proposals.sample(draws, seed)
+        points = proposals.sample(draws, generator)
         filled = torch.where(known.unsqueeze(1), x.unsqueeze(1), mean + unit * points)
         joint = _density(model, filled.flatten(0, 1), each, how).view(len(x), draws)
         weights = joint + units - proposals.log_prob(points)

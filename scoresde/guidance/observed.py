@@ -33,7 +33,7 @@ from .tilted import Tilted, Twist
 LARGEST_JACOBIAN = 2**24
 """Numbers in the Jacobians of A(x̂0) that are held at once; more states are taken in parts."""
 ODE_STEPS = 200
-"""Of log p, `encode` and `decode` where neither steps= nor a tolerance is given."""
+"""Steps of log p, `encode` and `decode` if neither steps= nor a tolerance is given."""
 
 
 def observe(sde: Model, measurement: Measurement, y: Any, method: str = "mmps") -> Model:
@@ -84,7 +84,7 @@ def observe(sde: Model, measurement: Measurement, y: Any, method: str = "mmps") 
         pull of a trained network may have kinks, at which adaptive solvers take tiny steps.
         `log_prob` is the density of its ODE, by default with 200 fixed steps of "adams" (in the
         median within 0.02 nats for a small trained network); `likelihood` has its `solver_error`.
-        Adaptive are solvers that are given rtol= or atol=, and others than these.
+        "adams" is adaptive if rtol= or atol= is given; other adaptive solvers always are.
         `Solution.nfe` counts forward and backward passes through the network, and for conjugate
         gradients (m and n above 64) as many as there can be. `log_prob` builds S whatever m.
 
@@ -157,7 +157,7 @@ class Observed(Tilted):
 
     @property
     def ode_steps(self) -> int:  # type: ignore[override]
-        """Steps of "adams", which would not end at kinks, unless a tolerance is asked for."""
+        """Fixed steps of "adams" without a tolerance: adaptive steps would not end at kinks."""
         return ODE_STEPS
 
     @property

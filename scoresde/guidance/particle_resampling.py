@@ -95,8 +95,8 @@ class Population:
 def balanced(normals: Tensor, size: int) -> Tensor:
     """Normal rows (n·P, D) made to add up to 0 in each population; each stays N(0, I).
 
-    The correlation of −1/(P − 1) takes out of a mean over particles what is linear in the noise.
-    The mean stays unbiased, as it needs the law of each particle alone.
+    The correlation of −1/(P − 1) removes what is linear in the noise from a mean over particles.
+    The mean stays unbiased, because it depends only on the distribution of each single particle.
     """
     if size == 1:
         return normals

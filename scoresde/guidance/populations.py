@@ -36,13 +36,13 @@ from .twisted import run_twisted
 LAST_LEVEL = 0.01
 """The last noise level σ/α that is evaluated, at most."""
 FINE = 4096
-"""Points of the table that default steps are looked up in."""
+"""Points of the table from which default steps are interpolated."""
 UNIFORM = 50
-"""So many steps are uniform in arsinh(α/σ) before further ones lie around σ/α = 1, …"""
+"""Up to so many steps, all are uniform in arsinh(α/σ); further ones lie around σ/α = 1."""
 AROUND_ONE = 0.5
-"""… at most this share of all, …"""
+"""The largest share of steps around σ/α = 1."""
 WIDTH = 0.8
-"""… logistic in log(σ/α) with this scale."""
+"""Scale of their logistic distribution in log(σ/α)."""
 PROBES = 8
 """Points and directions at which a measurement is differentiated to see its scale."""
 LEAST_SIZE = 0.05
@@ -295,7 +295,7 @@ def _angles(model: Model, steps: int, spacing: str | None) -> list[float]:
 
 
 def _around_one(most: float, end: float, steps: int) -> Tensor:
-    """Angles between two, uniform in arsinh(α/σ), and many of them around σ/α = 1."""
+    """Angles from `most` to `end`, uniform in arsinh(α/σ); above 50 steps denser at σ/α = 1."""
     high = math.asinh(math.cos(most) / math.sin(most))
     low = math.asinh(1 / math.tan(end))
     at = torch.linspace(high, low, FINE, dtype=torch.float64, device="cpu")

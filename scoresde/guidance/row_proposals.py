@@ -1,9 +1,10 @@
 """Proposals for the missing columns of many rows at once, each row with gaps of its own.
 
-Rows are standardized columns u (N, D). Each has its own missing ones; in the others all points of
-a row are equal, and the covariances have ones on the diagonal, so that they add nothing. The first
-proposal is a t distribution about the Gaussian conditional, whose covariance is the model's own;
-later ones are kernel estimates of the weighted points, with the first one mixed in.
+Rows u (N, D) have standardized columns, and each row misses columns of its own. In its known
+columns all points are equal and covariances are 1 on the diagonal, so that these columns add
+nothing to a density. The first proposal is a t distribution about the Gaussian conditional, whose
+covariance is the model's own; later ones are kernel estimates of the weighted points, with the
+first one mixed in.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class RowProposals:
         return torch.logaddexp(first + math.log(FIRST_SHARE), local + math.log(1 - FIRST_SHARE))
 
     def adapt(self, points: Tensor, log_weights: Tensor) -> None:
-        """Put kernels on weighted points (N, m, D), as wide as describes each row's best."""
+        """Put kernels on weighted points (N, m, D), as wide as predicts left-out points best."""
         weights = log_weights.softmax(1)
         share = weights.unsqueeze(2)
         centred = points - (share * points).sum(1, keepdim=True)

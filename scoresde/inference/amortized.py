@@ -289,8 +289,8 @@ class Posterior(FlatRows):
     ) -> IIDPosterior:
         """Return p(theta | x_1, …, x_k) of k observations that were made with the same theta.
 
-        It is p(theta)^(1 − k)·Π p(theta | x_i), by importance sampling with about 3·k·draws
-        densities of the model: exact in the limit of many draws.
+        It is proportional to p(theta)^(1 − k)·Π p(theta | x_i). Importance sampling draws from it,
+        with about 3·k·draws densities of the model, exactly in the limit of many draws.
 
         Parameters
         ----------
@@ -318,7 +318,7 @@ class Posterior(FlatRows):
         Warns
         -----
         UserWarning
-            If the points are worth fewer than 5% equal ones.
+            If the effective number of points is below 5% of `draws`.
 
         Examples
         --------

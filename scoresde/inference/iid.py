@@ -6,9 +6,9 @@ For observations that are independent given theta,
 
 and the model has each factor as an exact density. So the product is known up to a constant at any
 point, and importance sampling draws from it: no score is composed, and nothing is approximated but
-the integral. Far from where an observation was likely, a model's density is no more than a guess,
-and p(theta)^(1 − k) multiplies its error. So the product is 0 where some p(theta | x_i) is below
-its floor, four nats below the least of 100 draws.
+the integral. Far out in the tails of p(theta | x_i) the density of a model is little more than a
+guess, and p(theta)^(1 − k) multiplies its error. So the product is 0 where some p(theta | x_i) is
+below its floor, four nats below the least of 100 draws.
 
 Observations come in groups of 1, 1, 2, 4, …, each tempered where weights would degenerate. A
 mixture of t distributions fitted to the weighted points proposes new ones, whose weights begin
@@ -38,15 +38,15 @@ from .rejection import remembered_share
 KEPT_SHARE = 0.5
 """Share of the effective size that a step of tempering leaves."""
 GOOD_SHARE = 0.5
-"""Effective share at the end below which the mixture is fitted again …"""
+"""Effective share at the end below which the mixture is fitted again."""
 MORE_ROUNDS = 3
-"""… at most so often."""
+"""Fits at the end, at most."""
 MOST_ROUNDS = 40
 """Steps of tempering in one group of observations."""
 FLOOR_DRAWS = 100
-"""Draws of each p(theta | x_i) whose least density …"""
+"""Draws of each p(theta | x_i), from whose least density its floor is found."""
 FLOOR_MARGIN = 4.0
-"""… less so many nats is the floor of what x_i allows: of a Gaussian, 1e-4 and less lies below."""
+"""Nats from that least density down to the floor; 1e-4 or less of a Gaussian lies below it."""
 SCARCE = 0.05
 """Effective share below which there is a warning."""
 SOLVE_STEPS = 24
@@ -56,10 +56,10 @@ SOLVE_STEPS = 24
 class IIDPosterior:
     """p(theta | x_1, …, x_k) of k observations made with the same theta.
 
-    A population of weighted points: exact for the model in the limit of many `draws`, but that
-    parameters which some observation all but excludes (less than about 1e-4 of p(theta | x_i)) have
-    density 0. Errors of the model add up over the factors, most where x says little of a parameter:
-    each factor must then be as wide as the prior.
+    A population of weighted points, exact for the model in the limit of many `draws`, with one
+    exception: parameters that some observation all but excludes, the outermost 1e-4 or so of
+    p(theta | x_i), have density 0. Errors of the model add up over the factors. They are largest
+    where x says little about a parameter, as each factor must then equal the prior.
 
     Attributes
     ----------
@@ -90,10 +90,10 @@ class IIDPosterior:
         generator: torch.Generator | None,
     ) -> None:
         self._product = product
-        seed = torch.Generator().manual_seed(draw_seed(generator))
-        u, log_weights = populated(product, draws, seed)
+        chance = torch.Generator().manual_seed(draw_seed(generator))
+        u, log_weights = populated(product, draws, chance)
         self.weights = log_weights.softmax(0)
-        # points of no weight may lie outside the support
+        # Points without weight may lie outside the support.
         u = torch.where((self.weights > 0).unsqueeze(1), u, u[self.weights.argmax()])
         self.theta = product.theta(u)
         self.ess = float(1 / self.weights.square().sum())
@@ -101,9 +101,9 @@ class IIDPosterior:
         self.stderr = math.sqrt(max(0.0, 1 / self.ess - 1 / draws))
         if self.ess < SCARCE * draws:
             warn(
-                f"the {draws} points of this posterior are worth {self.ess:.0f} equal ones: its "
-                "draws repeat a few points; take more draws=, or check that all observations were "
-                "made with one theta"
+                f"the {draws} points of this posterior have an effective number of {self.ess:.0f}: "
+                "its draws repeat a few points; take more draws=, or check that all observations "
+                "were made with one theta"
             )
 
     def __repr__(self) -> str:
@@ -136,12 +136,12 @@ class IIDPosterior:
         Raises
         ------
         TypeError, ValueError
-            For a shape that is none.
+            If sample_shape is no shape.
 
         Warns
         -----
         UserWarning
-            For more draws than points: some are equal.
+            For more draws than points, some of which are then equal.
 
         Examples
         --------
@@ -155,8 +155,8 @@ class IIDPosterior:
                 f"{n} draws of {len(self.theta)} weighted points repeat some: make the posterior "
                 f"with draws={2 * n}, or take `weights`"
             )
-        draws = torch.Generator().manual_seed(draw_seed(generator))
-        drawn = torch.rand(n, generator=draws, dtype=torch.float64)
+        chance = torch.Generator().manual_seed(draw_seed(generator))
+        drawn = torch.rand(n, generator=chance, dtype=torch.float64)
         edges = self.weights.cumsum(0)[:-1]
         chosen = torch.bucketize(drawn, edges, right=True)
         return self.theta[chosen.to(self.theta.device)].reshape(*shape, self.theta.shape[1])
@@ -261,7 +261,7 @@ class Product:
         return found.double().cpu() - constant
 
     def draw_floors(self, generator: torch.Generator) -> None:
-        """Find the least log p(u | x_i) that counts as within what each observation allows."""
+        """Find the floor of each observation: below it, log p(u | x_i) counts as −∞."""
         total = len(self.rows)
         if total == 1:
             return
@@ -353,7 +353,7 @@ def _proposed(
 
 
 def _largest_step(weights: Tensor, added: Tensor, most: float) -> float:
-    """The largest power, up to a most, that keeps half of the effective size; by bisection."""
+    """The largest power, up to `most`, that keeps half of the effective size; by bisection."""
     wanted = KEPT_SHARE * _share(weights)
     if _share(weights + most * added) >= wanted:
         return most

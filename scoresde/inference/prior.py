@@ -72,7 +72,7 @@ class Prior:
         return _holds(self.law, value).to(theta.device)
 
     def log_prob(self, theta: Tensor) -> Tensor:
-        """log p of theta (N, D) of the CPU in float64; −∞ outside the support."""
+        """log p of theta (N, D), on the CPU in float64; −∞ outside the support."""
         value = torch.full(theta.shape[:1], -math.inf, dtype=torch.float64)
         inside = self.contains(theta)
         if not bool(inside.any()):
@@ -80,7 +80,7 @@ class Prior:
         there = theta[inside].to(_device_of(self.law))
         try:
             found = self.law.log_prob(there)
-        except RuntimeError:  # of two dtypes
+        except RuntimeError:  # the prior has another dtype
             found = self.law.log_prob(there.to(torch.get_default_dtype()))
         value[inside] = found.double().cpu()
         return value

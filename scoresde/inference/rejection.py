@@ -123,6 +123,7 @@ def accepted(
             )
         chosen = index[waiting].repeat_interleave(copies)
         done_before = len(index) - len(waiting)
+        # Some draws will be rejected, so the bar counts nine tenths of them.
         with part(done_before, done_before + 0.9 * len(waiting), len(index)):
             theta = posterior._draw(rows, chosen, generator, how)
         inside = posterior._prior.contains(theta).view(len(waiting), copies)

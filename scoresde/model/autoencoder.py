@@ -105,7 +105,7 @@ class FirstStage(Trainable):
             )
         if net.levels and standardize == "whiten":
             raise ValueError(
-                'standardize="whiten" mixes columns, and levels= are of each by itself: "scale"'
+                'standardize="whiten" mixes columns, and levels= describe single ones: try "scale"'
             )
         super().__init__(net, shape=shape, standardize=standardize)
 
@@ -277,7 +277,7 @@ class FirstStage(Trainable):
         return value if off is None else value.masked_fill(off, -math.inf)
 
     def _log_of_states(self, net: Any, z0: Tensor, out: Tensor) -> Tensor:
-        """log p(x|z) (B,) of standardized states (B, n), in their units, by a decoder's outputs."""
+        """log p(x|z) (B,) of standardized states (B, n), in standardized units, from `outputs`."""
         if not net.levels:
             return log_normal(z0, flat(out, self.free).to(z0.dtype), net.log_noise)
         mass: Tensor = net.log_mass(out.to(z0.dtype), self._bins(z0, net.levels), self.free)

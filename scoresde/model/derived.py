@@ -165,7 +165,7 @@ class Derived(Model):
 
     @property
     def ode_steps(self) -> int | None:  # type: ignore[override]
-        """The most of its models; see `Model.ode_steps`."""
+        """The largest number of its models; see `Model.ode_steps`."""
         return max((model.ode_steps or 0 for model in self.models.values()), default=0) or None
 
     @property

@@ -77,7 +77,7 @@ class Model(OnArc, Fields, DataUnits, OldNames, abc.ABC):
     table: TableSchema | None = None
     keeps_categories: bool = True
     ode_steps: int | None = None
-    """Of "adams" where neither steps= nor a tolerance is given; None: it adapts."""
+    """Fixed steps of "adams" if neither steps= nor a tolerance is given; None: it adapts."""
     training: bool
 
     # ------------------------------------------------------------------ what a model has to answer

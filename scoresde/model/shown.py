@@ -1,6 +1,6 @@
 """Models in at most six lines, for `repr`: what they are made of, and whether they are trained.
 
-A row that cannot be told is left out: of a model that is half built, or of a user's own kind.
+A row that can't be computed is left out, as for a half-built model or a class of the user's.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def _attempt(row: Callable[[Any], str], model: Any) -> str:
 
 
 def _cut(line: str) -> str:
+    """A line of at most `LONGEST_LINE` characters."""
     return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
 
 
@@ -126,6 +127,7 @@ def _trained(model: Any) -> str:
 
 
 def _article(word: str) -> str:
+    """A word with its article."""
     word = word.replace("_", " ")
     return f"an {word}" if word[0] in "aeiou" else f"a {word}"
 
@@ -146,6 +148,7 @@ def _scale(model: Any) -> str:
 
 
 def _range(values: Tensor) -> str:
+    """The least and the greatest value, or one number if they agree."""
     low, high = float(values.min()), float(values.max())
     if math.isclose(low, high, rel_tol=1e-3):
         return f"{high:.3g}"

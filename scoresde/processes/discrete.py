@@ -62,8 +62,9 @@ BETAS: dict[str, Betas] = {
 class DDPM(Process):
     """A discrete chain of T noise levels, "ddpm:RULE", continued in between.
 
-    At t = i/T it has the i-th level of the chain; between two levels φ is linear in t, so that α̇
-    and σ̇ jump there. For networks trained on such a chain: one trained here needs none.
+    At t = i/T it has the i-th level of the chain. Between two levels φ is linear in t, so that α̇
+    and σ̇ jump at the levels. It is for networks that were trained on such a chain elsewhere; a new
+    network does not need it.
 
     Parameters
     ----------
@@ -110,7 +111,7 @@ class DDPM(Process):
         choose("betas", self.betas, [*BETAS, TRAINED])
         true_or_false("zero_snr", self.zero_snr)
         if (self.betas == TRAINED) != (self.trained is not None):
-            raise ValueError("the numbers trained= go with betas='trained', and it with them")
+            raise ValueError("the numbers trained= go with betas='trained': give both or neither")
         if self.trained is not None:
             values = tuple(float(beta) for beta in self.trained)
             object.__setattr__(self, "trained", values)
@@ -189,7 +190,7 @@ class DDPM(Process):
         Parameters
         ----------
         steps : int, optional
-            T, and no other number.
+            T; other numbers are refused.
 
         Returns
         -------

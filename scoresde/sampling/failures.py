@@ -87,7 +87,7 @@ def _move(
     if not problem.adaptive:
         done = sum((level.phi - phi) * (last - first) < 0 for level in problem.levels)
         text = f"step {done} of {problem.last}"
-    bar.move(1 - going * (1 - share), text)
+    bar.move(1 - going * (1 - share), text)  # finished samples count as done
 
 
 def stop_at_nan(problem: Problem, to_data: Callable[[Tensor], Tensor]) -> Problem:

@@ -53,7 +53,7 @@ def model_card(
     data : str, optional
         On what the model was trained, in Markdown.
     history : History, or path, optional
-        Of the training; from the path of a folder of checkpoints the card also has the settings.
+        What `fit` returned, or its folder of checkpoints, which also has the settings of the run.
     evaluation : Evaluation, float or str, optional
         What `evaluate` found on held-out data, or the mean held-out log p in nats.
 
@@ -185,6 +185,7 @@ def _units(model: Trainable) -> dict[str, str]:
 
 
 def _mean(values: list[float]) -> float:
+    """The mean of numbers."""
     return math.fsum(values) / len(values)
 
 
@@ -260,7 +261,7 @@ def _training_section(history: History | str | os.PathLike[str]) -> str:
         rows["rows held out"] = len(history.held_out)
     if history.gap is not None:
         rows["learnt by heart"] = (
-            f"{history.gap:.3g}, the fall of the loss that held-out rows lack"
+            f"{history.gap:.3g}: so much more the loss fell on training rows than on held-out ones"
         )
     rows["seconds"] = f"{history.seconds:.1f}"
     known = {k: v for k, v in settings.items() if k not in NOT_SETTINGS and v not in (None, [])}
@@ -293,7 +294,7 @@ def _limits_section(model: Trainable) -> str:
     if isinstance(model, ScoreSDE):
         has = model.outcome.capabilities
         if Capability.VELOCITY not in has:
-            lines.append("It has samples, and no log p: its outcome is no ODE.")
+            lines.append("It has samples, and no log p: it has no ODE.")
         else:
             lines.append(
                 "log p is that of the model's own ODE, up to the errors that `likelihood` states; "

@@ -1,4 +1,4 @@
-"""Networks that diffusers trained on a chain of noise levels, as score models.
+"""Networks that were trained with diffusers on a chain of noise levels, as score models.
 
 A chain is the process `scoresde.processes.discrete.DDPM`, whose level i is at t = i/T, and the step
 number of diffusers counts levels from 0: i − 1. The network receives x_t, as it did in training.
@@ -49,10 +49,10 @@ def from_diffusers(
     source: Any,
     *,
     shape: tuple[int, ...] | None = None,
-    unlabelled: bool = False,
+    unlabeled: bool = False,
     device: str | torch.device = "cpu",
 ) -> ScoreSDE:
-    """Return a score model of a UNet2DModel that diffusers trained on a chain of noise levels.
+    """Return a score model of a UNet2DModel, trained with diffusers on a chain of noise levels.
 
     For unconditional and class-conditional models of pixels; not for latent or text models. What
     the pipeline's scheduler does to samples on the way is no part of the model: x̂0 is not clipped
@@ -67,7 +67,7 @@ def from_diffusers(
         safetensors, with scheduler_config.json. Pickles (.bin) are not read.
     shape : tuple of int, optional
         Shape of one sample, (C, H, W); by default that of the network's config.
-    unlabelled : bool
+    unlabeled : bool
         Whether the last row of the table of classes stands for "no label", as in models that were
         trained for classifier-free guidance. If not, every row is a class, and a label is required.
     device : str or torch.device
@@ -100,7 +100,7 @@ def from_diffusers(
     >>> scoresde.sample(sde, 2, solver="ddim", steps=10, spacing="ddpm").shape
     torch.Size([2, 3, 8, 8])
     """
-    true_or_false("unlabelled", unlabelled)
+    true_or_false("unlabeled", unlabeled)
     try:
         import diffusers
     except ImportError as error:
@@ -119,7 +119,7 @@ def from_diffusers(
             f"{type(net).__name__}"
         )
     process, predict = chain_of(chain)
-    mine = _backbone(net, process.steps, shape, unlabelled)
+    mine = _backbone(net, process.steps, shape, unlabeled)
     sde = ScoreSDE(
         process,
         mine,
@@ -130,7 +130,7 @@ def from_diffusers(
     )
     sde.measured.fill_(True)
     if mine.classes:
-        sde.learnt = {"conditions": {"y": []}, "unconditional": unlabelled}
+        sde.learnt = {"conditions": {"y": []}, "unconditional": unlabeled}
     return sde.eval().to(device)
 
 
@@ -237,33 +237,35 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _backbone(
-    net: nn.Module, levels: int, shape: tuple[int, ...] | None, unlabelled: bool
+    net: nn.Module, levels: int, shape: tuple[int, ...] | None, unlabeled: bool
 ) -> Diffusers:
     """A network of ours with the weights of one of diffusers."""
     config: Mapping[str, Any] = net.config  # type: ignore[assignment]
     _check_config(config)
     rows = config["num_class_embeds"] or 0
-    if unlabelled and rows < 2:
-        raise ValueError(f"unlabelled= takes the last of a table of classes, and this has {rows}")
+    if unlabeled and rows < 2:
+        raise ValueError(
+            f"unlabeled= takes the last of a table of classes, 2 or more, and this has {rows}"
+        )
     known = inspect.signature(type(net)).parameters
     options = {
         name: json.loads(json.dumps(value))
         for name, value in config.items()
         if name in known and name not in (*SIZES, *UNUSED) and value != known[name].default
     }
-    dropout = 0.0 if rows and not unlabelled else 0.1
+    dropout = 0.0 if rows and not unlabeled else 0.1
     # A table without a row for "no label" gets one of zeros, which is never used.
     mine = BACKBONES.build(
         f"diffusers:{NETWORK}",
         shape or _shape_of(config),
-        classes=rows - unlabelled,
+        classes=rows - unlabeled,
         condition_dropout=dropout,
         levels=levels,
         **options,
     )
     assert isinstance(mine, Diffusers)
     weights: dict[str, Tensor] = dict(net.state_dict())
-    if rows and not unlabelled:
+    if rows and not unlabeled:
         table = weights[TABLE]
         weights[TABLE] = torch.cat([table, table.new_zeros(1, table.shape[1])])
     first = next(iter(weights.values()))

@@ -50,7 +50,8 @@ def save(sde: Trainable | Latent, folder: str | os.PathLike[str]) -> Path:
     sde : ScoreSDE, another Trainable, or Latent
         Its process and network must be of registered classes, so that `load` can name them. Of a
         network wrapped for distributed training or by `torch.compile`, the inner one is saved. Of
-        networks given as `embed=` the weights are saved: give such ones to `load(..., embed=)`.
+        networks given as `embed=` only the weights are saved: pass networks of the same
+        architecture to `load(..., embed=)`.
         The two parts of a Latent go to the folders "stage" and "latents" in it.
     folder : path
         Made if needed. A model that is there is replaced once the new one is complete.
@@ -141,8 +142,8 @@ def load(
     device : str or torch.device
         Where to put the model.
     embed : nn.Module, or mapping of str to nn.Module, optional
-        For a model that was built with `embed=`: networks of the same build as those, which are
-        copied and given the weights of the file. No file holds classes of yours.
+        For a model that was built with `embed=`: networks of the same architecture. Copies of them
+        get the weights of the file, which can't name classes of yours.
 
     Returns
     -------
@@ -152,7 +153,7 @@ def load(
     ------
     CheckpointError
         If there is no model, it is damaged, it is not one of ours, its process or backbone is
-        not registered, or embed= is lacking or of other weights.
+        not registered, or embed= is missing or has other weights.
     TypeError, ValueError
         For an embed= that is no network, or for a model without one.
 

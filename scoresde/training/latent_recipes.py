@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
+from ..backbones.keywords import NetworkOptions, StageOptions
 from ..model.autoencoder import first_stage
 from ..model.builder import build
 from ..model.latent import Latent
@@ -17,17 +18,29 @@ from ..processes.base import Process
 from ..storage.models import LATENTS, STAGE
 from .fitting import fit
 from .history import History
-from .options import Checkpoints
+from .keywords import FitKeywords
+from .options import Averaging, Checkpoints
 from .recipes import RECIPES, Recipe
 from .stages import fit_stage
 
 SHARED = ("backend", "generator", "progress", "transforms", "validation")
-"""Keywords of `fit` that both trainings have."""
+"""Keywords of `fit` that both trainings get."""
+
+
+class StageRecipeOptions(StageOptions, total=False):
+    """Options of a first stage, and keywords of its training."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    ema: float | Averaging
+    kl: float
+    free_bits: float
 
 
 @dataclass(frozen=True)
 class LatentRecipe(Recipe):
-    """A recipe of a `Latent`: what `Recipe` says is of the score model, whose data are latents.
+    """A recipe of a `Latent`: the fields of `Recipe` describe the score model of its latents.
 
     Attributes
     ----------
@@ -60,7 +73,7 @@ class LatentRecipe(Recipe):
         self,
         process: str | Process | None = None,
         net: str | nn.Module | None = None,
-        **options: Any,
+        **options: Unpack[NetworkOptions],
     ) -> Latent:
         """Return the recipe's first stage and score model, untrained.
 
@@ -88,7 +101,9 @@ class LatentRecipe(Recipe):
         net = self.net if net is None else net
         return Latent(stage, build(process, net, shape=stage.latent, **{**mine, **options}))
 
-    def fit(self, model: Latent, data: Any, **how: Any) -> History:  # type: ignore[override]
+    def fit(  # type: ignore[override]
+        self, model: Latent, data: Any, **how: Unpack[FitKeywords]
+    ) -> History:
         """Train the first stage, then the score model of its latents.
 
         Parameters
@@ -98,10 +113,10 @@ class LatentRecipe(Recipe):
         data : Tensor or array, shape (N, *shape)
             Integers, where the recipe dequantizes: as `scoresde.files.read` has them.
         **how
-            Keywords of `scoresde.fit` for the score model, instead of the recipe's; backend,
-            generator, progress, transforms and validation are those of the first stage too. The
-            folders "stage" and "latents" in that of checkpoints= hold the two runs; a run that
-            goes on takes up the one that was interrupted.
+            Keywords of `scoresde.fit` for the score model, in place of the recipe's. The first
+            stage gets backend, generator, progress, transforms and validation too. The two runs
+            have the folders "stage" and "latents" in that of checkpoints=, and with resume=True
+            the one that was interrupted continues.
 
         Returns
         -------
@@ -131,7 +146,7 @@ class LatentRecipe(Recipe):
         fit_stage(model.stage, data, **{**shared, **self.stage_how}, checkpoints=parts[STAGE])
         return fit(model, data, **{**keywords, "checkpoints": parts[LATENTS]})
 
-    def with_stage(self, **options: Any) -> LatentRecipe:
+    def with_stage(self, **options: Unpack[StageRecipeOptions]) -> LatentRecipe:
         """Return this recipe with another first stage.
 
         Parameters
@@ -160,11 +175,11 @@ class LatentRecipe(Recipe):
 
 
 STAGE_HOW = ("steps", "batch_size", "lr", "ema", "kl", "free_bits")
-"""What `with_stage` takes for keywords of `fit_stage`."""
+"""Options of `with_stage` that are keywords of `fit_stage`."""
 
 
 def _inside(kept: Checkpoints, name: str) -> Checkpoints:
-    """The same checkpoints in a folder of the folder."""
+    """The same checkpoints in a folder inside theirs."""
     return dataclasses.replace(kept, folder=Path(kept.folder) / name)
 
 

@@ -18,7 +18,7 @@ from .options import written
 
 LINES = ".jsonl"
 NO_FOLDERS = (".json", ".ndjson", ".csv", ".tsv", ".txt", ".log")
-"""Suffixes of files that are not written, and that no folder should have."""
+"""Suffixes that are refused: a log is neither a file of these kinds, nor a folder so named."""
 MOST_HISTOGRAMS = 32
 """Columns of a sample of vectors that TensorBoard shows."""
 
@@ -51,7 +51,7 @@ class Log:
     Raises
     ------
     TypeError, ValueError
-        For anything else, and a file name of another kind.
+        For another kind of `to`, or a file name with another ending.
     ImportError
         For a folder, if TensorBoard is not installed.
 
@@ -153,7 +153,7 @@ class JSONLines:
         kept = 0
         for line in before.splitlines(keepends=True):
             if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                break  # of steps that are made again, or cut off by the end of the process
+                break  # written after the checkpoint, or cut off when the process ended
             kept += len(line)
         self.file = open(path, "ab")  # noqa: SIM115
         self.file.truncate(kept)

@@ -49,9 +49,9 @@ class Numeric:
     """Digits after the point that write every value of the grid."""
     bounds: Bounds = (None, None)
     knots: tuple[float, ...] = ()
-    """Of the map that spreads its clumps: see `equalize`."""
+    """Places x between which the map T that spreads clumps is linear; see `equalize`."""
     images: tuple[float, ...] = ()
-    """What the map makes of its knots."""
+    """T(x) of the knots."""
 
     @property
     def kind(self) -> str:

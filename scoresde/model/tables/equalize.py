@@ -8,14 +8,15 @@ moves nothing by more than a cell, and a density of z = T(x) is one of x,
 
     log p(x) = log p_z(T(x)) + log T'(x).
 
-T' comes from an optional Pólya tree (Wong & Ma 2010, Ann. Statist. 38). Halve a cell again and
-again. With L and R of the n values in the halves of a node, the value is in the left half with
-probability (a + L)/(2a + n), a = ½, where the node is split. A node is split if that is the more
-probable of both hypotheses: its evidence, with that of the nodes below, is
+T' comes from an optional Pólya tree (Wong & Ma 2010, Ann. Statist. 38). Its nodes are a cell, the
+halves of the cell, their halves, and so on. Of the n values in a node, L lie in its left half and R
+in the right one. If the node is split, a value lies in the left half with probability
+(a + L)/(2a + n), a = ½. A node is split if this is more probable than uniform values in the node.
+The log evidence of a node, with the nodes below it, is
 
     φ = log(ρ + (1 − ρ)·2ⁿ·B(a + L, a + R)/B(a, a)·exp(φ_left + φ_right)),      ρ = 0.9,
 
-relative to values that are uniform in the node. Where the tree has no split, T is the identity.
+relative to uniform values in the node. Where the tree has no split, T is the identity.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ CELL = 1 / 16
 """Width of a cell in standard deviations; a network with `axes` resolves a quarter of it."""
 
 MOST_HALVINGS = 10
-"""Of a cell of a continuous column."""
+"""Levels of the tree below a cell of a continuous column."""
 
 PSEUDO_COUNT = 0.5
 STOP = 0.9
 """Prior probability that a node is not split."""
 
 LEAST_SHARE = 1e-4
-"""Of a node, which either half gets."""
+"""Least share of a node's probability that a half gets."""
 
 LEAST_GAIN = 0.05
 """Nats a row: columns that gain less stay as they are."""
@@ -97,6 +98,7 @@ def _leaves(
     a = PSEUDO_COUNT
     levels = []
     evidence = np.zeros(len(bins))
+    # From the bins up to the cells: the evidence of each node, and whether it is split.
     for _ in range(depth):
         nodes, place = np.unique(bins >> 1, return_inverse=True)
         left = np.bincount(place, counts * (bins % 2 == 0), len(nodes))
@@ -110,6 +112,7 @@ def _leaves(
         evidence = np.logaddexp(split, stop)
         bins = nodes
         counts = n
+    # From the cells that are split down to the leaves: their widths and masses.
     nodes, is_split, _ = levels[-1]
     nodes = nodes[is_split]
     masses = np.full(len(nodes), 2.0**depth)

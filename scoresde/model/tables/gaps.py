@@ -30,7 +30,7 @@ def partial_rows(table: TableSchema, frame: Any) -> tuple[Tensor, Tensor | None]
 
 
 def candidates(table: TableSchema, codes: Tensor) -> Tensor:
-    """Which of the table's combinations (N, M) rows of category numbers (N, C) may have."""
+    """Which of the table's combinations rows of category numbers (N, C) may have, (N, M)."""
     assert table.combinations is not None
     known = torch.from_numpy(table.combinations.codes)
     allowed = torch.ones(len(codes), len(known), dtype=torch.bool)

@@ -60,7 +60,7 @@ class TableSchema:
         Number of different combinations of categories; 0 without categorical columns.
     steps : Tensor, shape (D,), float64
         The finest step of each numeric column in encoded units, over the range of the table: the
-        step itself, or step·min dz/dx with bounds or equalized, 0 for continuous columns.
+        step itself; step·min dz/dx if the column is bounded or equalized; 0 if it is continuous.
 
     Examples
     --------
@@ -141,7 +141,7 @@ class TableSchema:
         Returns
         -------
         Tensor, shape (N,)
-            Nats; 0 for a table without bounds and equalized columns.
+            Nats; 0 for a table without bounded or equalized columns.
 
         Examples
         --------
