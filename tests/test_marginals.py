@@ -181,3 +181,17 @@ def test_bad_rows_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=why):
             scoresde.marginal_log_prob(model, rows, **how)
+
+
+@pytest.mark.filterwarnings("ignore:features .* are constant")
+def test_a_constant_with_another_number_has_density_0() -> None:
+    data = torch.randn(500, 3, generator=generator(0))
+    data[:, 1] = 7.0
+    sde = scoresde.build("vp", "mlp", shape=(3,), width=8).standardize(data)
+    rows = torch.tensor([[0.5, 8.0, torch.nan], [0.5, 7.0, torch.nan], [0.5, 8.0, 0.0]])
+    found = scoresde.marginal_log_prob(sde, rows, seed=0)
+    mean, scale = data[:, 0].mean(), data[:, 0].std(correction=0)
+    want = float(torch.distributions.Normal(mean, scale).log_prob(torch.tensor(0.5)))
+    assert found.log_prob[[0, 2]].isneginf().all()
+    assert float(found.stderr[0]) == 0
+    assert float(found.log_prob[1]) == pytest.approx(want, abs=4 * float(found.stderr[1]))

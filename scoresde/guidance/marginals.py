@@ -241,11 +241,14 @@ def _averaged(
         filled = torch.where(known.unsqueeze(1), x.unsqueeze(1), mean + unit * points)
         joint = _density(model, filled.flatten(0, 1), each, how).view(len(x), draws)
         weights = joint + units - proposals.log_prob(points)
+        never = weights.isneginf().all(1)  # a constant column has another number
+        weights = weights.masked_fill(never.unsqueeze(1), 0.0)
         if number < ROUNDS - 1:
             proposals.adapt(points, weights)
     effective = 1 / weights.softmax(1).square().sum(1)
     error = (1 / effective - 1 / draws).clamp_min(0).sqrt()
-    return weights.logsumexp(1) - math.log(draws), error
+    log_p = weights.logsumexp(1) - math.log(draws)
+    return log_p.masked_fill(never, -math.inf), error
 
 
 def _covariance(model: Model, free: Tensor) -> Tensor:
