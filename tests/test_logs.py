@@ -273,7 +273,9 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
     assert found.Tags()["histograms"] == ["samples/0", "samples/1"]
 
 
-@pytest.mark.parametrize("text", ["garbage\n", "[1]\n", '{"step": "a"}\n', "notes of mine", "{}\n"])
+@pytest.mark.parametrize(
+    "text", ["garbage\n", "[1]\n", '{"step": "a"}\n', "notes of mine", "{}\n"]
+)
 def test_a_file_that_is_no_log_is_left_as_it_is(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.jsonl"
     path.write_text(text)

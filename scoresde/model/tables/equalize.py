@@ -61,7 +61,9 @@ def equalizing_knots(values: np.ndarray, step: float | None, origin: float) -> K
     if len(values) < FEWEST_ROWS:
         return none
     largest = float(np.abs(values).max())
-    cell = CELL * largest * float((values / largest).std())  # of values whose squares overflow, too
+    cell = (
+        CELL * largest * float((values / largest).std())
+    )  # of values whose squares overflow, too
     depth = MOST_HALVINGS
     finest = SPACINGS * max(float(np.spacing(largest)), np.finfo(np.float64).tiny)
     if step is None:

@@ -109,7 +109,9 @@ class Maps:
         slopes = torch.zeros_like(z)
         if len(self.equalized):
             at = self.equalized.to(z.device)
-            wide = _float64(z[:, at])  # float32 would round a column far from 0 by more than a knot
+            wide = _float64(
+                z[:, at]
+            )  # float32 would round a column far from 0 by more than a knot
             places = wide + self.shift.to(wide)[at]
             slopes[:, at] = -_pieces(places, self.images, self.knots)[1].log().to(slopes)
         if not self.bounded:
