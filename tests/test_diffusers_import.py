@@ -248,9 +248,6 @@ def wrong_folder(where: Path, what: str) -> Path:
         about.unlink()
     if what == "model":
         (where / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
-    if what == "deeper":
-        about = where / "config.json"
-        about.write_text(json.dumps(json.loads(about.read_text()) | {"layers_per_block": 2}))
     if what in ("lost", "left over"):
         file = where / "diffusion_pytorch_model.safetensors"
         tensors = load_file(file)
@@ -275,7 +272,6 @@ SAID = {
     "json": (ValueError, "config.json is not JSON"),
     "lost": (ValueError, "are not of the network .* lack conv_in.weight, one of 1"),
     "left over": (ValueError, "beside the network's, none.weight, one of 1"),
-    "deeper": (ValueError, "are not of the network .* lack down_blocks"),
 }
 
 

@@ -332,7 +332,8 @@ def test_a_license_is_text_of_the_header_and_nothing_else(word: str) -> None:
     yaml = pytest.importorskip("yaml")
     sde = scoresde.build("vp", "mlp", shape=(2,), width=8)
     card = scoresde.model_card(sde, license=word, name="a\n---\nb")
-    assert card.isascii() and card.count("\n---\n") == 1
+    assert card.isascii()
+    assert card.count("\n---\n") == 1
     about = yaml.safe_load(card.split("---\n")[1])
     assert about["license"] == word
     assert set(about) == {"library_name", "license", "tags"}

@@ -152,6 +152,17 @@ def test_combinations_keep_what_is_known_of_them() -> None:
         scoresde.impute(sde, rows.assign(kind="q"))
 
 
+def test_rows_of_a_model_under_a_category_need_none() -> None:
+    numbers = torch.randn(60, generator=generator(5)).numpy()
+    table = scoresde.Table({"kind": ["a", "b"] * 30, "x": numbers})
+    sde = scoresde.build("vp", "mlp", shape=(1,), classes=2, width=8)
+    scoresde.fit(sde, table, steps=2, validation=None, progress=False)
+    under = sde.given(y=1)
+    found = scoresde.marginal_log_prob(under, {"x": [0.3, NAN]}).log_prob
+    assert float(found[0]) == pytest.approx(float(scoresde.log_prob(under, {"x": [0.3]})))
+    assert found[1] == 0
+
+
 def test_the_command_fills_in_categories(tmp_path: Path, capsys: Any) -> None:
     numbers = torch.randn(60, generator=generator(5)).numpy()
     table = scoresde.Table({"kind": ["a", "b"] * 30, "x": numbers})

@@ -153,10 +153,11 @@ def _of_frame(
     how: dict[str, Any],
 ) -> Marginal:
     """log p of rows of a table, in the units of its columns."""
-    values, codes = partial_rows(table, frame)
+    summed = "y" not in model.condition and not model.unconditional
+    values, codes = partial_rows(table, frame, summed)
     z = table.maps.forward(table.noisy(values, seed))
     slopes = table.maps.log_slopes(z).nan_to_num(nan=0.0).sum(1)
-    if codes is None or "y" in model.condition or model.unconditional:
+    if codes is None:
         log_p, stderr = of_columns(model, z, draws, seed, how)
         return Marginal(log_p + slopes, stderr)
     each, error = of_categories(model, table, z, candidates(table, codes), draws, seed, how)
