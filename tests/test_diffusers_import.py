@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import scoresde
@@ -247,6 +248,13 @@ def wrong_folder(where: Path, what: str) -> Path:
         about.unlink()
     if what == "model":
         (where / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')
+    if what in ("lost", "left over"):
+        file = where / "diffusion_pytorch_model.safetensors"
+        tensors = load_file(file)
+        moved = tensors.pop("conv_in.weight")
+        if what == "left over":
+            tensors |= {"conv_in.weight": moved, "none.weight": moved.clone()}
+        save_file(tensors, file)
     if what == "json":
         (where / "config.json").write_text("{")
     return where
@@ -262,6 +270,8 @@ SAID = {
     "channels": (ValueError, "takes 3 channels and returns 6: one that learns a variance"),
     "waves": (ValueError, "time_embedding_type='fourier' is not read"),
     "json": (ValueError, "config.json is not JSON"),
+    "lost": (ValueError, "are not of the network .* lack conv_in.weight, one of 1"),
+    "left over": (ValueError, "beside the network's, none.weight, one of 1"),
 }
 
 
@@ -281,6 +291,13 @@ def test_bad_arguments_are_said_in_one_sentence(monkeypatch: pytest.MonkeyPatch)
         scoresde.from_diffusers((network(), chain()), unlabeled=True)
     with pytest.raises(ValueError, match=r"names no sample_size: give shape=\(C, H, W\)"):
         scoresde.from_diffusers((network(sample_size=None), chain()))
+    with pytest.raises(ValueError, match="takes 3 channels, and shape"):
+        scoresde.from_diffusers((network(), chain()), shape=(1, 8, 8))
+    for values in (0.1, "abc", [[0.1]], [0.1, "a"]):
+        with pytest.raises(TypeError, match="trained is a sequence of numbers"):
+            scoresde.from_diffusers((network(), chain().config | {"trained_betas": values}))
+    with pytest.raises(ValueError, match="unknown beta_schedule"):
+        scoresde.from_diffusers((network(), chain().config | {"beta_schedule": ["linear"]}))
     with pytest.raises(ValueError, match="eps"):  # ε where nothing but noise is left
         scoresde.from_diffusers((network(), chain(rescale_betas_zero_snr=True)))
     for options, said in (

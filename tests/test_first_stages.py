@@ -419,3 +419,21 @@ def test_wrong_arguments_are_refused_in_a_sentence() -> None:
         with pytest.raises(kind, match=re.escape(text)):
             call()
     assert Encoded(x, None).sample() is x
+
+
+@pytest.mark.parametrize("levels", [7, 256])
+def test_the_edges_of_bins_are_in_their_own_bins(levels: int) -> None:
+    """Standardized and back, v/L may be rounded into another bin, or below 0."""
+    v = torch.arange(float(levels))
+    for seed in range(20):
+        stage = scoresde.first_stage("vae", shape=(1,), latent=(2,), width=4, levels=levels)
+        data = torch.rand(100, 1, generator=torch.Generator().manual_seed(seed))
+        stage.standardize(data * torch.rand(1, generator=torch.Generator().manual_seed(seed)))
+        z = torch.zeros(levels, 2)
+        found = stage.log_likelihood((v / levels)[:, None], z)
+        middle = stage.log_likelihood(((v + 0.5) / levels)[:, None], z)
+        torch.testing.assert_close(found, middle, rtol=0, atol=1e-4)
+        top = torch.nextafter(torch.ones(1, 1), torch.zeros(1, 1))
+        torch.testing.assert_close(stage.log_likelihood(top, z[:1]), middle[-1:])
+        with pytest.raises(ValueError, match="got x outside"):
+            stage.log_likelihood(torch.full((1, 1), 1.01), z[:1])

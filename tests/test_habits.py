@@ -591,3 +591,14 @@ def test_a_history_is_a_picture_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     assert history._repr_html_() is None
+
+
+def test_without_an_open_stream_there_is_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    for stream in (None, closed):
+        for shown in (None, True):
+            with monkeypatch.context() as m:
+                m.setattr(sys, "stderr", stream)
+                found = scoresde.sample(SDE, 3, steps=3, seed=0, progress=shown)
+            assert torch.equal(found, scoresde.sample(SDE, 3, steps=3, seed=0))

@@ -321,3 +321,29 @@ def test_a_card_of_any_model_that_can_be_saved(kind: str, tmp_path: Path) -> Non
     assert "It has not been fitted" in card
     space = run_code(card, REPO, scoresde.save(model, tmp_path / "model"))
     assert same(space["model"], model)
+
+
+WORDS = ("mit", "cc-by-4.0", "null", "No", "1.0", "0x10", "2026-01-01", ".nan", "a: b", 'say "it"')
+ODD = ("mit\ntags: [x]", "mit # x", "\\", "\u2028", "é", "\U0001f600", "", "---", "1e3", "y")
+
+
+@pytest.mark.parametrize("word", WORDS + ODD)
+def test_a_license_is_text_of_the_header_and_nothing_else(word: str) -> None:
+    yaml = pytest.importorskip("yaml")
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=8)
+    card = scoresde.model_card(sde, license=word, name="a\n---\nb")
+    assert card.isascii()
+    assert card.count("\n---\n") == 1
+    about = yaml.safe_load(card.split("---\n")[1])
+    assert about["license"] == word
+    assert set(about) == {"library_name", "license", "tags"}
+
+
+def test_what_was_measured_is_a_number_or_text() -> None:
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=8)
+    for value in (-1.5, torch.tensor([-1.5]), torch.tensor(-1.5).numpy(), torch.tensor(-1.5)):
+        card = scoresde.model_card(sde, evaluation=value)
+        assert "Mean held-out log p(x): -1.5000 nats" in card
+    for wrong in (True, torch.zeros(2)):
+        with pytest.raises(TypeError, match="a mean log p or text"):
+            scoresde.model_card(sde, evaluation=wrong)

@@ -218,3 +218,17 @@ def test_proposals_are_a_density_that_follows_the_points() -> None:
     assert narrow.double().mean() > 0.8
     share = (drawn[narrow][:, 0] > 0).double().mean()
     assert abs(float(share) - 0.75) < 0.04  # five standard errors
+
+
+def test_infinite_parameters_have_density_0() -> None:
+    many = conjugate(WIDE).iid(torch.zeros(2, 2), draws=50, generator=seed(0))
+    theta = torch.tensor([[math.inf, 0.0], [0.0, -math.inf], [0.0, 0.0]])
+    assert many.log_prob(theta).isneginf().tolist() == [True, True, False]
+    one = conjugate(WIDE).log_prob(theta, x=torch.zeros(2))
+    assert one.isneginf().tolist() == [True, True, False]
+
+
+def test_observations_beyond_all_scales_are_refused() -> None:
+    x = torch.tensor([[1e30, 0.0], [0.0, 0.0]])
+    with pytest.raises(scoresde.SolverError, match="so far out"):
+        conjugate(WIDE).iid(x, draws=50, generator=seed(0))

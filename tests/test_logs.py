@@ -15,7 +15,7 @@ import scoresde
 from conftest import generator
 from scoresde.storage.description import weights
 from scoresde.training import recording
-from scoresde.training.logs import Log, as_log
+from scoresde.training.logs import Log, as_log, writer_of
 
 Line = dict[str, Any]
 
@@ -271,3 +271,30 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
     found = EventAccumulator(str(points))
     found.Reload()
     assert found.Tags()["histograms"] == ["samples/0", "samples/1"]
+
+
+@pytest.mark.parametrize(
+    "text", ["garbage\n", "[1]\n", '{"step": "a"}\n', "notes of mine", "{}\n"]
+)
+def test_a_file_that_is_no_log_is_left_as_it_is(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="not of a log"):
+        writer_of(Log(path), 10, resumed=True)
+    assert path.read_text() == text
+
+
+def test_a_line_that_was_cut_off_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    for cut in ('{"st', '{"step": 9, "lo'):
+        path.write_text('{"step": 4, "loss": 1.0}\n' + cut)
+        writer = writer_of(Log(path), 10, resumed=True)
+        writer.write({"loss": 2.0}, 12)
+        writer.close()
+        assert [line["step"] for line in read(path)] == [4, 12]
+
+
+def test_a_log_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "run.jsonl").mkdir()
+    with pytest.raises(ValueError, match="is no file"):
+        fit(model(), tmp_path / "run.jsonl")

@@ -152,6 +152,17 @@ def test_combinations_keep_what_is_known_of_them() -> None:
         scoresde.impute(sde, rows.assign(kind="q"))
 
 
+def test_rows_of_a_model_under_a_category_need_none() -> None:
+    numbers = torch.randn(60, generator=generator(5)).numpy()
+    table = scoresde.Table({"kind": ["a", "b"] * 30, "x": numbers})
+    sde = scoresde.build("vp", "mlp", shape=(1,), classes=2, width=8)
+    scoresde.fit(sde, table, steps=2, validation=None, progress=False)
+    under = sde.given(y=1)
+    found = scoresde.marginal_log_prob(under, {"x": [0.3, NAN]}).log_prob
+    assert float(found[0]) == pytest.approx(float(scoresde.log_prob(under, {"x": [0.3]})))
+    assert found[1] == 0
+
+
 def test_the_command_fills_in_categories(tmp_path: Path, capsys: Any) -> None:
     numbers = torch.randn(60, generator=generator(5)).numpy()
     table = scoresde.Table({"kind": ["a", "b"] * 30, "x": numbers})
@@ -181,3 +192,17 @@ def test_bad_rows_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=why):
             scoresde.marginal_log_prob(model, rows, **how)
+
+
+@pytest.mark.filterwarnings("ignore:features .* are constant")
+def test_a_constant_with_another_number_has_density_0() -> None:
+    data = torch.randn(500, 3, generator=generator(0))
+    data[:, 1] = 7.0
+    sde = scoresde.build("vp", "mlp", shape=(3,), width=8).standardize(data)
+    rows = torch.tensor([[0.5, 8.0, torch.nan], [0.5, 7.0, torch.nan], [0.5, 8.0, 0.0]])
+    found = scoresde.marginal_log_prob(sde, rows, seed=0)
+    mean, scale = data[:, 0].mean(), data[:, 0].std(correction=0)
+    want = float(torch.distributions.Normal(mean, scale).log_prob(torch.tensor(0.5)))
+    assert found.log_prob[[0, 2]].isneginf().all()
+    assert float(found.stderr[0]) == 0
+    assert float(found.log_prob[1]) == pytest.approx(want, abs=4 * float(found.stderr[1]))

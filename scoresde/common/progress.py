@@ -107,11 +107,13 @@ def check_progress(value: object) -> bool | None:
 
 def _delay(progress: bool | None) -> float | None:
     """After how many seconds a bar is drawn; None for never."""
-    if not first_rank() or progress is False:
+    stream = sys.stderr
+    open_stream = stream is not None and not getattr(stream, "closed", False)
+    if not open_stream or not first_rank() or progress is False:
         return None
     if progress:
         return 0.0
-    terminal = getattr(sys.stderr, "isatty", None)
+    terminal = getattr(stream, "isatty", None)
     return DELAY_SECONDS if terminal is not None and terminal() else None
 
 

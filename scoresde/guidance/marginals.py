@@ -153,10 +153,11 @@ def _of_frame(
     how: dict[str, Any],
 ) -> Marginal:
     """log p of rows of a table, in the units of its columns."""
-    values, codes = partial_rows(table, frame)
+    summed = "y" not in model.condition and not model.unconditional
+    values, codes = partial_rows(table, frame, summed)
     z = table.maps.forward(table.noisy(values, generator))
     slopes = table.maps.log_slopes(z).nan_to_num(nan=0.0).sum(1)
-    if codes is None or "y" in model.condition or model.unconditional:
+    if codes is None:
         log_p, stderr = of_columns(model, z, draws, generator, how)
         return Marginal(log_p + slopes, stderr)
     each, error = of_categories(model, table, z, candidates(table, codes), draws, generator, how)
@@ -241,11 +242,14 @@ def _averaged(
         filled = torch.where(known.unsqueeze(1), x.unsqueeze(1), mean + unit * points)
         joint = _density(model, filled.flatten(0, 1), each, how).view(len(x), draws)
         weights = joint + units - proposals.log_prob(points)
+        never = weights.isneginf().all(1)  # a constant column has another number
+        weights = weights.masked_fill(never.unsqueeze(1), 0.0)
         if number < ROUNDS - 1:
             proposals.adapt(points, weights)
     effective = 1 / weights.softmax(1).square().sum(1)
     error = (1 / effective - 1 / draws).clamp_min(0).sqrt()
-    return weights.logsumexp(1) - math.log(draws), error
+    log_p = weights.logsumexp(1) - math.log(draws)
+    return log_p.masked_fill(never, -math.inf), error
 
 
 def _covariance(model: Model, free: Tensor) -> Tensor:

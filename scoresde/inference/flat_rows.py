@@ -75,7 +75,7 @@ class FlatRows:
         how: dict[str, Any],
     ) -> Tensor:
         """log p of theta (N, D), −∞ outside."""
-        inside = self._prior.contains(theta)
+        inside = self._prior.contains(theta) & theta.isfinite().all(1)
         if self.coordinates is not None:
             inside = inside & self.coordinates.support.contains(theta)
         value = torch.full(theta.shape[:1], -math.inf, device=theta.device)

@@ -221,7 +221,7 @@ class Product:
     def supports(self, theta: Tensor) -> Tensor:
         """Whether theta (N, D) is inside."""
         inside: Tensor = self.posterior._prior.contains(theta) & self.support.contains(theta)
-        return inside
+        return inside & theta.isfinite().all(1)
 
     def first(self, n: int, generator: torch.Generator) -> Tensor:
         """Draws of u (n, D) given the first observation."""
@@ -336,7 +336,13 @@ def _proposed(
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """New points, their log weights, and what the later observations add at full power."""
-    mixture: Mixture = fitted(u, weights.softmax(0), generator)
+    try:
+        mixture: Mixture = fitted(u, weights.softmax(0), generator)
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        raise SolverError(
+            f"the points that observations 0 to {until - 1} allow are so far out that their "
+            "spread is rounded away: check the observations and their scale"
+        ) from None
     u = mixture.sample(len(u), generator)
     each = product.factors(u, 0, until)
     prior = product.log_prior(u)

@@ -20,6 +20,9 @@ from ..common.inputs import as_floats, event_shape
 from ..common.seeds import takes_seed
 from .trainable import Trainable
 
+EDGE_ROUNDING = 2.0
+"""Of x in [0, 1], in units of its dtype's precision, when it is standardized and back."""
+
 
 class Encoded(NamedTuple):
     """q(z|x): mean and standard deviation (B, *latent); a scale of None is one of 0."""
@@ -284,9 +287,12 @@ class FirstStage(Trainable):
         return mass + self.dim * math.log(net.levels) + self.log_scale
 
     def _bins(self, z0: Tensor, levels: int) -> Bins:
-        """The bins of dequantized integers that states lie in."""
-        v = (self.to_data(z0) * levels).floor()
-        outside = (v < 0) | (v >= levels)
+        """The bins of dequantized integers that states lie in; edges may have been rounded."""
+        x = self.to_data(z0) * levels
+        rounding = min(EDGE_ROUNDING * torch.finfo(x.dtype).eps * levels, 0.5)
+        v = (x + rounding).floor()
+        outside = (v < 0) | (x > levels + rounding)
+        v = v.clamp(max=levels - 1)
         if bool(outside.any()):
             raise ValueError(
                 f"a decoder of levels={levels} takes x = (v + u)/{levels} in [0, 1): "

@@ -12,11 +12,12 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..common.checks import real_number, true_or_false, whole_number
+from ..common.checks import brief_repr, real_number, true_or_false, whole_number
 from ..common.names import choose
 from .base import PROCESSES, Process, as_time
 
@@ -56,6 +57,16 @@ BETAS: dict[str, Betas] = {
     "sigmoid": _sigmoid,
 }
 """Rules for β by diffusers' names, functions of (beta_start, beta_end, steps)."""
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """β as floats; raise for anything but a sequence of numbers."""
+    try:
+        if isinstance(values, str | bytes):
+            raise TypeError
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise TypeError(f"trained is a sequence of numbers β, got {brief_repr(values)}") from None
 
 
 @dataclass(frozen=True, repr=False)
@@ -113,7 +124,7 @@ class DDPM(Process):
         if (self.betas == TRAINED) != (self.trained is not None):
             raise ValueError("the numbers trained= go with betas='trained': give both or neither")
         if self.trained is not None:
-            values = tuple(float(beta) for beta in self.trained)
+            values = _numbers(self.trained)
             object.__setattr__(self, "trained", values)
             object.__setattr__(self, "steps", len(values))
         steps = whole_number("steps", self.steps)

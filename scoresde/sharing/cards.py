@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..common.capabilities import Capability
@@ -23,6 +26,9 @@ from ..training.history import History
 
 MOST_SHOWN = 16
 """Columns and channels whose units a card lists."""
+WORD = re.compile(r"[A-Za-z][A-Za-z0-9.-]*")
+NOT_TEXT = ("null", "true", "false", "yes", "no", "on", "off", "y", "n")
+"""Words that YAML takes for something else."""
 NOT_SETTINGS = ("model", "data", "validation", "source")
 """Entries of a run's settings that say nothing to a reader."""
 
@@ -87,7 +93,7 @@ def model_card(
             raise TypeError(f"{word} is text, got {brief_repr(text)}")
     parts = [
         _header(license),
-        f"# {name or 'A ' + type(model).__name__}",
+        f"# {' '.join((name or 'A ' + type(model).__name__).split())}",
         _model_section(model),
         _data_section(model, data),
         _use_section(model, name or "user/name"),
@@ -110,8 +116,11 @@ def _header(license: str | None) -> str:
 
 def _yaml_word(text: str) -> str:
     """Text as one value of YAML; in quotes if it is more than a word."""
-    plain = text.replace("-", "").replace(".", "").isalnum()
-    return text if plain else json.dumps(text)
+    if WORD.fullmatch(text) and text.lower() not in NOT_TEXT:
+        return text
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+    escaped = (c if " " <= c <= "~" else f"\\U{ord(c):08x}" for c in quoted)
+    return f'"{"".join(escaped)}"'
 
 
 def _table(rows: Mapping[str, Any]) -> str:
@@ -280,9 +289,14 @@ def _run_of(folder: str | os.PathLike[str]) -> tuple[History, dict[str, Any]]:
 
 def _evaluation_section(evaluation: Any) -> str:
     """What was measured on held-out data."""
-    if isinstance(evaluation, Tensor):
+    if isinstance(evaluation, Tensor | np.ndarray) and math.prod(evaluation.shape) == 1:
         evaluation = float(evaluation)
-    if isinstance(evaluation, int | float):
+    if isinstance(evaluation, bool | Tensor | np.ndarray):
+        raise TypeError(
+            "evaluation is what evaluate returns, a mean log p or text, got "
+            f"{brief_repr(evaluation)}"
+        )
+    if isinstance(evaluation, Real):
         return f"## Evaluation\n\nMean held-out log p(x): {evaluation:.4f} nats"
     text = evaluation if isinstance(evaluation, str) else f"```text\n{evaluation!r}\n```"
     return f"## Evaluation\n\n{text}"

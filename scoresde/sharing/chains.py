@@ -147,11 +147,10 @@ def chain_of(config: Mapping[str, Any]) -> tuple[DDPM, str]:
     trained = found["trained_betas"]
     if trained is not None:
         rule = TRAINED
-        trained = tuple(float(beta) for beta in trained)
-    elif rule not in BETAS:
+    elif not isinstance(rule, str) or rule not in BETAS:
         raise ValueError(f"unknown beta_schedule {rule!r}. {nearest(str(rule), BETAS)}")
     predicted = found["prediction_type"]
-    if predicted not in PREDICTIONS_OF_DIFFUSERS:
+    if not isinstance(predicted, str) or predicted not in PREDICTIONS_OF_DIFFUSERS:
         raise ValueError(
             f"unknown prediction_type {predicted!r}. "
             f"{nearest(str(predicted), PREDICTIONS_OF_DIFFUSERS)}"
@@ -203,12 +202,27 @@ def _network_of(folder: Path, diffusers: Any) -> nn.Module:
             f"{place} has no {WEIGHTS[0]}, only {found}; save the pipeline again with "
             "save_pretrained(folder, safe_serialization=True)"
         )
+    net: nn.Module
     try:
-        net: nn.Module = getattr(diffusers, NETWORK).from_pretrained(
-            str(place), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+        net, found = getattr(diffusers, NETWORK).from_pretrained(
+            str(place),
+            use_safetensors=True,
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise ValueError(f"diffusers can't read {place}: {one_line(error)}") from error
+    for keys, what in (
+        ("missing_keys", "lack"),
+        ("unexpected_keys", "have, beside the network's,"),
+    ):
+        names = sorted(found.get(keys) or ())
+        if names:  # diffusers would draw them at random, or leave them out
+            raise ValueError(
+                f"the weights in {place} are not of the network in its config.json: they {what} "
+                f"{names[0]}, one of {len(names)}"
+            )
     return net
 
 
@@ -254,10 +268,16 @@ def _backbone(
         if name in known and name not in (*SIZES, *UNUSED) and value != known[name].default
     }
     dropout = 0.0 if rows and not unlabeled else 0.1
+    size = shape or _shape_of(config)
+    if isinstance(size, tuple) and size[:1] != (config["in_channels"],):
+        raise ValueError(
+            f"the network takes {config['in_channels']} channels, and shape={size} has another "
+            "number of them"
+        )
     # A table without a row for "no label" gets one of zeros, which is never used.
     mine = BACKBONES.build(
         f"diffusers:{NETWORK}",
-        shape or _shape_of(config),
+        size,
         classes=rows - unlabeled,
         condition_dropout=dropout,
         levels=levels,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from ..common.checks import as_path, brief_repr, whole_number
 from .options import written
 
 LINES = ".jsonl"
+START = b'{"step": '
+"""Of each line."""
 NO_FOLDERS = (".json", ".ndjson", ".csv", ".tsv", ".txt", ".log")
 """Suffixes that are refused: a log is neither a file of these kinds, nor a folder so named."""
 MOST_HISTOGRAMS = 32
@@ -147,12 +150,14 @@ class JSONLines:
 
     def __init__(self, path: Path, step: int, resumed: bool) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} is no file, and a log that ends in {LINES} is one")
         before = path.read_bytes() if path.exists() else b""
         if before and not resumed:
             raise _taken(path)
         kept = 0
         for line in before.splitlines(keepends=True):
-            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            if _step_of(line, path) > step:
                 break  # written after the checkpoint, or cut off when the process ended
             kept += len(line)
         self.file = open(path, "ab")  # noqa: SIM115
@@ -218,6 +223,19 @@ class Logger:
 
     def close(self) -> None:
         """Leave it open: it is the user's."""
+
+
+def _step_of(line: bytes, path: Path) -> float:
+    """The step of a line, ∞ for one that is cut off; raise ValueError for one that no log has."""
+    if not line.endswith(b"\n") and START.startswith(line[: len(START)]):
+        return math.inf
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path} has a line that is not of a log, {line[:40]!r}, and is left as it is: take it "
+            "out, or choose another file"
+        ) from None
 
 
 def _plain(value: float | Tensor) -> Any:

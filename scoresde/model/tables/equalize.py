@@ -42,6 +42,9 @@ LEAST_SHARE = 1e-4
 LEAST_GAIN = 0.05
 """Nats a row: columns that gain less stay as they are."""
 
+SPACINGS = 2**10
+"""Of float64 numbers as large as the column's, in a bin: finer bins would be rounded."""
+
 FEWEST_ROWS = 100
 MOST_KNOTS = 2**16
 
@@ -58,15 +61,20 @@ def equalizing_knots(values: np.ndarray, step: float | None, origin: float) -> K
     values = values[np.isfinite(values)].astype(np.float64)
     if len(values) < FEWEST_ROWS:
         return none
-    cell = CELL * float(values.std())
+    largest = float(np.abs(values).max())
+    cell = (
+        CELL * largest * float((values / largest).std())
+    )  # of values whose squares overflow, too
     depth = MOST_HALVINGS
+    finest = SPACINGS * max(float(np.spacing(largest)), np.finfo(np.float64).tiny)
     if step is None:
         origin = float(values.min())
+        if cell > finest:
+            depth = min(depth, math.floor(math.log2(cell / finest)))
         step = cell / 2**depth
     else:
         depth = math.floor(math.log2(max(cell / step, 1.0)))
-    far = float(np.abs(values - origin).max()) / step
-    if depth < 1 or not far < 2**52:
+    if depth < 1 or step < finest:
         return none
     bins, counts = np.unique(np.floor((values - origin) / step + 1e-6), return_counts=True)
     first, widths, masses = _leaves(bins.astype(np.int64), counts.astype(np.float64), depth)

@@ -13,9 +13,14 @@ from .reading import raw_columns
 from .schema import TableSchema
 
 
-def partial_rows(table: TableSchema, frame: Any) -> tuple[Tensor, Tensor | None]:
+def partial_rows(
+    table: TableSchema,
+    frame: Any,
+    categories: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """The values (N, D), NaN for gaps, and the category numbers (N, C), −1 for gaps."""
-    raw = raw_columns(getattr(frame, "frame", frame), [each.name for each in table.columns])
+    needed = table.columns if categories else table.numeric
+    raw = raw_columns(getattr(frame, "frame", frame), [each.name for each in needed])
     for column in table.numeric:
         found = raw[column.name]
         infinite = found.numeric and int(np.isinf(found.values.astype(np.float64)).sum())
@@ -23,7 +28,7 @@ def partial_rows(table: TableSchema, frame: Any) -> tuple[Tensor, Tensor | None]
             raise ValueError(f"column {column.name!r} has infinite values in {infinite} rows")
     parts = [checked_numbers(column, raw[column.name], True) for column in table.numeric]
     values = torch.from_numpy(np.stack(parts, 1))
-    if table.combinations is None:
+    if table.combinations is None or not categories:
         return values, None
     codes = [category_numbers(each, raw[each.name], gaps=True) for each in table.categorical]
     return values, torch.from_numpy(np.stack(codes, 1))

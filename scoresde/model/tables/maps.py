@@ -101,7 +101,7 @@ class Maps:
             return values
         at = self.equalized.to(values.device)
         moved = values.clone()
-        moved[:, at] = _pieces(values[:, at], places, images)[0]
+        moved[:, at] = _pieces(values[:, at], places, images)[0].to(moved)
         return moved
 
     def log_slopes(self, z: Tensor) -> Tensor:
@@ -109,8 +109,11 @@ class Maps:
         slopes = torch.zeros_like(z)
         if len(self.equalized):
             at = self.equalized.to(z.device)
-            places = z[:, at] + self.shift.to(z)[at]
-            slopes[:, at] = -_pieces(places, self.images, self.knots)[1].log()
+            wide = _float64(
+                z[:, at]
+            )  # float32 would round a column far from 0 by more than a knot
+            places = wide + self.shift.to(wide)[at]
+            slopes[:, at] = -_pieces(places, self.images, self.knots)[1].log().to(slopes)
         if not self.bounded:
             return slopes
         lower, upper, both = (at.to(z.device) for at in (self.lower, self.upper, self.both))
@@ -129,8 +132,14 @@ def _padded(rows: Sequence[Sequence[float]]) -> Tensor:
     return torch.tensor(filled, dtype=torch.float64, device="cpu").reshape(-1, width)
 
 
+def _float64(x: Tensor) -> Tensor:
+    """A tensor in float64, on the CPU if its device has none."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 def _pieces(values: Tensor, places: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Values (N, E) of piecewise linear functions with knots (E, K), and their slopes."""
+    """Values (N, E) of piecewise linear functions with knots (E, K), and their slopes; float64."""
+    values = _float64(values)
     places = places.to(values)
     images = images.to(values)
     after = torch.searchsorted(places, values.detach().T.contiguous(), right=True)
