@@ -40,9 +40,9 @@ from .guidance.imputation import impute
 from .guidance.marginals import Marginal, marginal_log_prob
 from .guidance.noisy_classifier import NoisyClassifier
 from .guidance.observed import observe
-from .guidance.populations import Particles, particles
 from .guidance.powers import compose, temper
 from .guidance.rewards import toward
+from .guidance.weighted_particles import Particles, particles
 from .inference.amortized import Posterior
 from .inference.loading import load_posterior
 from .inference.recipe import posterior

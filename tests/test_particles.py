@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal
 
 import scoresde
 from scoresde import measurements
-from scoresde.guidance import populations
+from scoresde.guidance import weighted_particles
 from scoresde.guidance.free import ClassifierFree
 from scoresde.guidance.guided import cosine_and_sine
 from scoresde.guidance.particle_resampling import (
@@ -23,8 +23,8 @@ from scoresde.guidance.particle_resampling import (
     effective_size,
     systematic,
 )
-from scoresde.guidance.populations import Particles
 from scoresde.guidance.tilted import Tilted, differentiated
+from scoresde.guidance.weighted_particles import Particles
 from scoresde.toy import GaussianMixture
 
 F64 = torch.float64
@@ -202,12 +202,14 @@ def test_steps_lie_around_one_once_there_are_enough_to_be_even() -> None:
     model = scoresde.observe(oracle(NORMAL), measurements.Denoise(0.5), torch.zeros(1, 1))
     end = math.asinh(100.0)
     for steps in (2, 30, 50):
-        places = [math.asinh(1 / math.tan(a)) for a in populations._angles(model, steps, None)]
+        places = [
+            math.asinh(1 / math.tan(a)) for a in weighted_particles._angles(model, steps, None)
+        ]
         gaps = torch.tensor(places, dtype=F64).diff()
         torch.testing.assert_close(gaps, gaps.mean().expand(steps - 1), rtol=1e-3, atol=0)
         assert places[-1] == pytest.approx(end, abs=1e-6)
     for steps, least in ((100, 45), (400, 180)):
-        levels = [math.tan(a) for a in populations._angles(model, steps, None)]
+        levels = [math.tan(a) for a in weighted_particles._angles(model, steps, None)]
         assert len(levels) == steps
         assert all(a > b for a, b in itertools.pairwise(levels))
         assert sum(0.3 < u < 3 for u in levels) > least
@@ -550,7 +552,7 @@ def test_a_few_thin_populations_are_chance() -> None:
         found = Particles(empty, empty, empty, empty, empty, sizes, empty, empty)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            populations._warn_of_weights(found, 8)
+            weighted_particles._warn_of_weights(found, 8)
         assert bool(caught) == warns
 
 

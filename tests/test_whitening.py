@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 import scoresde
-from scoresde.model.columns import Thinned, octaves_of
+from scoresde.model.column_features import Thinned, octaves_of
 from scoresde.model.covariance import Covariance
 from scoresde.storage import records
 

@@ -15,7 +15,7 @@ from ..data.files.base import optional
 from ..data.files.images import read_image
 from ..guidance.measurements import Inpaint
 from ..guidance.observed import observe
-from ..guidance.populations import particles
+from ..guidance.weighted_particles import particles
 from ..model.protocol import Model
 from ..storage.models import load
 from .devices import place, say

@@ -28,7 +28,7 @@ from ..solvers.options import SolverOptions
 from .gaps import WithGaps
 from .guided import Guided
 from .marginals import of_categories
-from .populations import particles as weighted
+from .weighted_particles import particles as weighted
 
 POINTS = 64
 """Draws that estimate the density of a row that lacks numbers as well as a category."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..common.modules import copy_memo, leave_inference
 from ..common.names import choose
-from .columns import column_frequencies, columned
+from .column_features import column_frequencies, columned
 from .standardization import Standardization, measured, wide
 
 STANDARDIZE = ("whiten", "scale", "none")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..common.inputs import as_floats
 from ..common.user_warnings import warn
-from .columns import NUMBERS, Thinned
+from .column_features import NUMBERS, Thinned
 from .covariance import Covariance
 
 ROUNDING = 4  # units in the last place by which values of a constant may differ
