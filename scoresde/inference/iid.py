@@ -338,7 +338,7 @@ def _proposed(
     """New points, their log weights, and what the later observations add at full power."""
     try:
         mixture: Mixture = fitted(u, weights.softmax(0), generator)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         raise SolverError(
             f"the points that observations 0 to {until - 1} allow are so far out that their "
             "spread is rounded away: check the observations and their scale"
