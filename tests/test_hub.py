@@ -347,3 +347,18 @@ def test_what_was_measured_is_a_number_or_text() -> None:
     for wrong in (True, torch.zeros(2)):
         with pytest.raises(TypeError, match="a mean log p or text"):
             scoresde.model_card(sde, evaluation=wrong)
+
+
+def test_a_model_with_a_network_of_the_users_comes_back_with_it(hub: Hub) -> None:
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=8, vector=4, embed=torch.nn.Linear(3, 4))
+    data = {"given": {"vector": torch.randn(50, 3)}, "steps": 1, "validation": None}
+    scoresde.fit(sde, torch.randn(50, 2), **data)
+    how = {"endpoint": hub.address, "token": "hf_none"}
+    scoresde.push_to_hub(sde, REPO, **how)
+    again = scoresde.from_pretrained(REPO, embed=torch.nn.Linear(3, 4), **how)
+    assert same(sde, again)
+    with pytest.raises(scoresde.CheckpointError, match=r"from_pretrained\(repo, embed=net\)"):
+        scoresde.from_pretrained(REPO, **how)
+    card = scoresde.model_card(sde)
+    assert 'scoresde.from_pretrained("user/name", embed=networks)' in card
+    assert "given(vector=...)" in card

@@ -134,3 +134,13 @@ def test_what_is_not_of_tables_is_refused() -> None:
     with pytest.raises(ValueError, match="a summary is of conditions: name some"):
         scoresde.summary(net, 10)
     assert scoresde.summary(net.given(y=["a", "b"]), 10).mean.shape == (2, 1)
+
+
+def test_one_row_or_one_sample_is_evaluated_without_a_picture(tmp_path: Path) -> None:
+    for rows, samples in ((1, 5), (5, 1)):
+        out = tmp_path / f"{rows}"
+        how: dict[str, Any] = {"samples": samples, "out": out, "progress": False, "steps": 8}
+        found = scoresde.evaluate(model(), frame(rows, 5), **how)
+        assert found.score is not None
+        assert found.score.n == rows
+        assert not (out / "pairs.png").exists()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..common.names import nearest
+from ..common.result_tables import counted
 from ..common.sharding import sharded
 from ..data import files
 from ..data.files.formats import writable
@@ -79,7 +80,8 @@ def log_prob(args: argparse.Namespace) -> None:
                 error = float(values.double().std()) / len(values) ** 0.5
     if args.out and is_main(engine):
         files.write(args.out, values.cpu())
-    say(engine, f"{name}: {mean:.4f} ± {error:.4f} {unit} over {len(values):,} samples")
+    bar = "not known" if math.isnan(error) else f"{error:.4f}"
+    say(engine, f"{name}: {mean:.4f} ± {bar} {unit} over {counted(len(values), 'sample')}")
     say(engine, f"errors of one value, in {unit}: {_errors(result)}")
 
 

@@ -187,6 +187,8 @@ def _draw_pairs(task: Task, x: Tensor) -> None:
     partial = task.folder / "pairs.partial.png"
     data = task.data.rows(task.order[:PAIRED_ROWS]).cpu()
     names = list(task.sde.schema.columns) or None
+    if min(len(data), len(x)) < 2:
+        return
     with contextlib.suppress(ImportError):
         plotting.pairs(data.double(), x.cpu(), names, partial)
         os.replace(partial, task.folder / "pairs.png")

@@ -147,7 +147,7 @@ def _samples(rows: Rows, samples: int, folder: Path | None) -> dict[str, Any]:
         write_columns(folder / "samples.csv", drawn)
         found["sheet"] = "samples.csv"
         names = [each.name for each in rows.table.numeric]
-        if len(names) in PAIRED_COLUMNS:
+        if len(names) in PAIRED_COLUMNS and min(len(rows.values), samples) > 1:
             model, _ = rows.table.values(drawn, categories=False)
             with contextlib.suppress(ImportError):
                 plotting.pairs(rows.values[rows.order], model, names, folder / "pairs.png")

@@ -198,8 +198,16 @@ def _mean(values: list[float]) -> float:
     return math.fsum(values) / len(values)
 
 
+def _made(model: Trainable) -> list[str]:
+    """The conditions that networks of the user's make."""
+    found: list[str] = describe(model).get("embed", {}).get("names", [])
+    return found
+
+
 def _condition(model: Trainable, name: str) -> str:
     """What a condition is, as far as the model knows."""
+    if name in _made(model):
+        return "what its network makes a vector of: see embed="
     words = model.schema.words.get(name)
     if words:
         return (
@@ -216,12 +224,14 @@ def _condition(model: Trainable, name: str) -> str:
 
 def _use_section(model: Trainable, name: str) -> str:
     """The code that loads the model and uses it."""
-    lines = [
-        "import torch",
-        "import scoresde",
-        "",
-        f"model = scoresde.from_pretrained({json.dumps(name)})",
-    ]
+    lines = ["import torch", "import scoresde", ""]
+    where = json.dumps(name)
+    made = _made(model)
+    if made:
+        lines += [f"# networks of {', '.join(made)}, built as those that were trained"]
+        lines += ["networks = {...}"]
+        where += ", embed=networks"
+    lines += [f"model = scoresde.from_pretrained({where})"]
     if isinstance(model, ScoreSDE):
         names = model.interface.condition_names
         if names:
@@ -241,6 +251,8 @@ def _example(model: Trainable, name: str) -> str:
     words = model.schema.words.get(name)
     if words:
         return repr(words[0])
+    if name in _made(model):
+        return "..."
     shape = (model.interface.condition_shapes or {}).get(name)
     if not shape:
         return "0"

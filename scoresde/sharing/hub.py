@@ -10,10 +10,12 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..common.checks import as_path, brief_repr, true_or_false
 from ..common.errors import CheckpointError, one_line
@@ -115,6 +117,7 @@ def from_pretrained(
     *,
     revision: str | None = None,
     device: str | torch.device = "cpu",
+    embed: nn.Module | Mapping[str, nn.Module] | None = None,
     token: str | None = None,
     endpoint: str | None = None,
 ) -> Any:
@@ -130,6 +133,8 @@ def from_pretrained(
     revision : str, optional
         A branch, tag or commit.
     device : str or torch.device
+    embed : nn.Module, or mapping of str to nn.Module, optional
+        As for `scoresde.load`.
     token, endpoint
         See `push_to_hub`.
 
@@ -161,7 +166,7 @@ def from_pretrained(
     if path.is_dir():
         if revision is not None:
             raise ValueError(f"revision= is of a repository on the hub, and {path} is a folder")
-        return load(path, device)
+        return load(path, device, embed=embed)
     if not isinstance(repo, str) or not REPOSITORY.fullmatch(repo):
         raise ValueError(f"there is no folder {path}, and it is no 'user/name' on the hub")
     api = _package("from_pretrained").HfApi(endpoint=endpoint, token=token)
@@ -172,9 +177,10 @@ def from_pretrained(
             for file in fetched.glob(pattern):
                 shutil.copyfile(file.resolve(), Path(place, file.name))
         try:
-            return load(place, device)
+            return load(place, device, embed=embed)
         except CheckpointError as error:
             text = one_line(error).replace(f"{place}{os.sep}", "").replace(place, repo)
+            text = text.replace("load(folder, embed=net)", "from_pretrained(repo, embed=net)")
             raise CheckpointError(f"{repo} on the hub: {text}") from None
 
 
