@@ -226,8 +226,7 @@ def test_modes_far_from_an_oracles_own_scale() -> None:
 
 
 def test_options_that_are_no_solvers_leave_the_steps_as_they_are() -> None:
-    sde = scoresde.build("vp", "mlp", shape=(2,), width=8).double()
-    sde.standardize(torch.randn(50, 2, generator=generator(0)))
+    sde = scoresde.oracle(scoresde.toy.EightGaussians(), scoresde.VPSDE()).double()
     rows = torch.tensor([[0.3, NAN], [NAN, -0.2]])
     plain, few, finer = (
         scoresde.marginal_log_prob(sde, rows, draws=8, seed=0, **how).log_prob
