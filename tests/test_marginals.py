@@ -206,3 +206,31 @@ def test_a_constant_with_another_number_has_density_0() -> None:
     assert found.log_prob[[0, 2]].isneginf().all()
     assert float(found.stderr[0]) == 0
     assert float(found.log_prob[1]) == pytest.approx(want, abs=4 * float(found.stderr[1]))
+
+
+def test_modes_far_from_an_oracles_own_scale() -> None:
+    """Two modes at ±20; where 40 steps lose the density between them, the error says so."""
+    mixture = scoresde.toy.GaussianMixture([[-20.0, -20.0, 0.0], [20.0, 20.0, 0.0]], 0.5)
+    sde = scoresde.oracle(mixture, scoresde.VPSDE())
+    rows = torch.tensor([[NAN, -20.0, 0.0], [NAN, 20.5, 0.05], [NAN, NAN, 0.0]])
+    law = torch.distributions.Normal(0.0, 0.5)
+    near = [float(law.log_prob(torch.tensor(x)).double()) for x in (0.0, 0.5, 0.05)]
+    want = [2 * near[0] - math.log(2), near[1] + near[2] - math.log(2), near[0]]
+    with pytest.warns(UserWarning, match="log p of 1 of 3 rows has a standard error"):
+        found = scoresde.marginal_log_prob(sde, rows, seed=0)
+    error = (found.log_prob - torch.tensor(want)).abs()
+    assert (error[:2] < 0.2).all()
+    assert (found.stderr[:2] < 0.2).all()
+    assert error[2] < 4 * found.stderr[2]
+    assert found.stderr[2] > 1
+
+
+def test_options_that_are_no_solvers_leave_the_steps_as_they_are() -> None:
+    sde = scoresde.oracle(scoresde.toy.EightGaussians(), scoresde.VPSDE()).double()
+    rows = torch.tensor([[0.3, NAN], [NAN, -0.2]])
+    plain, few, finer = (
+        scoresde.marginal_log_prob(sde, rows, draws=8, seed=0, **how).log_prob
+        for how in ({}, {"batch_size": 7}, {"steps": 20})
+    )
+    torch.testing.assert_close(plain, few, rtol=0, atol=1e-9)
+    assert not torch.equal(plain, finer)

@@ -52,6 +52,9 @@ SCARCE = 0.05
 SOLVE_STEPS = 24
 """Of each density. Its error is nearly the same at all theta, and cancels from the weights."""
 
+NO_SOLVER = {"batch_size", "probes", "trace"}
+"""Options with which the steps are still ours."""
+
 
 class IIDPosterior:
     """p(theta | x_1, …, x_k) of k observations made with the same theta.
@@ -210,7 +213,9 @@ class Product:
         self.support: Support = Support(-free, free)
         if posterior.coordinates is not None:
             self.support = posterior.coordinates.support
-        self.how = how or {"steps": SOLVE_STEPS}
+        self.how = how
+        if how.keys() <= NO_SOLVER:
+            self.how = {**how, "steps": SOLVE_STEPS}
         self.floors = torch.full((len(rows),), -math.inf, dtype=torch.float64)
 
     def theta(self, u: Tensor) -> Tensor:
