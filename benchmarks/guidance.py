@@ -12,8 +12,12 @@ and, for particles, the error of log evidence in nats: root mean square over pro
 over samples, and of log mean exp; and the share of estimates within two standard errors.
 
     python benchmarks/guidance.py [--quick] [--steps N] [--dims D ...] [--methods M ...]
+    python benchmarks/guidance.py --quick --budgets [--dims D ...]
 
---quick takes about 6 CPU minutes: D = 2 and 16, and one measurement in D = 64.
+--quick takes about 4 CPU minutes: two problems of each measurement, one measurement in D = 64.
+--budgets spends evaluations on steps, on particles, or on further populations, and prints the root
+mean square error of the log evidence of one population, over populations and problems; 8 CPU
+minutes with --quick.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ from scoresde.toy import GaussianMixture
 
 F64 = torch.float64
 KINDS = ("inpaint", "project", "blur")
+BUDGETS = ((32, 50), (16, 100), (16, 400), (32, 200), (64, 100))  # particles and steps
 BIASED = ("mmps", "pigdm", "tmpd", "diffpir", "likelihood")
 Run = Callable[["Posterior", int, int, torch.Generator], Any]
 
@@ -198,9 +203,34 @@ def measure(truth: Posterior, run: Run, n: int, steps: int) -> list[float]:
     return found
 
 
+def budgets(truths: list[Posterior], n: int) -> None:
+    """Print errors of log evidence against particles and steps, of n populations of each problem.
+
+    Four times as many of less than 6,400 evaluations; four of 16 × 100 are also averaged.
+    """
+    print("| particles x steps | RMS error, nats | bias | CPU s |\n| --- | --- | --- | --- |")
+    for size, steps in BUDGETS:
+        began = time.process_time()
+        count = n * 6400 // (size * steps)
+        errors = []
+        for truth in truths:
+            g = torch.Generator().manual_seed(7)
+            found = scoresde.particles(truth.observed("mmps"), count, size, steps, generator=g)
+            errors.append(found.log_evidence - truth.log_evidence)
+        error = torch.stack(errors)
+        rows = {f"{size} x {steps}": error}
+        if (size, steps) == (16, 100):
+            rows["4 of 16 x 100"] = error.reshape(-1, 4).logsumexp(1) - math.log(4)
+        seconds = time.process_time() - began
+        for name, error in rows.items():
+            rms = error.square().mean().sqrt()
+            print(f"| {name} | {rms:.3f} | {error.mean():+.3f} | {seconds:.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--budgets", action="store_true")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--n", type=int)
     parser.add_argument("--problems", type=int)
@@ -212,6 +242,12 @@ def main() -> None:
         kinds = KINDS[1:2] if args.quick and dim > 16 else KINDS
         n = args.n or (1024 // dim if args.quick else 256)
         n = min(max(n, 48), 256)
+        if args.budgets:
+            n = args.n or max(8, min(24, 192 // dim))
+            print(f"### D = {dim}, n = {n}: {', '.join(kinds)}\n")
+            budgets([Posterior(dim, kind, i) for kind in kinds for i in range(problems)], n)
+            print()
+            continue
         print(f"### D = {dim}, {args.steps} evaluations, n = {n}: {', '.join(kinds)}\n")
         print(
             "| method | W2 / floor · excess TV | log evidence: mean, joint, within 2 SE | CPU s |"

@@ -145,7 +145,8 @@ def particles(
     particles : int
         Of each population.
     steps : int
-        Each evaluates the guided model once a particle.
+        Each evaluates the guided model once a particle. Above 100, further `particles` lower the
+        error of log evidence more than further steps do.
     resample_below : float
         From 0 to 1: resample where the effective size falls below this share of the particles.
     spacing : str, optional
