@@ -42,6 +42,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "uvit": {"width": 64, "depth": 3, "heads": 2, "patch": 2},
 }
 SHAPES = dict.fromkeys(SIZES, IMAGE)
+BACKBONES = list(scoresde.BACKBONES)
 BOUNDS = {"float64": 1e-9, "float32": 1e-4}  # of the largest entry; TF32 is off
 WAITS = {
     "_local_scalar_dense",
@@ -108,7 +109,7 @@ def agreement(report: Report, device: str) -> bool:
         f"{device} beside the CPU in float64: largest difference ÷ largest entry",
         ["backbone", "dtype", *QUANTITIES, "bound"],
     )
-    for name in scoresde.BACKBONES:
+    for name in BACKBONES:
         truth = model(name, torch.float64)
         generator = torch.Generator().manual_seed(1)
         x = torch.randn(8, *truth.shape, generator=generator, dtype=torch.float64)

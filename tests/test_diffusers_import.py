@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import scoresde
-from conftest import generator
+from conftest import generator, rotated
 from scoresde import DDPM
 
 diffusers = pytest.importorskip("diffusers")
@@ -104,8 +104,7 @@ def test_derivatives_and_marginals_of_a_chain() -> None:
     assert float((scoresde.log_prob(sde, x) - mixture.log_prob(x)).abs().max()) < 0.02
 
 
-@pytest.mark.parametrize("predicted", list(PREDICTED))
-@pytest.mark.parametrize("rule", RULES[:3])
+@pytest.mark.parametrize(("rule", "predicted"), rotated(RULES[:3], PREDICTED))
 def test_samples_are_those_of_diffusers(rule: str, predicted: str, tmp_path: Path) -> None:
     """Same noise, same DDIM samples, from a folder, and after our own save and load.
 

@@ -219,7 +219,7 @@ class MLP(ExactWaves):
         h, gain, *_ = self._first(x, t, y, vector)
         for layer in self.hidden[1:]:
             h = layer(nn.functional.silu(h))
-        flat = x.flatten(1).to(weights_dtype(self.out, x))
+        flat = x.reshape(x.shape[0], -1).to(weights_dtype(self.out, x))
         out = torch.addcmul(self.out(nn.functional.silu(h)), gain, flat)
         return out.reshape(x.shape)
 
@@ -264,7 +264,7 @@ class MLP(ExactWaves):
             h = a * gate
             derivatives.append(torch.lerp(h, one, gate))  # silu'(a) = h + σ(a)·(1 − h)
             a = layer(h)
-        flat = x.flatten(1).to(weights_dtype(self.out, x))
+        flat = x.reshape(x.shape[0], -1).to(weights_dtype(self.out, x))
         out = torch.addcmul(a, gain, flat)
         return out.reshape(x.shape), self._trace(derivatives) + gain.sum(1)
 
@@ -272,7 +272,7 @@ class MLP(ExactWaves):
         self, x: Tensor, t: Tensor, y: Tensor | None, vector: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The first layer's output (B, h), the gain (B, D), and s·sin ωx and s·cos ωx."""
-        flat = wide(x.flatten(1))
+        flat = wide(x.reshape(x.shape[0], -1))
         t = wide(t)
         dtype = weights_dtype(self.hidden[0], x)
         phase = flat @ self.frequencies.to(flat.dtype)

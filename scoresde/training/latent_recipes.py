@@ -189,7 +189,7 @@ RECIPES["fashion-mnist-latent"] = LatentRecipe(
     net="resmlp",
     options={"width": 512, "depth": 4, "fourier": 0},
     how={
-        "steps": 5000,
+        "steps": 8000,
         "batch_size": 256,
         "lr": 1e-3,
         "ema": 300,
@@ -202,6 +202,6 @@ RECIPES["fashion-mnist-latent"] = LatentRecipe(
         "channels": 96,
         "patch": 4,
     },
-    stage_how={"steps": 1800, "batch_size": 128, "lr": 2e-3, "ema": 150, "kl": 0.5},
+    stage_how={"steps": 5000, "batch_size": 128, "lr": 2e-3, "ema": 150, "kl": 0.5},
     budget="2 CPU cores, 20 minutes",
 )
