@@ -203,6 +203,7 @@ def test_the_standard_error_of_several_draws_is_their_spread() -> None:
         assert found.mean_stderr == pytest.approx(float(found.bits.std()) / math.sqrt(500))
 
 
+@pytest.mark.slow
 def test_narrow_noise_fits_a_model_of_narrow_noise() -> None:
     """A model whose bins hold N(center, (0.2/4)²): q = p inside a bin, so the bound with std 0.2
     is −log₂ P(v) but for the mass outside (1.2%). Uniform noise costs E log U/p, by hand; 5

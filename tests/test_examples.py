@@ -70,6 +70,7 @@ def test_regression_example_is_no_worse_than_a_line(
     assert f"{log_p:.3f}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
 def test_rectified_flow_example_reflows_and_draws_paths(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -85,6 +86,7 @@ def test_rectified_flow_example_reflows_and_draws_paths(
     assert f"{after['curvature']:.4g}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("narrow")
 def test_posterior_example_tells_how_near_the_exact_one_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

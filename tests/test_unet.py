@@ -557,7 +557,7 @@ def test_the_batched_group_norm_is_torchs(shape: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "member", ["patched", *(pytest.param(m, marks=pytest.mark.slow) for m in ("ncsn++", "adm"))]
+    "member", [pytest.param(m, marks=pytest.mark.slow) for m in ("patched", "ncsn++", "adm")]
 )
 def test_compiles_without_breaks(member: str) -> None:
     net = awake(UNet((3, 8, 8), **FAMILY[member]))
