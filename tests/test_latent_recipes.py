@@ -271,3 +271,19 @@ def test_a_mistake_is_one_sentence(mistake: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message) as caught:
         call()
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_seed_is_that_of_both_trainings(trained: tuple[Path, Path]) -> None:
+    """The global generator differs from run to run and changes nothing."""
+    data = scoresde.files.read(trained[0]).values
+    recipe = RECIPES["fashion-mnist-latent"].with_stage(channels=4, steps=2, batch_size=4)
+    found = []
+    for i in range(2):
+        torch.manual_seed(0)
+        model = recipe.build(width=8, depth=1)
+        torch.manual_seed(10 + i)
+        recipe.fit(model, data, seed=3, steps=2, batch_size=4, progress=False)
+        found.append(model)
+    for part in ("stage", "model"):
+        one, other = (getattr(model, part).state_dict() for model in found)
+        assert all(torch.equal(one[key], other[key]) for key in one)

@@ -23,7 +23,7 @@ from .options import Averaging, Checkpoints
 from .recipes import RECIPES, Recipe
 from .stages import fit_stage
 
-SHARED = ("backend", "generator", "progress", "transforms", "validation")
+SHARED = ("backend", "generator", "progress", "seed", "transforms", "validation")
 """Keywords of `fit` that both trainings get."""
 
 
@@ -114,9 +114,9 @@ class LatentRecipe(Recipe):
             Integers, where the recipe dequantizes: as `scoresde.files.read` has them.
         **how
             Keywords of `scoresde.fit` for the score model, in place of the recipe's. The first
-            stage gets backend, generator, progress, transforms and validation too. The two runs
-            have the folders "stage" and "latents" in that of checkpoints=, and with resume=True
-            the one that was interrupted continues.
+            stage gets backend, generator, seed, progress, transforms and validation too. The two
+            runs have the folders "stage" and "latents" in that of checkpoints=, and with
+            resume=True the one that was interrupted continues.
 
         Returns
         -------
