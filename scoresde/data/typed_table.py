@@ -43,9 +43,10 @@ class Table(TableSchema):
     - A column with stated `bounds` is learnt as log(x − a), −log(b − x) or log((x − a)/(b − x)),
       with the Jacobian. For a discretized column, a and b lie 5% of a step outside the bins of
       its values within the bounds, so that a value may be equal to a bound.
-    - Columns without bounds are **equalized** where their values clump: in cells of a sixteenth
-      of the standard deviation a piecewise linear map, with its Jacobian, spreads clumps that are
-      too narrow for a network. Columns that gain less than 0.05 nats a row stay as they are.
+    - Columns are **equalized** where their values clump: in cells of a sixteenth of the standard
+      deviation, of the log or logit if there are bounds, a piecewise linear map, with its Jacobian,
+      spreads clumps that are too narrow for a network. Columns that gain less than 0.05 nats a row
+      stay as they are.
     - Words, booleans, pandas' categories and stated integers are **categorical**. Their
       combinations, at most 1,000, are the class label y of the network:
       log p(row) = log p(y) + log p(x | y). p(y) is (1 − ε) times the share of rows. Combinations

@@ -49,9 +49,10 @@ class Numeric:
     """Digits after the point that write every value of the grid."""
     bounds: Bounds = (None, None)
     knots: tuple[float, ...] = ()
-    """Places x between which the map T that spreads clumps is linear; see `equalize`."""
+    """Places between which the map T that spreads clumps is linear, of x, or of the log or logit of
+    a column with bounds; see `equalize`."""
     images: tuple[float, ...] = ()
-    """T(x) of the knots."""
+    """T of the knots."""
 
     @property
     def kind(self) -> str:
@@ -110,16 +111,14 @@ class Numeric:
         text = self.kind
         if self.step is not None:
             text += f", step {self.step:g}"
-        if self.knots:
-            text += ", equalized"
         low, high = self.bounds
-        if low is None and high is None:
-            return text
-        if high is None:
-            return f"{text}, log above {low:g}"
-        if low is None:
-            return f"{text}, log below {high:g}"
-        return f"{text}, logit in ({low:g}, {high:g})"
+        if low is not None and high is not None:
+            text += f", logit in ({low:g}, {high:g})"
+        elif low is not None:
+            text += f", log above {low:g}"
+        elif high is not None:
+            text += f", log below {high:g}"
+        return f"{text}, equalized" if self.knots else text
 
 
 @dataclass(frozen=True)
@@ -216,7 +215,7 @@ def _rebuild_numeric(about: Mapping[str, Any]) -> Numeric:
         if not fits or abs(about["origin"]) > 1.001 * max(step, abs(seen[0])):
             raise wrong
     knots = _rebuild_knots(about)
-    if knots is None or (knots[0] and bounds != [None, None]):
+    if knots is None:
         raise wrong
     grid = (step, about["origin"], decimals)
     column = Numeric(name, about["dtype"], tuple(seen), *grid, tuple(bounds), *knots)

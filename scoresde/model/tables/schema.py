@@ -276,7 +276,8 @@ class TableSchema:
         seen = torch.tensor(ranges, dtype=torch.float64, device="cpu").T
         low, high = seen[0], seen[1] + maps.steps
         middle = (0.5 * (maps.low + maps.high)).nan_to_num().clamp(low, high)
-        slopes = [maps.log_slopes(maps.forward(x[None]))[0] for x in (low, middle, high)]
+        points = [maps.without_bounds(x[None]) for x in (low, middle, high)]
+        slopes = [maps.bounds_log_slopes(w)[0] for w in points]
         bounded = torch.where(maps.low.isfinite() | maps.high.isfinite(), 1.0, 0.0)
         steep = (bounded * torch.stack(slopes).amin(0)).exp()
         return maps.steps * steep * maps.least_slopes()
