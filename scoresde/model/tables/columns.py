@@ -93,7 +93,8 @@ class Numeric:
     def shift(self) -> float:
         """Subtracted from a column far from 0 for its spread, which float32 would round."""
         low, high = self.seen
-        if self.bounds != (None, None) or abs(low + high) < 200 * (high - low):
+        near = abs(low + high) < 200 * (high - low) or low == high
+        if self.bounds != (None, None) or near:
             return 0.0
         return self.origin + self.nearest(low) * self.step if self.step else low
 
@@ -206,7 +207,7 @@ def _rebuild_numeric(about: Mapping[str, Any]) -> Numeric:
     if decimals is not None and (type(decimals) is not int or not 0 <= decimals <= 20):
         raise wrong
     low, high = bounds
-    ordered = seen[0] < seen[1] and (low is None or high is None or low < high)
+    ordered = seen[0] <= seen[1] and (low is None or high is None or low < high)
     reach = float(seen[1]) - float(seen[0])
     if not ordered or not math.isfinite(reach):
         raise wrong

@@ -109,6 +109,22 @@ def column_of(raw: RawColumn, stated: Statements, equalize: bool = True) -> Colu
     return equalized(column, values) if equalize else column
 
 
+def continuous_column(name: str, values: np.ndarray) -> Numeric:
+    """A column that is continuous, also if it has a grid: clumps are spread, bins are not.
+
+    Each value of a grid is the middle of a bin, in which its map is linear.
+    """
+    low, high = float(values.min()), float(values.max())
+    column = Numeric(name, values.dtype.name, (low, high))
+    if low == high:
+        return column
+    step, origin, _ = find_grid(values) or (None, 0.0, None)
+    if step is not None:
+        origin -= 0.5 * step
+    knots, images = equalizing_knots(values, step, origin)
+    return replace(column, knots=knots, images=images)
+
+
 def equalized(column: Numeric, values: np.ndarray) -> Numeric:
     """The column with the map that spreads the clumps of its values, if it has any."""
     if column.bounds == (None, None):
