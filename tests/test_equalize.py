@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,34 @@ def test_log_p_of_an_exact_model_has_the_jacobian() -> None:
     want = stats.norm(0, 1000).logpdf(z[at] + slope * (value - x[at])) + np.log(slope)
     want = want + stats.norm(0, 1000).logpdf(rows["x"][:5])
     np.testing.assert_allclose(got.numpy(), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "frame"])
+def test_fit_says_what_a_table_would_gain(kind: str) -> None:
+    """log 32 − ½ at the most of the gain that the rows themselves show."""
+    rows = clumps(4000).astype(float)
+    data = rows if kind == "frame" else torch.tensor(rows.to_numpy())
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=8)
+    name = {"tensor": "column 0", "frame": "'hd'"}[kind]
+    with pytest.warns(UserWarning, match=f"^the values of {name} clump") as told:
+        scoresde.fit(sde, data, steps=1, progress=False, validation=None)
+    gain = float(str(told[0].message).rpartition("about ")[2].split()[0])
+    assert math.log(32) - 0.5 < gain < math.log(32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scoresde.fit(sde, data, steps=1, progress=False, validation=None)  # once
+        fresh = scoresde.build("vp", "mlp", shape=(2,), width=8)
+        scoresde.fit(fresh, Table(rows), steps=1, progress=False, validation=None)
+
+
+def test_fit_is_silent_on_smooth_rows_and_on_many_zeros() -> None:
+    rng = np.random.default_rng(0)
+    zeros = np.maximum(rng.normal(size=(3000, 3)), 0)
+    for x in (rng.normal(size=(3000, 40)), zeros, rng.poisson(9, (3000, 3)).astype(float)):
+        sde = scoresde.build("vp", "mlp", shape=x.shape[1:], width=8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            scoresde.fit(sde, torch.tensor(x), steps=1, progress=False, validation=None)
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])

@@ -78,6 +78,7 @@ class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
             reseed(seed)
             model = build(self.process, net, shape=(rows.shape[1],), **options)
         model = model.to(device)
+        model._tells_of_clumps = False
         generator = torch.Generator().manual_seed(seed)
         data = torch.tensor(rows)
         table = equalized_table(rows, names) if equalize else None
