@@ -41,7 +41,7 @@ class Trainable(StandardizedModule, DataUnits):
     shape : tuple of int
         Shape of one sample, without the batch.
     standardize : str, optional
-        What `fit` measures before it trains: "whiten", "factors", "scale" or "none"; see `ScoreSDE`.
+        "whiten", "factors", "scale" or "none": what `fit` measures first; see `ScoreSDE`.
 
     Attributes
     ----------
