@@ -9,6 +9,7 @@ import io
 import math
 import pickle
 import sys
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -154,6 +155,60 @@ def test_a_pickle_gives_the_same_numbers(density: ScoreDensity) -> None:
         assert other.history_ == density.history_
 
 
+def clumped(n: int, seed: int) -> np.ndarray:
+    """Prices at 200 places, and a normal number that goes up with them."""
+    rng = np.random.default_rng(seed)
+    a = rng.normal(size=n)
+    price = 100 + np.round(a + 0.5 * rng.normal(size=n), 1) * 30
+    return np.stack([price + 0.003 * rng.normal(size=n), a], 1)
+
+
+def test_clumps_are_spread_and_log_p_stays_that_of_the_rows() -> None:
+    """Log p of rows nearly equals the truth; its integral over a column is 1."""
+    how: dict[str, Any] = {**SMALL, "steps": 300}
+    train, test = clumped(3000, 0), clumped(500, 1)
+    both = [ScoreDensity(equalize=e, **how).fit(train) for e in (True, False)]
+    assert [each.model_.table is not None for each in both] == [True, False]
+    scores = [each.score(test) for each in both]
+    assert scores[0] > scores[1] + 2.0
+    own = scoresde.log_prob(both[0].model_, torch.tensor(test), **SMALL["solve_options"])
+    np.testing.assert_array_equal(own.double().numpy(), both[0].score_samples(test))
+    drawn = both[0].sample(2000)
+    off = np.abs((drawn[:, 0] - 100) / 3 - np.round((drawn[:, 0] - 100) / 3))
+    assert np.mean(off < 0.01) > 0.5  # 2% by chance
+    alone = ScoreDensity(**{**how, "steps": 50}).fit(train[:, :1])
+    step = 0.0005
+    near = np.arange(100 - 0.5, 100 + 1.5, step)
+    share = np.exp(alone.score_samples(near[:, None])).sum() * step
+    assert share == pytest.approx(np.mean(np.abs(alone.sample(2000)[:, 0] - 100.5) < 1), abs=0.03)
+
+
+def test_integers_stay_continuous_and_constants_constants() -> None:
+    rng = np.random.default_rng(0)
+    X = np.stack([32 * rng.poisson(50, 500) + (rng.random(500) < 0.01), np.full(500, 7.0)], 1)
+    with pytest.warns(UserWarning, match="are constant"):
+        density = ScoreDensity(**TINY).fit(X)
+    table = density.model_.table
+    assert table is not None
+    assert [each.kind for each in table.numeric] == ["continuous", "continuous"]
+    np.testing.assert_array_equal(density.score_samples(X), density.score_samples(X))
+    assert (density.sample(5)[:, 1] == 7).all()
+    assert density.score_samples([[1600.0, 7.1]])[0] == -math.inf
+
+
+def test_names_of_columns_are_those_of_its_schema(tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame(clumped(500, 0), columns=["price", "a"])
+    density = ScoreDensity(**TINY).fit(frame)
+    rows = scoresde.sample(density.model_, 3, steps=2, solver="heun")
+    assert list(rows.columns) == ["price", "a"]
+    again = scoresde.load(scoresde.save(density.model_, tmp_path / "m"))
+    how = TINY["solve_options"]
+    values = [scoresde.log_prob(m, x, **how) for m in (again,) for x in (frame, frame.to_numpy())]
+    np.testing.assert_array_equal(*values)
+    np.testing.assert_array_equal(values[0].double(), density.score_samples(frame))
+
+
 def test_a_scaler_before_it_changes_log_p_by_its_jacobian() -> None:
     x, _ = gaussian(300, 0)
     how = {**SMALL, "steps": 60}
@@ -221,6 +276,25 @@ def test_quantiles_mean_and_log_p_are_those_of_the_truth(
     log_p = -0.5 * ((y - mean) / s) ** 2 - np.log(s * math.sqrt(2 * math.pi))
     assert abs(np.mean(log_p - regressor.score_samples(X, y))) < 0.03
     assert regressor.score(X, y) == pytest.approx(r2_score(y, mean), abs=0.03)
+
+
+def test_quantiles_of_a_clumped_y_are_those_of_its_draws() -> None:
+    """A quantile moves with T, a mean does not: both are those of 4,000 draws (4 σ)."""
+    data = clumped(1500, 0)
+    how: dict[str, Any] = {**SMALL, "steps": 200}
+    model = ConditionalScoreDensity(draws=400, **how).fit(data[:, 1:], data[:, 0])
+    assert model.model_.table is not None
+    at = np.array([[0.3]])
+    drawn = model.sample(at, 4000)[0]
+    below = (drawn[:, None] < model.predict_quantiles(at, (0.1, 0.5, 0.9))).mean(0)
+    np.testing.assert_allclose(below, [0.1, 0.5, 0.9], atol=0.04)
+    assert model.predict(at)[0] == pytest.approx(drawn.mean(), abs=4 * drawn.std() / 60)
+    inside = scoresde.log_prob(
+        model.model_.given(vector=torch.tensor(data[:9, 1:])),
+        torch.tensor(data[:9, :1]),
+        **SMALL["solve_options"],
+    )
+    np.testing.assert_array_equal(model.score_samples(data[:9, 1:], data[:9, 0]), inside.double())
 
 
 def test_log_p_of_y_is_that_of_the_model_inside(regressor: ConditionalScoreDensity) -> None:

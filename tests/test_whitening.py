@@ -230,13 +230,129 @@ def test_what_is_kept_of_a_stream_is_spread_evenly() -> None:
     assert len({int(step) for step in kept.diff()}) == 1
 
 
+# ------------------------------------------------------------------ factors
+
+LONG = 2000
+
+
+def with_factors(n: int, factors: int = 5, d: int = LONG) -> tuple[Tensor, Any]:
+    """Rows of strong factors and of noise that differs by column, in units of all sizes."""
+    g = generator()
+    unit = torch.logspace(-2, 2, d, dtype=torch.float64)
+    loadings = unit.unsqueeze(1) * torch.randn(d, factors, generator=g, dtype=torch.float64)
+    noise = unit**2 * (0.1 + 2 * torch.rand(d, generator=g, dtype=torch.float64))
+    law = torch.distributions.LowRankMultivariateNormal(3 * unit, loadings, noise)
+    x = torch.randn(n, factors, generator=g, dtype=torch.float64) @ loadings.T
+    return law.loc + x + torch.randn(n, d, generator=g, dtype=torch.float64) * noise.sqrt(), law
+
+
+class Zero(torch.nn.Module):
+    """A network that has learnt nothing."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+def long_model(x: Tensor, **options: Any) -> scoresde.ScoreSDE:
+    sde = scoresde.ScoreSDE(scoresde.VPSDE(), Zero(), shape=(x.shape[1],), **options)
+    return sde.standardize(x).eval()
+
+
+def divergence(law: Any, sde: scoresde.ScoreSDE) -> float:
+    """KL(law | Gaussian of the model) by 400 draws, which at 7 nats leaves an error of .2."""
+    torch.manual_seed(1)
+    x = law.sample((400,))
+    z = sde.from_data(x)
+    ours = -0.5 * z.square().sum(1) - 0.5 * sde.dim * math.log(2 * math.pi) - sde.log_scale
+    return float((law.log_prob(x) - ours).mean())
+
+
+def test_long_vectors_have_factors_as_near_as_their_rows() -> None:
+    """2,000 columns, 5 factors, 1,000 rows: to first order D·(5 + 2)/(2·1,000) = 7 nats."""
+    x, law = with_factors(1000)
+    sde = long_model(x.float())
+    assert sde.root is not None
+    assert sde.root.shape == (LONG, 65)
+    assert int((sde.root[:, 1:].abs().amax(0) > 0).sum()) == 5
+    assert 5 < divergence(law, sde) < 8.5
+    assert divergence(law, long_model(x.float(), standardize="scale")) > 1000
+
+
+def test_columns_without_factors_are_given_none() -> None:
+    x = torch.randn(300, 1100, generator=generator())
+    assert not bool(long_model(x).root[:, 1:].any())  # type: ignore[index]
+    few = long_model(x[:5])
+    assert not bool(few.root[:, 1:].any())  # type: ignore[index]
+
+
+def test_of_few_rows_factors_are_shrunk() -> None:
+    """40 rows of 1,100 columns: far better than no factor, and than the likeliest ones."""
+    x, law = with_factors(40, 2, 1100)
+    alone = divergence(law, long_model(x, standardize="scale"))
+    assert divergence(law, long_model(x)) < 0.3 * alone
+
+
+def test_a_network_of_zeros_is_the_gaussian_of_the_factors() -> None:
+    x, _ = with_factors(400, 3, 1030)
+    x[:, 7] = 4.0
+    with pytest.warns(UserWarning, match=r"\[7\] are constant"):
+        sde = long_model(x).double()
+    free = torch.arange(1030) != 7
+    root = (sde.scale[free].unsqueeze(1) * sde.standardization.directions).double()
+    law = MultivariateNormal(sde.mean[free], root @ root.T)
+    wanted = law.log_prob(x[:3, free])
+    z = sde.from_data(x[:3])
+    found = -0.5 * z.square().sum(1) - 0.5 * 1029 * math.log(2 * math.pi) - sde.log_scale
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(sde.to_data(z), x[:3], rtol=1e-9, atol=1e-9)
+    back = sde.standardization.columns(z) * sde.scale + sde.mean
+    torch.testing.assert_close(back[:, free], x[:3, free], rtol=1e-9, atol=1e-9)
+    exact = -torch.linalg.solve(law.covariance_matrix, (x[:3, free] - law.loc).T).T
+    score = sde.score(x[:3], 0.0)
+    torch.testing.assert_close(
+        score[:, free], exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max())
+    )
+    by_solver = scoresde.log_prob(sde, x[:3], trace="hutchinson", steps=20, seed=0)
+    torch.testing.assert_close(by_solver, wanted, rtol=0, atol=0.1)
+    bound = scoresde.elbo(sde, x[:3], draws=8, seed=0).log_prob
+    torch.testing.assert_close(bound, wanted, rtol=0, atol=1.0)
+
+
+def test_files_keep_the_factors(tmp_path: Path) -> None:
+    x, _ = with_factors(100, 2, 1030)
+    sde = scoresde.build("vp", "mlp", shape=(1030,), width=4, depth=1)
+    scoresde.fit(sde, x.float(), steps=1, progress=False, validation=None)
+    assert sde.standardize_by == "factors"
+    loaded = scoresde.load(scoresde.save(sde, tmp_path / "m"))
+    assert torch.equal(loaded.root, sde.root)
+    how: dict[str, Any] = {"trace": "hutchinson", "steps": 3, "seed": 0}
+    assert torch.equal(*(scoresde.log_prob(m, x[:2].float(), **how) for m in (sde, loaded)))
+    about, tensors = records.read(tmp_path / "m", "model")
+    for bad, message in ((-1.0, "not a positive definite"), (1e30, "stretches by")):
+        root = tensors["root"].clone()
+        root[3, 0] = bad
+        records.write(tmp_path / "m", "model", {**tensors, "root": root}, about)
+        with pytest.raises(scoresde.CheckpointError, match=message):
+            scoresde.load(tmp_path / "m")
+
+
+def test_pairs_of_a_model_with_factors_train_another() -> None:
+    x, _ = with_factors(100, 2, 1030)
+    teacher = scoresde.ScoreSDE(scoresde.RectifiedFlow(), Zero(), shape=(1030,)).standardize(x)
+    pairs = scoresde.reflow(teacher, 8, solver="euler", steps=2, progress=False)
+    student = scoresde.build("rectified", "mlp", shape=(1030,), width=4, depth=1)
+    scoresde.fit(student, pairs, steps=1, progress=False)
+    assert torch.equal(student.root, teacher.root)
+
+
 # ------------------------------------------------------------------ choices
 
 
 def test_who_is_whitened() -> None:
     vector = scoresde.build("vp", "mlp", shape=(3,))
     assert vector.standardize_by == "whiten"
-    for shape in [(1,), (1025,), (1, 4, 4), (3, 2)]:
+    assert scoresde.build("vp", "mlp", shape=(1025,), width=4).standardize_by == "factors"
+    for shape in [(1,), (1, 4, 4), (3, 2)]:
         assert scoresde.build("vp", "mlp", shape=shape, width=4).standardize_by == "scale"
     coupled = scoresde.build("rectified", "mlp", shape=(2,))
     coupled.source = torch.randn(100, 2)
@@ -244,6 +360,8 @@ def test_who_is_whitened() -> None:
     assert coupled.root is None
     with pytest.raises(ValueError, match="for vectors"):
         scoresde.build("vp", "mlp", shape=(1, 4, 4), standardize="whiten")
+    with pytest.raises(ValueError, match="more than 65 numbers, and these have 65"):
+        scoresde.build("vp", "mlp", shape=(65,), standardize="factors")
     with pytest.raises(ValueError, match="Did you mean 'whiten'"):
         scoresde.build("vp", "mlp", shape=(2,), standardize="whitened")
 

@@ -18,11 +18,7 @@ from ..model.tables.cells import category_numbers, missing_text
 from ..model.tables.columns import Bounds, Categorical
 from ..model.tables.combinations import Combinations
 from ..model.tables.infer import Statements, column_of
-from ..model.tables.reading import (
-    RawColumn,
-    holds_columns,
-    raw_columns,
-)
+from ..model.tables.reading import RawColumn, array_columns, raw_columns
 from ..model.tables.schema import TableSchema, check_network
 from ..model.trainable import Trainable
 from .files.mixed import read_columns
@@ -43,9 +39,10 @@ class Table(TableSchema):
     - A column with stated `bounds` is learnt as log(x − a), −log(b − x) or log((x − a)/(b − x)),
       with the Jacobian. For a discretized column, a and b lie 5% of a step outside the bins of
       its values within the bounds, so that a value may be equal to a bound.
-    - Columns without bounds are **equalized** where their values clump: in cells of a sixteenth
-      of the standard deviation a piecewise linear map, with its Jacobian, spreads clumps that are
-      too narrow for a network. Columns that gain less than 0.05 nats a row stay as they are.
+    - Columns are **equalized** where their values clump: in cells of a sixteenth of the standard
+      deviation, of the log or logit if there are bounds, a piecewise linear map, with its Jacobian,
+      spreads clumps that are too narrow for a network. Columns that gain less than 0.05 nats a row
+      stay as they are.
     - Words, booleans, pandas' categories and stated integers are **categorical**. Their
       combinations, at most 1,000, are the class label y of the network:
       log p(row) = log p(y) + log p(x | y). p(y) is (1 − ε) times the share of rows. Combinations
@@ -55,8 +52,10 @@ class Table(TableSchema):
 
     Parameters
     ----------
-    frame : data frame or mapping of str to column
-        Of pandas or polars, or a dict of arrays and lists, all of one length.
+    frame : data frame, mapping of str to column, or array or Tensor of shape (N, columns)
+        Of pandas or polars, or a dict of arrays and lists, all of one length. The columns of an
+        array are named x0, x1, …, and then `fit`, `log_prob`, `impute`, `marginal_log_prob` and
+        `evaluate` take arrays of rows as well as data frames.
     categories : collection of str
         Columns of numbers that are categories.
     steps : mapping of str to float or None
@@ -123,6 +122,9 @@ class Table(TableSchema):
     ) -> None:
         true_or_false("equalize", equalize)
         choose("missing=", missing, ("error", "drop"))
+        of_array = isinstance(frame, Tensor | np.ndarray) and frame.ndim == 2
+        if of_array:
+            frame = array_columns(frame)
         raw = raw_columns(frame)
         stated = Statements(categories, steps or {}, bounds or {}, raw)
         for each in raw.values():
@@ -135,7 +137,7 @@ class Table(TableSchema):
         if categorical:
             codes = [category_numbers(each, raw[each.name]) for each in categorical]
             combinations = Combinations.of(np.stack(codes, 1))
-        super().__init__(columns, combinations)
+        super().__init__(columns, combinations, of_array)
         self.frame = frame
         self._rows = len(next(iter(raw.values())))
 
@@ -244,7 +246,7 @@ class EncodeRows(Transform):
 
 def is_rows(sde: Trainable, data: Any) -> bool:
     """Whether data are rows of a table for this model."""
-    return isinstance(data, Table) or (sde.table is not None and holds_columns(data))
+    return isinstance(data, Table) or (sde.table is not None and sde.table.takes(data))
 
 
 def keep_schema(sde: Trainable, data: Any) -> None:

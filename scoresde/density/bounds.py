@@ -45,6 +45,7 @@ from ..sampling.batches import batch_ranges, map_batches
 from .bound_levels import data_end, sin2_from_data, step_costs, vlb_levels
 from .bound_result import Bound
 from .step_variance import saved_by, with_data_noise
+from .tables import entered
 
 TAN_FINE = 2e-3
 TAN_COARSE = 3.0
@@ -85,7 +86,7 @@ def elbo(
     Parameters
     ----------
     sde : ScoreSDE
-    x : Tensor, shape (B, *shape)
+    x : Tensor, shape (B, *shape), or rows of a table
         Data, in their own units.
     draws : int
         Noise levels, at least 4, each with ε and −ε: two network evaluations a draw. The standard
@@ -123,7 +124,7 @@ def elbo(
     >>> (bound.log_prob - mixture.log_prob(x)).abs() < 6 * bound.stderr
     tensor([True, True, True, True, True])
     """
-    x = _accept(sde, x, "elbo", generator)
+    sde, x, rows = _accept(sde, x, "elbo", generator)
     draws = whole_number("draws", draws, 4)
     # The density of T = tan θ in log T is ∝ T·(COARSE − FINE)/((FINE + T)(COARSE + T)), up to θ(1).
     phi_max = sde.process.phi_max
@@ -143,7 +144,7 @@ def elbo(
     def known(square: Tensor) -> Tensor:
         return -0.5 * (square + sde.dim * math.log(2 * math.pi))
 
-    return _estimate(sde, x, at, known, draws, generator, batch_size)
+    return _estimate(sde, x, at, known, draws, generator, batch_size, rows)
 
 
 @takes_seed
@@ -224,7 +225,7 @@ def vlb(
     >>> gap.mean() > 0
     tensor(True)
     """
-    x = _accept(sde, x, "vlb", generator)
+    sde, x, rows = _accept(sde, x, "vlb", generator)
     choose("variance", variance, VARIANCES)
     if variance == "learned":
         sde.require("variance")
@@ -266,16 +267,19 @@ def vlb(
     def known(square: Tensor) -> Tensor:
         return -0.5 * (constant + per_square * square)
 
-    return _estimate(sde, x, at, known, draws or taken, generator, batch_size, learned)
+    return _estimate(sde, x, at, known, draws or taken, generator, batch_size, rows, learned)
 
 
-def _accept(sde: Model, x: Tensor, verb: str, generator: torch.Generator | None) -> Tensor:
-    """The data x, with model and generator checked."""
+def _accept(
+    sde: Model, x: Any, verb: str, generator: torch.Generator | None
+) -> tuple[Model, Tensor, Tensor | None]:
+    """The model, its data x, and what is added to log p(x), with all arguments checked."""
     require_model(sde, verb).require("score")
     check_generator(generator)
+    sde, x, rows = entered(sde, x, generator)
     x = sde.accept(x)
     sde.slice_conditions(0, len(x), len(x))
-    return x
+    return sde, x, rows
 
 
 @torch.no_grad()
@@ -287,6 +291,7 @@ def _estimate(
     draws: int,
     generator: torch.Generator | None,
     batch_size: int | None,
+    rows: Tensor | None,
     learned: bool = False,
 ) -> Bound:
     """known(‖z0‖²) + Σ_k weight_k·E f(θ_k), over draws k of the levels."""
@@ -314,6 +319,8 @@ def _estimate(
     off = sde.off_constants(x)
     if off is not None:
         log_p[off] = -math.inf
+    if rows is not None:
+        log_p = log_p + rows.to(log_p)
     return Bound(log_p, error, torch.full((len(x),), 2 * draws, device="cpu"))
 
 

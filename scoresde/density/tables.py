@@ -11,7 +11,6 @@ from torch import Tensor
 from ..common.user_warnings import warn
 from ..model.protocol import Model
 from ..model.require import matched
-from ..model.tables.reading import holds_columns
 from ..model.tables.schema import TableSchema
 
 
@@ -27,7 +26,7 @@ def entered(
     """
     table = model.table
     x = getattr(x, "frame", x) if isinstance(x, TableSchema) else x
-    if table is None or not holds_columns(x):
+    if table is None or not table.takes(x):
         return *matched(model, x), None
     categories = "y" not in model.condition and not model.unconditional
     gaps = invalid == "nan"

@@ -6,7 +6,8 @@ Parameters stay as they were given, as scikit-learn wants; `fit` reads them, and
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from ..common.names import choose
 from ..common.random import isolated
 from ..model.builder import build
 from ..model.score_sde import ScoreSDE
+from ..model.tables.infer import continuous_column
+from ..model.tables.schema import TableSchema
 from ..training.fitting import fit
 from ..training.history import History
 
@@ -39,6 +42,7 @@ class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
     steps: Any
     batch_size: Any
     lr: Any
+    equalize: Any
     net_options: Any
     fit_options: Any
     solve_options: Any
@@ -51,9 +55,11 @@ class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
         self,
         rows: Array,
         given: Mapping[str, Tensor] | None = None,
+        names: Sequence[str] = (),
         **net_options: Any,
     ) -> tuple[ScoreSDE, History]:
         """Build a model and fit it to rows; `net_options` are defaults of a named network."""
+        equalize = true_or_false("equalize", self.equalize)
         choose("dtype", self.dtype, tuple(DTYPES))
         options = _mapping("net_options", self.net_options)
         fit_options = _mapping("fit_options", self.fit_options)
@@ -72,11 +78,16 @@ class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
             reseed(seed)
             model = build(self.process, net, shape=(rows.shape[1],), **options)
         model = model.to(device)
+        model._tells_of_clumps = False
         generator = torch.Generator().manual_seed(seed)
         data = torch.tensor(rows)
+        table = equalized_table(rows, names) if equalize else None
+        if table is not None:
+            data, _ = table.encode(rows)
         history = fit(
             model, data, given=given, generator=generator, progress=progress, **fit_options
         )
+        model.table = table
         return model.to(DTYPES[self.dtype]), history
 
     def _solve_options(self) -> dict[str, Any]:
@@ -98,6 +109,39 @@ class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         found: NDArray[Any] = validate_data(self, X, reset=False, dtype=FLOATS)
         return found
+
+
+def equalized_table(rows: Array, names: Sequence[str]) -> TableSchema | None:
+    """The schema of continuous columns, some of which are equalized; None if none need it."""
+    names = names if len({*names}) == rows.shape[1] else [f"x{j}" for j in range(rows.shape[1])]
+    columns = [continuous_column(name, rows[:, j]) for j, name in enumerate(names)]
+    return TableSchema(columns, None, True) if any(each.knots for each in columns) else None
+
+
+def in_units(model: ScoreSDE, z: Tensor) -> Tensor:
+    """Encoded rows (N, D) in the units of the data."""
+    return z if model.table is None else model.table.restored(z)
+
+
+def as_array(rows: Any) -> Array:
+    """Samples, a tensor or columns by name, as one array in float64."""
+    if isinstance(rows, Tensor):
+        return to_numpy(rows)
+    return np.stack([np.asarray(rows[name], np.float64) for name in rows], 1)
+
+
+def levels_of(quantiles: Any) -> Array:
+    """Quantiles as an array (q,); raise unless they are between 0 and 1."""
+    try:
+        levels = np.atleast_1d(np.asarray(quantiles, dtype=np.float64))
+    except (TypeError, ValueError):
+        levels = np.array([math.nan])
+    if levels.ndim != 1 or not levels.size or not np.all((levels > 0) & (levels < 1)):
+        raise ValueError(
+            f"quantiles are numbers between 0 and 1 such as (0.05, 0.95), got "
+            f"{brief_repr(quantiles)}"
+        )
+    return levels
 
 
 def to_numpy(x: Tensor) -> Array:

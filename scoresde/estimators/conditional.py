@@ -23,12 +23,12 @@ from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from ..common.checks import brief_repr, real_number, whole_number
+from ..common.checks import real_number, whole_number
 from ..common.names import choose
 from ..density.exact import log_prob
 from ..processes.base import as_time
 from ..sampling.trajectory import decode, sample
-from .base import FLOATS, Array, ScoreEstimator, to_numpy
+from .base import FLOATS, Array, ScoreEstimator, as_array, in_units, levels_of, to_numpy
 
 CONDITION = "vector"
 """What the network calls x."""
@@ -60,6 +60,8 @@ class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[m
         quantiles nearer to 0 or 1 than 10/draws.
     steps, batch_size, lr : optional
         Of `scoresde.fit`; None for its defaults.
+    equalize : bool
+        Whether clumps in the columns of y are spread, as by `scoresde.Table`; all stay continuous.
     net_options : mapping, optional
         Options of a named network, such as {"width": 64}.
     fit_options : mapping, optional
@@ -78,7 +80,8 @@ class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[m
     Attributes
     ----------
     model_ : ScoreSDE
-        The trained model; `model_.given(vector=x)` is p(y | x).
+        The trained model; `model_.given(vector=x)` is p(y | x). If y was equalized, it has a
+        schema, `model_.table`, as that of `ScoreDensity`.
     history_ : History
         The losses of training.
     n_features_in_ : int
@@ -112,6 +115,7 @@ class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[m
         steps: Any = None,
         batch_size: Any = None,
         lr: Any = None,
+        equalize: Any = True,
         net_options: Any = None,
         fit_options: Any = None,
         solve_options: Any = None,
@@ -127,6 +131,7 @@ class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[m
         self.steps = steps
         self.batch_size = batch_size
         self.lr = lr
+        self.equalize = equalize
         self.net_options = net_options
         self.fit_options = fit_options
         self.solve_options = solve_options
@@ -230,7 +235,7 @@ class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[m
         --------
         See `ConditionalScoreDensity`.
         """
-        return self._quantiles(self._rows(X), _levels(quantiles))
+        return self._quantiles(self._rows(X), levels_of(quantiles))
 
     def predict_interval(self, X: Any, coverage: float = 0.9) -> Array:
         """Return the central interval that holds y with a probability: two quantiles.
@@ -325,7 +330,7 @@ class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[m
         model = self._given(rows.repeat(n, axis=0))
         generator = self._generator(random_state)
         drawn = sample(model, generator=generator, **self._solve_options())
-        return self._shaped(to_numpy(drawn).reshape(len(rows), n, -1))
+        return self._shaped(as_array(drawn).reshape(len(rows), n, -1))
 
     def _check_prediction(self) -> int:
         """Check `center` and `draws`; return the draws."""
@@ -360,7 +365,8 @@ class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[m
             part = rows[first : first + at_once]
             given = self._given(part.repeat(len(noise), axis=0))
             end = decode(given, start.repeat(len(part), 1), **self._solve_options())
-            parts.append(to_numpy(end).reshape(len(part), len(noise), -1))
+            found = to_numpy(in_units(model, end))
+            parts.append(found.reshape(len(part), len(noise), -1))
         return np.concatenate(parts)
 
     def _quantiles(self, rows: Any, levels: Array) -> Array:
@@ -378,20 +384,6 @@ class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[m
         drawn = self._decode(rows, self._noise(draws))
         found = np.quantile(drawn, levels, axis=1, method="weibull")
         return self._shaped(np.moveaxis(found, 0, 1))
-
-
-def _levels(quantiles: Any) -> Array:
-    """Quantiles as an array (q,); raise unless they are between 0 and 1."""
-    try:
-        levels = np.atleast_1d(np.asarray(quantiles, dtype=np.float64))
-    except (TypeError, ValueError):
-        levels = np.array([math.nan])
-    if levels.ndim != 1 or not levels.size or not np.all((levels > 0) & (levels < 1)):
-        raise ValueError(
-            f"quantiles are numbers between 0 and 1 such as (0.05, 0.95), got "
-            f"{brief_repr(quantiles)}"
-        )
-    return levels
 
 
 def _normal_quantiles(levels: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ..common.checks import whole_number
 from ..density.exact import log_prob
 from ..sampling.trajectory import sample
-from .base import FLOATS, Array, ScoreEstimator, to_numpy
+from .base import FLOATS, Array, ScoreEstimator, as_array, to_numpy
 
 
 class ScoreDensity(DensityMixin, ScoreEstimator):  # type: ignore[misc]
@@ -29,6 +29,8 @@ class ScoreDensity(DensityMixin, ScoreEstimator):  # type: ignore[misc]
         A name of `scoresde.BACKBONES`, or a network, of which a copy is trained.
     steps, batch_size, lr : optional
         Of `scoresde.fit`; None for its defaults.
+    equalize : bool
+        Whether clumps in the columns are spread, as by `scoresde.Table`; all stay continuous.
     net_options : mapping, optional
         Options of a named network, such as {"width": 64}.
     fit_options : mapping, optional
@@ -48,7 +50,9 @@ class ScoreDensity(DensityMixin, ScoreEstimator):  # type: ignore[misc]
     Attributes
     ----------
     model_ : ScoreSDE
-        The trained model, for every function of scoresde.
+        The trained model, for every function of scoresde. If columns were equalized, it has
+        a schema, `model_.table`: `scoresde.log_prob` takes rows, and `scoresde.sample` returns a
+        data frame.
     history_ : History
         The losses of training.
     n_features_in_ : int
@@ -74,6 +78,7 @@ class ScoreDensity(DensityMixin, ScoreEstimator):  # type: ignore[misc]
         steps: Any = None,
         batch_size: Any = None,
         lr: Any = None,
+        equalize: Any = True,
         net_options: Any = None,
         fit_options: Any = None,
         solve_options: Any = None,
@@ -87,6 +92,7 @@ class ScoreDensity(DensityMixin, ScoreEstimator):  # type: ignore[misc]
         self.steps = steps
         self.batch_size = batch_size
         self.lr = lr
+        self.equalize = equalize
         self.net_options = net_options
         self.fit_options = fit_options
         self.solve_options = solve_options
@@ -120,7 +126,8 @@ class ScoreDensity(DensityMixin, ScoreEstimator):  # type: ignore[misc]
         See `ScoreDensity`.
         """
         X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
-        self.model_, self.history_ = self._train(X)
+        names = getattr(self, "feature_names_in_", ())
+        self.model_, self.history_ = self._train(X, names=names)
         return self
 
     def score_samples(self, X: Any) -> Array:
@@ -200,4 +207,4 @@ class ScoreDensity(DensityMixin, ScoreEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         n = whole_number("n_samples", n_samples)
         generator = self._generator(random_state)
-        return to_numpy(sample(self.model_, n, generator=generator, **self._solve_options()))
+        return as_array(sample(self.model_, n, generator=generator, **self._solve_options()))

@@ -46,8 +46,8 @@ class Rows:
         self.sde = sde
         self.table: TableSchema = sde.table
         frame: Any = data
-        if isinstance(data, TableSchema):
-            frame = getattr(data, "frame", data)
+        if isinstance(data, TableSchema) or self.table.takes(data):
+            frame = self.table.by_name(data)
         if not holds_columns(frame):
             raise TypeError(
                 "evaluate takes rows of the table that this model has learnt, a data frame or a "

@@ -20,7 +20,6 @@ from ..model.protocol import Model
 from ..model.require import require_model
 from ..model.score_sde import ScoreSDE
 from ..model.tables.gaps import candidates, partial_rows
-from ..model.tables.reading import holds_columns
 from ..model.tables.schema import TableSchema
 from ..sampling.trajectory import last_states
 from ..solvers import Solver
@@ -119,7 +118,7 @@ def impute(
     given: dict[str, Any] = {**options}
     if solver is not None:
         given = {"solver": solver, **options}
-    if model.table is None or not holds_columns(x):
+    if model.table is None or not model.table.takes(x):
         return _filled(model, x, draws, particles, how, given)
     if draws is not None:
         raise TypeError("draws= is for models without a table; repeat the rows instead")

@@ -25,7 +25,6 @@ from ..density.options import DensityOptions
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..model.tables.gaps import candidates, partial_rows
-from ..model.tables.reading import holds_columns
 from ..model.tables.schema import TableSchema
 from ..sampling.trajectory import last_states
 from .row_proposals import RowProposals
@@ -150,7 +149,7 @@ def marginal_log_prob(
             f"shape {tuple(model.shape)}"
         )
     here = torch.Generator().manual_seed(draw_seed(generator))
-    if model.table is None or not holds_columns(x):
+    if model.table is None or not model.table.takes(x):
         x = as_floats(x, model.shape, "x", gaps=True)
         if model.condition_rows not in (1, len(x)):
             model.slice_conditions(0, len(x), len(x))  # raises

@@ -78,7 +78,7 @@ def build(
     input_convention : str
         "arc" or "raw", see `ScoreSDE`.
     standardize : str, optional
-        "whiten", "scale" or "none", see `ScoreSDE`.
+        "whiten", "factors", "scale" or "none", see `ScoreSDE`.
     embed : nn.Module, or mapping of str to nn.Module, optional
         Makes the network's `vector`, or other conditions by name, from conditions of any shape, and
         is trained along; see `Embedded`.

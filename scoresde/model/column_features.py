@@ -9,6 +9,7 @@ edges of rounded numbers have it, also once noise was added to them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -85,19 +86,21 @@ def _octaves_of_steps(u: Tensor) -> int:
     return min(finest, OCTAVES)
 
 
-def column_frequencies(u: Tensor, directions: Tensor, slots: int) -> Tensor:
+def column_frequencies(u: Tensor, directions_of: Callable[[Tensor], Tensor], slots: int) -> Tensor:
     """Frequencies (d, k ≤ slots) of columns in the units of states: low ones first.
 
     u (N, D) are standardized columns, and states z (B, d) have the columns u = z·directionsᵀ.
     """
     octaves = octaves_of(u)
     chosen = [
-        LOWEST * 2**octave * directions[column]
+        (LOWEST * 2**octave, column)
         for octave in range(OCTAVES)
         for column in range(u.shape[1])
         if octaves[column] > octave
-    ]
-    return 2 * math.pi * torch.stack(chosen[:slots], 1)
+    ][:slots]
+    numbers, columns = (torch.tensor(each, device="cpu") for each in zip(*chosen, strict=True))
+    directions = directions_of(columns).cpu()
+    return 2 * math.pi * (numbers.to(directions).unsqueeze(1) * directions).T
 
 
 def columned(net: nn.Module, shape: tuple[int, ...]) -> list[Any]:

@@ -12,13 +12,16 @@ from torch import Tensor, nn
 from ..common.modules import copy_memo, leave_inference
 from ..common.names import choose
 from .column_features import column_frequencies, columned
+from .factors import root_shape
+from .mixing import identity_root
 from .standardization import Standardization, measured, wide
 
-STANDARDIZE = ("whiten", "scale", "none")
-"""By full covariance, by mean and scale of each feature or channel, or not at all."""
+STANDARDIZE = ("whiten", "factors", "scale", "none")
+"""By full covariance, by one of low rank plus a diagonal, by mean and scale of each feature or
+channel, or not at all."""
 
 WHITENED_DIMENSIONS = range(2, 1025)
-"""Vectors of which lengths are whitened by default."""
+"""Vectors of which lengths are whitened by default; longer ones have factors."""
 
 STATISTICS = ("mean", "scale", "root")
 """Buffers that keep float64."""
@@ -55,20 +58,23 @@ class StandardizedModule(nn.Module):
         """Say what is measured; by default what suits the shape, sources and networks for gaps."""
         gaps = self.interface.takes_gaps
         if choice is None:
-            vector = len(self.shape) == 1 and self.shape[0] in WHITENED_DIMENSIONS
-            self.standardize_by = "whiten" if vector and not coupled and not gaps else "scale"
+            self.standardize_by = "scale"
+            if len(self.shape) == 1 and self.shape[0] > 1 and not coupled and not gaps:
+                short = self.shape[0] in WHITENED_DIMENSIONS
+                self.standardize_by = "whiten" if short else "factors"
         else:
             self.standardize_by = choose("standardize", choice, STANDARDIZE)
-        if self.standardize_by != "whiten":
-            self.root = None
+        self.root = None
+        if self.standardize_by not in ("whiten", "factors"):
             return
         if len(self.shape) != 1:
             raise ValueError(
-                f"standardize='whiten' is for vectors, shape (d,), not {self.shape}; try 'scale'"
+                f"standardize={self.standardize_by!r} is for vectors, shape (d,), not "
+                f"{self.shape}; try 'scale'"
             )
         if gaps:
             raise ValueError("rows with gaps are not whitened, which mixes columns; try 'scale'")
-        self.root = torch.eye(self.shape[0], dtype=self.mean.dtype, device=self.mean.device)
+        self.root = identity_root(root_shape(self.shape, self.standardize_by), self.mean)
 
     def statistics(self) -> dict[str, Tensor]:
         """Its tensors that `standardize` sets, by name."""
@@ -89,9 +95,9 @@ class StandardizedModule(nn.Module):
 
         Mean and scale are those of each first axis of a sample; correlations are measured if the
         model whitens. Few rows have their correlations shrunk towards 0: see
-        `scoresde.model.covariance`. Networks with Fourier features along columns, such as `mlp`,
-        are given as many as the structure of each column asks for. With standardize="none"
-        nothing is measured.
+        `scoresde.model.covariance` and `scoresde.model.factors`. Networks with Fourier features
+        along columns, such as `mlp`, are given as many as the structure of each column asks for.
+        With standardize="none" nothing is measured.
 
         Parameters
         ----------
@@ -123,7 +129,7 @@ class StandardizedModule(nn.Module):
         tensor([ 1., 10.], dtype=torch.float64)
         """
         if self.standardize_by != "none":
-            found = measured(data, self.shape, self.state_dtype, self.root is not None)
+            found = measured(data, self.shape, self.state_dtype, self.standardize_by)
             self.mean.copy_(found.mean.reshape(self.mean.shape))
             self.scale.copy_(found.scale.reshape(self.scale.shape))
             if self.root is not None and found.root is not None:
@@ -142,7 +148,7 @@ class StandardizedModule(nn.Module):
         mean, scale = self.mean.cpu(), self.scale.cpu()
         free = scale > 0
         u = ((rows.to(mean.dtype) - mean) / torch.where(free, scale, 1))[:, free]
-        directions = self.standardization.directions.cpu()
+        directions = self.standardization.directions_of
         for part in parts:
             found = column_frequencies(u.float(), directions, int(part.axes))
             frequencies = part.frequencies

@@ -96,8 +96,8 @@ def require_encoded(model: Model, x: Any) -> None:
     """Raise TypeError for rows of a table, which `log_prob` alone takes as they are."""
     if model.table is not None and (holds_columns(x) or is_named(x)):
         raise TypeError(
-            "this model has learnt a table, whose rows only log_prob, likelihood and fit take as "
-            "they are; here encode them: z, labels = sde.table.encode(frame), then z and "
+            "this model has learnt a table, whose rows only fit, evaluate and what returns log p "
+            "take as they are; here encode them: z, labels = sde.table.encode(frame), then z and "
             "sde.given(y=labels)"
         )
 

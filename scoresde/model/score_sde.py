@@ -59,7 +59,8 @@ class ScoreSDE(Trainable, ReverseVariance, Model):
     standardize : str, optional
         What `fit` measures before it trains. "whiten": mean and full covariance, by which a
         network of zeros is the Gaussian of the data; the default for vectors of 2 to 1,024
-        numbers without a source. "scale": those of each feature or channel. "none".
+        numbers without a source. "factors": the covariance of up to 64 factors and of independent
+        noise; the default for longer vectors. "scale": those of each feature or channel. "none".
 
     Attributes
     ----------
@@ -68,8 +69,9 @@ class ScoreSDE(Trainable, ReverseVariance, Model):
         measures them. They stay float64 (float32 on devices without it) if the model is converted
         to another dtype. A scale of 0 marks a constant: samples repeat it, the network receives
         0 in its place, and log p leaves out its density, a spike.
-    root : Tensor, float64, shape (d, d), or None
-        R, the square root of correlations, of a model that whitens.
+    root : Tensor, float64, shape (d, d) or (d, 65), or None
+        R, the square root of correlations, of a model that whitens; with factors √ψ and V, where
+        R = √ψ ∘ (I + V·Vᵀ).
     measured : Tensor of bool, shape ()
         Whether `fit` or `standardize` has measured them.
     ema : nn.Module or None

@@ -16,7 +16,12 @@ from ..common.checks import brief_repr
 
 LONGEST_LINE = 100
 LONGEST_LIST = 40
-SCALES = {"whiten": "whitened", "scale": "by mean and scale", "none": "none"}
+SCALES = {
+    "whiten": "whitened",
+    "factors": "whitened by factors",
+    "scale": "by mean and scale",
+    "none": "none",
+}
 """What `standardize=` asks for, in words."""
 
 

@@ -19,6 +19,8 @@ from ..common.inputs import as_floats
 from ..common.user_warnings import warn
 from .column_features import NUMBERS, Thinned
 from .covariance import Covariance
+from .factors import NUMBERS_KEPT, factor_root
+from .mixing import Mixing, mixing_of
 
 ROUNDING = 4  # units in the last place by which values of a constant may differ
 
@@ -127,7 +129,7 @@ class Standardization:
 
     Mean and scale are numbers per first axis of a sample (feature or channel). A scale of 0 marks
     a constant: it has no state, and data repeat it. R is the square root of the correlations of
-    vectors, (d, d), or the identity, None.
+    vectors, or the identity; `root` holds it as `scoresde.model.mixing` says, None the identity.
     """
 
     def __init__(
@@ -147,15 +149,9 @@ class Standardization:
         return same and versions is not None and self._versions == versions
 
     @functools.cached_property
-    def _whitening(self) -> tuple[Tensor, Tensor] | None:
-        """R and R⁻¹ as they multiply rows from the right; None for the identity."""
-        root = self.root
-        if root is None or root.device.type == "meta":
-            return None
-        if torch.equal(root, torch.eye(len(root), dtype=root.dtype, device=root.device)):
-            return None
-        with torch.inference_mode(False):
-            return root.T, torch.linalg.inv(root.cpu().double()).T.to(root)
+    def _mixing(self) -> Mixing | None:
+        """R; None for the identity."""
+        return mixing_of(self.root)
 
     def units(self, dtype: torch.dtype) -> Units:
         """Mean and scale for states of a dtype."""
@@ -181,23 +177,29 @@ class Standardization:
         scale = self.scale.double().log().expand(self.shape).flatten()
         free = self.free
         total = float((scale if free is None else scale[free]).sum())
-        if self._whitening is not None:
-            total += float(torch.linalg.slogdet(self._whitening[0].cpu().double()).logabsdet)
-        return total
+        return total if self._mixing is None else total + self._mixing.log_det
 
     @property
     def directions(self) -> Tensor:
         """Rows (n, n) that give the standardized columns u = z·directionsᵀ of states z (B, n)."""
-        if self._whitening is None:
-            return torch.eye(self.dim, dtype=self.scale.dtype, device=self.scale.device)
-        root = self._whitening[0].T
-        return root if self.free is None else root[self.free][:, self.free]
+        return self.directions_of(torch.arange(self.dim, device=self.scale.device))
+
+    def directions_of(self, columns: Tensor) -> Tensor:
+        """Rows (k, n) of `directions`."""
+        free = self.free
+        if self._mixing is None:
+            unit = self.scale.new_zeros(len(columns), self.dim)
+            unit[torch.arange(len(columns), device=unit.device), columns] = 1
+            return unit
+        if free is None:
+            return self._mixing.rows(columns)
+        return self._mixing.rows(free[columns])[:, free]
 
     def to_data(self, z: Tensor) -> Tensor:
         """States (B, n) as data (B, *shape): mean + scale ∘ (R·z), constants as they are."""
-        if self._whitening is not None:
-            root, _ = self._whitening
-            x = self.mean + self.scale * (self.spread(z).to(root.dtype) @ root)
+        mixing = self._mixing
+        if mixing is not None:
+            x = self.mean + self.scale * mixing.forward(self.spread(z).to(mixing.dtype))
             return x.to(z.dtype)
         mean, rest, scale, _ = self.units(z.dtype)
         x = scale * self.spread(z)
@@ -205,11 +207,11 @@ class Standardization:
 
     def from_data(self, x: Tensor) -> Tensor:
         """Data (B, *shape) as states (B, n): R⁻¹·(x − mean)/scale, without constants."""
-        if self._whitening is not None:
-            _, inverse = self._whitening
+        mixing = self._mixing
+        if mixing is not None:
             free = self.free
             scale = torch.where(self.scale == 0, 1, self.scale)
-            z = ((x.to(inverse.dtype) - self.mean) / scale) @ inverse
+            z = mixing.inverse((x.to(mixing.dtype) - self.mean) / scale)
             z = z.to(torch.promote_types(x.dtype, torch.float32))
             return z if free is None else z.index_select(1, free)
         mean, rest, scale, free = self.units(torch.promote_types(x.dtype, torch.float32))
@@ -227,27 +229,25 @@ class Standardization:
     def columns(self, z: Tensor) -> Tensor:
         """States (B, n) as standardized columns R·z (B, *shape), with 0 for constants."""
         u = self.spread(z)
-        if self._whitening is None:
-            return u
-        root, _ = self._whitening
-        return (u.to(root.dtype) @ root).to(z.dtype)
+        mixing = self._mixing
+        return u if mixing is None else mixing.forward(u.to(mixing.dtype)).to(z.dtype)
 
     def to_rates(self, v: Tensor) -> Tensor:
         """Changes of states (B, n) as changes of data (B, *shape): scale ∘ (R·v)."""
         v = self.spread(v)
-        if self._whitening is None:
+        mixing = self._mixing
+        if mixing is None:
             return self.units(v.dtype).scale * v
-        root, _ = self._whitening
-        return (self.scale * (v.to(root.dtype) @ root)).to(v.dtype)
+        return (self.scale * mixing.forward(v.to(mixing.dtype))).to(v.dtype)
 
     def to_gradients(self, g: Tensor) -> Tensor:
         """Gradients by states (B, n) as gradients by data (B, *shape): R⁻ᵀ·g/scale."""
         g = self.spread(g)
-        if self._whitening is None:
+        mixing = self._mixing
+        if mixing is None:
             return g / self.units(g.dtype).scale
-        _, inverse = self._whitening
         scale = torch.where(self.scale == 0, 1, self.scale)
-        return ((g.to(inverse.dtype) @ inverse.T) / scale).to(g.dtype)
+        return (mixing.transposed_inverse(g.to(mixing.dtype)) / scale).to(g.dtype)
 
     def off_constants(self, x: Tensor) -> Tensor | None:
         """Which rows of x are off a constant by more than 1e-6 of it: their density is 0."""
@@ -296,15 +296,16 @@ class Measured(NamedTuple):
 
 
 def measured(
-    data: Tensor | Iterable[Tensor], shape: tuple[int, ...], dtype: torch.dtype, whiten: bool
+    data: Tensor | Iterable[Tensor], shape: tuple[int, ...], dtype: torch.dtype, how: str
 ) -> Measured:
     """Mean, scale and correlations of data; warn of what is constant or will be rounded."""
     axis = 1 if shape else None
     moments = Moments(axis)
-    covariance = Covariance() if whiten else None
+    covariance = Covariance() if how == "whiten" else None
     some = None
     if len(shape) == 1 and shape[0]:
-        some = Thinned(max(1, NUMBERS // shape[0]))
+        numbers = NUMBERS_KEPT if how == "factors" else NUMBERS
+        some = Thinned(max(1, numbers // shape[0]))
     for part in _parts(data, shape):
         moments.add(part)
         if covariance is not None:
@@ -315,6 +316,9 @@ def measured(
     _check(mean, std, varies, count, dtype)
     root = None if covariance is None else covariance.root(varies)
     rows = None if some is None else some.rows()
+    if how == "factors" and rows is not None:
+        root = factor_root(rows, mean.cpu(), std.cpu(), varies.cpu())
+        rows = rows[: max(1, NUMBERS // shape[0])]
     return Measured(mean, torch.where(varies, std, 0), root, rows)
 
 

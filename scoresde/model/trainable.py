@@ -41,7 +41,7 @@ class Trainable(StandardizedModule, DataUnits):
     shape : tuple of int
         Shape of one sample, without the batch.
     standardize : str, optional
-        What `fit` measures before it trains: "whiten", "scale" or "none"; see `ScoreSDE`.
+        "whiten", "factors", "scale" or "none": what `fit` measures first; see `ScoreSDE`.
 
     Attributes
     ----------
@@ -86,6 +86,7 @@ class Trainable(StandardizedModule, DataUnits):
     input_convention = "own"
     _interface: NetworkInterface | None = None
     _warned = False  # whether a lack of conditions was warned of
+    _tells_of_clumps = True  # whether `fit` warns of columns that clump
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Let files name the class, if it says by which word."""

@@ -18,6 +18,7 @@ from ..backbones import Embedded
 from ..common.inputs import event_shape
 from ..common.names import choose
 from ..common.registry import Registry
+from ..model.factors import root_shape
 from ..model.trainable import KINDS, Trainable
 
 Expected = tuple[tuple[int, ...], str]
@@ -55,8 +56,8 @@ def expected_weights(
         "scale": (statistic, "float"),
         "measured": ((), _number_type(torch.bool)),
     }
-    if about.get("standardize") == "whiten":
-        wanted["root"] = ((*shape, *shape), "float")
+    if about.get("standardize") in ("whiten", "factors"):
+        wanted["root"] = (root_shape(shape, about["standardize"]), "float")
     for name, sizes in about.get("conditions", {}).items():
         if (
             not isinstance(sizes, list)
@@ -165,11 +166,23 @@ def check_weights(wanted: Mapping[str, Expected], tensors: Mapping[str, Tensor])
     root = tensors.get("root")
     if root is None:
         return
-    stretch = torch.linalg.eigvalsh(_symmetric(root))
+    stretch = _stretches(root)
     if not bool((stretch > 0).all()):
         raise ValueError("the root of its correlations is not a positive definite matrix")
     if not bool(((stretch > 1 / MOST_STRETCH) & (stretch < MOST_STRETCH)).all()):
         raise ValueError(f"the root of its correlations stretches by {MOST_STRETCH:g} or more")
+
+
+def _stretches(root: Tensor) -> Tensor:
+    """By what a root stretches some directions: not more than 0 if it is none."""
+    if root.shape[0] == root.shape[1]:
+        found: Tensor = torch.linalg.eigvalsh(_symmetric(root))
+        return found
+    root = root.double()
+    if not bool(root.isfinite().all()):
+        return torch.zeros(1)
+    v = root[:, 1:]
+    return torch.cat([root[:, 0], 1 + torch.linalg.eigvalsh(v.T @ v).clamp_min(0)])
 
 
 def _symmetric(root: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from .pairing import Pairing
 from .plan import Plan, planned
 from .recording import Recorder
 from .renamed import old_keywords_translated
-from .tables import with_table
+from .tables import tell_of_clumps, with_table
 from .trainer import Trainer
 from .validation import Validator
 
@@ -226,10 +226,8 @@ def _trainer(
     if newest is not None and newest.schema:
         sde.schema.assign(Schema.rebuild(newest.schema, sde.shape))
     data, given, plan = with_table(sde, data, given, plan)
-    ready = getattr(data, "schema", None)  # of pairs and of dequantized data
-    if isinstance(ready, Schema):
-        sde.schema.follow(ready)
-    data, given = sde.schema.learn(data, given)
+    data, given = _matched(sde, data, given)
+    tell_of_clumps(sde, data, plan)
     source = TrainingStream(
         data,
         sde,
@@ -270,6 +268,14 @@ def _trainer(
         trainer.net = Compiled(trainer.net)
     trainer.net = sde.standardization.varying(trainer.net)
     return trainer
+
+
+def _matched(sde: Trainable, data: Any, given: Any) -> tuple[Any, Any]:
+    """Return data and conditions, matched by the names that the model knows and now learns."""
+    ready = getattr(data, "schema", None)  # of pairs and of dequantized data
+    if isinstance(ready, Schema):
+        sde.schema.follow(ready)
+    return sde.schema.learn(data, given)
 
 
 def _completed(

@@ -5,14 +5,30 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..common.user_warnings import warn
 from ..data.typed_table import (
     EncodeRows,
     is_rows,
     keep_schema,
     training_rows,
 )
+from ..model.score_sde import ScoreSDE
+from ..model.tables.equalize import FEWEST_ROWS
+from ..model.tables.infer import gains_of_equalizing
 from ..model.trainable import Trainable
 from .plan import Plan
+
+WORTH_TELLING = 0.3
+"""Nats a row that equalized columns gain together, from which `fit` says so."""
+LOOKED_AT = 10_000
+"""Rows that are searched for clumps, at most."""
+NUMBERS_LOOKED_AT = 2**19
+MOST_COLUMNS = 256
+MOST_SHOWN = 5
 
 
 def with_table(
@@ -35,3 +51,34 @@ def with_table(
     assert sde.table is not None
     values, given = training_rows(sde, data, given)
     return values, given, dataclasses.replace(plan, transforms=(EncodeRows(sde.table),))
+
+
+def tell_of_clumps(sde: Trainable, data: Any, plan: Plan) -> None:
+    """Warn of an array whose columns clump, if `scoresde.Table` would gain much by it."""
+    seen = bool(sde.measured) or sde.table is not None or not sde._tells_of_clumps
+    if seen or not isinstance(sde, ScoreSDE) or sde.source is not None or plan.transforms:
+        return
+    if not isinstance(data, Tensor | np.ndarray) or data.ndim != 2 or plan.coupling.joins:
+        return
+    n, d = data.shape
+    if n < 2 * FEWEST_ROWS or not 0 < d <= MOST_COLUMNS or (d,) != sde.shape:
+        return
+    every = -(-n // min(LOOKED_AT, NUMBERS_LOOKED_AT // d))
+    rows = data[::every]
+    if isinstance(rows, Tensor):
+        rows = rows.detach().cpu()
+        rows = rows.float().numpy() if rows.dtype == torch.bfloat16 else rows.numpy()
+    if rows.dtype.kind not in "iuf":
+        return
+    gains = gains_of_equalizing(rows)
+    if gains.sum() < WORTH_TELLING:
+        return
+    at = np.flatnonzero(gains > 0.1 * gains.max()).tolist()
+    names = [repr(name) for name in sde.schema.columns] or [f"column {j}" for j in range(d)]
+    shown = ", ".join(names[j] for j in at[:MOST_SHOWN])
+    more = f" and {len(at) - MOST_SHOWN} others" if len(at) > MOST_SHOWN else ""
+    warn(
+        f"the values of {shown}{more} clump more narrowly than a network sees: a scoresde.Table "
+        f"spreads the clumps, and gains about {gains.sum():.1f} nats a row; "
+        "fit(sde, scoresde.Table(x))"
+    )

@@ -41,7 +41,10 @@ class PairsReader(TableReader):
         """Standardize a model without source so that x_1/r(1) ~ N(0, 1); raise if it can't fit."""
         known = bool(sde.measured)
         if self._unit is not None and not known:  # `reflow` drew them, and says from where
-            choice = "whiten" if len(self._unit) > 2 else "scale"
+            choice = "scale"
+            if len(self._unit) > 2:
+                square = len(self._unit[2]) == len(self._unit[2][0])
+                choice = "whiten" if square else "factors"
             sde.choose_standardization(choice, coupled=False)
             for name, value in zip(STATISTICS, self._unit, strict=False):
                 getattr(sde, name).copy_(value)

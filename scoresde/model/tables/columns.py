@@ -49,9 +49,10 @@ class Numeric:
     """Digits after the point that write every value of the grid."""
     bounds: Bounds = (None, None)
     knots: tuple[float, ...] = ()
-    """Places x between which the map T that spreads clumps is linear; see `equalize`."""
+    """Places between which the map T that spreads clumps is linear, of x, or of the log or logit of
+    a column with bounds; see `equalize`."""
     images: tuple[float, ...] = ()
-    """T(x) of the knots."""
+    """T of the knots."""
 
     @property
     def kind(self) -> str:
@@ -92,7 +93,8 @@ class Numeric:
     def shift(self) -> float:
         """Subtracted from a column far from 0 for its spread, which float32 would round."""
         low, high = self.seen
-        if self.bounds != (None, None) or abs(low + high) < 200 * (high - low):
+        near = abs(low + high) < 200 * (high - low) or low == high
+        if self.bounds != (None, None) or near:
             return 0.0
         return self.origin + self.nearest(low) * self.step if self.step else low
 
@@ -110,16 +112,14 @@ class Numeric:
         text = self.kind
         if self.step is not None:
             text += f", step {self.step:g}"
-        if self.knots:
-            text += ", equalized"
         low, high = self.bounds
-        if low is None and high is None:
-            return text
-        if high is None:
-            return f"{text}, log above {low:g}"
-        if low is None:
-            return f"{text}, log below {high:g}"
-        return f"{text}, logit in ({low:g}, {high:g})"
+        if low is not None and high is not None:
+            text += f", logit in ({low:g}, {high:g})"
+        elif low is not None:
+            text += f", log above {low:g}"
+        elif high is not None:
+            text += f", log below {high:g}"
+        return f"{text}, equalized" if self.knots else text
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def _rebuild_numeric(about: Mapping[str, Any]) -> Numeric:
     if decimals is not None and (type(decimals) is not int or not 0 <= decimals <= 20):
         raise wrong
     low, high = bounds
-    ordered = seen[0] < seen[1] and (low is None or high is None or low < high)
+    ordered = seen[0] <= seen[1] and (low is None or high is None or low < high)
     reach = float(seen[1]) - float(seen[0])
     if not ordered or not math.isfinite(reach):
         raise wrong
@@ -216,7 +216,7 @@ def _rebuild_numeric(about: Mapping[str, Any]) -> Numeric:
         if not fits or abs(about["origin"]) > 1.001 * max(step, abs(seen[0])):
             raise wrong
     knots = _rebuild_knots(about)
-    if knots is None or (knots[0] and bounds != [None, None]):
+    if knots is None:
         raise wrong
     grid = (step, about["origin"], decimals)
     column = Numeric(name, about["dtype"], tuple(seen), *grid, tuple(bounds), *knots)

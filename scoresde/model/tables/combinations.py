@@ -9,6 +9,8 @@ combination that occurred. The others have the probability (1 − ε)·count/N.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -102,3 +104,28 @@ def _most_similar(
         same += numbers[:, None] == column
     found: np.ndarray = (same + counts / (counts.sum() + 1)).argmax(1)
     return found
+
+
+def rebuild_combinations(about: Mapping[str, Any], sizes: Sequence[int]) -> Combinations | None:
+    """Combinations and counts of a file, checked."""
+    if not sizes:
+        if {"combinations", "counts"} & about.keys():
+            raise ValueError("its table has combinations of no categorical columns")
+        return None
+    rows = about.get("combinations")
+    counts = about.get("counts")
+    wrong = ValueError("its table has combinations or counts that can't be")
+    if not isinstance(rows, list) or not isinstance(counts, list):
+        raise wrong
+    if not 0 < len(rows) <= MOST_COMBINATIONS or len(counts) != len(rows):
+        raise wrong
+    for row in rows:
+        fits = isinstance(row, list) and len(row) == len(sizes)
+        if not fits or any(type(code) is not int for code in row):
+            raise wrong
+        if any(not 0 <= code < size for code, size in zip(row, sizes, strict=True)):
+            raise wrong
+    whole = all(type(count) is int and 0 < count < 2**53 for count in counts)
+    if not whole or len({*map(tuple, rows)}) < len(rows):
+        raise wrong
+    return Combinations(np.array(rows, np.int64), np.array(counts, np.int64))

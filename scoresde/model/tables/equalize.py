@@ -17,11 +17,18 @@ The log evidence of a node, with the nodes below it, is
     φ = log(ρ + (1 − ρ)·2ⁿ·B(a + L, a + R)/B(a, a)·exp(φ_left + φ_right)),      ρ = 0.9,
 
 relative to uniform values in the node. Where the tree has no split, T is the identity.
+
+A column with bounds is equalized after its log or logit, w, in which the bins of discretized values
+have different widths. Its cells end where a bin does, and halves have equally many bins. If the
+left half has a share s of a node's width, its prior mass is a_left = 2as in place of a, that of the
+other a_right = 2a(1 − s), and the uniform density makes s⁻ᴸ·(1 − s)⁻ᴿ of 2ⁿ.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy.special import betaln
@@ -48,8 +55,15 @@ SPACINGS = 2**10
 FEWEST_ROWS = 100
 MOST_KNOTS = 2**16
 
+Edges = Callable[[np.ndarray], np.ndarray]
+"""Where bins k begin."""
+Cells = tuple[np.ndarray, np.ndarray]
+"""First bin and end of each."""
+
 Knots = tuple[tuple[float, ...], tuple[float, ...]]
 """Places x and T(x), both increasing; outside of them T is the identity."""
+
+NONE: Knots = (), ()
 
 
 def equalizing_knots(values: np.ndarray, step: float | None, origin: float) -> Knots:
@@ -57,16 +71,11 @@ def equalizing_knots(values: np.ndarray, step: float | None, origin: float) -> K
 
     With a step, the value v stands for [v, v + step), and no bin is cut in two.
     """
-    none: Knots = (), ()
     values = values[np.isfinite(values)].astype(np.float64)
     if len(values) < FEWEST_ROWS:
-        return none
-    largest = float(np.abs(values).max())
-    cell = (
-        CELL * largest * float((values / largest).std())
-    )  # of values whose squares overflow, too
+        return NONE
+    cell, finest = _resolutions(values)
     depth = MOST_HALVINGS
-    finest = SPACINGS * max(float(np.spacing(largest)), np.finfo(np.float64).tiny)
     if step is None:
         origin = float(values.min())
         if cell > finest:
@@ -75,70 +84,169 @@ def equalizing_knots(values: np.ndarray, step: float | None, origin: float) -> K
     else:
         depth = math.floor(math.log2(max(cell / step, 1.0)))
     if depth < 1 or step < finest:
-        return none
+        return NONE
     bins, counts = np.unique(np.floor((values - origin) / step + 1e-6), return_counts=True)
-    first, widths, masses = _leaves(bins.astype(np.int64), counts.astype(np.float64), depth)
+    bins = bins.astype(np.int64)
+    low = np.unique(bins >> depth) << depth
+    cells = (low, low + 2**depth)
+    return _knots_of(bins, counts, cells, lambda k: k.astype(np.float64), origin, step)
+
+
+def expected_gain(values: np.ndarray, step: float | None, origin: float) -> float:
+    """Return the mean log T' of every second value of a column, T being found from the others."""
+    places, images = map(np.array, equalizing_knots(values[::2], step, origin))
+    if not len(places):
+        return 0.0
+    held_out = values[1::2] + 0.5 * (step or 0.0)
+    after = np.searchsorted(places, held_out, side="right")
+    inside = (after > 0) & (after < len(places))
+    slopes = np.diff(images) / np.diff(places)
+    return float(np.log(slopes[after[inside] - 1]).sum() / len(held_out))
+
+
+def knots_of_unequal_bins(bins: np.ndarray, edges: Edges, below: Edges) -> Knots:
+    """Return the knots of T in w for the bin k of each value; none where T would gain nothing.
+
+    `edges` gives the w at which bins begin, and `below` the bin that holds each w.
+    """
+    if len(bins) < FEWEST_ROWS:
+        return NONE
+    bins, counts = np.unique(bins.astype(np.int64), return_counts=True)
+    middles = 0.5 * (edges(bins) + edges(bins + 1))
+    cell, finest = _resolutions(np.repeat(middles, counts))
+    if cell < finest:
+        return NONE
+    numbers = np.unique(np.floor(middles / cell))
+    numbers = np.union1d(numbers, numbers + 1)  # a bin may begin in the cell before
+    low = below(numbers * cell)
+    high = below((numbers + 1) * cell)
+    narrowest = np.minimum(edges(low + 1) - edges(low), edges(high) - edges(high - 1))
+    kept = (high > low + 1) & (narrowest > finest)
+    cells = (low[kept], high[kept])
+    return _knots_of(bins, counts, cells, edges, 0.0, 1.0)
+
+
+def _resolutions(values: np.ndarray) -> tuple[float, float]:
+    """Width of a cell, also of values whose squares overflow, and of the finest bin."""
+    largest = float(np.abs(values).max())
+    if largest == 0:
+        return 0.0, 0.0
+    cell = CELL * largest * float((values / largest).std())
+    finest = SPACINGS * max(float(np.spacing(largest)), np.finfo(np.float64).tiny)
+    return cell, finest
+
+
+def _knots_of(
+    bins: np.ndarray,
+    counts: np.ndarray,
+    cells: Cells,
+    edges: Edges,
+    origin: float,
+    unit: float,
+) -> Knots:
+    """Knots of T from the bins that occur; places are origin + unit·edge."""
+    if not len(cells[0]):
+        return NONE
+    first, end, masses = _leaves(bins, counts.astype(np.float64), cells, edges)
     if not len(first):
-        return none
+        return NONE
+    left = edges(first)
+    right = edges(end)
+    widths = right - left
     at = np.searchsorted(first, bins, side="right") - 1
-    inside = (at >= 0) & (bins < first[at] + widths[at])
-    gain = (counts * np.log(masses[at] / widths[at]))[inside].sum() / len(values)
+    inside = (at >= 0) & (bins < end[at])
+    gain = (counts * np.log(masses[at] / widths[at]))[inside].sum() / counts.sum()
     if gain < LEAST_GAIN:
-        return none
-    ends = first + widths
-    gaps = np.flatnonzero(np.append(first[1:] != ends[:-1], True))
+        return NONE
+    gaps = np.flatnonzero(np.append(first[1:] != end[:-1], True))
     moved = np.concatenate([[0.0], np.cumsum(masses - widths)])
-    places = np.concatenate([first, ends[gaps]]).astype(np.float64)
-    images = np.concatenate([first + moved[:-1], ends[gaps].astype(np.float64)])
+    places = np.concatenate([left, right[gaps]])
+    images = np.concatenate([left + moved[:-1], right[gaps]])
     order = np.argsort(places, kind="stable")
-    x = origin + step * places[order]
-    z = origin + step * images[order]
+    x = origin + unit * places[order]
+    z = origin + unit * images[order]
     growing = bool((np.diff(x) > 0).all() and (np.diff(z) > 0).all())
     if not growing or len(x) > MOST_KNOTS:
-        return none
+        return NONE
     return tuple(x.tolist()), tuple(z.tolist())
 
 
 def _leaves(
-    bins: np.ndarray, counts: np.ndarray, depth: int
+    bins: np.ndarray, counts: np.ndarray, cells: Cells, edges: Edges
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """First bin, width and mass, in bins, of the leaves of cells that are split."""
-    a = PSEUDO_COUNT
-    levels = []
-    evidence = np.zeros(len(bins))
+    """First bin, end and mass of the leaves of cells that are split, from left to right."""
+    levels = _levels(bins, counts, cells)
     # From the bins up to the cells: the evidence of each node, and whether it is split.
-    for _ in range(depth):
-        nodes, place = np.unique(bins >> 1, return_inverse=True)
-        left = np.bincount(place, counts * (bins % 2 == 0), len(nodes))
-        n = np.bincount(place, counts, len(nodes))
-        below = np.bincount(place, evidence, len(nodes))
-        split = betaln(a + left, a + n - left) - betaln(a, a) + n * math.log(2) + below
-        split = split + math.log(1 - STOP)
-        stop = math.log(STOP)
-        share = np.clip((a + left) / (2 * a + n), LEAST_SHARE, 1 - LEAST_SHARE)
-        levels.append((nodes, split > stop, share))
-        evidence = np.logaddexp(split, stop)
-        bins = nodes
-        counts = n
-    # From the cells that are split down to the leaves: their widths and masses.
-    nodes, is_split, _ = levels[-1]
-    nodes = nodes[is_split]
-    masses = np.full(len(nodes), 2.0**depth)
+    evidence = np.zeros(0)
+    judged = []
+    for level in reversed(levels):
+        is_split = np.zeros(len(level.low), bool)
+        below = evidence.reshape(-1, 2).sum(1)
+        evidence = np.zeros(len(level.low))
+        grows = level.grows
+        share, is_split[grows], evidence[grows] = _judge(level, edges, below)
+        judged.append((share, is_split))
+    # From the cells that are split down to the leaves: their bins and masses.
+    masses = edges(cells[1]) - edges(cells[0])
+    alive = judged[-1][1]
     found = []
-    for height in range(depth, -1, -1):
-        goes_on = np.zeros(len(nodes), bool)
-        if height and len(nodes):
-            known, is_split, share = levels[height - 1]
-            at = np.minimum(np.searchsorted(known, nodes), len(known) - 1)
-            goes_on = (known[at] == nodes) & is_split[at]
-        ends = ~goes_on
-        found.append((nodes[ends] << height, np.full(ends.sum(), 2**height), masses[ends]))
-        if not goes_on.any():
-            break
-        lower = share[at[goes_on]]
-        nodes = np.stack([2 * nodes[goes_on], 2 * nodes[goes_on] + 1], 1).ravel()
-        kept = masses[goes_on]
-        masses = np.stack([kept * lower, kept * (1 - lower)], 1).ravel()
-    first, widths, masses = (np.concatenate(part) for part in zip(*found, strict=True))
+    for level, (share, is_split) in zip(levels, reversed(judged), strict=True):
+        leaf = alive & ~is_split
+        found.append((level.low[leaf], level.high[leaf], masses[leaf]))
+        alive = np.repeat((alive & is_split)[level.grows], 2)
+        kept = masses[level.grows]
+        masses = np.stack([kept * share, kept * (1 - share)], 1).ravel()
+    first, end, masses = (np.concatenate(part) for part in zip(*found, strict=True))
     order = np.argsort(first)
-    return first[order], widths[order], masses[order]
+    return first[order], end[order], masses[order]
+
+
+class _Level(NamedTuple):
+    """Nodes at one height of the tree: their bins, and the values in each half."""
+
+    low: np.ndarray
+    middle: np.ndarray
+    high: np.ndarray
+    left: np.ndarray
+    right: np.ndarray
+
+    @property
+    def grows(self) -> np.ndarray:
+        """Which have two bins and two values: others gain nothing from a split."""
+        found: np.ndarray = (self.left + self.right > 1) & (self.high - self.low > 1)
+        return found
+
+
+def _levels(bins: np.ndarray, counts: np.ndarray, cells: Cells) -> list[_Level]:
+    """The nodes of the tree, from the cells down to the bins."""
+    before = np.concatenate([[0.0], np.cumsum(counts)])
+    low, high = cells
+    levels = []
+    while len(low):
+        middle = (low + high) // 2
+        left, right = np.diff(
+            [before[np.searchsorted(bins, at)] for at in (low, middle, high)], axis=0
+        )
+        level = _Level(low, middle, high, left, right)
+        levels.append(level)
+        grows = level.grows
+        low, high = (np.stack(ends, 1)[grows].ravel() for ends in ((low, middle), (middle, high)))
+    return levels
+
+
+def _judge(
+    level: _Level, edges: Edges, below: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the nodes that may be split: the share of the left half, whether they are, and φ."""
+    grows = level.grows
+    start, middle, end = (edges(at[grows]) for at in (level.low, level.middle, level.high))
+    s = (middle - start) / (end - start)
+    left = level.left[grows]
+    right = level.right[grows]
+    a_left = 2 * PSEUDO_COUNT * s
+    a_right = 2 * PSEUDO_COUNT * (1 - s)
+    split = betaln(a_left + left, a_right + right) - betaln(a_left, a_right)
+    split = split - left * np.log(s) - right * np.log1p(-s) + below + math.log(1 - STOP)
+    share = (a_left + left) / (2 * PSEUDO_COUNT + left + right)
+    share = np.clip(share, 2 * LEAST_SHARE * s, 1 - 2 * LEAST_SHARE * (1 - s))
+    return share, split > math.log(STOP), np.logaddexp(split, math.log(STOP))

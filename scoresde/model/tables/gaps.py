@@ -20,7 +20,7 @@ def partial_rows(
 ) -> tuple[Tensor, Tensor | None]:
     """The values (N, D), NaN for gaps, and the category numbers (N, C), −1 for gaps."""
     needed = table.columns if categories else table.numeric
-    raw = raw_columns(getattr(frame, "frame", frame), [each.name for each in needed])
+    raw = raw_columns(table.by_name(frame), [each.name for each in needed])
     for column in table.numeric:
         found = raw[column.name]
         infinite = found.numeric and int(np.isinf(found.values.astype(np.float64)).sum())

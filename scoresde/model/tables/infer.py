@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...common.names import nearest
 from ...common.user_warnings import warn
@@ -20,7 +21,8 @@ from .columns import (
     Numeric,
     grid_values,
 )
-from .equalize import equalizing_knots
+from .equalize import Knots, equalizing_knots, expected_gain, knots_of_unequal_bins
+from .maps import Maps
 from .reading import RawColumn
 
 MOST_DECIMALS = 9
@@ -104,10 +106,70 @@ def column_of(raw: RawColumn, stated: Statements, equalize: bool = True) -> Colu
     else:
         _warn_of_atom(name, values)
     check_bounds(column, values.astype(np.float64))
-    if equalize and bounds == (None, None):
-        knots, images = equalizing_knots(values, column.step, column.origin)
-        column = replace(column, knots=knots, images=images)
-    return column
+    return equalized(column, values) if equalize else column
+
+
+def continuous_column(name: str, values: np.ndarray) -> Numeric:
+    """A column that is continuous, also if it has a grid: clumps are spread, bins are not.
+
+    Each value of a grid is the middle of a bin, in which its map is linear.
+    """
+    low, high = float(values.min()), float(values.max())
+    column = Numeric(name, values.dtype.name, (low, high))
+    if low == high:
+        return column
+    step, origin, _ = find_grid(values) or (None, 0.0, None)
+    if step is not None:
+        origin -= 0.5 * step
+    knots, images = equalizing_knots(values, step, origin)
+    return replace(column, knots=knots, images=images)
+
+
+def gains_of_equalizing(values: np.ndarray) -> np.ndarray:
+    """Nats a row that equalizing each column of numbers (N, D) gains; 0 where one value abounds."""
+    found = np.zeros(values.shape[1])
+    for j, column in enumerate(values.T):
+        distinct, counts = np.unique(column, return_counts=True)
+        if len(distinct) == 1 or not np.isfinite(distinct).all():
+            continue
+        step, origin, _ = find_grid(column) or (None, 0.0, None)
+        if step is not None or counts.max() <= ATOM * len(column):
+            found[j] = expected_gain(column, step, origin)
+    return found
+
+
+def equalized(column: Numeric, values: np.ndarray) -> Numeric:
+    """The column with the map that spreads the clumps of its values, if it has any."""
+    if column.bounds == (None, None):
+        knots = equalizing_knots(values, column.step, column.origin)
+    else:
+        knots = _knots_within_bounds(column, values.astype(np.float64))
+    return replace(column, knots=knots[0], images=knots[1])
+
+
+def _knots_within_bounds(column: Numeric, values: np.ndarray) -> Knots:
+    """The knots of a column with bounds, in terms of its log or logit."""
+    maps = Maps([column])
+
+    def map_of(x: np.ndarray) -> np.ndarray:
+        found: np.ndarray = maps.without_bounds(torch.from_numpy(x)[:, None])[:, 0].numpy()
+        return found
+
+    if column.step is None:
+        return equalizing_knots(map_of(values), None, 0.0)
+    origin, step = column.origin, column.step
+    bins = np.rint((values - origin) / step)
+    ends = bins.min(), bins.max() + 1
+
+    def edges(k: np.ndarray) -> np.ndarray:
+        return map_of(origin + k * step)
+
+    def below(w: np.ndarray) -> np.ndarray:
+        x = maps.inverse(torch.from_numpy(w)[:, None])[:, 0].numpy()
+        found: np.ndarray = np.floor(((x - origin) / step).clip(*ends) + 1e-6).astype(np.int64)
+        return found
+
+    return knots_of_unequal_bins(bins, edges, below)
 
 
 def find_grid(values: np.ndarray) -> tuple[float, float, int | None] | None:

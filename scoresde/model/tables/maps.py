@@ -6,8 +6,9 @@ A column without bounds keeps its numbers, less a constant if they lie far from 
     none, b:  z = −log(b − x),                  log dz/dx = z
     a and b:  z = log((x − a)/(b − x)),         log dz/dx = ζ(z) + ζ(−z) − log(b − a)
 
-with ζ(z) = log(1 + e^z). An equalized column has z = T(x), piecewise linear between its knots and
-the identity outside of them: see `scoresde.model.tables.equalize`. All work on tensors (N, D).
+with ζ(z) = log(1 + e^z). An equalized column has z = T(w), where w is x or the log or logit above,
+and T is piecewise linear between its knots and the identity outside of them: see
+`scoresde.model.tables.equalize`. All work on tensors (N, D).
 """
 
 from __future__ import annotations
@@ -56,11 +57,14 @@ class Maps:
 
     def forward(self, x: Tensor) -> Tensor:
         """Encoded rows of points x, both (N, D)."""
-        x = self._moved(x, self.knots, self.images)
-        z = x - self.shift.to(x) if self.shifted else x
+        z = self._moved(self.without_bounds(x), self.knots, self.images)
+        return z - self.shift.to(z) if self.shifted else z
+
+    def without_bounds(self, x: Tensor) -> Tensor:
+        """w (N, D) of points x: log and logit of the columns with bounds, others as they are."""
         if not self.bounded:
-            return z
-        z = z.clone()
+            return x
+        z = x.clone()
         low = self.low.to(x)
         high = self.high.to(x)
         for at, below, above in ((self.lower, 1, 0), (self.upper, 0, 1), (self.both, 1, 1)):
@@ -74,21 +78,21 @@ class Maps:
 
     def inverse(self, z: Tensor) -> Tensor:
         """Points of encoded rows, both (N, D)."""
-        x = z + self.shift.to(z) if self.shifted else z
-        x = self._moved(x, self.images, self.knots)
+        w = z + self.shift.to(z) if self.shifted else z
+        w = self._moved(w, self.images, self.knots)
         if not self.bounded:
-            return x
-        x = x.clone()
-        low = self.low.to(z)
-        high = self.high.to(z)
-        lower, upper, both = (at.to(z.device) for at in (self.lower, self.upper, self.both))
-        x[:, lower] = low[lower] + z[:, lower].exp()
-        x[:, upper] = high[upper] - (-z[:, upper]).exp()
-        x[:, both] = low[both] + (high[both] - low[both]) * z[:, both].sigmoid()
+            return w
+        x = w.clone()
+        low = self.low.to(w)
+        high = self.high.to(w)
+        lower, upper, both = (at.to(w.device) for at in (self.lower, self.upper, self.both))
+        x[:, lower] = low[lower] + w[:, lower].exp()
+        x[:, upper] = high[upper] - (-w[:, upper]).exp()
+        x[:, both] = low[both] + (high[both] - low[both]) * w[:, both].sigmoid()
         return x
 
     def least_slopes(self) -> Tensor:
-        """The least dz/dx of each equalized column at its knots, 1 for others, (D,)."""
+        """The least dT/dw of each equalized column, 1 for others, (D,)."""
         found = torch.ones_like(self.steps)
         if len(self.equalized):
             rises = self.images.diff(dim=1) / self.knots.diff(dim=1)
@@ -106,21 +110,29 @@ class Maps:
 
     def log_slopes(self, z: Tensor) -> Tensor:
         """log dz/dx at encoded rows z, both (N, D)."""
-        slopes = torch.zeros_like(z)
-        if len(self.equalized):
-            at = self.equalized.to(z.device)
-            wide = _float64(
-                z[:, at]
-            )  # float32 would round a column far from 0 by more than a knot
-            places = wide + self.shift.to(wide)[at]
-            slopes[:, at] = -_pieces(places, self.images, self.knots)[1].log().to(slopes)
+        if not len(self.equalized):
+            return self.bounds_log_slopes(z)
+        at = self.equalized.to(z.device)
+        # In float64, as float32 would round a column far from 0 by more than a knot.
+        wide = _float64(z[:, at])
+        places = wide + self.shift.to(wide)[at]
+        moved, falls = _pieces(places, self.images, self.knots)
+        w = z.clone()
+        w[:, at] = moved.to(w)
+        slopes = self.bounds_log_slopes(w)
+        slopes[:, at] -= falls.log().to(slopes)
+        return slopes
+
+    def bounds_log_slopes(self, w: Tensor) -> Tensor:
+        """log dw/dx of log and logit at w, 0 for columns without bounds, both (N, D)."""
+        slopes = torch.zeros_like(w)
         if not self.bounded:
             return slopes
-        lower, upper, both = (at.to(z.device) for at in (self.lower, self.upper, self.both))
-        width = (self.high - self.low).to(z)
-        slopes[:, lower] = -z[:, lower]
-        slopes[:, upper] = z[:, upper]
-        part = z[:, both]
+        lower, upper, both = (at.to(w.device) for at in (self.lower, self.upper, self.both))
+        width = (self.high - self.low).to(w)
+        slopes[:, lower] = -w[:, lower]
+        slopes[:, upper] = w[:, upper]
+        part = w[:, both]
         slopes[:, both] = softplus(part) + softplus(-part) - width[both].log()
         return slopes
 

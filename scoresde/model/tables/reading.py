@@ -6,7 +6,7 @@ import math
 import numbers
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,12 @@ def raw_columns(data: Any, needed: Collection[str] | None = None) -> dict[str, R
     return found
 
 
+def array_columns(rows: Any, names: Sequence[str] = ()) -> dict[str, Any]:
+    """The columns of an array (N, columns) by name: x0, x1, … unless names are given."""
+    width = rows.shape[1]
+    return {name: rows[:, j] for j, name in enumerate(names or [f"x{j}" for j in range(width)])}
+
+
 def _hint_of(data: Any) -> str:
     """What to write for data that are no columns by name."""
     if isinstance(data, str | os.PathLike):
@@ -91,7 +97,7 @@ def _hint_of(data: Any) -> str:
     if getattr(data, "ndim", 0) == 1 and hasattr(data, "to_frame"):
         return "; write column.to_frame()"
     if getattr(data, "ndim", 0) == 2:
-        return "; fit takes arrays of numbers as they are, or name the columns, {'a': x[:, 0], …}"
+        return "; name the columns, {'a': x[:, 0], …}"
     return ""
 
 

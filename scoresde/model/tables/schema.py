@@ -39,10 +39,10 @@ from .columns import (
     Numeric,
     rebuild_column,
 )
-from .combinations import MOST_COMBINATIONS, Combinations
+from .combinations import Combinations, rebuild_combinations
 from .infer import and_more
 from .maps import Maps
-from .reading import raw_columns
+from .reading import array_columns, holds_columns, raw_columns
 
 SHOWN_CATEGORIES = 4
 
@@ -58,6 +58,8 @@ class TableSchema:
         (D,), D being the number of numeric columns: the shape of an encoded row.
     classes : int
         Number of different combinations of categories; 0 without categorical columns.
+    of_array : bool
+        Whether rows may be arrays, as the table was one: (N, columns), in the table's order.
     steps : Tensor, shape (D,), float64
         The finest step of each numeric column in encoded units, over the range of the table: the
         step itself; step·min dz/dx if the column is bounded or equalized; 0 if it is continuous.
@@ -69,7 +71,13 @@ class TableSchema:
     ((1,), 2, tensor([0.2500], dtype=torch.float64))
     """
 
-    def __init__(self, columns: Sequence[Column], combinations: Combinations | None) -> None:
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        combinations: Combinations | None,
+        of_array: bool = False,
+    ) -> None:
+        self.of_array = of_array
         self.columns = tuple(columns)
         self.numeric = tuple(each for each in columns if isinstance(each, Numeric))
         self.categorical = tuple(each for each in columns if isinstance(each, Categorical))
@@ -216,8 +224,7 @@ class TableSchema:
         gaps: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the values (N, D), and the combinations of categories; −1 for unknown ones."""
-        if isinstance(frame, TableSchema):
-            frame = getattr(frame, "frame", frame)  # the rows of a Table
+        frame = self.by_name(frame)
         categorical = self.categorical if categories else ()
         needed = [each.name for each in self.numeric] + [each.name for each in categorical]
         raw = raw_columns(frame, needed)
@@ -227,6 +234,25 @@ class TableSchema:
             return values, None
         codes = np.stack([category_numbers(c, raw[c.name]) for c in categorical], 1)
         return values, torch.from_numpy(self.combinations.find(codes))
+
+    def takes(self, rows: Any) -> bool:
+        """Whether an argument is rows, not encoded: columns by name, or an array of them."""
+        arrays = self.of_array and isinstance(rows, Tensor | np.ndarray)
+        return arrays or holds_columns(rows)
+
+    def by_name(self, rows: Any) -> Any:
+        """Rows as columns by name: those of a Table, or of an array (N, columns)."""
+        if isinstance(rows, TableSchema):
+            return getattr(rows, "frame", rows)
+        if not self.of_array or holds_columns(rows):
+            return rows
+        if isinstance(rows, Tensor) and rows.requires_grad:
+            raise ValueError("gradients do not pass the maps of a table: give x.detach()")
+        names = [each.name for each in self.columns]
+        if getattr(rows, "ndim", 0) != 2 or rows.shape[1] != len(names):
+            shape = tuple(getattr(rows, "shape", ()))
+            raise ValueError(f"rows of the table have shape (N, {len(names)}), got {shape}")
+        return array_columns(rows, names)
 
     def noisy(self, values: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Return points inside the bins of values (N, D); the noise is that of the sample."""
@@ -276,7 +302,8 @@ class TableSchema:
         seen = torch.tensor(ranges, dtype=torch.float64, device="cpu").T
         low, high = seen[0], seen[1] + maps.steps
         middle = (0.5 * (maps.low + maps.high)).nan_to_num().clamp(low, high)
-        slopes = [maps.log_slopes(maps.forward(x[None]))[0] for x in (low, middle, high)]
+        points = [maps.without_bounds(x[None]) for x in (low, middle, high)]
+        slopes = [maps.bounds_log_slopes(w)[0] for w in points]
         bounded = torch.where(maps.low.isfinite() | maps.high.isfinite(), 1.0, 0.0)
         steep = (bounded * torch.stack(slopes).amin(0)).exp()
         return maps.steps * steep * maps.least_slopes()
@@ -284,6 +311,8 @@ class TableSchema:
     def describe(self) -> dict[str, Any]:
         """Return the schema as plain JSON."""
         about: dict[str, Any] = {"columns": [column.describe() for column in self.columns]}
+        if self.of_array:
+            about["array"] = True
         if self.combinations is not None:
             about["combinations"] = self.combinations.seen.tolist()
             about["counts"] = self.combinations.counts.tolist()
@@ -294,9 +323,12 @@ class TableSchema:
         """Return the schema that `describe` wrote, checked as data from a stranger."""
         if about is None:
             return None
-        known = {"columns", "combinations", "counts"}
+        known = {"columns", "combinations", "counts", "array"}
         if not isinstance(about, Mapping) or not {"columns"} <= about.keys() <= known:
             raise ValueError("its table is not one of columns, combinations and counts")
+        of_array = about.get("array", False)
+        if type(of_array) is not bool:
+            raise ValueError("its table says neither that it is of an array nor that it isn't")
         if not isinstance(about["columns"], list):
             raise ValueError("its table has no list of columns")
         columns = [rebuild_column(each) for each in about["columns"]]
@@ -304,8 +336,9 @@ class TableSchema:
         if len({*names}) < len(names):
             raise ValueError("its table has two columns of one name")
         categorical = [each for each in columns if isinstance(each, Categorical)]
-        combinations = _rebuild_combinations(about, categorical)
-        found = TableSchema(columns, combinations)
+        sizes = [len(each.categories) for each in categorical]
+        combinations = rebuild_combinations(about, sizes)
+        found = TableSchema(columns, combinations, of_array)
         if found.shape != tuple(shape):
             raise ValueError(
                 f"its table has {found.shape[0]} numeric columns, and a sample has shape {shape}"
@@ -314,7 +347,7 @@ class TableSchema:
 
     def schema(self) -> TableSchema:
         """Return the schema alone, without rows."""
-        return TableSchema(self.columns, self.combinations)
+        return TableSchema(self.columns, self.combinations, self.of_array)
 
     def __repr__(self) -> str:
         """A line for each column: name, dtype, kind, range or categories."""
@@ -353,34 +386,6 @@ def check_network(sde: Any, table: TableSchema) -> None:
             f"the table has {table.classes} combinations of categories, and the network does not "
             f"tell them apart ({error}): build(..., shape=table.shape, classes=table.classes)"
         ) from None
-
-
-def _rebuild_combinations(
-    about: Mapping[str, Any], categorical: Sequence[Categorical]
-) -> Combinations | None:
-    """Combinations and counts of a file, checked."""
-    if not categorical:
-        if len(about) > 1:
-            raise ValueError("its table has combinations of no categorical columns")
-        return None
-    rows = about.get("combinations")
-    counts = about.get("counts")
-    sizes = [len(each.categories) for each in categorical]
-    wrong = ValueError("its table has combinations or counts that can't be")
-    if not isinstance(rows, list) or not isinstance(counts, list):
-        raise wrong
-    if not 0 < len(rows) <= MOST_COMBINATIONS or len(counts) != len(rows):
-        raise wrong
-    for row in rows:
-        fits = isinstance(row, list) and len(row) == len(sizes)
-        if not fits or any(type(code) is not int for code in row):
-            raise wrong
-        if any(not 0 <= code < size for code, size in zip(row, sizes, strict=True)):
-            raise wrong
-    whole = all(type(count) is int and 0 < count < 2**53 for count in counts)
-    if not whole or len({*map(tuple, rows)}) < len(rows):
-        raise wrong
-    return Combinations(np.array(rows, np.int64), np.array(counts, np.int64))
 
 
 def _range(column: Column) -> str:
