@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..common.errors import one_line
 from ..common.user_warnings import warn
