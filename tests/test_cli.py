@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import re
 import runpy
 import subprocess
@@ -666,6 +667,29 @@ def test_a_run_is_not_overwritten_unasked(model: Path, capsys: pytest.CaptureFix
     assert re.search(r"holds a run at step 30.*resume", capsys.readouterr().err)
 
 
+def test_a_log_has_the_losses_and_samples_and_goes_on_with_the_run(
+    table: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "data.npy", table)
+    data = str(tmp_path / "data.npy")
+    log = tmp_path / "logs" / "run.jsonl"
+    how = ["--steps", "20", "--option", "width=16", "--validation", "none"]
+    how += ["--log", str(log), "--log-samples", "10"]
+    main(["fit", data, "--out", str(tmp_path / "model"), *how])
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    drawn = {line["step"]: line["samples"] for line in lines if "samples" in line}
+    assert list(drawn) == [10, 20]
+    assert [line["step"] for line in lines if "loss" in line] == list(range(2, 21, 2))
+    sde = scoresde.load(tmp_path / "model")
+    assert torch.equal(torch.tensor(drawn[20]), scoresde.sample(sde, 16, generator=generator()))
+    main(["fit", data, "--out", str(tmp_path / "model"), "--resume", *how])
+    assert [json.loads(line) for line in log.read_text().splitlines()] == lines
+    with pytest.raises(SystemExit):
+        main(["fit", data, "--out", str(tmp_path / "other"), *how])
+    assert "run.jsonl holds the log of a run: " in (said := capsys.readouterr().err)
+    assert said.endswith("or go on with the run by --resume\n")
+
+
 def test_columns_are_conditions_and_options_are_the_networks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -782,6 +806,9 @@ def test_bytes_are_dequantized_and_scored_in_bits(
         (["--patience", "3"], "validation"),
         (["--every", "0"], "every"),
         (["--validation", "nowhere.npy"], "nowhere"),
+        (["--log", "run.csv"], "ends in .jsonl or a folder for TensorBoard, got run.csv"),
+        (["--log-samples", "2"], "--log-samples goes with --log"),
+        (["--log", "run.jsonl", "--log-samples", "0"], "log-samples is at least 1"),
     ],
 )
 def test_a_bad_option_of_fit_ends_in_one_line(

@@ -1,56 +1,159 @@
-"""Every python block of the README and the documentation runs, page by page, each page in one
-namespace.
+"""Every python block and every command of the README and the documentation runs, page by page:
+each page in one namespace and one folder. What does not run here is listed, and checked.
 """
 
-import itertools
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib
+import io
 import re
-import shlex
+import runpy
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pages import PAGES, ROOT, Block, arguments, blocks, commands
+from test_recipes import mnist
 
 import scoresde
 from scoresde.cli import commands as cli
 from scoresde.evaluation.measures import MEASURES
+from scoresde.recipes import RECIPES
+from scoresde.training.latent_recipes import LatentRecipe
 
-ROOT = Path(__file__).parent.parent
-PAGES = {
-    page.relative_to(ROOT).as_posix(): page
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-}
-FENCE = re.compile(
-    r"^(?P<fence>`{3,}|:{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=fence)[ \t]*$", re.M | re.S
-)
-NOT_RUN = ("text", "console")
-SMALL = {"fit": ["--steps", "20"], "sample": ["-n", "20"], "log-prob": ["-n", "20"]}
-"""Commands that run on files which their page has written, and what makes them small."""
 ASSERTED = ("docs/flows.md",)
 """Pages that assert what a model learns in the steps that they state."""
 
+SMALLER = {
+    "demo": ["--steps", "20", "--solver", "heun"],
+    "fit": ["--steps", "20", "--batch-size", "32"],
+    "sample": ["-n", "4"],
+    "log-prob": ["-n", "4"],
+    "evaluate": ["-n", "2", "--samples", "2", "--tolerance", "0.1"],
+    "impute": ["--steps", "5", "--particles", "2"],
+    "inpaint": ["--steps", "5", "--particles", "2"],
+}
+"""Options that come after those of the page, and replace them: the commands are on trial, and not
+what a model learns.
+"""
+SMALL_NETS = {
+    "unet": ["channels=8", "multipliers=[1,1]", "blocks=1"],
+    "mlp": ["width=32"],
+    "resmlp": ["width=8", "depth=1"],
+}
 
-def blocks(page: Path) -> Iterator[tuple[str, str, int]]:
-    """Yield language, code and the number of lines before the code, for each fenced block."""
-    text = page.read_text(encoding="utf-8")
-    for match in FENCE.finditer(text):
-        yield match["language"].strip(), match["code"], text.count("\n", 0, match.start("code"))
+ELSEWHERE = {
+    "accelerate": "is named alone; commands that it starts run in this process",
+    "hf": "logs in to a server",
+    "make": "makes environments and runs what CI runs; the target must be in the Makefile",
+    "pip": "installs packages; each extra must be one of pyproject.toml",
+    "python": "runs for minutes; the script must be there and take these arguments. Examples run "
+    "in test_examples.py, benchmarks/gpu.py in test_gpu.py",
+    ".": "belongs to a shell",
+}
+"""Programs that are not run here, and why."""
+NOT_RUN = {
+    "docs/extending.md": {
+        "evaluate model/ rows.f32 --import mymodule": "a module of the reader's"
+    },
+    "docs/gallery.md": {"demo --out demo.png": "the command of docs/start.md"},
+    "docs/index.md": {"demo --out demo.png": "the command of docs/start.md"},
+}
+"""Commands of scoresde that are only parsed, and why."""
+TEXT = {
+    "docs/backbones.md": {"[project.entry-points": "of a pyproject.toml; see test_registry.py"},
+    "docs/ecosystem.md": {"scoresde.push_to_hub(": "needs a server; see test_hub.py"},
+    "docs/training.md": {"# torchrun": "eight processes with a GPU each; see test_ranks.py"},
+}
+"""Blocks of code that do not run, by how they begin, and why."""
 
 
-def commands(code: str) -> Iterator[list[str]]:
-    """Yield the words of each scoresde command of a console block, from its verb on."""
-    for line in code.splitlines():
-        if line.startswith("$ scoresde "):
-            yield shlex.split(line, comments=True)[2:]
+def rows(path: str, header: str = "", columns: int = 2) -> None:
+    """Write a table of normal numbers, or an array."""
+    values = np.random.default_rng(0).normal(size=(50, columns)).astype(np.float32)
+    if path.endswith(".npy"):
+        np.save(path, values)
+    else:
+        np.savetxt(path, values, delimiter=",", header=header, comments="")
 
 
-def run_small(words: list[str]) -> None:
-    """Run a command of `SMALL` if the files are there that it reads."""
+def clothes() -> None:
+    """The four files of Fashion-MNIST, with other pictures."""
+    Path("FOLDER").mkdir()
+    mnist(Path("FOLDER"))
+
+
+FILES = {
+    "README.md": (functools.partial(rows, "data.npy"), clothes),
+    "docs/cookbook/density_of_a_table.md": (functools.partial(rows, "table.csv", "a,b"),),
+    "docs/cookbook/labels.md": (clothes,),
+    "docs/data.md": (functools.partial(rows, "trial.csv", "pulse,pressure,dose,age", 4),),
+    "docs/ecosystem.md": (functools.partial(rows, "rows.npy"),),
+    "docs/gallery.md": (clothes,),
+    "docs/images.md": (clothes,),
+    "docs/latent.md": (clothes,),
+    "docs/training.md": (functools.partial(rows, "data.npy"),),
+}
+"""The reader's own files, which the commands of a page read."""
+
+
+@functools.cache
+def parser() -> argparse.ArgumentParser:
+    return cli.build_parser(cli.COMMANDS)
+
+
+def is_whole(words: list[str]) -> bool:
+    """Whether a command names all that it needs, so that it can run; a verb alone does not."""
+    if len(words) == 1:
+        return False
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            parser().parse_args(words)
+    except SystemExit:
+        return False
+    return True
+
+
+def check_mention(words: list[str]) -> None:
+    """Raise unless the verb and options exist that a sentence names, as in `fit --recipe mnist`."""
     verb, *others = words
-    names = list(itertools.takewhile(lambda word: not word.startswith("-"), others))
-    if verb in SMALL and names and all(Path(name).exists() for name in names):
-        cli.main([*words, *SMALL[verb]])
+    known = {name for option in cli.COMMANDS[verb].options for name in option.names}
+    used = {word for word in others if word.startswith("-")} - {"--help"}
+    assert used <= known, f"scoresde {verb} has no {sorted(used - known)}"
+
+
+def made_small(words: list[str]) -> list[str]:
+    """A command with small networks and few steps."""
+    verb = words[0]
+    small = [*words, *SMALLER[verb]]
+    net = words[words.index("--net") + 1] if "--net" in words else "mlp"
+    if "--recipe" in words:
+        recipe = RECIPES[words[words.index("--recipe") + 1]]
+        net = recipe.net
+        small += ["--steps", "2", "--batch-size", "4", "--validation", "none"]
+        if isinstance(recipe, LatentRecipe):
+            small += ["--stage", "channels=4", "--stage", "steps=2", "--stage", "batch_size=4"]
+    if verb == "fit":
+        for option in SMALL_NETS.get(net, ()):
+            small += ["--option", option]
+    return small
+
+
+def run(words: list[str], page: str) -> None:
+    """Run a command of scoresde in this process; what it was to write must be there then."""
+    if " ".join(words) in NOT_RUN.get(page, ()):
+        return
+    cli.main(made_small(words))
+    if "--out" in words:
+        assert Path(words[words.index("--out") + 1]).exists(), words
 
 
 @pytest.fixture
@@ -106,6 +209,9 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
         return run
 
+    demo = importlib.import_module("scoresde.cli.demo")
+    monkeypatch.setattr(demo, "demo", functools.partial(demo.demo, points=100))
+    monkeypatch.setattr(demo, "LATTICE", 32)
     monkeypatch.setattr(scoresde, "build", narrower)
     monkeypatch.setattr("scoresde.inference.recipe.build", narrower)
     monkeypatch.setattr(scoresde, "fit", shorter(fit))
@@ -113,35 +219,121 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(scoresde, "posterior", shorter(posterior))
 
 
+def runs(block: Block) -> bool:
+    """Whether a block is Python, or has a command of scoresde."""
+    if block.language == "python":
+        return True
+    return any(arguments(words) is not None for words in commands(block))
+
+
 @pytest.mark.usefixtures("tables", "small")
-@pytest.mark.parametrize(
-    "page", [name for name, page in PAGES.items() if any(b[0] == "python" for b in blocks(page))]
-)
-def test_python_blocks_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", [page for page in PAGES if any(map(runs, blocks(page)))])
+def test_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    for make in FILES.get(page, ()):
+        make()
     namespace: dict[str, object] = {"__name__": "__docs__"}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        for language, code, above in blocks(PAGES[page]):
-            if language == "python":  # padded, so that a traceback shows the line of the page
-                exec(compile("\n" * above + code, str(PAGES[page]), "exec"), namespace)
-            elif language == "console":
-                for words in commands(code):
-                    run_small(words)
+        for block in blocks(page):
+            if block.language == "python":  # padded, so that a traceback shows the page's line
+                code = "\n" * block.line + block.code
+                exec(compile(code, str(PAGES[page]), "exec", dont_inherit=True), namespace)
+            for words in commands(block):
+                ours = arguments(words)
+                if ours is None:
+                    continue
+                if block.language == "sentence" and not is_whole(ours):
+                    check_mention(ours)
+                else:
+                    run(ours, page)
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_fences_are_of_a_known_kind(page: str) -> None:
-    for language, _, above in blocks(PAGES[page]):
-        known = language == "python" or language in NOT_RUN or language.startswith("{")
-        assert known, (
-            f"{page}:{above}: a block of kind {language!r}; python blocks run, {NOT_RUN} do not"
-        )
+def test_what_does_not_run_is_listed(page: str) -> None:
+    for block in blocks(page):
+        where = f"{page}:{block.line}"
+        if block.language == "text":
+            assert any(map(block.code.startswith, TEXT.get(page, ()))), where
+            continue
+        known = block.language in ("python", "console", "sentence")
+        assert known or block.language.startswith("{"), f"{where}: {block.language!r}"
+        for words in commands(block):
+            assert arguments(words) is not None or words[0] in ELSEWHERE, f"{where}: {words}"
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_scoresde_commands_parse(page: str) -> None:
-    """Not all commands in console blocks can run here, but their verbs and options must exist."""
-    for language, code, _ in blocks(PAGES[page]):
-        for words in commands(code) if language == "console" else ():
-            cli.build_parser(cli.COMMANDS).parse_args(words)
+def test_what_is_listed_is_on_its_page() -> None:
+    for page, known in NOT_RUN.items():
+        told = [" ".join(arguments(words) or ()) for b in blocks(page) for words in commands(b)]
+        assert known.keys() <= set(told), page
+        assert all(is_whole(command.split()) for command in known), page
+    for page, known in TEXT.items():
+        codes = [block.code for block in blocks(page) if block.language == "text"]
+        assert all(any(code.startswith(start) for code in codes) for start in known), page
+    for page in FILES:
+        assert any(map(runs, blocks(page))), page
+
+
+def others(program: str) -> dict[str, list[str]]:
+    """The commands of another program, of all pages."""
+    found = [words for page in PAGES for block in blocks(page) for words in commands(block)]
+    chosen = [words for words in found if words[0] == program and arguments(words) is None]
+    return {" ".join(words): words for words in chosen}
+
+
+def test_extras_that_pip_installs_exist() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    installed = others("pip")
+    assert len(installed) > 5
+    for command in installed:
+        named = re.search(r"\[([\w,]+)\]", command)
+        assert named is None or set(named[1].split(",")) <= extras.keys(), command
+
+
+def test_targets_of_make_exist() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = others("make")
+    assert len(named) > 3
+    for words in named.values():
+        assert words[1] in targets, words
+
+
+class Parsed(Exception):
+    """The arguments of a script are right."""
+
+
+@pytest.fixture
+def only_parsed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Scripts end when they have read their arguments; what they import is forgotten."""
+    parse = argparse.ArgumentParser.parse_args
+    before = set(sys.modules)
+
+    def end(self: argparse.ArgumentParser, *args: Any) -> None:
+        parse(self, *args)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", end)
+    yield
+    folders = [str(ROOT / name) for name in ("benchmarks", "examples", "docs")]
+    for name in set(sys.modules) - before:
+        file = str(getattr(sys.modules[name], "__file__", ""))
+        if file.startswith(tuple(folders)):
+            del sys.modules[name]
+
+
+@pytest.mark.usefixtures("only_parsed")
+@pytest.mark.parametrize("command", [c for c in others("python") if ".py" in c])
+def test_scripts_take_the_arguments_that_pages_give_them(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = ROOT / others("python")[command][1]
+    if script.parent.name == "examples":
+        assert f'"{script.name}"' in (ROOT / "tests" / "test_examples.py").read_text()
+    monkeypatch.syspath_prepend(script.parent)
+    if command.endswith(".py"):  # a script that is named, and has other arguments if any
+        assert script.exists()
+        return
+    monkeypatch.setattr(sys, "argv", others("python")[command][1:])
+    with pytest.raises(Parsed):
+        runpy.run_path(str(script), run_name="__main__")

@@ -100,6 +100,7 @@ def test_an_exported_network_is_the_network(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(CASES))
 def test_a_network_in_onnx_is_the_network(name: str, tmp_path: Path) -> None:
+    """The case without conditions is on docs/ecosystem.md, which runs in `make test`."""
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     net = network(name)

@@ -149,6 +149,24 @@ def test_a_new_run_does_not_join_the_log_of_another(tmp_path: Path) -> None:
     assert all(torch.equal(before[name], value) for name, value in weights(sde).items())
 
 
+def test_samples_of_a_table_are_its_rows(tmp_path: Path) -> None:
+    """As lines, as a data frame for an object, and for TensorBoard as numbers and words."""
+    rows = {"size": list(range(60)), "kind": ["a", "b", "b"] * 20}
+    table = scoresde.Table(rows)
+    found: list[Any] = []
+    logger = Logger()
+    for to in (tmp_path / "run.jsonl", logger):
+        torch.manual_seed(0)
+        sde = scoresde.build("vp", "mlp", shape=table.shape, classes=table.classes, width=8)
+        how = {"steps": 10, "validation": None, "generator": generator(1)}
+        scoresde.fit(sde, table, log=Log(to, samples=10, n=4), **how)
+        found.append(scoresde.sample(sde, 4, generator=generator()))
+    lines = read(tmp_path / "run.jsonl")
+    assert lines[-1]["samples"] == {name: found[0][name].tolist() for name in rows}
+    assert logger.lines[-1]["samples"].equals(found[1])
+    assert {type(size) for size in lines[-1]["samples"]["size"]} == {int}
+
+
 def test_a_log_that_fails_does_not_end_the_run(tmp_path: Path) -> None:
     quiet, sde, logger = model(), model(), Logger(fails_at=20)
     fit(quiet)
@@ -271,6 +289,15 @@ def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
     found = EventAccumulator(str(points))
     found.Reload()
     assert found.Tags()["histograms"] == ["samples/0", "samples/1"]
+    rows = tmp_path / "rows"
+    table = scoresde.Table({"size": list(range(60)), "kind": ["a", "b", "b"] * 20})
+    sde = scoresde.build("vp", "mlp", shape=table.shape, classes=table.classes, width=8)
+    scoresde.fit(sde, table, steps=10, validation=None, log=Log(rows, samples=10, n=4))
+    found = EventAccumulator(str(rows))
+    found.Reload()
+    assert found.Tags()["histograms"] == ["samples/size"]
+    word = found.Tensors("samples/kind/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert sorted(set(word.split(", "))) in (["a"], ["b"], ["a", "b"])
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ def _as_arguments(message: str, has_condition: bool) -> str:
     instead = r"give it by --given \1=…"
     if has_condition:
         instead += r" or --condition \1"
-    return re.sub(r"write sde\.given\((\w+)=\.\.\.\)", instead, message)
+    message = re.sub(r"write sde\.given\((\w+)=\.\.\.\)", instead, message)
+    return message.replace("Checkpoints(folder, resume=True)", "--resume")
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> str:

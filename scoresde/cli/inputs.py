@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..common.checks import whole_number
 from ..data import files
 from ..data.files.formats import reader_of
 from ..model.class_words import Labels
 from ..model.protocol import Model
+from ..training.logs import Log
 
 LEVELS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}  # of integers that are dequantized
 BYTES_ON_DISK = 2**30  # larger data stay in their file
@@ -118,6 +120,18 @@ def _parsed(pair: str, value: str) -> Any:
         return json.loads(value)
     except RecursionError:
         raise ValueError(f"{pair[:20]}… is nested too deep") from None
+
+
+def log_of(args: argparse.Namespace) -> Log | None:
+    """Return the log of --log and --log-samples."""
+    if args.log is None:
+        if args.log_samples is not None:
+            raise ValueError("--log-samples goes with --log, where the samples are written")
+        return None
+    samples = 0
+    if args.log_samples is not None:
+        samples = whole_number("log-samples", args.log_samples)
+    return Log(args.log, samples=samples)
 
 
 def number_of_classes(y: np.ndarray) -> int:

@@ -24,7 +24,7 @@ from .devices import (
     launched,
     say,
 )
-from .inputs import network_options, split_names
+from .inputs import log_of, network_options, split_names
 from .parser import Option, option
 
 TABLE_OPTIONS: tuple[Option, ...] = (
@@ -66,6 +66,7 @@ def fit_table(args: argparse.Namespace) -> None:
     for name in NOT_OF_TABLES:
         if getattr(args, name):
             raise ValueError(f"--{name} is no option of a --table, whose columns are all learnt")
+    log = log_of(args)
     how = {name: getattr(args, name) or PLAIN.how[name] for name in ("steps", "batch_size", "lr")}
     for name in ("steps", "batch_size"):
         if how[name] != AUTO:
@@ -108,6 +109,7 @@ def fit_table(args: argparse.Namespace) -> None:
         coupling=args.coupling,
         objective=args.objective,
         checkpoints=Checkpoints(args.out, every=every, resume=args.resume),
+        log=log,
         backend=engine,
         generator=torch.Generator().manual_seed(args.seed),
         **how,

@@ -25,7 +25,14 @@ from ..training.objectives import OBJECTIVES
 from ..training.options import AUTO, Checkpoints, Validation
 from ..training.recipes import PLAIN, RECIPES, recipe
 from .devices import find_device, launched, say
-from .inputs import Columns, condition_columns, network_options, number_of_classes, read_samples
+from .inputs import (
+    Columns,
+    condition_columns,
+    log_of,
+    network_options,
+    number_of_classes,
+    read_samples,
+)
 from .parser import COLUMNS, CONDITION, ENCODING, IMPORT, Command, option
 from .tables import NO_FILE, TABLE_OPTIONS, fit_table
 
@@ -46,6 +53,7 @@ def fit(args: argparse.Namespace) -> None:
         rule = rule.with_stage(**network_options(args.stage))
     elif args.stage:
         raise ValueError("--stage goes with a recipe that has one: fashion-mnist-latent")
+    log = log_of(args)
     columns = condition_columns(args.condition)
     samples, levels = read_samples(args, args.data, columns, on_disk=True)
     data = samples.values
@@ -86,6 +94,7 @@ def fit(args: argparse.Namespace) -> None:
         coupling=args.coupling,
         objective=args.objective,
         checkpoints=Checkpoints(args.out, every=every, resume=args.resume),
+        log=log,
         backend=engine,
         **how,
     )
@@ -172,6 +181,18 @@ COMMANDS = {
                 "one)",
             ),
             option("--every", type=int, help=f"steps between checkpoints {_default('every')}"),
+            option(
+                "--log",
+                metavar="PATH",
+                help="where losses are written: a file that ends in .jsonl, or a folder for "
+                "TensorBoard; of a recipe with a first stage, the log is of the score model",
+            ),
+            option(
+                "--log-samples",
+                type=int,
+                metavar="STEPS",
+                help="steps between samples in the log (default: none are drawn)",
+            ),
             option("--process", help=f"{', '.join(PROCESSES)} {_default('process')}"),
             option("--net", help=f"{', '.join(BACKBONES)} {_default('net')}"),
             option(

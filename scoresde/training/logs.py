@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..common.checks import as_path, brief_repr, whole_number
+from ..model.frames import column_values, is_frame
 from .options import written
 
 LINES = ".jsonl"
@@ -25,7 +26,8 @@ NO_FOLDERS = (".json", ".ndjson", ".csv", ".tsv", ".txt", ".log")
 MOST_HISTOGRAMS = 32
 """Columns of a sample of vectors that TensorBoard shows."""
 
-Values = Mapping[str, float | Tensor]
+Values = Mapping[str, Any]
+"""Numbers, and samples as a tensor or, of a table, as a data frame."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,7 @@ class Log:
     to : path, or an object with .log(dict, step)
         A file that ends in .jsonl, with one JSON object a line; any other path is a folder for
         TensorBoard (`pip install scoresde[tensorboard]`). An object such as a run of wandb gets
-        numbers, and samples as an array.
+        numbers, and samples as an array, or as a data frame from a model of a `Table`.
     samples : int
         Steps between two draws of samples; 0 for none.
     n : int
@@ -190,7 +192,9 @@ class TensorBoard:
     def write(self, values: Values, step: int) -> None:
         """Write a value to each of its charts."""
         for name, value in values.items():
-            if not isinstance(value, Tensor):
+            if is_frame(value):
+                self._write_columns(name, value, step)
+            elif not isinstance(value, Tensor):
                 self.writer.add_scalar(name, value, step)
             elif value.ndim == 4 and value.shape[1] in (1, 3):
                 low = value.min()
@@ -201,6 +205,17 @@ class TensorBoard:
                 for i, column in enumerate(columns.unbind(1)):
                     self.writer.add_histogram(f"{name}/{i}", column, step)
         self.writer.flush()
+
+    def _write_columns(self, name: str, frame: Any, step: int) -> None:
+        """Write a histogram of each column of numbers, and other columns as text."""
+        for column in list(frame.columns)[:MOST_HISTOGRAMS]:
+            chart = f"{name}/{column}"
+            numbers = column_values(frame[column])
+            if numbers is None:
+                words = ", ".join(map(str, frame[column]))
+                self.writer.add_text(chart, words, step)
+            else:
+                self.writer.add_histogram(chart, numbers.astype(float), step)
 
     def close(self) -> None:
         """Close the file."""
@@ -238,9 +253,13 @@ def _step_of(line: bytes, path: Path) -> float:
         ) from None
 
 
-def _plain(value: float | Tensor) -> Any:
+def _plain(value: Any) -> Any:
     """A value as JSON has it."""
-    return value.tolist() if isinstance(value, Tensor) else float(value)
+    if is_frame(value):
+        return {str(column): value[column].tolist() for column in value.columns}
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return float(value)
 
 
 def _taken(path: Path) -> ValueError:
@@ -251,8 +270,8 @@ def _taken(path: Path) -> ValueError:
     )
 
 
-def drawn(model: Any, log: Log) -> Tensor:
-    """Samples of a model in eval mode, from the same noise each time."""
+def drawn(model: Any, log: Log) -> Any:
+    """Samples of a model in eval mode, from the same noise each time; rows of a table."""
     from ..sampling.trajectory import sample
 
     if log.given:
@@ -260,4 +279,6 @@ def drawn(model: Any, log: Log) -> Tensor:
     device = model.scale.device
     generator = torch.Generator(device).manual_seed(0)
     found = sample(model, log.n, generator=generator)
-    return torch.as_tensor(found).detach().float().cpu()
+    if isinstance(found, Tensor):
+        found = found.detach().float().cpu()
+    return found

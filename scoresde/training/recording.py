@@ -6,7 +6,6 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..common.errors import one_line
 from ..common.user_warnings import warn
@@ -61,7 +60,7 @@ class Recorder:
         if self.log is None:
             return
         history = self.trainer.history
-        values: dict[str, float | Tensor] = {}
+        values: dict[str, Any] = {}
         if history.step[-1:] == [step]:
             values["loss"] = history.loss[-1]
             values["lr"] = float(self.trainer.optimizer.param_groups[0]["lr"])
@@ -72,7 +71,7 @@ class Recorder:
         if self.draws and step and step % self.log.samples == 0:
             self._write(self._samples(step), step)
 
-    def _samples(self, step: int) -> dict[str, float | Tensor]:
+    def _samples(self, step: int) -> dict[str, Any]:
         """Draw samples of the averaged network, on the main process."""
         trainer = self.trainer
         assert self.log is not None
@@ -91,7 +90,7 @@ class Recorder:
         finally:
             sde.train()
 
-    def _write(self, values: dict[str, float | Tensor], step: int) -> None:
+    def _write(self, values: dict[str, Any], step: int) -> None:
         """Write values, if there are any."""
         if self.writer is None or not values:
             return
