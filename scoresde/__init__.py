@@ -97,6 +97,7 @@ from .training.fitting import fit
 from .training.flow_maps import ConsistencyTraining, MeanFlow
 from .training.history import History
 from .training.hybrid import Hybrid
+from .training.joint import fit_joint
 from .training.latent_recipes import LatentRecipe
 from .training.logs import Log
 from .training.maximum_likelihood import MaximumLikelihood
@@ -212,6 +213,7 @@ __all__ = [
     "first_stage",
     "fit",
     "fit_classifier",
+    "fit_joint",
     "fit_stage",
     "frechet_distance",
     "from_diffusers",

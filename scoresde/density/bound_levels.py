@@ -10,6 +10,37 @@ from torch import Tensor
 from ..model.protocol import Model
 from ..processes.spacings import grid
 
+TAN_FINE = 2e-3
+TAN_COARSE = 3.0
+"""tan θ between which draws are uniform in log tan θ; beyond, their density falls like the noise
+of an estimate."""
+
+
+def level_range(sde: Model) -> float:
+    """The length of the interval whose places `level_at` takes to levels, up to θ(1).
+
+    The density of T = tan θ in log T is ∝ T·(COARSE − FINE)/((FINE + T)(COARSE + T)).
+    """
+    phi_max = sde.process.phi_max
+    end = math.sqrt(sin2_from_data(sde, phi_max)) * math.cos(data_end(sde)) / math.cos(phi_max)
+    return math.log((1 + end / TAN_FINE) / (1 + end / TAN_COARSE))
+
+
+def level_at(place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """cos θ, sin θ, and the factor that makes an integral over places one over cot θ dθ."""
+    grown = torch.expm1(place)
+    tan = TAN_FINE * grown / (1 - (1 + grown) * (TAN_FINE / TAN_COARSE))
+    cos = torch.rsqrt(1 + tan * tan)
+    weight = cos * cos * (TAN_FINE + tan) * (TAN_COARSE + tan)
+    return cos, tan * cos, weight / (tan * (TAN_COARSE - TAN_FINE))
+
+
+def onto_arc(sde: Model, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The angle φ of levels θ on the process's arc, and dφ/dθ."""
+    start = data_end(sde)
+    sin_phi = torch.sqrt(math.sin(start) ** 2 + (math.cos(start) * sin) ** 2)
+    return torch.atan2(sin_phi, cos * math.cos(start)), math.cos(start) * sin / sin_phi
+
 
 def vlb_levels(sde: Model, steps: int, spacing: str) -> Tensor:
     """sin²θ (T + 1,) from the data to noise, without levels that are left to the decoder."""

@@ -42,15 +42,10 @@ from ..common.sharding import together
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..sampling.batches import batch_ranges, map_batches
-from .bound_levels import data_end, sin2_from_data, step_costs, vlb_levels
+from .bound_levels import data_end, level_at, level_range, onto_arc, step_costs, vlb_levels
 from .bound_result import Bound
 from .step_variance import saved_by, with_data_noise
 from .tables import entered
-
-TAN_FINE = 2e-3
-TAN_COARSE = 3.0
-"""tan θ between which draws are uniform in log tan θ; beyond, their density falls like the noise
-of an estimate."""
 
 VARIANCES = ("posterior", "beta", "learned")
 
@@ -126,20 +121,11 @@ def elbo(
     """
     sde, x, rows = _accept(sde, x, "elbo", generator)
     draws = whole_number("draws", draws, 4)
-    # The density of T = tan θ in log T is ∝ T·(COARSE − FINE)/((FINE + T)(COARSE + T)), up to θ(1).
-    phi_max = sde.process.phi_max
-    end = math.sqrt(sin2_from_data(sde, phi_max)) * math.cos(data_end(sde)) / math.cos(phi_max)
-    log_ratio = math.log(TAN_COARSE / TAN_FINE)
-    total = math.log((1 + end / TAN_FINE) / (1 + end / TAN_COARSE))
-    stratum = total / draws
+    stratum = level_range(sde) / draws
 
     def at(k: int, place: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        grown = torch.expm1((k + place) * stratum)
-        tan = TAN_FINE * grown / (1 - (1 + grown) * math.exp(-log_ratio))
-        cos = torch.rsqrt(1 + tan * tan)
-        weight = cos * cos * (TAN_FINE + tan) * (TAN_COARSE + tan) * stratum
-        weight = weight / (tan * (TAN_COARSE - TAN_FINE))
-        return cos, tan * cos, weight, None
+        cos, sin, weight = level_at((k + place) * stratum)
+        return cos, sin, stratum * weight, None
 
     def known(square: Tensor) -> Tensor:
         return -0.5 * (square + sde.dim * math.log(2 * math.pi))
@@ -330,7 +316,6 @@ def _integrate(
     """Σ_k weight_k·f(θ_k) (B,) in float64, and its standard error."""
     velocity = sde.variance_fn() if learned else sde.velocity_fn()
     sin_start = math.sin(data_end(sde))
-    cos_start = math.cos(data_end(sde))
     zero = z0.new_zeros(len(z0), dtype=torch.float64)
     share = zero
     total = zero
@@ -347,15 +332,14 @@ def _integrate(
         length = zero
         for sign, q in ((1.0, place), (-1.0, 1 - place)):
             cos, sin, weight, growth = at(k, q)
-            sin_phi = torch.sqrt(sin_start**2 + (cos_start * sin) ** 2)
-            phi = torch.atan2(sin_phi, cos * cos_start)
-            c, s, turn = (y.to(z0).unsqueeze(1) for y in (cos, sin, cos_start * sin / sin_phi))
+            phi, turn = onto_arc(sde, cos, sin)
+            c, s, turn = (y.to(z0).unsqueeze(1) for y in (cos, sin, turn))
             u = velocity(c * z0 + sign * s * eps, phi, None)
             wanted = sign * c * eps - s * z0
             saved: Tensor | float = 0.0
             if learned and growth is not None:
                 u, w = u.chunk(2, 1)
-                w = with_data_noise(w, sin_start / sin_phi)
+                w = with_data_noise(w, sin_start / torch.sin(phi))
                 saved = saved_by(w, (turn * u - wanted).square(), growth)
             u = turn * u
             f = (u * (2 * wanted - u)).sum(1).double()

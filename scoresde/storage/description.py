@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ..backbones import Embedded
 from ..backbones.base import unwrapped
+from ..model.joint import Joint
 from ..model.trainable import Trainable
 from .expected import OLDEST, check_weights, expected_weights
+from .parts import describe_parts
 
 CONDITION_FACTS = ("conditions", "learnt")
 """Entries of a description that hold what `fit` found of the data's conditions."""
@@ -24,6 +26,8 @@ COMPILED = re.compile(r"(?<![^.])_orig_mod\.")
 
 def describe(sde: Trainable) -> dict[str, Any]:
     """What a model is built from, in plain JSON, checked: a model can be built from it."""
+    if isinstance(sde, Joint):
+        return {**describe_parts(sde, describe), **condition_facts(sde)}
     if sde.condition:
         raise ValueError(
             f"conditions {sorted(sde.condition)} are not saved: save the model that given(...) was "

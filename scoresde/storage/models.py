@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..common.checks import as_path, brief_repr
 from ..common.errors import CheckpointError
 from ..common.user_warnings import warn
+from ..model.joint import LATENTS, STAGE
 from ..model.latent import Latent
 from ..model.require import require_trainable
 from ..model.trainable import Trainable
@@ -35,12 +36,6 @@ AVERAGE = "average-"
 """Prefix of the records of averaged weights."""
 PREFIX = "model."
 """Prefix of a model's weights in a checkpoint."""
-
-
-STAGE = "stage"
-LATENTS = "latents"
-"""Folders of the two parts of a `Latent`, in its folder."""
-
 
 def save(sde: Trainable | Latent, folder: str | os.PathLike[str]) -> Path:
     """Save a model as a folder.
@@ -213,9 +208,10 @@ def _modules(embed: Any) -> dict[str, nn.Module] | None:
 
 def _with_modules(
     about: Any, tensors: dict[str, Tensor], where: str, modules: dict[str, nn.Module] | None
-) -> Trainable:
+) -> Any:
     """The model of a record, with the user's networks, if it has some."""
-    if modules is not None and isinstance(about, dict) and "embed" not in about:
+    alone = isinstance(about, dict) and "parts" not in about
+    if modules is not None and alone and "embed" not in about:
         raise ValueError(f"the model of {where} was built without embed=: leave it out")
     return rebuild(about, tensors, where, modules)
 

@@ -23,6 +23,7 @@ from ..model.tables.schema import TableSchema, check_network
 from ..model.trainable import Trainable
 from .description import COMPILED
 from .expected import Expected, check_weights, expected_weights, kind_of, with_embed
+from .parts import rebuild_parts
 
 _NETS = ("net.", "ema.")
 _NULL_CONDITION = re.compile(r"(^|\.)null_(vector|image)$")
@@ -50,9 +51,11 @@ def rebuild(
     tensors: Mapping[str, Tensor],
     where: str = "the description",
     embed: Mapping[str, nn.Module] | None = None,
-) -> Trainable:
+) -> Any:
     """Build a model from a description and weights, neither of them trusted; in eval mode."""
     try:
+        if "parts" in about:
+            return rebuild_parts(about, tensors, embed, rebuild)
         about = _with_axes(about, tensors)
         wanted = expected_weights(about, len(tensors), embed)
         tensors = _without_wrappers(tensors, wanted)

@@ -84,12 +84,7 @@ class Autoencoding(Objective):
         shape = (len(x), *inner.latent)
         noise = torch.randn(shape, generator=generator, device=x.device, dtype=x.dtype)
         out, code = net(x, noise)
-        x_hat = inner.mean_of(out) if self.extra is not None or not inner.levels else x
-        if not isinstance(x_hat, Tensor) or x_hat.shape != x.shape:
-            raise ValueError(
-                f"the first stage was given {tuple(x.shape)} and returned x̂ of shape "
-                f"{tuple(getattr(x_hat, 'shape', ()))}; it must keep the shape"
-            )
+        x_hat = check_output(inner, x, out, self.extra is not None)
         nats = -sde._log_of_states(inner, z0, out).mean()
         nats = nats + inner.penalty(code, self.kl, self.free_bits)
         if self.extra is not None:
@@ -108,6 +103,17 @@ class Autoencoding(Objective):
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"extra returned {got}, wanted a loss for each sample, ({len(x)},)")
         return found.mean()
+
+
+def check_output(net: Any, x: Tensor, out: Tensor, needed: bool = False) -> Tensor:
+    """The mean x̂ of p(x|z), if it is needed or checked; raise unless it has the shape of x."""
+    x_hat = net.mean_of(out) if needed or not net.levels else x
+    if not isinstance(x_hat, Tensor) or x_hat.shape != x.shape:
+        raise ValueError(
+            f"the first stage was given {tuple(x.shape)} and returned x̂ of shape "
+            f"{tuple(getattr(x_hat, 'shape', ()))}; it must keep the shape"
+        )
+    return x_hat
 
 
 def fit_stage(

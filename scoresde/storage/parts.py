@@ -1,0 +1,73 @@
+"""Checkpoints of joint training: a first stage and a score model in one record.
+
+The record of a `Joint` has the descriptions of both parts under "parts". What the data decide
+stands beside them, as in any other description. It is read as the `Latent` of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..model.joint import LATENTS, STAGE, Joint
+from ..model.latent import Latent
+from ..model.schema import Schema
+from ..model.trainable import Trainable
+
+DECIDED = ("averaged", "conditions", "learnt", "schema")
+"""Entries of a part's description that stand beside both parts, or that training changes."""
+
+
+def describe_parts(sde: Joint, describe: Callable[[Trainable], dict[str, Any]]) -> dict[str, Any]:
+    """The descriptions of both parts, in plain JSON, checked."""
+    parts = {}
+    for name, part in sde.parts().items():
+        about = describe(part)
+        parts[name] = {key: value for key, value in about.items() if key not in DECIDED}
+    about = {"parts": parts, "shape": list(sde.shape), "averaged": sde.ema is not None}
+    schema = sde.schema.describe()
+    return {**about, "schema": schema} if schema else about
+
+
+def rebuild_parts(
+    about: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    embed: Mapping[str, nn.Module] | None,
+    rebuild: Callable[..., Trainable],
+) -> Latent:
+    """The `Latent` of a description and of weights, neither of them trusted."""
+    schema = Schema.rebuild(about.get("schema"), tuple(about["shape"]))
+    averaged = {"averaged": about["averaged"]}
+    of_conditions = {"words": schema.words, "parts": schema.parts}
+    facts = {
+        STAGE: {"schema": Schema(schema.columns).describe()},
+        LATENTS: {
+            "schema": Schema(**of_conditions).describe(),
+            "conditions": about.get("conditions", {}),
+            "learnt": about.get("learnt"),
+        },
+    }
+    made: dict[str, Any] = {}
+    for name in (STAGE, LATENTS):
+        part = {**about["parts"][name], **averaged, **facts[name]}
+        where = f"the {name} of a joint training"
+        made[name] = rebuild(part, _of_part(name, tensors), where, embed if name == LATENTS else None)
+    return Latent(made[STAGE], made[LATENTS])
+
+
+def _of_part(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one part, by the names that they have in a record of its own."""
+    found = {}
+    for key, value in tensors.items():
+        for net in ("net.", "ema."):
+            if key.startswith(f"{net}{name}."):
+                found[net + key.removeprefix(f"{net}{name}.")] = value
+        if key.startswith(f"{name}_"):
+            found[key.removeprefix(f"{name}_")] = value
+        elif name == STAGE and key in ("mean", "scale", "root"):
+            found[key] = value
+        elif name == LATENTS and key.startswith("conditions."):
+            found[key] = value
+    return found
