@@ -104,7 +104,8 @@ class JointBound(Objective):
         size = (len(z0), latents.dim)
         eps = torch.randn(size, generator=generator, device=z0.device, dtype=dtype)
         level = self._level(latents, q, dtype)
-        nats: Tensor = net(bound_terms, sde, z0, noise, eps, level, **expand_rows(condition, len(z0)))
+        condition = expand_rows(condition, len(z0))
+        nats: Tensor = net(bound_terms, sde, z0, noise, eps, level, **condition)
         return nats.mean() / sde.dim
 
     def _level(self, latents: ScoreSDE, q: Tensor, dtype: torch.dtype) -> Level:
@@ -142,7 +143,8 @@ def bound_terms(
     log_x = stage._log_of_states(stage_net, z0, out)
     log_q = -0.5 * noise.square() - scale.log() - 0.5 * math.log(2 * math.pi)
     cross = cross_entropies(latent_net, sde.latents, z, eps, level, condition)
-    return cross + (log_q.flatten(1).sum(1).to(log_x) - log_x)
+    nats: Tensor = cross + (log_q.flatten(1).sum(1).to(log_x) - log_x)
+    return nats
 
 
 def cross_entropies(
