@@ -90,9 +90,8 @@ class Joint(Trainable):
         self.conditions = latents.conditions
         self.learnt = learnt
         self.training = training
-        if stage.ema is not None or latents.ema is not None:
-            averages = [part.net if part.ema is None else part.ema for part in (stage, latents)]
-            self.ema = JointNet(*averages)
+        if stage.ema is not None and latents.ema is not None:
+            self.ema = JointNet(stage.ema, latents.ema)
 
     whole: Latent
     stage: FirstStage
