@@ -19,6 +19,9 @@ from torch import Tensor, nn
 import scoresde
 from scoresde.density.bound_levels import level_at, level_range, onto_arc
 from scoresde.model.joint import Joint
+from scoresde.storage.description import describe
+from scoresde.storage.description import weights as tensors_of
+from scoresde.storage.rebuild import rebuild
 from scoresde.training.joint import JointBound
 from scoresde.training.noise_levels import stratified_quantiles
 
@@ -264,6 +267,38 @@ def test_a_killed_run_ends_as_one_that_was_not_and_is_loaded_as_a_latent(tmp_pat
     ]
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.filterwarnings("ignore:the stage of a joint training is of a version")
+def test_records_of_both_parts_are_read_and_damaged_ones_refused() -> None:
+    model = untrained(vector=2)
+    x = rows()
+    given = {"vector": 5 + 3 * torch.randn(300, 2, generator=generator(6))}
+    scoresde.fit_stage(model.stage, x, steps=2, progress=False)
+    scoresde.fit_joint(model, x, given=given, steps=2, progress=False)
+    joint = Joint(model, model.stage, model.model)
+    about = describe(joint)
+    tensors = tensors_of(joint)
+    again = rebuild(about, tensors)
+    assert isinstance(again, scoresde.Latent)
+    assert weights(again).keys() == weights(model).keys()
+    for key, value in weights(again).items():
+        assert torch.equal(value, weights(model)[key]), key
+    parts = about["parts"]
+    damaged: list[Any] = [
+        {**about, "parts": None},
+        {**about, "parts": {"stage": parts["stage"]}},
+        {**about, "parts": {"stage": parts["latents"], "latents": parts["stage"]}},
+        {**about, "parts": {"stage": about, "latents": about}},
+        {**about, "shape": "x"},
+        {name: value for name, value in about.items() if name != "averaged"},
+    ]
+    for record in damaged:
+        with pytest.raises(scoresde.CheckpointError, match="does not describe a model"):
+            rebuild(record, tensors)
+    del tensors["latents_mean"]
+    with pytest.raises(scoresde.CheckpointError, match="mean"):
+        rebuild(about, tensors)
 
 
 def test_a_score_model_that_was_never_fitted_measures_the_latents_first() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..common.inputs import event_shape
 from ..model.joint import LATENTS, STAGE, Joint
 from ..model.latent import Latent
 from ..model.schema import Schema
@@ -38,7 +39,7 @@ def rebuild_parts(
     rebuild: Callable[..., Trainable],
 ) -> Latent:
     """The `Latent` of a description and of weights, neither of them trusted."""
-    names = Schema.rebuild(about.get("schema"), tuple(about["shape"]))
+    names = Schema.rebuild(about.get("schema"), event_shape(about["shape"]))
     of_latents = Schema(words=names.words, parts=names.parts)
     facts = {
         STAGE: {"schema": Schema(names.columns).describe()},
