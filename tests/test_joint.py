@@ -7,6 +7,7 @@ prior, and the likelihood of probabilistic PCA, which the bound reaches.
 from __future__ import annotations
 
 import math
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,40 @@ def test_a_killed_run_ends_as_one_that_was_not_and_is_loaded_as_a_latent(tmp_pat
     ]
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2])
+
+
+def _rank(rank: int, folder: str) -> None:
+    import accelerate
+
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= own | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29513"}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    model = untrained()
+    x = rows()
+    model.stage.standardize(x)
+    before = weights(untrained())
+    how: dict[str, Any] = {"batch_size": 64, "progress": False, "validation": x[:40]}
+    how["backend"] = accelerate.Accelerator(cpu=True)
+    history = scoresde.fit_joint(model, x, steps=6, seed=1, **how)
+    found = weights(model)
+    moved = [name for name, value in before.items() if not torch.equal(found[name], value)]
+    torch.save((found, history.loss, history.validation, moved), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_train_one_model(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert one[1:] == other[1:]
+    for name, value in one[0].items():
+        assert torch.equal(value, other[0][name]), name
+    for part in ("stage.net.encoder", "stage.net.decoder", "latents.net"):
+        assert any(name.startswith(part) for name in one[3]), part
 
 
 @pytest.mark.filterwarnings("ignore:the stage of a joint training is of a version")
