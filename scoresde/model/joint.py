@@ -46,7 +46,7 @@ class SharedSchema(Schema):
         self._latents = latents
 
     @property
-    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+    def columns(self) -> tuple[str, ...]:
         """Those of a sample of x."""
         return self._stage.schema.columns
 
@@ -55,7 +55,7 @@ class SharedSchema(Schema):
         self._stage.schema.columns = columns
 
     @property
-    def words(self) -> dict[str, tuple[str, ...]]:  # type: ignore[override]
+    def words(self) -> dict[str, tuple[str, ...]]:
         """Those of each condition's classes."""
         return self._latents.schema.words
 
@@ -64,7 +64,7 @@ class SharedSchema(Schema):
         self._latents.schema.words = words
 
     @property
-    def parts(self) -> dict[str, tuple[str, ...]]:  # type: ignore[override]
+    def parts(self) -> dict[str, tuple[str, ...]]:
         """The columns of each condition."""
         return self._latents.schema.parts
 
@@ -90,9 +90,8 @@ class Joint(Trainable):
         self.conditions = latents.conditions
         self.learnt = learnt
         self.training = training
-        if stage.ema is not None or latents.ema is not None:
-            averages = [part.net if part.ema is None else part.ema for part in (stage, latents)]
-            self.ema = JointNet(*averages)
+        if stage.ema is not None and latents.ema is not None:
+            self.ema = JointNet(stage.ema, latents.ema)
 
     whole: Latent
     stage: FirstStage
@@ -159,7 +158,7 @@ class Joint(Trainable):
         return self.latents.interface
 
     @property
-    def learnt(self) -> dict[str, Any] | None:  # type: ignore[override]
+    def learnt(self) -> dict[str, Any] | None:
         """What training has recorded of conditions."""
         return self.latents.learnt
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..common.checks import as_path, brief_repr
 from ..common.errors import CheckpointError
 from ..common.user_warnings import warn
-from ..model.joint import LATENTS, STAGE
+from ..model import joint
 from ..model.latent import Latent
 from ..model.require import require_trainable
 from ..model.trainable import Trainable
@@ -36,6 +36,11 @@ AVERAGE = "average-"
 """Prefix of the records of averaged weights."""
 PREFIX = "model."
 """Prefix of a model's weights in a checkpoint."""
+
+STAGE = joint.STAGE
+LATENTS = joint.LATENTS
+"""Folders of the two parts of a `Latent`, in its folder."""
+
 
 def save(sde: Trainable | Latent, folder: str | os.PathLike[str]) -> Path:
     """Save a model as a folder.

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..common.inputs import event_shape
 from ..model.joint import LATENTS, STAGE, Joint
 from ..model.latent import Latent
 from ..model.schema import Schema
@@ -38,36 +39,35 @@ def rebuild_parts(
     rebuild: Callable[..., Trainable],
 ) -> Latent:
     """The `Latent` of a description and of weights, neither of them trusted."""
-    schema = Schema.rebuild(about.get("schema"), tuple(about["shape"]))
-    averaged = {"averaged": about["averaged"]}
-    of_conditions = {"words": schema.words, "parts": schema.parts}
+    names = Schema.rebuild(about.get("schema"), event_shape(about["shape"]))
+    of_latents = Schema(words=names.words, parts=names.parts)
     facts = {
-        STAGE: {"schema": Schema(schema.columns).describe()},
+        STAGE: {"schema": Schema(names.columns).describe()},
         LATENTS: {
-            "schema": Schema(**of_conditions).describe(),
+            "schema": of_latents.describe(),
             "conditions": about.get("conditions", {}),
             "learnt": about.get("learnt"),
         },
     }
+    networks = {STAGE: None, LATENTS: embed}
     made: dict[str, Any] = {}
     for name in (STAGE, LATENTS):
-        part = {**about["parts"][name], **averaged, **facts[name]}
+        part = {**about["parts"][name], "averaged": about["averaged"], **facts[name]}
         where = f"the {name} of a joint training"
-        made[name] = rebuild(part, _of_part(name, tensors), where, embed if name == LATENTS else None)
+        made[name] = rebuild(part, _of_part(name, tensors), where, networks[name])
     return Latent(made[STAGE], made[LATENTS])
 
 
 def _of_part(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of one part, by the names that they have in a record of its own."""
+    prefixes = {f"net.{name}.": "net.", f"ema.{name}.": "ema.", f"{name}_": ""}
+    if name == STAGE:
+        prefixes |= {whole: whole for whole in ("mean", "scale", "root")}
+    else:
+        prefixes |= {"conditions.": "conditions."}
     found = {}
     for key, value in tensors.items():
-        for net in ("net.", "ema."):
-            if key.startswith(f"{net}{name}."):
-                found[net + key.removeprefix(f"{net}{name}.")] = value
-        if key.startswith(f"{name}_"):
-            found[key.removeprefix(f"{name}_")] = value
-        elif name == STAGE and key in ("mean", "scale", "root"):
-            found[key] = value
-        elif name == LATENTS and key.startswith("conditions."):
-            found[key] = value
+        for prefix, own in prefixes.items():
+            if key.startswith(prefix):
+                found[own + key.removeprefix(prefix)] = value
     return found

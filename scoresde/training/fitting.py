@@ -16,7 +16,6 @@ from ..common.names import suggest_arguments
 from ..common.random import FIXED, draw_seed, isolated
 from ..common.seeds import takes_seed
 from ..data.stream import TrainingStream
-from ..model.joint import Joint
 from ..model.latent import Latent
 from ..model.require import require_sde, require_trainable
 from ..model.schema import Schema
@@ -204,8 +203,7 @@ def fit(
         if folder is not None:
             stack.enter_context(folder.named_in_errors())
         resumed = plan.checkpoints is not None and plan.checkpoints.resume
-        whole = sde.whole if isinstance(sde, Joint) else latent or sde
-        recorder = Recorder(plan.log, whole, trainer, resumed)
+        recorder = Recorder(plan.log, getattr(sde, "whole", latent or sde), trainer, resumed)
         trainer.recorder = stack.enter_context(recorder)
         trainer.run(reseed, folder)
     return trainer.history

@@ -60,6 +60,10 @@ class Level:
     """Of the integral over levels."""
     own: Tensor | None
     """Of the score network's loss; None for 1."""
+    radius: float
+    """Of the arc at the data."""
+    log_scale: float
+    """From states on the arc to latents, in nats."""
 
 
 @dataclass
@@ -104,8 +108,10 @@ class JointBound(Objective):
         size = (len(z0), latents.dim)
         eps = torch.randn(size, generator=generator, device=z0.device, dtype=dtype)
         level = self._level(latents, q, dtype)
-        nats: Tensor = net(bound_terms, sde, z0, noise, eps, level, **expand_rows(condition, len(z0)))
-        return nats.mean() / sde.dim
+        condition = expand_rows(condition, len(z0))
+        (nats,) = net(bound_terms, sde, z0, noise, eps, level, **condition)
+        loss: Tensor = nats.mean() / sde.dim
+        return loss
 
     def _level(self, latents: ScoreSDE, q: Tensor, dtype: torch.dtype) -> Level:
         """The levels of quantiles."""
@@ -117,7 +123,9 @@ class JointBound(Objective):
             own = WEIGHTS[self.weight](latents.process, phi).clamp_min(LEAST_WEIGHT)
             own = own.to(dtype).unsqueeze(1)
         cos, sin, turn, weight = (y.to(dtype).unsqueeze(1) for y in (cos, sin, turn, weight))
-        return Level(phi, cos, sin, turn, length * weight, own)
+        radius = float(latents.process.radius(0.0))
+        log_scale = latents.log_scale + latents.dim * math.log(radius)
+        return Level(phi, cos, sin, turn, length * weight, own, radius, log_scale)
 
 
 def bound_terms(
@@ -129,8 +137,11 @@ def bound_terms(
     eps: Tensor,
     level: Level,
     **condition: Tensor,
-) -> Tensor:
-    """−log p(x|z) − H(q(z|x)) + CE(q(z|x) ‖ p(z)) of each row, (B,), from one draw of each."""
+) -> tuple[Tensor]:
+    """−log p(x|z) − H(q(z|x)) + CE(q(z|x) ‖ p(z)) of each row, (B,), from one draw of each.
+
+    In a tuple, as a tensor would be taken for a network's output, of which constants are dropped.
+    """
     stage = sde.stage
     x = stage.standardization.spread(z0).to(noise.dtype)
     mean, scale = stage_net.encode(x)
@@ -142,7 +153,7 @@ def bound_terms(
     log_x = stage._log_of_states(stage_net, z0, out)
     log_q = -0.5 * noise.square() - scale.log() - 0.5 * math.log(2 * math.pi)
     cross = cross_entropies(latent_net, sde.latents, z, eps, level, condition)
-    return cross + (log_q.flatten(1).sum(1).to(log_x) - log_x)
+    return (cross + (log_q.flatten(1).sum(1).to(log_x) - log_x),)
 
 
 def cross_entropies(
@@ -152,20 +163,19 @@ def cross_entropies(
 
     The gradient by weights of the network is that of the loss with the weights of `level.own`.
     """
-    radius = float(latents.process.radius(0.0))
-    u = latents.from_data(z).to(eps.dtype) / radius
+    u = latents.from_data(z).to(eps.dtype) / level.radius
     own = level.own
     state = u if own is None else u.detach() + (u - u.detach()) / own
     wanted = level.cos * eps - level.sin * state
     v = level.turn * _velocity(net, latents, level.cos * state + level.sin * eps, level, condition)
     gained = level.weight * v * (2 * wanted - v)
-    known = 0.5 * (u.square() + math.log(2 * math.pi)) + math.log(radius)
+    known = 0.5 * (u.square() + math.log(2 * math.pi))
     if own is None:
-        return (known - gained).sum(1) + latents.log_scale
+        return (known - gained).sum(1) + level.log_scale
     # the value of the bound, with the gradients of the weighted loss
     loss = known - own * gained
     value = known - gained
-    return (loss + (value - loss).detach()).sum(1) + latents.log_scale
+    return (loss + (value - loss).detach()).sum(1) + level.log_scale
 
 
 def _velocity(
