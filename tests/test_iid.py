@@ -56,6 +56,25 @@ def test_a_gaussian_with_k_observations(k: int) -> None:
     assert ((drawn.mean(0) - law.mean).abs() < 4 * error).all()
 
 
+@pytest.mark.parametrize("apart", [0.3, 1.8])
+def test_observations_that_contradict_one_another_are_told_of(apart: float) -> None:
+    """p(x_1, x_2)/p(x_1)p(x_2) by Bayes' rule at 0: e^0.6, and e^−12, which is told to a nat."""
+    x = torch.linalg.solve(SLOPE, torch.tensor([[apart, 0.0], [-apart, 0.0]]).double().T).T
+    one = Normals(torch.zeros(2).double(), EYE)
+    zero = torch.zeros(2, dtype=torch.float64)
+    each = Normals(x @ SLOPE.T, COV).log_prob(zero)
+    law = product_of_gaussians(x)
+    log_z = float(each.sum() - one.log_prob(zero) - law.log_prob(zero))
+    post = conjugate(WIDE)
+    if log_z > math.log(1e-3):
+        post.iid(x, draws=500, generator=seed())  # a warning would be an error
+        return
+    with pytest.warns(UserWarning, match="the observations contradict one another") as told:
+        post.iid(x, draws=500, generator=seed())
+    times = float(str(told[0].message).partition("e^")[2].split()[0])
+    assert times == pytest.approx(-log_z, abs=1)
+
+
 class TwoModes(nn.Module):
     """E[x0 | z] where theta ~ ½N(−1.5, ¼) + ½N(1.5, ¼) and x | theta ~ N(theta, 9)."""
 

@@ -318,7 +318,8 @@ class Posterior(FlatRows):
         Warns
         -----
         UserWarning
-            If the effective number of points is below 5% of `draws`.
+            If the effective number of points is below 5% of `draws`, or if the observations are
+            1,000 times as probable with a theta for each: they contradict one another.
 
         Examples
         --------

@@ -12,7 +12,12 @@ below its floor, four nats below the least of 100 draws.
 
 Observations come in groups of 1, 1, 2, 4, …, each tempered where weights would degenerate. A
 mixture of t distributions fitted to the weighted points proposes new ones, whose weights begin
-anew, so that the last weights are those of plain importance sampling.
+anew, so that the last weights are those of plain importance sampling. Their mean is
+
+    Z = p(x_1 … x_k)/Π p(x_i).
+
+Where observations were made with one theta, the mean of 1/Z is 1, and Z < 1/1000 has at most the
+chance 1/1000. So observations with such a Z are said to contradict one another.
 """
 
 from __future__ import annotations
@@ -49,6 +54,8 @@ FLOOR_MARGIN = 4.0
 """Nats from that least density down to the floor; 1e-4 or less of a Gaussian lies below it."""
 SCARCE = 0.05
 """Effective share below which there is a warning."""
+LEAST_AGREEMENT = 1e-3
+"""Z below which observations contradict one another."""
 SOLVE_STEPS = 24
 """Of each density. Its error is nearly the same at all theta, and cancels from the weights."""
 
@@ -102,6 +109,15 @@ class IIDPosterior:
         self.ess = float(1 / self.weights.square().sum())
         self._log_mass = float(log_weights.logsumexp(0)) - math.log(draws)
         self.stderr = math.sqrt(max(0.0, 1 / self.ess - 1 / draws))
+        least = math.log(LEAST_AGREEMENT)
+        if len(product.rows) > 1 and self._log_mass < least:
+            agreement = self._log_mass - product.log_share(len(product.rows))
+            if agreement < least:
+                warn(
+                    "the observations contradict one another: a theta for each makes them "
+                    f"e^{-agreement:.0f} times as probable as one for all; check that all were "
+                    "made with one theta"
+                )
         if self.ess < SCARCE * draws:
             warn(
                 f"the {draws} points of this posterior have an effective number of {self.ess:.0f}: "
@@ -235,11 +251,12 @@ class Product:
         u, _ = self.support.forward(theta.double().cpu())
         return u
 
-    def log_first_share(self) -> float:
-        """The log of the share of the model inside the support at the first observation."""
+    def log_share(self, count: int) -> float:
+        """The log of the shares of the model inside the support at the first observations."""
         if not self.posterior.leaks:
             return 0.0
-        return math.log(remembered_share(self.posterior, self.rows[:1]))
+        rows = torch.split(self.rows[:count], 1)
+        return sum(math.log(remembered_share(self.posterior, row)) for row in rows)
 
     def log_prior(self, u: Tensor) -> Tensor:
         """log p(u) of the prior, (N,); −∞ outside its support."""
@@ -292,7 +309,7 @@ def populated(product: Product, n: int, generator: torch.Generator) -> tuple[Ten
     total = len(product.rows)
     product.draw_floors(generator)
     u = product.first(n, generator)
-    weights = torch.full((n,), product.log_first_share(), dtype=torch.float64)
+    weights = torch.full((n,), product.log_share(1), dtype=torch.float64)
     done = 1
     while done < total:
         until = min(2 * done, total)

@@ -71,6 +71,8 @@ class TableSchema:
     ((1,), 2, tensor([0.2500], dtype=torch.float64))
     """
 
+    of_array = False  # of schemas in pickles of earlier versions
+
     def __init__(
         self,
         columns: Sequence[Column],
