@@ -40,11 +40,24 @@ def requested_rows(trace: TracebackType | None) -> str | None:
         elif "possibly_batched_index" in held and not hasattr(held.get("self"), "dataset_iter"):
             rows = held["possibly_batched_index"]
             rows = list(rows) if isinstance(rows, list | tuple) else [rows]
+            rows = _argument_among(rows, trace) or rows
             found = "row" if len(rows) == 1 else "rows"
             found += f" {', '.join(map(str, rows[:_NAMED_ROWS]))}"
             if len(rows) > _NAMED_ROWS:
                 found += ", …"
     return found
+
+
+def _argument_among(rows: list[Any], trace: TracebackType | None) -> list[Any]:
+    """The row that the next call was asked for, if it has an argument that is one of the rows.
+
+    Since Python 3.12 comprehensions have no frame of their own, which would name it.
+    """
+    if trace is None:
+        return []
+    code = trace.tb_frame.f_code
+    values = [trace.tb_frame.f_locals.get(name) for name in code.co_varnames[: code.co_argcount]]
+    return [row for row in rows if any(row is value for value in values)][:1]
 
 
 def following(items: Iterator[Any], where: str, *, first: int = 0, mapped: bool) -> Iterator[Any]:
