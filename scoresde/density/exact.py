@@ -19,6 +19,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from ..common import progress as bars
 from ..common.checks import check_generator, true_or_false, whole_number
 from ..common.inputs import as_tensor
 from ..common.modules import leave_inference
@@ -108,8 +109,8 @@ def likelihood(
         is evaluated with its raw weights, not their average, so that it can be trained further by
         maximum likelihood. Memory grows with the steps.
     errors : bool
-        Whether to estimate `solver_error` and `prior_gap`, for a few evaluations more. They are
-        NaN otherwise.
+        Whether to estimate `solver_error`, by a second, more exact solve, and `prior_gap`. They are
+        NaN otherwise. It takes 2.4 times as long at the default tolerance, and 3 times on a grid.
     invalid : str
         What to do about rows of x that are not finite: "raise", or "nan" for a log p of NaN.
     generator : torch.Generator, optional
@@ -182,11 +183,15 @@ def likelihood(
         seed = draw_seed(generator) if ode.random else 0
         sde.slice_conditions(0, len(x), len(x))
         batches = ode.batches(sde, len(x), batch_size)
+        share = 0.4 if errors else 1.0  # of the time, for log p itself
 
         def work(part: Model, start: int, stop: int) -> tuple[Tensor, ...]:
             z = part.from_data(x[start:stop]) / ode.levels[0].radius
-            solved = ode.solve(part, z, start, seed)
-            return likelihood_columns(part, ode, z, solved, prior)
+            with bars.part(0, share, 1):
+                solved = ode.solve(part, z, start, seed)
+            with bars.part(share, 1, 1):
+                checked = ode.solve_again(part, z.detach(), start, seed)
+            return likelihood_columns(part, ode, z, solved, checked, prior)
 
         columns = map_batches(sde, len(x), batches, work)
         if off_constants is not None:
