@@ -17,6 +17,8 @@ from .prior import log_prior, prior_gap
 SAFETY = 10.0
 """solver_error over the difference to the check. Where both solves err alike, by independent
 amounts, it holds 97% of the errors: |a − b| < |a|/10 has the probability 0.032 for normal a, b."""
+ROUNDING = 0.5
+"""Rounding that is stated, over the estimate of it, which is high."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -128,4 +130,4 @@ def _rounding(
     gain = solved.gain.detach().abs()
     by_state = (score_at_data(sde, data, ode.raw) * data).norm(dim=1)
     of_state = torch.finfo(sde.state_dtype).eps * nfe.sqrt() * torch.hypot(gain + log_p, by_state)
-    return torch.hypot(of_state, rounding_unit(sde) * gain)
+    return ROUNDING * torch.hypot(of_state, rounding_unit(sde) * gain)
