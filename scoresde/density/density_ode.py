@@ -17,6 +17,7 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..common import progress as bars
 from ..common.random import PROBE, Noise
 from ..model.eval_mode import evaluating
 from ..model.protocol import Model
@@ -119,6 +120,7 @@ class DensityODE:
         self.raw = raw
         self.check = plan_check(sde, planned, self.levels) if errors else None
         self.errors = errors
+        self.share = 0.4 if errors else 1.0  # of the time, for the solve itself
         check_memory(self.estimator, sde.dim, sde.scale.device)
 
     @property
@@ -144,7 +146,8 @@ class DensityODE:
         if self.graph:
             velocity = _recomputed(sde, velocity, weights_in_use(sde, self.raw))
         task = self._problem(z, self.levels, velocity)
-        end, counts = run_solver(sde, self.plan.solver, task, self._state(z), lambda: task)
+        with bars.part(0, self.share, 1):
+            end, counts = run_solver(sde, self.plan.solver, task, self._state(z), lambda: task)
         n = z.shape[1]
         gains = end[:, n:]
         stderr = _standard_error(gains.detach(), self.random)
@@ -160,7 +163,8 @@ class DensityODE:
         probes = self._probes(z, start, seed) if self.random else None
         velocity = _augmented(sde, _traced(sde, self.estimator, probes, False, self.raw))
         task = self._problem(z, self.check.levels, velocity)
-        end, counts = self.check.solver.run(with_bar(task, len(z)), self._state(z))
+        with bars.part(self.share, 1, 1):
+            end, counts = self.check.solver.run(with_bar(task, len(z)), self._state(z))
         if counts.failed is not None:
             end[counts.failed] = math.nan
         n = z.shape[1]

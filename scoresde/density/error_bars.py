@@ -86,11 +86,13 @@ def likelihood_columns(
     sde: Model,
     ode: DensityODE,
     data: Tensor,
-    solved: DensitySolve,
-    checked: tuple[Tensor, Tensor] | None,
+    start: int,
+    seed: int,
     prior: Any,
 ) -> tuple[Tensor, ...]:
-    """The columns of a `Likelihood`, of one batch of data (B, n) on the arc."""
+    """The columns of a `Likelihood`, of data (B, n) on the arc: samples start, … of a call."""
+    solved = ode.solve(sde, data, start, seed)
+    checked = ode.solve_again(sde, data.detach(), start, seed)
     first = ode.levels[0]
     last = ode.levels[-1]
     z = solved.z

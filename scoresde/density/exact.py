@@ -19,7 +19,6 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from ..common import progress as bars
 from ..common.checks import check_generator, true_or_false, whole_number
 from ..common.inputs import as_tensor
 from ..common.modules import leave_inference
@@ -183,15 +182,10 @@ def likelihood(
         seed = draw_seed(generator) if ode.random else 0
         sde.slice_conditions(0, len(x), len(x))
         batches = ode.batches(sde, len(x), batch_size)
-        share = 0.4 if errors else 1.0  # of the time, for log p itself
 
         def work(part: Model, start: int, stop: int) -> tuple[Tensor, ...]:
             z = part.from_data(x[start:stop]) / ode.levels[0].radius
-            with bars.part(0, share, 1):
-                solved = ode.solve(part, z, start, seed)
-            with bars.part(share, 1, 1):
-                checked = ode.solve_again(part, z.detach(), start, seed)
-            return likelihood_columns(part, ode, z, solved, checked, prior)
+            return likelihood_columns(part, ode, z, start, seed, prior)
 
         columns = map_batches(sde, len(x), batches, work)
         if off_constants is not None:
