@@ -17,21 +17,27 @@ from scipy.special import stdtrit
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..common import progress as bars
 from ..common.random import PROBE, Noise
 from ..model.eval_mode import evaluating
 from ..model.protocol import Model
 from ..processes.base import as_time
 from ..sampling.batches import batch_ranges
-from ..sampling.failures import run_solver
+from ..sampling.failures import run_solver, with_bar
 from ..sampling.plan import Plan, network_dtypes, plan
 from ..sampling.problem import levels
-from ..solvers import Counts, Problem, Solver
-from ..solvers.problem import Velocity, split
+from ..solvers import SOLVERS, Counts, Level, Problem, Solver
+from ..solvers.problem import Velocity
 from .prior import Traced
 from .trace_estimators import Exact, TraceEstimator, as_estimator, check_memory
 
 SCORE_SIN = 0.02
 """sin φ below which ε̂ is not divided by it for a score: that would be the network's error."""
+
+CHECK_SHARE = 0.1
+"""Tolerance of a check over that of the solve."""
+CHECK_MOST = 1e-5
+"""Highest tolerance of a check: coarser solves overlook the same bends of a rough field."""
 
 
 def plan_ode(
@@ -52,6 +58,35 @@ def plan_ode(
             "or 'rk45'"
         )
     return planned
+
+
+@dataclass(frozen=True)
+class Check:
+    """How to solve again, more exactly."""
+
+    solver: Solver
+    levels: tuple[Level, ...]
+
+
+def plan_check(sde: Model, planned: Plan, nodes: tuple[Level, ...]) -> Check | None:
+    """The check of a solve: at a lower tolerance, or by twice the steps; None without either."""
+    if not planned.adaptive:
+        return Check(planned.solver, _halved(sde, planned.times, nodes))
+    # Solvers of one's own may have neither.
+    given = [getattr(planned.solver, name, math.nan) for name in ("rtol", "atol")]
+    if math.isnan(sum(given)):
+        return None
+    # A network of low precision has no use for a tolerance far below its rounding.
+    least = CHECK_SHARE**2 * rounding_unit(sde)
+    rtol, atol = (max(min(CHECK_SHARE * value, CHECK_MOST), least) for value in given)
+    return Check(SOLVERS.build("adams", rtol=rtol, atol=atol), nodes)
+
+
+def _halved(sde: Model, times: Tensor, nodes: tuple[Level, ...]) -> tuple[Level, ...]:
+    """The levels of a grid with one more in the middle, in φ, of every two."""
+    phi = torch.tensor([node.phi for node in nodes], dtype=torch.float64, device="cpu")
+    between = sde.process.time(0.5 * (phi[1:] + phi[:-1]))[phi[1:] != phi[:-1]]
+    return levels(sde, torch.cat([times, between]).sort().values)
 
 
 @dataclass(frozen=True)
@@ -83,7 +118,9 @@ class DensityODE:
         self.estimator = estimator.in_dimension(sde.dim)
         self.graph = graph
         self.raw = raw
+        self.check = plan_check(sde, planned, self.levels) if errors else None
         self.errors = errors
+        self.share = 0.4 if errors else 1.0  # of the time, for the solve itself
         check_memory(self.estimator, sde.dim, sde.scale.device)
 
     @property
@@ -101,35 +138,52 @@ class DensityODE:
         calls = len(self.plan.times) - 1
         return batch_ranges(sde, n, batch_size, cost=self.cost, calls=calls)
 
-    @property
-    def error_factor(self) -> float:
-        """By what the solver's error estimate is multiplied."""
-        return self.plan.solver.error_factor(self.plan.adaptive)
-
     def solve(self, sde: Model, z: Tensor, start: int, seed: int) -> DensitySolve:
         """Solve from arc states z (B, n) of samples number start, start + 1, … of a call."""
-        n = z.shape[1]
-        draws = self.estimator.draws
         probes = self._probes(z, start, seed) if self.random else None
         traced = _traced(sde, self.estimator, probes, self.graph, self.raw)
         velocity = _augmented(sde, traced)
         if self.graph:
             velocity = _recomputed(sde, velocity, weights_in_use(sde, self.raw))
-        measure = functools.partial(_log_prob_error, n) if self.errors else None
-        task = Problem(
-            self.levels,
+        task = self._problem(z, self.levels, velocity)
+        with bars.part(0, self.share, 1):
+            end, counts = run_solver(sde, self.plan.solver, task, self._state(z), lambda: task)
+        n = z.shape[1]
+        gains = end[:, n:]
+        stderr = _standard_error(gains.detach(), self.random)
+        return DensitySolve(end[:, :n], gains.mean(1), stderr, traced, counts)
+
+    @torch.no_grad()
+    def solve_again(
+        self, sde: Model, z: Tensor, start: int, seed: int
+    ) -> tuple[Tensor, Tensor] | None:
+        """The ends (B, n) and gains (B,) of the check, NaN where it fails; None without one."""
+        if self.check is None:
+            return None
+        probes = self._probes(z, start, seed) if self.random else None
+        velocity = _augmented(sde, _traced(sde, self.estimator, probes, False, self.raw))
+        task = self._problem(z, self.check.levels, velocity)
+        with bars.part(self.share, 1, 1):
+            end, counts = self.check.solver.run(with_bar(task, len(z)), self._state(z))
+        if counts.failed is not None:
+            end[counts.failed] = math.nan
+        n = z.shape[1]
+        return end[:, :n], end[:, n:].mean(1)
+
+    def _problem(self, z: Tensor, nodes: tuple[Level, ...], velocity: Velocity) -> Problem:
+        """The problem of moving states like z (B, n) along some levels."""
+        return Problem(
+            nodes,
             velocity,
             _not_in_an_ode,
             _not_in_an_ode,
             self.plan.adaptive,
-            norm=functools.partial(_norm, n),
-            measure=measure,
+            norm=functools.partial(_norm, z.shape[1]),
         )
-        state = torch.cat([z, z.new_zeros(len(z), draws)], 1)
-        end, counts = run_solver(sde, self.plan.solver, task, state, lambda: task)
-        gains = end[:, n:]
-        stderr = _standard_error(gains.detach(), self.random)
-        return DensitySolve(end[:, :n], gains.mean(1), stderr, traced, counts)
+
+    def _state(self, z: Tensor) -> Tensor:
+        """States (B, n + k) at the start."""
+        return torch.cat([z, z.new_zeros(len(z), self.estimator.draws)], 1)
 
     def _probes(self, z: Tensor, start: int, seed: int) -> Tensor:
         """The probes (probes, B, n) of a batch."""
@@ -234,22 +288,6 @@ def score_at_data(sde: Model, z: Tensor, raw: bool) -> Tensor:
 def _norm(n: int, error: Tensor) -> Tensor:
     """The larger of log p's error and of the state's, by length, as log p sums over dimensions."""
     return torch.maximum(error[:, :n].norm(dim=1), error[:, n:].mean(1).abs())
-
-
-def _log_prob_error(
-    n: int, error: Tensor, state: Tensor, velocity: Tensor, phi: float | Tensor
-) -> Tensor:
-    """The error (B,) of the final log p that a local error (B, n + k) makes, to first order.
-
-    ∫ div v dφ from here on is the final log p less the present one, so an error δz changes it by
-    δz·∇log p, with the model's score −ε̂/sin φ.
-    """
-    angle = torch.as_tensor(phi, dtype=torch.float64, device=state.device).reshape(-1, 1)
-    sin = angle.sin()
-    cos = angle.cos()
-    eps = split(state[:, :n], velocity[:, :n], cos.to(state.dtype), sin.to(state.dtype))[1]
-    by_state = (eps * error[:, :n]).sum(1).double() / sin[:, 0].clamp_min(SCORE_SIN)
-    return by_state.abs() + error[:, n:].mean(1).abs()
 
 
 def _not_in_an_ode(*_: Any) -> Any:

@@ -108,8 +108,8 @@ def likelihood(
         is evaluated with its raw weights, not their average, so that it can be trained further by
         maximum likelihood. Memory grows with the steps.
     errors : bool
-        Whether to estimate `solver_error` and `prior_gap`, for a few evaluations more. They are
-        NaN otherwise.
+        Whether to estimate `solver_error`, by a second, more exact solve, and `prior_gap`. They are
+        NaN otherwise. It takes 2.4 times as long at the default tolerance, and 3 times on a grid.
     invalid : str
         What to do about rows of x that are not finite: "raise", or "nan" for a log p of NaN.
     generator : torch.Generator, optional
@@ -185,8 +185,7 @@ def likelihood(
 
         def work(part: Model, start: int, stop: int) -> tuple[Tensor, ...]:
             z = part.from_data(x[start:stop]) / ode.levels[0].radius
-            solved = ode.solve(part, z, start, seed)
-            return likelihood_columns(part, ode, z, solved, prior)
+            return likelihood_columns(part, ode, z, start, seed, prior)
 
         columns = map_batches(sde, len(x), batches, work)
         if off_constants is not None:

@@ -68,7 +68,8 @@ def evaluate(
     """Score held-out data, draw a sheet of samples, and measure the Fréchet distance, by one seed.
 
     Integers are scored in bits/dim, −log₂ P(v)/D from above, other numbers by the mean of log p(x)
-    in nats. All arguments are checked before the work. If it is interrupted, what was measured so
+    in nats. Errors by solver and prior are measured on the first 128, as they take a second solve.
+    All arguments are checked before the work. If it is interrupted, what was measured so
     far is in `out`. Results of the same model, data and seed that the file there holds are kept
     until they are measured again; results of others are replaced by the first new one.
 

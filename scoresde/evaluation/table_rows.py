@@ -16,7 +16,7 @@ from torch import Tensor
 from ..common import plotting, progress
 from ..common.random import seeded
 from ..data.files.mixed import write_columns
-from ..density.exact import likelihood
+from ..density.exact import likelihood, log_prob
 from ..model.protocol import Model
 from ..model.tables.reading import holds_columns
 from ..model.tables.schema import TableSchema
@@ -127,7 +127,8 @@ def _measured(
         for i, here in enumerate(torch.split(rows.order[: rows.n], SCORED_AT_ONCE)):
             generator = seeded("cpu", rows.seed, SCORE_STREAM, i)
             with progress.part(done, done + len(here), rows.n, "row"):
-                one = likelihood(rows.sde, rows.take(here), generator=generator, **options)
+                how = {**options, "errors": i == 0}
+                one = likelihood(rows.sde, rows.take(here), generator=generator, **how)
             errors = (one.stderr.cpu(), one.solver_error.cpu(), one.prior_gap.cpu())
             found.append((one.log_prob.cpu(), *errors, one.nfe))
             done += len(here)
@@ -179,8 +180,8 @@ def _score(
         trace=options["trace"],
         probes=probes,
         trace_error=float(stderr.square().mean().sqrt()),
-        solver_error=float(solver_error.mean()),
-        prior_gap=float(prior_gap.mean()),
+        solver_error=float(solver_error[:SCORED_AT_ONCE].mean()),
+        prior_gap=float(prior_gap[:SCORED_AT_ONCE].mean()),
         bias=0.0,
         nfe=float(nfe.mean()),
         seconds=seconds,
@@ -198,7 +199,7 @@ def _coverage(rows: Rows, log_p: Tensor, options: Mapping[str, Any]) -> dict[str
     count = min(max(2 * rows.n, DRAWN[0]), DRAWN[1])
     drawn = sample(rows.sde, count, generator=generator)
     own, _ = rows.table.values(drawn, categories=False)
-    mine = likelihood(rows.sde, drawn, generator=generator, **options).log_prob.double().cpu()
+    mine = log_prob(rows.sde, drawn, generator=generator, **options).double().cpu()
     levels = torch.tensor(LEVELS, dtype=torch.float64)
     ranks = (mine > log_p.unsqueeze(1)).double().mean(1)
     found: dict[str, Any] = {"coverage": list(LEVELS)}

@@ -36,11 +36,7 @@ def run_solver(
         return sde.to_data(z[:, : sde.dim] * task.levels[-1].radius)
 
     calls = Calls(len(z))
-    watched = task.wrapped(calls)
-    bar = current()
-    if bar is not None:
-        watched = watched.wrapped(functools.partial(_move, bar, task, len(z)))
-    end, counts = solver.run(watched, z)
+    end, counts = solver.run(with_bar(task.wrapped(calls), len(z)), z)
     counts = dataclasses.replace(counts, nfe=calls.nfe * sde.cost)
     if counts.failed is not None and bool(counts.failed.any()):
         why, advice = REASONS[counts.reason]
@@ -61,6 +57,14 @@ def run_solver(
             to_data(end),
         )
     return end, counts
+
+
+def with_bar(problem: Problem, n: int) -> Problem:
+    """The same problem of n samples, which moves the bar that is shown, if one is."""
+    bar = current()
+    if bar is None:
+        return problem
+    return problem.wrapped(functools.partial(_move, bar, problem, n))
 
 
 def _move(

@@ -41,8 +41,6 @@ BUDGET = {1: 2, 2: 3, 4: 4, 6: 5, 32: 6, 72: 7, 100: 8}
 """Order on a grid of at least so many steps, to the data. Exact scores would allow more."""
 FORWARD = {1: 1, 4: 3, 5: 4}
 """The same to noise. The field is stiff at the start of the way, and higher orders are unstable."""
-TAIL = 1 / 16
-"""Share of a correction that is left as error, where no higher order estimates it."""
 SAFETY = 0.7
 """Length of the next step over the longest that would do: a rejection wastes an evaluation."""
 _NEAR = torch.tensor([[-1], [0], [1]], device="cpu")
@@ -109,13 +107,6 @@ class Adams(Adaptive):
         """The order on coarse grids; finer ones have more, up to `max_order`."""
         return min(4, self.max_order)
 
-    def error_factor(self, adaptive: bool) -> float:  # noqa: D102
-        # Measured on trained networks. Above 1e-4 steps are too long for their estimates. On a
-        # grid the predictor's error is summed.
-        if not adaptive:
-            return 0.13
-        return 0.95 * float(max(1.0, max(self.rtol, self.atol) / 1e-4) ** 0.4)
-
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
         if problem.adaptive:
             return _AdamsSolve(problem, z, self).run(self.max_steps)
@@ -132,13 +123,9 @@ class _AdamsTrial(Trial):
     """A trial step, as `_AdamsSolve` describes its numbers."""
 
     h: Tensor  # its length before it was cut at the end (B,)
-    predicted: Tensor  # the state before the correction (B, n)
     ahead: Tensor  # q_j as seen from the end of the step (m + 1, B)
     fresh: Tensor  # δ_j at the end of the step (m + 1, B, n)
-    e: Tensor  # the new differences of the next lower order, this, the next higher (3, B, n)
-    factor: Tensor  # the I_j that go with them (3, B)
-    orders: Tensor  # those orders (3, B)
-    best: Tensor  # the one of them that allows the longest next step (B,)
+    best: Tensor  # the order that allows the longest next step (B,)
     growth: Tensor  # the length of that step over this one (B,)
 
 
@@ -206,26 +193,13 @@ class _AdamsSolve(AdaptiveSolve[_AdamsTrial]):
             error=errors[1],
             output=v,
             h=self.h,
-            predicted=predicted,
             ahead=ahead,
             fresh=fresh,
-            e=e,
-            factor=factor,
-            orders=orders,
             growth=growth,
             best=best,
         )
 
     def record(self, trial: _AdamsTrial, good: Tensor) -> None:
-        if self.measured is not None and self.problem.measure is not None:
-            # What the corrected step leaves: ∫ (s − b)·Π_{i<k}(s − t_i) ds times the next
-            # difference, if there is one.
-            factor, orders = trial.factor, trial.orders
-            left = torch.where(orders[2] > orders[1], factor[2] - factor[1], TAIL * factor[1])
-            error = (column(left, self.y) * trial.e[2]).detach()
-            predicted, v = trial.predicted.detach(), trial.output.detach()
-            size = self.problem.measure(error, predicted, v, trial.phi).double()
-            self.measured[self.under_way.rows] += torch.where(good, size, 0.0)
         if len(self.stations):
             self._interpolate(trial, good)
 

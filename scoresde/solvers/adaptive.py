@@ -124,8 +124,6 @@ class AdaptiveSolve(abc.ABC, Generic[T]):
         self.accepted = torch.zeros_like(self.phi, dtype=torch.int64)
         self.under_way = Survivors(len(z), z.device)
         self.attempts = 0
-        # Σ measure(e) of all samples, see `Counts.error`
-        self.measured = None if problem.measure is None else torch.zeros_like(self.phi)
 
     @abc.abstractmethod
     def propose(self) -> T:
@@ -148,7 +146,7 @@ class AdaptiveSolve(abc.ABC, Generic[T]):
         """Return the states at all levels between the first and the last."""
 
     def record(self, trial: T, good: Tensor) -> None:
-        """Take note of the steps that are about to be taken: stations passed, errors."""
+        """Take note of the stations that the steps about to be taken pass."""
 
     def accept(self, trial: T, good: Tensor) -> None:
         """Move the samples whose step is taken."""
@@ -208,7 +206,7 @@ class AdaptiveSolve(abc.ABC, Generic[T]):
             self.problem.observe(i, state)
         self.problem.observe(self.problem.last, ends)
         nfe = self.evaluations(tried, accepted, good)
-        return ends, Counts(nfe, accepted, tried - accepted, failed, reason, self.measured)
+        return ends, Counts(nfe, accepted, tried - accepted, failed, reason)
 
 
 @dataclass(slots=True)

@@ -57,27 +57,6 @@ class Solver(abc.ABC):
     spacing: ClassVar[str] = "time"
     tolerances: ClassVar[tuple[str, ...]] = ()
 
-    def error_factor(self, adaptive: bool) -> float:
-        """Return the factor that makes `Counts.error` the `solver_error` of a likelihood.
-
-        Parameters
-        ----------
-        adaptive : bool
-            Whether the solver chose its steps.
-
-        Returns
-        -------
-        float
-            1 for solvers that do not say otherwise; NaN where no factor makes the estimate hold.
-
-        Examples
-        --------
-        >>> rk45, adams = (scoresde.SOLVERS.build(name) for name in ("rk45", "adams"))
-        >>> rk45.error_factor(True), adams.error_factor(True)
-        (nan, 0.95)
-        """
-        return 1.0
-
     @property
     def needs(self) -> frozenset[str]:
         """What the solver itself requires of a model."""

@@ -106,16 +106,10 @@ def march(row: Row, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
     last = problem.last
     values: list[Tensor] = []
     repair: list[float] = []  # weights of the values in the correction of z
-    # The correction is the predictor's local error. `Counts.error` sums it over all steps but the
-    # last, which is not corrected.
-    measure = problem.measure if row.corrector else None
-    measured = None if measure is None else z.new_zeros(len(z), dtype=torch.float64)
     for i, step in enumerate(coefficients(row, problem.levels)):
         values = [_value(row, problem, z, i), *values[: row.order - 1]]
         if i and problem.wants(i):
             problem.observe(i, _combine(1.0, z, repair, values))
-        if measured is not None and repair:
-            measured += _correction_size(row, problem, i, z.detach(), repair, values)
         pairs = itertools.zip_longest(repair, step.predict, fillvalue=0.0)
         weights = [step.keep * r + w for r, w in pairs]
         repair = []
@@ -126,25 +120,7 @@ def march(row: Row, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
         if step.noise:
             z.add_(problem.noise(), alpha=step.noise)
     problem.observe(last, z)
-    return z, Counts(last, last, error=measured)
-
-
-def _correction_size(
-    row: Row,
-    problem: Problem,
-    i: int,
-    z: Tensor,
-    repair: Sequence[float],
-    values: Sequence[Tensor],
-) -> Tensor:
-    """Return the measure (B,) of the correction at level i, in float64."""
-    assert problem.measure is not None
-    correction = _combine(0.0, torch.zeros_like(z), repair, [f.detach() for f in values])
-    level = problem.levels[i]
-    v = f = values[0].detach()
-    if row.variable != "v":
-        v = (level.cos * z - f) / level.sin
-    return problem.measure(correction, z, v, level.phi).double()
+    return z, Counts(last, last)
 
 
 def _combine(keep: float, z: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:

@@ -52,7 +52,6 @@ class Level:
 
 
 Velocity = Callable[[Tensor, "float | Tensor", "Tensor | None"], Tensor]
-Measure = Callable[[Tensor, Tensor, Tensor, "float | Tensor"], Tensor]
 Denoise = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 Jump = Callable[[Tensor, int, int], tuple[Tensor, Tensor]]
 Listener = Callable[..., None]
@@ -112,9 +111,6 @@ class Problem:
         Called with every level reached after the first, and the states there.
     wanted : set of int, optional
         The levels that `observe` cares for, where reporting costs something; None: all.
-    measure : callable (error, z, v, φ) -> (B,), optional
-        The size ≥ 0 of a local error (B, n) in absolute units, given state, velocity and angle at
-        the end of its step. A solver that estimates errors sums it: see `Counts.error`.
     jump : callable (z, i, j) -> (x̂0, ε̂), optional
         The ODE leads from z at level i to cos φ_j·x̂0 + sin φ_j·ε̂ at level j. For models that
         have learnt it. For a bridge, where its SDE would lead without noise if its estimate of
@@ -145,7 +141,6 @@ class Problem:
         default_factory=lambda: _no_observer
     )
     wanted: frozenset[int] | None = None
-    measure: Measure | None = None
     jump: Jump = dataclasses.field(default_factory=lambda: _no_jump)
     bridge: float = 0.0
     capabilities: frozenset[str] = frozenset()
@@ -320,12 +315,6 @@ class Counts:
         Samples that did not reach the end.
     reason : str
         Why, for the message: "nan", "stuck" or "steps".
-    error : Tensor (B,), float64, or None
-        Σ measure(e) over the steps of each sample, e the estimated local error of a step: where
-        the problem has a measure, and the solver an estimate that costs no evaluation.
-        `Solver.error_factor` says how far to trust it. Adaptive Adams methods estimate what is
-        left after the correction. On a fixed grid, and for embedded Runge–Kutta methods, it is
-        the correction.
 
     Examples
     --------
@@ -338,4 +327,3 @@ class Counts:
     rejected: int | Tensor = 0
     failed: Tensor | None = None
     reason: str = ""
-    error: Tensor | None = None

@@ -109,30 +109,16 @@ class AdaptiveRungeKutta(Adaptive, RungeKutta):
             )
         super().__post_init__()
 
-    def error_factor(self, adaptive: bool) -> float:  # noqa: D102
-        # On a rough field a step errs by h·‖b‖ times the roughness and sees h·‖b − b̂‖ times it: a
-        # third for "bosh3", but a sixth for "tsit5" and an eleventh for "rk45", which on a smooth
-        # field err by far less than they see. The error of "bosh3" falls faster with the tolerance
-        # than its estimate.
-        if self.tableau is not TABLEAUS["bosh3"]:
-            return math.nan
-        return 0.2 * float((max(self.rtol, self.atol) / 1e-4) ** 0.4)
-
     def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:  # noqa: D102
         if not problem.adaptive:
             return super().run(problem, z)
         return _RungeKuttaSolve(problem, z, self).run(self.max_steps)
 
-    def _error(
-        self, problem: Problem, y: Tensor, new: Tensor, k: Tensor, phi: Tensor, hks: list[Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return the error (B,) of a step in units of the tolerance, and its measure, if any."""
+    def _error(self, problem: Problem, y: Tensor, new: Tensor, hks: list[Tensor]) -> Tensor:
+        """Return the error (B,) of a step in units of the tolerance."""
         scale = torch.maximum(y.abs(), new.abs()).mul_(self.rtol).add_(self.atol)
         errors = [_combine(None, weights, hks) for weights in self.tableau.errors]
-        measured = None
-        if problem.measure is not None:
-            measured = _blend([problem.measure(e, new, k, phi).double() for e in errors])
-        return _blend([problem.norm(e.div_(scale)).double() for e in errors]), measured
+        return _blend([problem.norm(e.div_(scale)).double() for e in errors])
 
     @torch.no_grad()
     def _first_step(self, problem: Problem, y: Tensor, k: Tensor, sign: float) -> Tensor:
@@ -159,11 +145,10 @@ SMALLEST_LOG_ERROR = math.log(1e-4)
 
 @dataclass(slots=True)
 class _RungeKuttaTrial(Trial):
-    """A trial step of length `step` (B,): its stages times h, and the measure of its error."""
+    """A trial step of length `step` (B,), with its stages times h."""
 
     step: Tensor
     hks: list[Tensor]
-    measured: Tensor | None
 
 
 class _RungeKuttaSolve(AdaptiveSolve[_RungeKuttaTrial]):
@@ -188,8 +173,8 @@ class _RungeKuttaSolve(AdaptiveSolve[_RungeKuttaTrial]):
         there = torch.where(lands, self.end, self.phi + self.h)
         new, slope, hks = self._stages(step, there)
         with torch.no_grad():  # steps are held fixed by a gradient
-            error, measured = self.solver._error(self.problem, self.y, new, slope, there, hks)
-        return _RungeKuttaTrial(new, there, error, slope, step, hks, measured)
+            error = self.solver._error(self.problem, self.y, new, hks)
+        return _RungeKuttaTrial(new, there, error, slope, step, hks)
 
     def _stages(self, step: Tensor, there: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Return the new state, the velocity there, and all stages times h."""
@@ -207,11 +192,8 @@ class _RungeKuttaSolve(AdaptiveSolve[_RungeKuttaTrial]):
         return new, k, hks
 
     def record(self, trial: _RungeKuttaTrial, good: Tensor) -> None:
-        rows = self.under_way.rows
         if len(self.dense.states):
-            self.dense.record(self.y, trial, self.phi, good, rows)
-        if self.measured is not None and trial.measured is not None:
-            self.measured[rows] += torch.where(good, trial.measured, 0.0)
+            self.dense.record(self.y, trial, self.phi, good, self.under_way.rows)
 
     @torch.no_grad()
     def resize(self, trial: _RungeKuttaTrial, good: Tensor) -> None:
