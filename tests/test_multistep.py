@@ -781,11 +781,12 @@ def test_adams_on_a_fixed_grid_has_its_order(
             (5, 32, 4),
             (35, 32, 4),
             (36, 48, 4),
-            (50, 64, 4),
-            (72, 100, 4),
-            (86, 200, 4),
+            (71, 48, 4),
+            (72, 64, 4),
+            (86, 100, 4),
+            (100, 200, 4),
         ],
-        lambda steps, limit, forward: steps < 10 or steps in (36, 86),
+        lambda steps, limit, forward: steps < 10 or steps in (36, 100),
     ),
 )
 def test_adams_takes_its_limit_and_order_from_the_number_of_steps(

@@ -53,7 +53,7 @@ def _arc(process: Process, steps: int) -> Tensor:
 def _graded(process: Process, steps: int) -> Tensor:
     """Denser at both ends: φ(0) + (φ(1) − φ(0))·w, w = v^a/(v^a + (1 − v)^b), v uniform."""
     v = _linspace(1, 0, steps + 1)
-    w = v**2.25 / (v**2.25 + (1 - v) ** 1.2)
+    w = v**2.25 / (v**2.25 + (1 - v) ** 1.25)
     return process.time(process.phi_min + (process.phi_max - process.phi_min) * w)
 
 
@@ -125,7 +125,7 @@ SPACINGS: dict[str, Callable[[Process, int], Tensor]] = {
 
 - `arc`: uniform in φ.
 - `graded`: denser at both ends, φ = φ(0) + (φ(1) − φ(0))·w, w = v^a/(v^a + (1 − v)^b) with
-  a = 2.25 and b = 1.2, v uniform.
+  a = 2.25 and b = 1.25, v uniform.
 - `time`: uniform in t.
 - `logsnr`: uniform in λ.
 - `karras`: (σ/α)^{1/7} uniform (Karras et al. 2022, eq. 5).

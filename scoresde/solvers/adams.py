@@ -40,7 +40,7 @@ HIGHEST = 10
 """Highest order."""
 ADAPTIVE = 8
 """The same of adaptive steps."""
-LIMIT = {1: 32, 36: 48, 50: 64, 72: 100, 86: 200}
+LIMIT = {1: 32, 36: 48, 72: 64, 86: 100, 100: 200}
 """Largest Lebesgue number on a grid of at least so many steps. Exact scores would allow more."""
 FORWARD = {1: 1, 4: 3, 5: 4}
 """The same to noise. The field is stiff at the start of the way, and higher orders are unstable."""
@@ -63,7 +63,7 @@ class Adams(Adaptive):
     steps of every sample, and the error of its end point is close to it. With `steps=` the grid is
     fixed, spaced "graded", and the method interpolates x̂0 by a polynomial in φ², which is stable
     for modes of any width. Each step has the highest order whose polynomial multiplies errors of
-    the values by 32 at most (48 from 36 steps on, 64 from 50, 100 from 72, 200 from 86): 2 in the
+    the values by 32 at most (48 from 36 steps on, 64 from 72, 100 from 86, 200 from 100): 2 in the
     first, some 4 to 6 where the grid is coarse, up to 10 near the data. An exact score would bear
     more; trained networks are rougher. The order depends on the grid alone.
     From data to noise it interpolates v, with an order of 1, then 3 from 4 and 4 from 5 steps on.
