@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.interpolate
 import torch
 from torch import Tensor
 
@@ -34,37 +35,69 @@ FAR = FAR - FAR.mean(0)
 @pytest.mark.parametrize("process", ["vp", "rectified", "ve"])
 def test_weights_equal_quadrature_of_each_lagrange_polynomial(process: str) -> None:
     """∫ ℓ_j(s²)/sin²s ds by scipy's adaptive rule, and ℓ_j(0) where the step ends at φ = 0, to
-    1e-10.
+    1e-10. The first four values are integrated from the start on.
     """
     sde = scoresde.build(process, "mlp", shape=(2,))
     nodes = levels(sde, grid(sde.process, 9, "graded"))
     phi = np.array([level.phi for level in nodes])
-    for i, step in enumerate(coefficients(Row("x0φ²", 4, corrector=True), nodes)):
-        behind = phi[[i - j for j in range(min(3, i + 1))]]
-        for weights, known in (
-            (step.predict, behind),
-            (step.correct, np.append(phi[i + 1], behind)),
-        ):
-            for j, weight in enumerate(weights):
-                others = np.delete(known, j) ** 2
 
-                def basis(s: float, own: float = known[j], others: np.ndarray = others) -> float:
-                    return float(np.prod((s**2 - others) / (own**2 - others)))
+    def integrals(known: np.ndarray, a: float, b: float) -> np.ndarray:
+        """∫_b^a ℓ_j(s²)/sin²s ds of all j; ℓ_j(0) if b = 0."""
+        found = []
+        for j in range(len(known)):
+            others = np.delete(known, j) ** 2
 
-                if phi[i + 1] == 0:
-                    assert abs(weight - basis(0.0)) < 1e-10
-                    continue
-                area, _ = scipy.integrate.quad(
-                    lambda s, f=basis: f(s) / math.sin(s) ** 2,
-                    phi[i + 1],
-                    phi[i],
-                    epsabs=1e-13,
-                    epsrel=1e-12,
-                )
-                assert abs(weight - math.sin(phi[i + 1]) * area) < 1e-10
-        assert step.keep == pytest.approx(
-            0 if phi[i + 1] == 0 else math.sin(phi[i + 1]) / math.sin(phi[i]), abs=1e-15
-        )
+            def basis(s: float, own: float = known[j], others: np.ndarray = others) -> float:
+                return float(np.prod((s**2 - others) / (own**2 - others)))
+
+            if b == 0:
+                found.append(basis(0.0))
+                continue
+            area, _ = scipy.integrate.quad(
+                lambda s, f=basis: f(s) / math.sin(s) ** 2, b, a, epsabs=1e-13, epsrel=1e-12
+            )
+            found.append(area)
+        return np.array(found)
+
+    total = np.zeros(1)
+    for i, step in enumerate(coefficients(Row("x0φ²", 5, corrector=True), nodes)):
+        a, b = phi[i], phi[i + 1]
+        scale = math.sin(b) if b else 1.0
+        behind = phi[[i - j for j in range(min(4, i + 1))]]
+        assert np.abs(step.predict - scale * integrals(behind, a, b)).max() < 1e-10
+        if step.correct and i < 3:
+            before = np.append(0.0, total)
+            total = integrals(phi[i + 1 :: -1], phi[0], b)
+            assert np.abs(step.correct - scale * (total - before)).max() < 1e-10
+        elif step.correct:
+            assert np.abs(step.correct - scale * integrals(np.append(b, behind), a, b)).max() < 1e-10
+        keep = math.sin(b) / math.sin(a)
+        assert step.keep == pytest.approx(keep, abs=1e-15)
+
+
+def test_the_lebesgue_number_of_every_extrapolation_is_limited() -> None:
+    """Σ|ℓ_j| at the next node, by SciPy's barycentric polynomials: as many nodes as the limit
+    allows, and never one more.
+    """
+    process = scoresde.VPSDE()
+    sde = scoresde.build(process, "mlp", shape=(2,))
+    nodes = levels(sde, grid(process, 24, "graded"))
+    q = np.array([level.phi for level in nodes]) ** 2
+
+    def lebesgue(i: int, m: int) -> float:
+        behind = q[i - np.arange(m)]
+        basis = scipy.interpolate.BarycentricInterpolator(behind, np.eye(m))
+        return float(np.abs(basis(q[i + 1])).sum())
+
+    sizes = []
+    for i, step in enumerate(coefficients(Row("x0φ²", 10, corrector=True, limit=32.0), nodes)):
+        m = len(step.predict)
+        sizes.append(m)
+        assert m == 1 or lebesgue(i, m) <= 32.0
+        assert m in (i + 1, 9) or lebesgue(i, m + 1) > 32.0
+    assert sizes[:3] == [1, 2, 3]
+    assert sizes[-1] == 9
+    assert sizes == sorted(sizes)
 
 
 @pytest.mark.parametrize("order", some(range(2, 8), 3, 5, 7))

@@ -132,7 +132,7 @@ BAD = {
         "rtol",
     ),
     "tolerance of 0": (lambda sde, x: scoresde.sample(sde, rtol=0.0), "rtol"),
-    "order out of range": (lambda sde, x: scoresde.sample(sde, max_order=9), "max_order"),
+    "order out of range": (lambda sde, x: scoresde.sample(sde, max_order=11), "max_order"),
     "unknown family member": (
         lambda sde, x: scoresde.sample(sde, solver="torchdiffeq:dopri9"),
         "dopri",

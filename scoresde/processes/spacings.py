@@ -51,9 +51,9 @@ def _arc(process: Process, steps: int) -> Tensor:
 
 
 def _graded(process: Process, steps: int) -> Tensor:
-    """Denser at both ends: φ(0) + (φ(1) − φ(0))·w, w = v²/(v² + (1 − v)^{4/3}), v uniform."""
+    """Denser at both ends: φ(0) + (φ(1) − φ(0))·w, w = v^a/(v^a + (1 − v)^b), v uniform."""
     v = _linspace(1, 0, steps + 1)
-    w = v**2 / (v**2 + (1 - v) ** (4 / 3))
+    w = v**2.25 / (v**2.25 + (1 - v) ** 1.25)
     return process.time(process.phi_min + (process.phi_max - process.phi_min) * w)
 
 
@@ -124,7 +124,8 @@ SPACINGS: dict[str, Callable[[Process, int], Tensor]] = {
 """Rules by name: functions (process, steps) -> steps + 1 decreasing times in float64.
 
 - `arc`: uniform in φ.
-- `graded`: denser at both ends, φ = φ(0) + (φ(1) − φ(0))·w, w = v²/(v² + (1 − v)^{4/3}), v uniform.
+- `graded`: denser at both ends, φ = φ(0) + (φ(1) − φ(0))·w, w = v^a/(v^a + (1 − v)^b) with
+  a = 2.25 and b = 1.25, v uniform.
 - `time`: uniform in t.
 - `logsnr`: uniform in λ.
 - `karras`: (σ/α)^{1/7} uniform (Karras et al. 2022, eq. 5).

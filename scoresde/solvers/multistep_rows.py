@@ -25,6 +25,12 @@ a smooth, even function of φ, so a polynomial in φ² reaches φ = 0, where λ 
 no order at either end. The weights fall off as 1/sin²φ, so errors die out towards the data however
 thin a mode is, where those of "v" grow.
 
+A high order multiplies what is not smooth, the errors of a network and rounding, by the Lebesgue
+number Σ_j |ℓ_j(φ'²)| of the extrapolation to the new node. For "x0φ²" the row limits this number,
+and so the order of each step: it is low in coarse grids and where steps grow, high near the data.
+The first steps have few values behind them. Their corrections therefore integrate again from the
+start, by the polynomial through all values so far. This costs no evaluation.
+
 λ is infinite where the path ends in pure data or pure noise. There "x0" and "eps" take a step of
 order 1 (DDIM).
 """
@@ -45,6 +51,8 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 """Gauss–Legendre rule, exact for polynomials, to 1e-15 for e^{κλ} over 10 units of λ."""
 INFINITE = 1e-6
 """cos φ or sin φ below which λ is infinite, or as good as that."""
+START = 4
+"""Values, the new one included, up to which "x0φ²" integrates again from the start."""
 
 
 class Row(NamedTuple):
@@ -55,13 +63,15 @@ class Row(NamedTuple):
     variable : str
         What is interpolated: "v" in φ, "x0" or "eps" in λ, "x0φ²" in φ², from noise to data.
     order : int
-        Order of convergence.
+        Order of convergence; with `limit` the highest.
     corrector : bool
         Whether the step is taken again with the value at the new node.
     half : bool
         Whether polynomials of two nodes take the midpoint's weights.
     tau : float
         Strength of the noise.
+    limit : float
+        Largest Lebesgue number of an extrapolation, for "x0φ²".
 
     Examples
     --------
@@ -74,6 +84,7 @@ class Row(NamedTuple):
     corrector: bool = False
     half: bool = False
     tau: float = 0.0
+    limit: float = np.inf
 
 
 VARIABLES = ("v", "x0", "eps", "x0φ²")
@@ -216,27 +227,47 @@ def _even(row: Row, phi: Array) -> list[Step]:
     """Coefficients of z' = (sin φ'/sin φ)·z − sin φ'·∫ p(s²)/sin²s ds, p(φ²) ≈ x̂0; p(0) at 0."""
     q = phi**2
     last = len(phi) - 2
-    gaps = np.abs(np.diff(q))
     log = np.log(np.tan(0.5 * np.maximum(phi, 1e-300)))  # ds/sin²s = d log tan(s/2)/sin s
     steps = []
-    for i in range(last + 1):
-        m = 1  # nodes in the polynomial: not across a gap much smaller than the step ahead
-        while m < min(row.order - row.corrector, i + 1) and gaps[i - m] > gaps[i] / 8:
-            m += 1
+    behind: list[tuple[Array, Array]] = []  # nodes s² and weights of the integrals so far
+    sums = np.zeros(1)  # weights of the values in all of them
+    for i, m in enumerate(_reach(q, max(row.order - row.corrector, 1), row.limit).tolist()):
         nodes = q[i - np.arange(m)]
         if phi[i + 1] == 0:
             steps.append(Step(0.0, _lagrange(nodes, np.zeros(1))[:, 0].tolist(), [], 0.0))
             continue
         half = 0.5 * (log[i + 1] - log[i])
         s = 2 * np.arctan(np.exp(0.5 * (log[i] + log[i + 1]) + half * _NODES))
-        omega = -np.sin(phi[i + 1]) * _WEIGHTS * half / np.sin(s)
-        keep = float(np.sin(phi[i + 1]) / np.sin(phi[i]))
-        predict = (_lagrange(nodes, s**2) @ omega).tolist()
-        correct = []
-        if row.corrector and i < last:
-            correct = (_lagrange(np.append(q[i + 1], nodes), s**2) @ omega).tolist()
-        steps.append(Step(keep, predict, correct, 0.0))
+        omega = -_WEIGHTS * half / np.sin(s)
+        sin = np.sin(phi[i + 1])
+        predict = sin * (_lagrange(nodes, s**2) @ omega)
+        correct = np.zeros(0)
+        if row.corrector and i < last and i + 2 > min(START, row.order):
+            correct = sin * (_lagrange(np.append(q[i + 1], nodes), s**2) @ omega)
+        elif row.corrector and i < last:
+            behind.append((s**2, omega))
+            before = np.append(0.0, sums)
+            every = q[i + 1 :: -1]
+            sums = np.sum([_lagrange(every, x) @ w for x, w in behind], axis=0)
+            correct = sin * (sums - before)
+        keep = float(sin / np.sin(phi[i]))
+        steps.append(Step(keep, predict.tolist(), correct.tolist(), 0.0))
     return steps
+
+
+def _reach(q: Array, most: int, limit: float) -> NDArray[np.intp]:
+    """Return how many nodes (N,) the polynomial of each step has, for a Lebesgue number ≤ limit."""
+    steps = np.arange(len(q) - 1)
+    reach = np.ones_like(steps)
+    for m in range(2, most + 1):
+        i = steps[reach == m - 1]
+        i = i[i >= m - 1]
+        nodes = q[i[:, None] - np.arange(m)]
+        ahead = q[i + 1, None] - nodes
+        apart = nodes[:, :, None] - nodes[:, None, :] + np.eye(m)
+        weights = ahead.prod(1, keepdims=True) / (ahead * apart.prod(2))
+        reach[i[np.abs(weights).sum(1) <= limit]] = m
+    return reach
 
 
 def _lagrange(nodes: Array, x: Array) -> Array:
