@@ -51,6 +51,8 @@ BACKBONES: Registry[nn.Module] = Registry("backbone")
 BUDGET = 2**20
 """Numbers that a temporary tensor of a trace may hold, whatever D."""
 
+LEAST_EXPONENT = -60.0
+
 _BATCHED: ContextVar[bool] = ContextVar("_BATCHED", default=False)
 
 
@@ -129,6 +131,15 @@ def weights_dtype(layer: nn.Module, like: Tensor) -> torch.dtype:
 def wide(x: Tensor) -> Tensor:
     """A tensor in at least float32, for exact waves."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def noise_fade(frequencies: Tensor, t: Tensor) -> Tensor:
+    """exp(−½|ω|²·sin²φ), (B, K), of features with frequencies (D, K), at t = log tan φ, (B,).
+
+    It stops at 1e-26: arithmetic with numbers below 1e-38 takes many times as long.
+    """
+    exponent = -0.5 * frequencies.square().sum(0)
+    return torch.outer(torch.sigmoid(2 * t), exponent).clamp_min(LEAST_EXPONENT).exp()
 
 
 def column_features(shape: tuple[int, ...], fourier: int, blur: bool, axes: int | None) -> int:

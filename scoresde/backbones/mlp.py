@@ -46,7 +46,15 @@ from torch import Tensor, nn
 from ..common.checks import real_number, true_or_false, whole_number
 from ..common.inputs import event_shape
 from ..common.names import nearest
-from .base import BACKBONES, BUDGET, ExactWaves, column_features, weights_dtype, wide
+from .base import (
+    BACKBONES,
+    BUDGET,
+    ExactWaves,
+    column_features,
+    noise_fade,
+    weights_dtype,
+    wide,
+)
 from .conditions import (
     check_labels,
     check_numbers,
@@ -280,8 +288,7 @@ class MLP(ExactWaves):
         sin = phase.sin()
         cos = phase.cos()
         if self.blur:
-            exponent = -0.5 * self.frequencies.square().sum(0)
-            fade = torch.exp(torch.outer(torch.sigmoid(2 * t), exponent))
+            fade = noise_fade(self.frequencies, t)
             sin = sin * fade
             cos = cos * fade
         label = torch.cat([turn.sin(), turn.cos()], 1).to(dtype)

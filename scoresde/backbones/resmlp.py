@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from ..common.checks import real_number, true_or_false, whole_number
 from ..common.inputs import event_shape
-from .base import BACKBONES, ExactWaves, column_features, weights_dtype, wide
+from .base import BACKBONES, ExactWaves, column_features, noise_fade, weights_dtype, wide
 from .embedding import Conditioned, Embedding
 from .tokens import check_sample
 
@@ -182,9 +182,7 @@ class ResMLP(ExactWaves, Conditioned):
         phase = flat @ self.frequencies.to(flat.dtype)
         if not self.blur:
             return phase.sin(), phase.cos()
-        fade = torch.exp(
-            torch.outer(torch.sigmoid(2 * t), -0.5 * self.frequencies.square().sum(0))
-        )
+        fade = noise_fade(self.frequencies, t)
         return fade * phase.sin(), fade * phase.cos()
 
 
