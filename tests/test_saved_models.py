@@ -696,3 +696,19 @@ def test_a_folder_with_nothing_but_leftovers_of_ours_is_ready(name: str, tmp_pat
     (tmp_path / name).write_bytes(b"1")
     scoresde.save(build(), prepare_folder(tmp_path))
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("net", "fourier", "axes"), [("mlp", 64, 40), ("resmlp", 64, 0)])
+def test_older_files_have_more_random_features(net: str, fourier: int, axes: int) -> None:
+    """By default of 5 columns there were 64, beside those along columns and before these."""
+    torch.manual_seed(0)
+    sde = scoresde.build("vp", net, shape=(5,), width=8, depth=1, fourier=fourier, axes=axes)
+    nn.init.normal_((sde.net.out if net == "mlp" else sde.net.last).weight)
+    sde.eval()
+    about = describe(sde)
+    for name in ("fourier", "axes"):
+        del about["net"]["options"][name]
+    again = rebuild(about, weights(sde))
+    x, t = torch.randn(3, 5), torch.tensor([0.1, 0.5, 0.9])
+    assert torch.equal(again.score(x, t), sde.score(x, t))
+    assert describe(rebuild(describe(again), weights(again))) == describe(again)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 import scoresde
+from scoresde.backbones.base import noise_fade
 from scoresde.model.column_features import Thinned, octaves_of
 from scoresde.model.covariance import Covariance
 from scoresde.storage import records
@@ -482,6 +483,18 @@ def test_the_trace_in_closed_form_counts_features_along_columns() -> None:
     for i in range(4):
         jacobian = torch.func.jacrev(lambda p, i=i: sde.net(p[None], t[i : i + 1])[0])(z[i])
         assert float(trace[i]) == pytest.approx(float(jacobian.trace()), rel=1e-9)
+
+
+def test_features_fade_without_denormal_numbers() -> None:
+    """exp(−½|ω|²·sin²φ), up to 1e-26; float32 is slow below 1e-38."""
+    frequencies = 2 * math.pi * 2.0 ** torch.arange(-1, 7).unsqueeze(0)
+    t = torch.linspace(-7, 7, 200)
+    fade = noise_fade(frequencies, t)
+    wide = frequencies.double()
+    sine = 1 / (1 + torch.exp(-2 * t.double()))
+    wanted = torch.exp(-0.5 * torch.outer(sine, wide.square()[0]))
+    torch.testing.assert_close(fade.double(), wanted, rtol=1e-4, atol=1e-26)
+    assert float(wanted.min()) < 1e-45 < 1e-27 < float(fade.min())
 
 
 def test_bad_axes() -> None:

@@ -4,10 +4,10 @@ net(x, t, **condition) and returns the shape of x.
 x has shape (B, *shape), the noise labels t have shape (B,), and rows do not mix. Nothing else is
 required. x, t and numeric conditions come in the dtype of the parameters. A network with
 `wide_inputs = True` gets them in at least float32 and casts by itself, so that its waves are exact
-in half precision. Three further attributes are optional: `condition_shapes`, a dict from names to
-shapes of one sample's conditions; `labels`, the names of conditions that are not standardized; and
+in half precision. Four further attributes are optional: `condition_shapes`, a dict from names to
+shapes of one sample's conditions; `labels`, the names of conditions that are not standardized;
 `drop_conditions(condition, generator)`, which returns the conditions of a training batch, some rows
-marked as absent.
+marked as absent; and `learning_rate`, which `fit` takes when it learns to denoise, or None.
 
 A backbone whose trace has a closed form may add a method `value_and_trace(x, t, **condition)`: the
 output of the same call and its trace Σ_i ∂out_i/∂x_i, of shape (B,). Likelihoods then use it in
@@ -50,6 +50,20 @@ BACKBONES: Registry[nn.Module] = Registry("backbone")
 
 BUDGET = 2**20
 """Numbers that a temporary tensor of a trace may hold, whatever D."""
+
+LEAST_EXPONENT = -60.0
+
+RANDOM_FEATURES = 64
+"""Random Fourier features, without ones along columns; with them in 1 or 2 dimensions."""
+
+FEWEST_FEATURES = 8
+"""Random features beside those along many columns: in many dimensions they show little."""
+
+SMALL_RATE = 5e-3
+SMALL_WIDTH = 128
+
+COLUMN_FEATURES = 8
+MOST_COLUMN_FEATURES = 256
 
 _BATCHED: ContextVar[bool] = ContextVar("_BATCHED", default=False)
 
@@ -131,17 +145,40 @@ def wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def column_features(shape: tuple[int, ...], fourier: int, blur: bool, axes: int | None) -> int:
-    """How many Fourier features a network has along columns; see `MLP`."""
+def noise_fade(frequencies: Tensor, t: Tensor) -> Tensor:
+    """exp(−½|ω|²·sin²φ), (B, K), of features with frequencies (D, K), at t = log tan φ, (B,).
+
+    It stops at 1e-26: arithmetic with numbers below 1e-38 takes many times as long.
+    """
+    exponent = -0.5 * frequencies.square().sum(0)
+    return torch.outer(torch.sigmoid(2 * t), exponent).clamp_min(LEAST_EXPONENT).exp()
+
+
+def feature_counts(
+    shape: tuple[int, ...], fourier: int | None, blur: bool, axes: int | None
+) -> tuple[int, int]:
+    """How many random Fourier features a network has, and how many along columns; see `MLP`."""
+    if fourier is not None:
+        fourier = whole_number("fourier", fourier, 0)
     if axes is None:
-        return min(8 * shape[0], 256) if len(shape) == 1 and fourier and blur else 0
+        usual = len(shape) == 1 and blur and fourier != 0
+        axes = min(COLUMN_FEATURES * shape[0], MOST_COLUMN_FEATURES) if usual else 0
     axes = whole_number("axes", axes, 0)
     if axes and (len(shape) != 1 or not blur):
         raise ValueError(
             f"axes={axes} are features of vectors, shape (d,), that fade with the noise: leave it "
             f"out for shape {shape} and blur={blur}"
         )
-    return axes
+    if fourier is None:
+        fourier = RANDOM_FEATURES
+        if axes:
+            fourier = min(max(2 * RANDOM_FEATURES // shape[0], FEWEST_FEATURES), RANDOM_FEATURES)
+    return fourier, axes
+
+
+def usual_rate(axes: int, width: int) -> float | None:
+    """The peak learning rate of a small network with features along columns; None for others."""
+    return SMALL_RATE if axes and width <= SMALL_WIDTH else None
 
 
 class ExactWaves(nn.Module):

@@ -39,7 +39,7 @@ class NetworkOptions(TypedDict, total=False):
     features: int
     waves: str
     octaves: int
-    fourier: int
+    fourier: int | None
     bandwidth: float
     blur: bool
     axes: int | None

@@ -46,7 +46,16 @@ from torch import Tensor, nn
 from ..common.checks import real_number, true_or_false, whole_number
 from ..common.inputs import event_shape
 from ..common.names import nearest
-from .base import BACKBONES, BUDGET, ExactWaves, column_features, weights_dtype, wide
+from .base import (
+    BACKBONES,
+    BUDGET,
+    ExactWaves,
+    feature_counts,
+    noise_fade,
+    usual_rate,
+    weights_dtype,
+    wide,
+)
 from .conditions import (
     check_labels,
     check_numbers,
@@ -76,8 +85,9 @@ class MLP(ExactWaves):
         Units per hidden layer.
     depth : int
         Hidden layers, at least 1.
-    fourier : int
-        Number of random Fourier features of the state, rows of F; 0 for none.
+    fourier : int, optional
+        Number of random Fourier features of the state, rows of F; 0 for none. By default 64, but
+        128/D, at least 8, of vectors of D > 2 dimensions that have features along columns.
     axes : int, optional
         Number of further features, each along one column of the data, at ½, 1, 2 … 64 cycles per
         standard deviation of it. `fit` gives each column as many as its structure asks for, and
@@ -132,7 +142,7 @@ class MLP(ExactWaves):
         shape: tuple[int, ...],
         width: int = 128,
         depth: int = 4,
-        fourier: int = 64,
+        fourier: int | None = None,
         bandwidth: float = 0.5,
         blur: bool = True,
         axes: int | None = None,
@@ -144,7 +154,6 @@ class MLP(ExactWaves):
         super().__init__()
         whole_number("width", width)
         whole_number("depth", depth)
-        whole_number("fourier", fourier, 0)
         whole_number("classes", classes, 0)
         whole_number("vector", vector, 0)
         real_number("bandwidth", bandwidth, 0, math.inf, hint="try 0.5")
@@ -154,25 +163,25 @@ class MLP(ExactWaves):
             raise ValueError(f"unknown waves={waves!r}. {nearest(waves, WAVES)}")
         self.shape = event_shape(shape)
         n = math.prod(self.shape)
-        self.axes = column_features(self.shape, fourier, blur, axes)
-        fourier = fourier + self.axes
+        random, self.axes = feature_counts(self.shape, fourier, blur, axes)
+        self.learning_rate = usual_rate(self.axes, width)
+        count = random + self.axes
         scale = 2 * math.pi * bandwidth * math.sqrt(2 / n)
-        self.register_buffer("frequencies", torch.randn(n, fourier) * scale)
+        self.register_buffer("frequencies", torch.randn(n, count) * scale)
         if waves == "sinusoidal":
             rates = torch.exp(torch.linspace(math.log(0.2), math.log(4.0), LABEL_WAVES))
         else:
             rates = 2 * torch.randn(LABEL_WAVES)
         self.register_buffer("rates", rates)
         # no list: a file may ask for 10⁹ layers
-        inputs = n + 2 * fourier + 2 * LABEL_WAVES
+        inputs = n + 2 * count + 2 * LABEL_WAVES
         sizes = itertools.chain([inputs], itertools.repeat(width, depth))
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.out = nn.Linear(width, n)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
         self.gain = nn.Linear(2 * LABEL_WAVES, n)
-        nn.init.zeros_(self.gain.weight)
-        nn.init.zeros_(self.gain.bias)
+        for layer in (self.out, self.gain):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
         self.blur = blur
         self.classes = classes
         self.condition_dropout = condition_dropout
@@ -280,8 +289,7 @@ class MLP(ExactWaves):
         sin = phase.sin()
         cos = phase.cos()
         if self.blur:
-            exponent = -0.5 * self.frequencies.square().sum(0)
-            fade = torch.exp(torch.outer(torch.sigmoid(2 * t), exponent))
+            fade = noise_fade(self.frequencies, t)
             sin = sin * fade
             cos = cos * fade
         label = torch.cat([turn.sin(), turn.cos()], 1).to(dtype)

@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from ..common.checks import real_number, true_or_false, whole_number
 from ..common.inputs import event_shape
-from .base import BACKBONES, ExactWaves, column_features, weights_dtype, wide
+from .base import BACKBONES, ExactWaves, feature_counts, noise_fade, weights_dtype, wide
 from .embedding import Conditioned, Embedding
 from .tokens import check_sample
 
@@ -45,8 +45,9 @@ class ResMLP(ExactWaves, Conditioned):
         Units of h.
     depth : int
         Residual blocks, of two layers each, at least 1.
-    fourier : int
-        Number of random Fourier features of the state, rows of F; 0 for none.
+    fourier : int, optional
+        Number of random Fourier features of the state, rows of F; 0 for none. By default 64, but
+        128/D, at least 8, of vectors of D > 2 dimensions that have features along columns.
     axes : int, optional
         Number of further features, each along one column of the data, at ½, 1, 2 … 64 cycles per
         standard deviation of it. `fit` gives each column as many as its structure asks for, and
@@ -89,7 +90,7 @@ class ResMLP(ExactWaves, Conditioned):
         shape: tuple[int, ...],
         width: int = 96,
         depth: int = 2,
-        fourier: int = 64,
+        fourier: int | None = None,
         bandwidth: float = 0.5,
         blur: bool = True,
         axes: int | None = None,
@@ -105,7 +106,6 @@ class ResMLP(ExactWaves, Conditioned):
         super().__init__()
         for name, value in (("width", width), ("depth", depth), ("told", told)):
             whole_number(name, value)
-        whole_number("fourier", fourier, 0)
         true_or_false("blur", blur)
         real_number("bandwidth", bandwidth, 0, math.inf, hint="try 0.5")
         real_number("dropout", dropout, 0, 1, closed=True, hint="try 0")
@@ -116,11 +116,11 @@ class ResMLP(ExactWaves, Conditioned):
             self.shape, told, features, waves, classes, vector, image, condition_dropout
         )
         n = math.prod(self.shape)
-        self.axes = column_features(self.shape, fourier, blur, axes)
-        fourier = fourier + self.axes
+        random, self.axes = feature_counts(self.shape, fourier, blur, axes)
+        count = random + self.axes
         scale = 2 * math.pi * bandwidth * math.sqrt(2 / n)
-        self.register_buffer("frequencies", torch.randn(n, fourier) * scale)
-        inputs = n + image * math.prod(self.shape[1:]) + 2 * fourier
+        self.register_buffer("frequencies", torch.randn(n, count) * scale)
+        inputs = n + image * math.prod(self.shape[1:]) + 2 * count
         self.first = nn.Linear(inputs, width)
         self.up = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.down = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
@@ -182,9 +182,7 @@ class ResMLP(ExactWaves, Conditioned):
         phase = flat @ self.frequencies.to(flat.dtype)
         if not self.blur:
             return phase.sin(), phase.cos()
-        fade = torch.exp(
-            torch.outer(torch.sigmoid(2 * t), -0.5 * self.frequencies.square().sum(0))
-        )
+        fade = noise_fade(self.frequencies, t)
         return fade * phase.sin(), fade * phase.cos()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..backbones.base import RANDOM_FEATURES, feature_counts
 from ..common.errors import CheckpointError, one_line
 from ..common.inputs import event_shape
 from ..common.modules import duplicate
@@ -30,8 +31,8 @@ _NULL_CONDITION = re.compile(r"(^|\.)null_(vector|image)$")
 """Weights learnt in place of an absent condition, which older files lack."""
 _CROSS_ATTENTION = re.compile(r"\.to_[kv]\.weight$")
 """Weights of diffusers' networks that attend to a condition; older files have a column less."""
-_COLUMNED = ("mlp", "resmlp")
-"""Networks with features along columns, which older files lack."""
+_FEATURED = ("mlp", "resmlp")
+"""Networks with Fourier features, of which older files have others by default."""
 _UNBUILDABLE = (
     ImportError,
     LookupError,
@@ -56,7 +57,7 @@ def rebuild(
     try:
         if "parts" in about:
             return rebuild_parts(about, tensors, embed, rebuild)
-        about = _with_axes(about, tensors)
+        about = _with_features(about, tensors)
         wanted = expected_weights(about, len(tensors), embed)
         tensors = _without_wrappers(tensors, wanted)
         filled = _fill_null_conditions(tensors, wanted)
@@ -142,20 +143,25 @@ def _without_wrappers(
     return found
 
 
-def _with_axes(about: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """A description that says how many features a network has along columns, as the file has."""
+def _with_features(about: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """A description that says how many Fourier features a network has, as an older file has."""
     net = about["net"]
+    options = net["options"]
     widths = [
         value.shape[1]
         for name, value in tensors.items()
         if name.endswith("frequencies") and value.ndim == 2
     ]
-    if net["name"] not in _COLUMNED or "axes" in net["options"] or not widths:
+    if net["name"] not in _FEATURED or not widths:
         return about
-    fourier = net["options"].get("fourier", 64)
-    if widths[0] != fourier:
+    shape = event_shape(about["shape"])
+    asked = options.get("fourier")
+    random, axes = feature_counts(shape, asked, options.get("blur", True), options.get("axes"))
+    if random + axes == widths[0]:
         return about
-    return {**about, "net": {**net, "options": {**net["options"], "axes": 0}}}
+    random = RANDOM_FEATURES if asked is None else random
+    more = {"fourier": random, "axes": max(widths[0] - random, 0)}
+    return {**about, "net": {**net, "options": {**options, **more}}}
 
 
 def _fill_null_conditions(

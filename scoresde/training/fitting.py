@@ -60,7 +60,7 @@ def fit(
     coupling: str | Coupling | None = None,
     steps: int | str = AUTO,
     batch_size: int = 512,
-    lr: float = 3e-3,
+    lr: float | str = AUTO,
     ema: float | Averaging = HALF_LIFE_STEPS,
     checkpoints: str | os.PathLike[str] | Checkpoints | None = None,
     backend: str | Backend | Any = None,
@@ -116,8 +116,9 @@ def fit(
         of 512, from 500 to 10,000; 10,000 for other data.
     batch_size : int
         Samples per step, over all processes (a DataLoader brings its own, per process).
-    lr : float
-        Peak learning rate.
+    lr : float or "auto"
+        Peak learning rate. With "auto" that of the network's attribute `learning_rate`, where it
+        learns to denoise: 5e-3 for `mlp` of vectors up to width 128. 3e-3 for others.
     ema : float or Averaging
         Half-life of the average in steps; 0 for none. `Averaging` also keeps snapshots, from which
         `posthoc_ema` composes averages of other lengths.

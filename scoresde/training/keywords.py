@@ -45,7 +45,7 @@ class StageKeywords(RunKeywords, total=False):
     transforms: Any
     validation: Any
     steps: int | str
-    lr: float
+    lr: float | str
     ema: float | Averaging
     generator: torch.Generator | None
     seed: int | None

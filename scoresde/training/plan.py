@@ -18,6 +18,7 @@ from ..data.transforms import Transform, resolve
 from ..model.score_sde import ScoreSDE
 from ..model.trainable import Trainable
 from .couplings import COUPLINGS, Coupling
+from .denoising import Denoising
 from .logs import Log, as_log
 from .objectives import OBJECTIVES, Objective
 from .options import (
@@ -33,6 +34,9 @@ from .options import (
     as_checkpoints,
     as_validation,
 )
+
+LEARNING_RATE = 3e-3
+"""Of networks that suggest none."""
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -104,7 +108,7 @@ def planned(
     coupling: str | Coupling | None,
     steps: int | str,
     batch_size: int,
-    lr: float,
+    lr: float | str,
     ema: Any,
     checkpoints: Any,
     backend: Any,
@@ -136,7 +140,7 @@ def planned(
         validation=held_out,
         steps=_steps(steps),
         batch_size=whole_number("batch_size", batch_size),
-        lr=real_number("lr", lr, 0, math.inf, hint="try 3e-3"),
+        lr=_learning_rate(sde, learnt, lr),
         averaging=as_averaging(ema),
         checkpoints=folder,
         backend=as_backend(backend),
@@ -180,6 +184,16 @@ def _steps(steps: int | str) -> int:
         return whole_number("steps", steps)
     except TypeError as error:
         raise TypeError(f"{error}; try 10_000, or 'auto'") from None
+
+
+def _learning_rate(sde: Trainable, learnt: Objective, lr: float | str) -> float:
+    """Return the peak learning rate; by default the network's, where it is to denoise."""
+    if not isinstance(lr, str):
+        return real_number("lr", lr, 0, math.inf, hint="try 3e-3")
+    if lr != AUTO:
+        raise ValueError(f"lr is a number or 'auto', got {lr!r}")
+    usual = getattr(sde.interface.inner, "learning_rate", None)
+    return LEARNING_RATE if usual is None or type(learnt) is not Denoising else usual
 
 
 def _objective(named: object) -> Objective:

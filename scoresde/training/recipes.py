@@ -264,7 +264,7 @@ PLAIN = Recipe(
     "Anything: what the command does without a recipe.",
     (),
     net="mlp",
-    how={"steps": AUTO, "batch_size": 512, "lr": 3e-3, "transforms": ()},
+    how={"steps": AUTO, "batch_size": 512, "lr": AUTO, "transforms": ()},
 )
 
 GRAY: dict[str, Any] = {
