@@ -196,6 +196,25 @@ def test_the_encoded_backbone_is_resmlp_given_the_numbers_and_hidden_units() -> 
         scoresde.BACKBONES.build("encoded_resmlp", (2,), units=0)
 
 
+def test_an_ensemble_is_the_mean_of_members_that_learn_from_rows_of_their_own() -> None:
+    sizes: dict[str, Any] = {"vector": 3, "units": 4, "width": 8, "encoder_dropout": 0.0}
+    one = scoresde.BACKBONES.build("encoded_resmlp", (2,), **sizes).eval()
+    net = scoresde.BACKBONES.build("encoded_resmlp", (2,), members=2, **sizes).eval()
+    drawn(net)
+    x, t, v = normal(5, 2), normal(5, seed=1), normal(5, 3, seed=2)
+    alone = []
+    for member, encoder in zip(net.net.members, net.embed["vector"].members, strict=True):
+        one.net.load_state_dict(member.state_dict())
+        one.embed["vector"].load_state_dict(encoder.state_dict())
+        alone.append(one(x, t, vector=v).detach())
+    assert not torch.allclose(*alone)
+    torch.testing.assert_close(net(x, t, vector=v), (alone[0] + alone[1]) / 2)
+    net.train()
+    wanted = torch.cat([alone[0][:3], alone[1][3:]])
+    torch.testing.assert_close(net(x, t, vector=v), wanted)
+    assert net(x[:1], t[:1], vector=v[:1]).shape == (1, 2)
+
+
 def test_a_condition_of_another_width_than_was_learnt_is_refused() -> None:
     net = scoresde.BACKBONES.build("resmlp", (2,), width=8, vector=4)
     sde = scoresde.build("vp", scoresde.Embedded(net, Series()), shape=(2,))

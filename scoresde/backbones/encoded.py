@@ -6,11 +6,18 @@ A posterior p(theta | x) depends on x through statistics that are no linear maps
 
 `ResMLP` maps this vector linearly. x stays in it, so that what is linear needs no hidden unit. In a
 solve the encoder is called once, not at every step.
+
+Several such networks, `members`, are an ensemble, whose output is their mean. In training each
+sees a part of every batch, so that a step costs as much as with one. Few pairs are learnt by heart,
+by each member in its own way, and the mean of members has a smaller error than one of them
+(Lakshminarayanan et al., NeurIPS 2017).
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +47,72 @@ class Encoder(nn.Module):
         return torch.cat([x, h], 1)
 
 
+class Encoders(nn.Module):
+    """What each member is told, (B, members·(K + units)); in training, for rows of its own."""
+
+    def __init__(self, members: list[Encoder]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, K), encoded."""
+        if not self.training:
+            return torch.cat([member(x) for member in self.members], 1)
+        parts = _parts(x, len(self.members))
+        own = [member(part) for member, part in zip(self.members, parts, strict=False)]
+        return torch.cat(own).repeat(1, len(self.members))
+
+
+class Members(nn.Module):
+    """The mean of networks; in training, a part of the rows for each."""
+
+    wide_inputs = True
+
+    def __init__(self, members: list[ResMLP], told: int) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        shapes = members[0].condition_shapes
+        self.condition_shapes = {**shapes, "vector": (told * len(members),)}
+        self.condition_dropout = members[0].condition_dropout
+
+    def forward(self, x: Tensor, t: Tensor, vector: Tensor, **condition: Tensor) -> Tensor:
+        """x (B, *shape) and t (B,)."""
+        count = len(self.members)
+        told = vector.chunk(count, 1)
+        if not self.training:
+            outs = [
+                m(x, t, vector=v, **condition) for m, v in zip(self.members, told, strict=True)
+            ]
+            return torch.stack(outs).mean(0)
+        rows = {"x": x, "t": t, "vector": told[0], **condition}
+        parts = {name: _parts(value, count) for name, value in rows.items()}
+        own = []
+        for i in range(len(parts["x"])):
+            own.append(self.members[i](**{name: value[i] for name, value in parts.items()}))
+        return torch.cat(own)
+
+    def drop_conditions(
+        self, condition: Mapping[str, Tensor], generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Conditions without those of some samples, as one of the members does it."""
+        found: dict[str, Tensor] = self._first.drop_conditions(condition, generator)
+        return found
+
+    def check_condition(self, **condition: Tensor) -> None:
+        """Raise unless the members take these conditions."""
+        self._first.check_condition(**condition)
+
+    @property
+    def _first(self) -> Any:
+        """A member."""
+        return self.members[0]
+
+
+def _parts(rows: Tensor, count: int) -> tuple[Tensor, ...]:
+    """Rows in so many parts, and none of them empty."""
+    return rows.tensor_split(max(1, min(count, len(rows))))
+
+
 @BACKBONES.register("encoded_resmlp")
 class EncodedResMLP(Embedded):
     """`ResMLP` with a perceptron that reads its condition `vector`.
@@ -54,6 +127,8 @@ class EncodedResMLP(Embedded):
         Of the perceptron, at least 1.
     encoder_dropout : float
         Probability, in training, for its units.
+    members : int
+        Networks, at least 1, whose mean is the output. Each learns from a part of every batch.
     **options
         Of `ResMLP`.
 
@@ -61,6 +136,11 @@ class EncodedResMLP(Embedded):
     ------
     ValueError
         For sizes that are not positive.
+
+    References
+    ----------
+    Lakshminarayanan et al., Simple and scalable predictive uncertainty estimation using deep
+    ensembles, NeurIPS 2017.
 
     Examples
     --------
@@ -76,16 +156,25 @@ class EncodedResMLP(Embedded):
         units: int = 128,
         layers: int = 2,
         encoder_dropout: float = 0.1,
+        members: int = 1,
         **options: str | float,
     ) -> None:
-        for name, value in (("vector", vector), ("units", units), ("layers", layers)):
+        sizes = {"vector": vector, "units": units, "layers": layers, "members": members}
+        for name, value in sizes.items():
             whole_number(name, value)
         real_number("encoder_dropout", encoder_dropout, 0, 1, closed=True, hint="try 0.1")
-        rest: dict[str, object] = dict(options)
-        net = ResMLP(shape, vector=vector + units, **rest)  # type: ignore[arg-type]
-        super().__init__(net, Encoder(vector, units, layers, encoder_dropout))
+        rest: dict[str, Any] = dict(options)
+        told = vector + units
+        nets = [ResMLP(shape, vector=told, **rest) for _ in range(members)]
+        encoders = [Encoder(vector, units, layers, encoder_dropout) for _ in range(members)]
+        net: nn.Module = nets[0]
+        encoder: nn.Module = encoders[0]
+        if members > 1:
+            net = Members(nets, told)
+            encoder = Encoders(encoders)
+        super().__init__(net, encoder)
         self.vector_shape = (vector,)
-        self.condition_shapes = {**net.condition_shapes, "vector": self.vector_shape}
+        self.condition_shapes = {**nets[0].condition_shapes, "vector": self.vector_shape}
 
     def check_condition(self, **condition: Tensor) -> None:
         """Raise unless the network takes these conditions; called once before a solve or a loss."""

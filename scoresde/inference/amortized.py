@@ -24,7 +24,7 @@ from .files import save_posterior
 from .flat_rows import FlatRows
 from .iid import IIDPosterior, Product
 from .modes import mode
-from .observations import condition_name, joint_shape, observations, sample_size
+from .observations import condition_name, joint_shape, sample_size
 from .prior import as_prior
 from .rejection import Acceptance, share_inside
 
@@ -158,7 +158,7 @@ class Posterior(FlatRows):
         See `Posterior`.
         """
         check_generator(generator)
-        rows, batch = observations(self.sde, self.condition, x)
+        rows, batch = self._observations(x)
         shape = sample_size(sample_shape, len(rows) * self._prior.dim)
         n = math.prod(shape)
         index = torch.arange(len(rows)).repeat(n)
@@ -209,7 +209,7 @@ class Posterior(FlatRows):
         """
         true_or_false("normalized", normalized)
         theta = as_reals(theta, "theta").to(self.sde.scale.device)
-        rows, batch = observations(self.sde, self.condition, x)
+        rows, batch = self._observations(x)
         shape = joint_shape(theta, batch, self._prior.dim)
         if not theta.is_floating_point():
             theta = theta.to(self.sde.state_dtype)
@@ -267,7 +267,7 @@ class Posterior(FlatRows):
         whole_number("draws", draws)
         whole_number("steps", steps, 0)
         check_generator(generator)
-        rows, batch = observations(self.sde, self.condition, x)
+        rows, batch = self._observations(x)
         if not len(rows):
             return self.sde.scale.new_empty(*batch, self._prior.dim)
         found = []
@@ -331,7 +331,7 @@ class Posterior(FlatRows):
         """
         check_generator(generator)
         draws = whole_number("draws", draws, 2)
-        rows, batch = observations(self.sde, self.condition, x)
+        rows, batch = self._observations(x)
         if len(batch) != 1 or not len(rows):
             came = tuple(as_reals(x, "x").shape)
             raise ValueError(f"x has shape {came}, wanted (k, …): k observations of one theta")
@@ -366,7 +366,7 @@ class Posterior(FlatRows):
         Acceptance(share=tensor(1.), stderr=tensor(0.0070), n=100)
         """
         n = whole_number("n", n)
-        rows, batch = observations(self.sde, self.condition, x)
+        rows, batch = self._observations(x)
         if not self.leaks:
             return Acceptance(torch.ones(batch), torch.zeros(batch), n)
         shares = [share_inside(self, row[None], n) for row in rows]

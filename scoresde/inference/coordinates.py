@@ -3,17 +3,18 @@
     u_i = Φ⁻¹((theta_i − low_i)/(high_i − low_i))      in an interval, Φ the normal CDF
     u_i = log(theta_i − low_i), −log(high_i − theta_i)  on a half line
     u_i = theta_i                                       elsewhere
-    w = L⁻¹(u − b − A·f(x)),  f(x) = ((x − m)/s, the normal scores of x)
+    w = L⁻¹((u − b − A·f(x))/s(x)),     f(x) = (standardized x, the normal scores of x)
 
 A and b are a ridge regression of u on f(x), whose penalty generalized cross-validation chooses,
-and L Lᵀ is the covariance of its residuals. A network that outputs zero means w ~ N(0, I), which is
-the best linear-Gaussian posterior. No sample leaves the prior's support. Under a uniform prior, u
-is N(0, I).
+with weights 1/s². s_i(x) is how far u_i may lie from it, see `spread`: 1 where that does not
+depend on x. L Lᵀ is the covariance of the residuals over s. A network that outputs zero means
+w ~ N(0, I), which is the best linear-Gaussian posterior. No sample leaves the prior's support.
+Under a uniform prior, u is N(0, I).
 
 The normal score of x_k is Φ⁻¹ of the share of simulations below it. Scores are used if some theta_i
 has an interval: where x_k is theta_i and a little noise, u_i is nearly linear in the score.
 
-    log p(theta | x) = log p(w | x) − log det L + ∑ log |du_i/dtheta_i|
+    log p(theta | x) = log p(w | x) − log det L − ∑ log s_i(x) + ∑ log |du_i/dtheta_i|
 """
 
 from __future__ import annotations
@@ -24,12 +25,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from . import spread
+
 EDGE = 1e-9
 """Share of an interval, at each end, that counts as its edge: u stays within ±6."""
 PENALTIES = torch.logspace(-6, 6, 25, dtype=torch.float64)
 """Of the ridge regression, per row."""
 MOST_FEATURES = 2000
 """Twice the numbers in one observation, beyond which no regression is made."""
+ROUNDS = 4
+"""Of regression and spread."""
+MOST_WEIGHT = 1000.0
+"""Of a row in the regression, in units of the median."""
 KNOTS = 61
 """Of the normal scores, from −3 to 3, or nearer to 0 if fewer than five simulations lie beyond."""
 SMALLEST = 1e-300
@@ -111,9 +118,24 @@ class Coordinates:
         "intercept",
         "root",
     )
+    OF_SPREAD = (
+        "contrast_scale",
+        "spread_mean",
+        "spread_scale",
+        "spread_slope",
+        "spread_intercept",
+        "spread_low",
+        "spread_high",
+    )
+    """Empty where no s depends on x."""
 
     def __init__(self, **numbers: Tensor) -> None:
-        self.numbers = {name: numbers[name].double().cpu() for name in self.NUMBERS}
+        found = {name: numbers[name] for name in self.NUMBERS}
+        found |= {name: numbers.get(name, torch.zeros(0)) for name in self.OF_SPREAD}
+        dense = torch.contiguous_format
+        self.numbers = {
+            name: value.double().cpu().clone(memory_format=dense) for name, value in found.items()
+        }
         self._check()
         self.support = Support(self.numbers["low"], self.numbers["high"])
 
@@ -127,10 +149,16 @@ class Coordinates:
         wanted: dict[str, tuple[int, ...]] = dict.fromkeys(("low", "high", "intercept"), (dim,))
         wanted |= {"mean": (k,), "scale": (k,), "knots": (k, knots), "levels": (knots,)}
         wanted |= {"slope": (2 * k if knots else k, dim), "root": (dim, dim)}
+        if self.varies:
+            many = n["spread_mean"].shape[:1].numel()
+            wanted |= {"contrast_scale": tuple(spread.contrasts(n["mean"]).shape)}
+            wanted |= {"spread_mean": (many,), "spread_scale": (many,)}
+            wanted |= {"spread_slope": (many, dim), "spread_intercept": (dim,)}
+            wanted |= {"spread_low": (dim,), "spread_high": (dim,)}
         for name, shape in wanted.items():
             if shapes[name] != shape:
                 raise ValueError(f"{name} has shape {shapes[name]}, wanted {shape}")
-        finite = ("mean", "knots", "levels", "slope", "intercept", "root")
+        finite = ("mean", "knots", "levels", "slope", "intercept", "root", *self.OF_SPREAD[3:])
         if not all(bool(n[name].isfinite().all()) for name in finite):
             raise ValueError("numbers that are not finite")
         if not bool((n["low"] < n["high"]).all() & (n["scale"] > 0).all()):
@@ -148,8 +176,9 @@ class Coordinates:
         high: Tensor,
         theta: Tensor,
         x: Tensor,
+        varies: bool = True,
     ) -> Coordinates:
-        """Coordinates from pairs: theta (N, D) and x (N, K)."""
+        """Coordinates from pairs: theta (N, D) and x (N, K); s is 1 unless it may vary."""
         support = Support(low, high)
         u, _ = support.forward(theta.cpu())
         x = x.cpu().double()
@@ -161,21 +190,46 @@ class Coordinates:
         scored = x if wanted else x[:0]
         numbers |= _normal_scores(scored)
         f = features(x, numbers)
-        centre = f.mean(0)
-        slope, freedom = ridge(f - centre, u - u.mean(0))
-        left = u - u.mean(0) - (f - centre) @ slope
+        weight = torch.ones_like(u)
+        law: dict[str, Tensor] = {}
+        for _ in range(ROUNDS):
+            slope, intercept, freedom = regression(f, u, weight)
+            left = u - intercept - f @ slope
+            found = spread.measured(x, f, left) if varies else {}
+            if not found:
+                break
+            law = found
+            weight = torch.exp(-spread.log_variance(x, f, law))
+        left = left * weight.sqrt()
         covariance = left.T @ left / max(1.0, len(u) - 1 - freedom)
-        spread = covariance.diagonal()
-        spread = torch.where(spread > 0, spread, 1.0)
-        covariance = covariance + torch.diag(1e-10 * spread)
+        variance = covariance.diagonal()
+        variance = torch.where(variance > 0, variance, 1.0)
+        covariance = covariance + torch.diag(1e-10 * variance)
         return cls(
             low=low,
             high=high,
             slope=slope,
-            intercept=u.mean(0) - centre @ slope,
+            intercept=intercept,
             root=torch.linalg.cholesky(covariance),
             **numbers,
+            **law,
         )
+
+    @property
+    def varies(self) -> bool:
+        """Whether s depends on x."""
+        return len(self.numbers["spread_slope"]) > 0
+
+    @property
+    def observed(self) -> int:
+        """Numbers in x."""
+        return len(self.numbers["mean"])
+
+    def told(self, x: Tensor) -> Tensor:
+        """What a network is told of x (B, K): x, and if s depends on it the center and log s²."""
+        if not self.varies:
+            return x
+        return torch.cat([x, *(part.to(x.dtype) for part in self._gaussian(x))], 1)
 
     def forward(
         self,
@@ -184,12 +238,17 @@ class Coordinates:
     ) -> tuple[Tensor, Tensor]:
         """w (…, D) and log |det dw/dtheta| (…) of theta inside, given x (…, K), in float64."""
         u, log_det = self.support.forward(theta)
-        root = self.numbers["root"].to(u.device)
-        return self.from_u(u, x), log_det - root.diagonal().log().sum()
+        return self.from_u(u, x), log_det + self.log_det(x).to(u.device)
 
     def inverse(self, w: Tensor, x: Tensor) -> Tensor:
         """Theta of w, strictly inside the support, in w's dtype."""
         return self.support.inverse(self.to_u(w, x), w.dtype)
+
+    def log_det(self, x: Tensor) -> Tensor:
+        """log |det dw/du| at x (…, K)."""
+        _, log_variance = self._gaussian(x)
+        root = self.numbers["root"].to(x.device)
+        return -0.5 * log_variance.sum(-1) - root.diagonal().log().sum()
 
     def log_slope(self, w: Tensor, x: Tensor) -> Tensor:
         """log |det dw/dtheta| at w, up to a constant."""
@@ -208,20 +267,26 @@ class Coordinates:
     def to_u(self, w: Tensor, x: Tensor) -> Tensor:
         """u of w."""
         root = self.numbers["root"].to(w.device)
-        return w.double() @ root.T + self._centre(x).to(w.device)
+        centre, log_variance = self._gaussian(x.to(w.device))
+        return w.double() @ root.T * torch.exp(0.5 * log_variance) + centre
 
     def from_u(self, u: Tensor, x: Tensor) -> Tensor:
         """w of u."""
         root = self.numbers["root"].to(u.device)
-        centred = u - self._centre(x).to(u.device)
+        centre, log_variance = self._gaussian(x.to(u.device))
+        centred = (u - centre) * torch.exp(-0.5 * log_variance)
         w = torch.linalg.solve_triangular(root.T, centred.unsqueeze(-2), upper=True, left=False)
         flat: Tensor = w.squeeze(-2)
         return flat
 
-    def _centre(self, x: Tensor) -> Tensor:
-        """What u is expected to be at x."""
+    def _gaussian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What u is expected to be at x (…, K), and log s², both (…, D)."""
         near = {name: value.to(x.device) for name, value in self.numbers.items()}
-        return near["intercept"] + features(x.double(), near) @ near["slope"]
+        f = features(x.double(), near)
+        centre = near["intercept"] + f @ near["slope"]
+        if not self.varies:
+            return centre, torch.zeros_like(centre)
+        return centre, spread.log_variance(x.double(), f, near)
 
 
 def features(x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
@@ -251,6 +316,33 @@ def _normal_scores(x: Tensor) -> dict[str, Tensor]:
     levels = torch.linspace(-most, most, KNOTS, dtype=torch.float64)
     at = (torch.special.ndtr(levels) * (len(x) - 1)).round().long()
     return {"knots": x.sort(0).values[at].T.contiguous(), "levels": levels}
+
+
+def regression(
+    f: Tensor,
+    target: Tensor,
+    weight: Tensor,
+) -> tuple[Tensor, Tensor, float]:
+    """Slope, intercept and degrees of freedom of a weighted ridge regression of each target.
+
+    Targets (N, D) whose weights (N, D) are 1 share one penalty.
+    """
+    slope = torch.zeros(f.shape[1], target.shape[1], dtype=torch.float64)
+    intercept = torch.zeros(target.shape[1], dtype=torch.float64)
+    equal = (weight == 1).all(0)
+    groups = [equal.nonzero()[:, 0].tolist(), *([i] for i in (~equal).nonzero()[:, 0].tolist())]
+    freedom = 0.0
+    for group in filter(len, groups):
+        of_rows = weight[:, group[:1]]
+        of_rows = of_rows.clamp_max(MOST_WEIGHT * float(of_rows.median()))
+        root = (of_rows / of_rows.mean()).sqrt()
+        centre = (of_rows * f).sum(0) / of_rows.sum()
+        middle = (of_rows * target[:, group]).sum(0) / of_rows.sum()
+        found, used = ridge(root * (f - centre), root * (target[:, group] - middle))
+        slope[:, group] = found
+        intercept[group] = middle - centre @ found
+        freedom = max(freedom, used)
+    return slope, intercept, freedom
 
 
 def ridge(given: Tensor, target: Tensor) -> tuple[Tensor, float]:

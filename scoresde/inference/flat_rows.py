@@ -7,12 +7,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 
 from ..density.exact import log_prob
 from ..model.score_sde import ScoreSDE
 from ..sampling.trajectory import sample
 from .coordinates import Coordinates
+from .observations import observations
 from .prior import Prior
 from .rejection import accepted, remembered_share
 
@@ -30,7 +31,15 @@ class FlatRows:
     def _under(self, rows: Tensor, index: Tensor) -> tuple[Any, Tensor]:
         """The model under chosen observations, and these; one for all stays one row."""
         chosen = rows if len(rows) == 1 else rows[index.to(rows.device)]
-        return self.sde.given(**{self.condition: chosen}), chosen
+        told = chosen if self.coordinates is None else self.coordinates.told(chosen)
+        return self.sde.given(**{self.condition: told}), chosen
+
+    def _observations(self, x: Any) -> tuple[Tensor, Size]:
+        """Observations as rows (B, *shape) and their batch shape."""
+        shape = None
+        if self.coordinates is not None and self.coordinates.varies:
+            shape = (self.coordinates.observed,)
+        return observations(self.sde, self.condition, x, shape)
 
     def _sampled(
         self,

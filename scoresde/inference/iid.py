@@ -275,12 +275,12 @@ class Product:
         posterior = self.posterior
         model, chosen = posterior._under(self.rows, index)
         w = u.to(self.rows.device)
-        constant = 0.0
+        log_det = torch.zeros((), dtype=torch.float64)
         if posterior.coordinates is not None:
             w = posterior.coordinates.from_u(w, chosen.flatten(1))
-            constant = float(posterior.coordinates.numbers["root"].diagonal().log().sum())
+            log_det = posterior.coordinates.log_det(chosen.flatten(1))
         found = log_prob(model, w.to(posterior.sde.state_dtype), **self.how)
-        return found.double().cpu() - constant
+        return found.double().cpu() + log_det.cpu()
 
     def draw_floors(self, generator: torch.Generator) -> None:
         """Find the floor of each observation: below it, log p(u | x_i) counts as −∞."""

@@ -106,7 +106,7 @@ def _check_fit(
             f"{where} has coordinates of {dim} parameters for a model of shape {tuple(sde.shape)}"
         )
     shape = shape_of(sde, condition)
-    k = len(coordinates.numbers["mean"])
+    k = coordinates.observed + (2 * dim if coordinates.varies else 0)
     if shape is not None and math.prod(shape) != k:
         raise CheckpointError(
             f"{where} has coordinates for {k} numbers in x, and its model takes {math.prod(shape)}"

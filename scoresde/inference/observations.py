@@ -18,11 +18,15 @@ def observations(
     sde: ScoreSDE,
     condition: str,
     x: Any,
+    shape: tuple[int, ...] | None = None,
 ) -> tuple[Tensor, Size]:
-    """Observations as rows (B, *shape) on the model's device, and their batch shape."""
+    """Observations as rows (B, *shape) on the model's device, and their batch shape.
+
+    The shape of one is that of the network's condition unless given.
+    """
     if x is None:
         raise TypeError("x is missing: give the observation, x=x_o")
-    shape = shape_of(sde, condition)
+    shape = shape or shape_of(sde, condition)
     value = as_reals(x, "x")
     if not value.is_floating_point():
         value = value.to(torch.get_default_dtype())

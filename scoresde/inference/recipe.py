@@ -28,6 +28,8 @@ BOUNDS = ("transform", "reject")
 FEWEST = 16
 """Pairs that can be trained on."""
 MOST_HELD_OUT = 0.9
+MEMBERS = 2
+"""Networks whose mean is the default one."""
 EVERY = 250
 """Steps between validations."""
 
@@ -61,8 +63,9 @@ def posterior(
         What the simulator made of each. Rows with NaN or infinite values are left out, with a
         warning: what is learnt is the posterior given that the simulator succeeds.
     sde : ScoreSDE, optional
-        A model of shape (D,) to train, whose network takes x as a condition. By default a residual
-        perceptron of moderate size, `encoded_resmlp`, in which another perceptron reads x.
+        A model of shape (D,) to train, whose network takes x as a condition. By default the mean of
+        two residual perceptrons of moderate size, `encoded_resmlp`, which are told how wide a
+        Gaussian posterior is at x, and in which another perceptron reads x.
     bounds : str
         How the support of a bounded prior is kept. "transform": the model is one of parameters
         mapped to all of space. "reject": it is one of theta as it is, and draws outside are
@@ -123,17 +126,25 @@ def posterior(
     known = as_prior(prior)
     theta, x = _pairs(known, theta, x)
     chance = torch.Generator().manual_seed(draw_seed(generator))
-    model = _default(theta, x, chance) if sde is None else require_sde(sde, "posterior")
+    if sde is not None:
+        require_sde(sde, "posterior")
+    elif x.ndim != 2:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, wanted (N, K); flatten it, or give a model that takes "
+            "it, sde=scoresde.build('rectified', 'resmlp', shape=(D,), image=…)"
+        )
     free = torch.full((known.dim,), math.inf, dtype=torch.float64)
     low, high = (known.low, known.high) if bounds == "transform" else (-free, free)
     order = torch.randperm(len(theta), generator=chance)
     count = min(round(held_out * len(theta)), len(theta) - FEWEST // 2)
     kept = order[count:]
-    coordinates = Coordinates.measured(low, high, theta[kept], x[kept].flatten(1))
+    coordinates = Coordinates.measured(low, high, theta[kept], x[kept].flatten(1), sde is None)
+    told = x if sde is not None else coordinates.told(x)
+    model = _default(theta, told, chance) if sde is None else sde
     made = Posterior(model, known, coordinates=coordinates)
     w, _ = coordinates.forward(theta, x.flatten(1))
     w = w.to(model.state_dtype)
-    given = {made.condition: x}
+    given = {made.condition: told}
     validation = None
     if count:
         held = order[:count]
@@ -167,22 +178,18 @@ def _check_own(how: dict[str, Any]) -> None:
 
 def _default(
     theta: Tensor,
-    x: Tensor,
+    told: Tensor,
     generator: torch.Generator,
 ) -> ScoreSDE:
-    """The model that is trained if none is given."""
-    if x.ndim != 2:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}, wanted (N, K); flatten it, or give a model that takes "
-            "it, sde=scoresde.build('rectified', 'resmlp', shape=(D,), image=…)"
-        )
+    """The model that is trained if none is given, of theta (N, D), told (N, ·) of x."""
     with torch.random.fork_rng([]):
         torch.manual_seed(draw_seed(generator))
         return build(
             "rectified",
             "encoded_resmlp",
             shape=(theta.shape[1],),
-            vector=x.shape[1],
+            vector=told.shape[1],
+            members=MEMBERS,
             fourier=16,
             dropout=0.1,
             condition_dropout=0.0,
