@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from ..common.capabilities import Capability
 from ..common.checks import check_generator, real_number, whole_number
 from ..common.errors import SolverError
 from ..common.names import choose
-from ..common.progress import shows_progress
+from ..common.progress import part, shows_progress
 from ..common.random import PATH, PRIOR, RESAMPLING, Noise, draw_seed
 from ..common.result_tables import by_sample, counted
 from ..common.seeds import takes_seed
@@ -29,7 +29,7 @@ from .gaps import WithGaps
 from .guided import LARGEST_ANGLE, Guided, require_part
 from .linearized import Linearized
 from .observed import Observed
-from .particle_resampling import Population, balanced, effective_size
+from .particle_resampling import Passes, Population, balanced, passes_of
 from .tilted import Tilted
 from .twisted import run_twisted
 
@@ -205,17 +205,18 @@ def particles(
     if spacing is not None:
         choose("spacing", spacing, SPACINGS)
     n = model.condition_rows if n is None else whole_number("n", n)
-    angles = _angles(model, steps, spacing)
+    passes = passes_of(steps)
+    angles = _angles(model, steps // passes, spacing)
     cost = size * max(1, model.cost)
     batches = batch_ranges(model, n, batch_size, cost=size, calls=steps, held=size)
     model.slice_conditions(0, n, n)
     seed = draw_seed(generator)
 
     def work(part: Any, start: int, stop: int) -> list[Tensor]:
-        return _populations(part, angles, size, resample_below, seed, start, stop)
+        return _populations(part, angles, passes, size, resample_below, seed, start, stop)
 
     x, states, weights, evidence, stderr, ess, resampled = map_batches(model, n, batches, work)
-    nfe = torch.full((n,), len(angles) * cost)
+    nfe = torch.full((n,), passes * len(angles) * cost)
     found = Particles(x, states, weights, evidence, stderr, ess, resampled.cpu(), nfe)
     _warn_of_weights(found, size)
     return found
@@ -224,6 +225,7 @@ def particles(
 def _populations(
     model: Any,
     angles: Sequence[float],
+    passes: int,
     size: int,
     resample_below: float,
     seed: int,
@@ -231,6 +233,7 @@ def _populations(
     stop: int,
 ) -> list[Tensor]:
     """The columns of `Particles`, but the last, of samples start to stop."""
+    n = stop - start
     like = model.scale.new_empty(0, dtype=model.state_dtype)
     numbers = size * start, size * stop
     first = Noise(seed, PRIOR, *numbers, model.dim, like)
@@ -239,40 +242,54 @@ def _populations(
     def noise() -> Tensor:
         return balanced(path(), size)
 
-    z = balanced(first(), size)
     uniforms = like.new_empty(0, dtype=wide(like.device))
     chance = Noise(seed, RESAMPLING, start, stop, 1, uniforms)
-    population = Population(stop - start, size, resample_below, chance)
-    rows = torch.arange(stop - start, device=z.device).repeat_interleave(size)
+    passed = Passes(chance)
+    for i in range(passes):
+        population = Population(n, size, resample_below, chance)
+        with part(i, i + 1, passes, "pass"):
+            x = _one_pass(model, angles, balanced(first(), size), noise, population)
+        passed.add(population, x)
+    return [
+        passed.draw(),
+        passed.x,
+        passed.weights.log(),
+        passed.evidence(),
+        passed.stderr(),
+        passed.effective_size(),
+        passed.resampled,
+    ]
+
+
+def _one_pass(
+    model: Any,
+    angles: Sequence[float],
+    z: Tensor,
+    noise: Callable[[], Tensor],
+    population: Population,
+) -> Tensor:
+    """Samples (n, P, *shape) from states in noise (n·P, D); it weights the population."""
+    n, size = population.log_weights.shape
+    rows = torch.arange(n, device=z.device).repeat_interleave(size)
     if isinstance(model, Tilted):
         z = run_twisted(model, angles, z, rows, noise, population)
     else:
-        factors = [(part, a) for part, a in model.factors if a]
+        factors = [(each, a) for each, a in model.factors if a]
         z = run_corrected(factors, angles, z, rows, noise, population)
         units = (1 - math.fsum(a for _, a in factors)) * model.standardization.log_scale
         population.add(torch.full_like(population.log_weights, units))
-    evidence = population.evidence()
-    bad = evidence.isnan() | ~z.reshape(stop - start, -1).isfinite().all(1)
+    bad = population.evidence().isnan() | ~z.reshape(n, -1).isfinite().all(1)
     # a row of y for each particle, where y is known without noise
     x = model.select_conditions(rows).at_data(model.to_data(z))
-    x = x.reshape(stop - start, size, *model.shape)
+    x = x.reshape(n, size, *model.shape)
     if bool(bad.any()):
         raise SolverError(
-            f"{int(bad.sum())} of {stop - start} populations have states or weights that are NaN: "
+            f"{int(bad.sum())} of {n} populations have states or weights that are NaN: "
             "check the network's weights and the data's scale, or take more steps=",
             bad,
             x[:, 0],
         )
-    each = torch.arange(stop - start, device=z.device)
-    return [
-        x[each, population.draw()],
-        x,
-        population.weights.log(),
-        evidence,
-        population.stderr(),
-        effective_size(population.weights),
-        population.resampled,
-    ]
+    return x
 
 
 def _angles(model: Model, steps: int, spacing: str | None) -> list[float]:
