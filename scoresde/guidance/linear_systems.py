@@ -48,7 +48,8 @@ class Factored:
         right = G.to(self.factor.dtype)
         if self.dropped is not None:
             right = right - self.dropped @ right
-        return torch.linalg.solve_triangular(self.factor, right, upper=False).to(G.dtype)
+        half: Tensor = torch.linalg.solve_triangular(self.factor, right, upper=False)
+        return half.to(G.dtype)
 
 
 def factored(W: Tensor, noise2: float, instead: Tensor, dtype: torch.dtype) -> Factored:

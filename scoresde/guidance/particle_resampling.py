@@ -84,6 +84,19 @@ class Population:
         rows = (chosen + self._first).flatten()
         return [state if state is None else state.index_select(0, rows) for state in states]
 
+    def chances(self) -> Tensor:
+        """Weights (n, P) of a particle to draw, w·(1 + F − Σ F²) with weights F of families.
+
+        A draw by w has a bias of order 1/P, as populations count alike whatever their evidence.
+        The jackknife over families takes its first order away, with these positive weights.
+        """
+        families = self._families()
+        share = families.gather(1, self._family)
+        return self.weights * (1 + share - families.square().sum(1, keepdim=True))
+
+    def _families(self) -> Tensor:
+        """The weights (n, P) of families, each at the number of its first particle."""
+        return torch.zeros_like(self.log_weights).scatter_add(1, self._family, self.weights)
 
     def evidence(self) -> Tensor:
         """log of the mean weight (n,), all steps together."""
@@ -98,7 +111,7 @@ class Population:
         """
         if self.size == 1:
             return torch.full_like(self.log_evidence, math.inf)
-        families = torch.zeros_like(self.log_weights).scatter_add(1, self._family, self.weights)
+        families = self._families()
         steps = self._variance + self._relative_variance(self.weights)
         return torch.maximum(self._relative_variance(families), steps).sqrt()
 
@@ -120,11 +133,12 @@ class Passes:
         self._evidence: list[Tensor] = []
         self._variance: list[Tensor] = []
         self._square: list[Tensor] = []
-        self.resampled: Tensor | int = 0
+        self.resampled = torch.zeros((), dtype=torch.long)
 
     def add(self, population: Population, x: Tensor) -> None:
         """Add particles x (n, P, …) and their population."""
-        self.resampled = self.resampled + population.resampled
+        self.resampled = population.resampled + self.resampled.to(population.resampled)
+        self._size = population.size
         before = self.evidence().unsqueeze(1) if self._evidence else None
         count = len(self._evidence)
         self._evidence.append(population.evidence())
@@ -133,6 +147,7 @@ class Passes:
         if before is None:
             self.x = x
             self.weights = population.weights
+            self._chances = population.chances()
             return
         now = self._evidence[-1].unsqueeze(1)
         old = self.weights.log() + before + math.log(count)
@@ -141,10 +156,11 @@ class Passes:
         each = torch.arange(len(x), device=x.device).unsqueeze(1)
         self.x = torch.cat([self.x, x], 1)[each, chosen]
         self.weights = torch.full_like(self.weights, 1 / population.size)
+        self._chances = self.weights
 
     def draw(self) -> Tensor:
-        """One particle (n, …) of each population, with its weight as chance."""
-        chosen = _inverse(self.weights, torch.special.ndtr(self._normals()))[:, 0]
+        """One particle (n, …) of each population."""
+        chosen = _inverse(self._chances, torch.special.ndtr(self._normals()))[:, 0]
         return self.x[torch.arange(len(chosen), device=chosen.device), chosen]
 
     def evidence(self) -> Tensor:
@@ -163,12 +179,13 @@ class Passes:
 
     def stderr(self) -> Tensor:
         """The standard error of `evidence`, in nats: that of the passes, or from their spread."""
+        count = len(self._evidence)
         squares = self._shares.square()
-        inside = (squares * torch.stack(self._variance)).sum(0)
-        count = len(squares)
-        if count == 1:
-            return inside.sqrt()
-        between = (count * squares.sum(0) - 1).clamp_min(0) / (count - 1)
+        between = (count * squares.sum(0) - 1).clamp_min(0) / max(count - 1, 1)
+        if self._size == 1 and count > 1:
+            return between.sqrt()
+        variance = torch.stack(self._variance)
+        inside = torch.where(squares > 0, squares * variance, 0).sum(0)
         return torch.maximum(inside, between).sqrt()
 
 

@@ -12,11 +12,13 @@ takes e = η + L·ξ in place of ξ, with η = √(1 − ρ²)·u²/u'·∇_y lo
     log w ← log w + log ψ(y') − log ψ(y) + ½‖ξ‖² − ½‖e‖² + log det L.
 
 With L = I a step leaves weights of variance ½·tr K², and all of them together one in proportion to
-the size of steps; with L little of that is left. L = I where ∇²log ψ is unknown. The last ψ is g itself. The mean weight then estimates ∫p·g without bias for the base's p, whatever
-ψ is. In noise, where x0 | z has many modes, ψ is a poor weight and its gradient is a good guide:
-log ψ varies several times as much as log E[g | z]. Particles are therefore chosen by w^cos⁴φ, and
-keep the rest of w as weight; on mixtures in 16 and 64 dimensions the bias of log ∫p·g falls from
-−0.4 and −1.7 to −0.07 and −0.09 nats.
+the size of steps; with L little of that is left. L = I where ∇²log ψ is unknown. The last ψ is g
+itself. The mean weight then estimates ∫p·g without bias for the base's p, whatever ψ is. In noise,
+where x0 | z has many modes, ψ is a poor weight and its gradient is a good guide: log ψ varies
+several times as much as log E[g | z]. Particles are therefore chosen by w^cos⁴φ, and keep the rest
+of w as weight; on mixtures in 16 and 64 dimensions the bias of log ∫p·g falls from −0.4 and −1.7 to
+−0.07 and −0.09 nats. Moves at one level, up by the forward kernel and down by the proposal, do not
+help for the same reason: they bring particles to p·ψ.
 """
 
 from __future__ import annotations

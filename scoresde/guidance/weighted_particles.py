@@ -61,10 +61,10 @@ class Particles(NamedTuple):
     Attributes
     ----------
     x : Tensor, shape (n, *shape)
-        One draw of each population, with the weights as chances: the n samples. In the units of
-        the data.
+        One draw of each population: the n samples, in the units of the data. Chances are the
+        weights, corrected for most of the bias that few particles have (a jackknife).
     states : Tensor, shape (n, particles, *shape)
-        All particles.
+        All particles; of several passes as many as of one, drawn by their weights.
     log_weights : Tensor, shape (n, particles)
         Their normalized log weights, in nats.
     log_evidence : Tensor, shape (n,)
@@ -73,10 +73,11 @@ class Particles(NamedTuple):
         y and n samples `log_evidence.logsumexp(0) - log(n)` is better than the mean.
     stderr : Tensor, shape (n,)
         The standard error of log_evidence, in nats, from how weights spread over the particles
-        that descend from one at the start, and over all of them between resamplings. Too small
-        where it is above about ½, as it knows nothing of modes that no particle found.
+        that descend from one at the start, over all of them between resamplings, and between
+        passes. Too small where it is above about ½, as it knows nothing of modes that no particle
+        found.
     ess : Tensor, shape (n,)
-        Effective number of particles at the end, 1/Σw².
+        Effective number of particles at the end, 1/Σw², over all passes.
     resampled : Tensor of int, shape (n,)
         How often the population was resampled.
     nfe : Tensor of int, shape (n,)
@@ -145,8 +146,11 @@ def particles(
     particles : int
         Of each population.
     steps : int
-        Each evaluates the guided model once a particle. Above 100, further `particles` lower the
-        error of log evidence more than further steps do.
+        Each evaluates the guided model once a particle. From 200 on they are split into passes of
+        100 steps or more, each from noise to data with particles of its own; evidence is averaged
+        over passes, and samples are drawn from all of them. So four times the steps halve the
+        error of log evidence, as four times the particles do, in the memory of one pass. Up to
+        400 there are steps/100 passes, above 4·(steps/400)^⅔, so that their bias falls too.
     resample_below : float
         From 0 to 1: resample where the effective size falls below this share of the particles.
     spacing : str, optional
@@ -185,7 +189,8 @@ def particles(
     ----------
     Wu et al., Practical and asymptotically exact conditional sampling in diffusion models, NeurIPS
     2023. Skreta et al., Feynman–Kac correctors in diffusion, ICML 2025. Lee and Whiteley, Variance
-    estimation in the particle filter, 2018.
+    estimation in the particle filter, 2018. Duffie and Glynn, Efficient Monte Carlo simulation of
+    security prices, 1995 (steps against passes).
 
     Examples
     --------
@@ -358,14 +363,14 @@ def _require_correctable(model: Model) -> None:
             "scoresde.sample draws from it; guide it with observe, toward, classifier, "
             "classifier_free or compose"
         )
-    for part in parts:
-        if isinstance(part, Guided):
+    for base in parts:
+        if isinstance(base, Guided):
             raise TypeError(
                 f"particles takes guidance of a model of data, and here {type(model).__name__} "
-                f"guides {type(part).__name__}, whose noised densities are unknown: guide a plain "
+                f"guides {type(base).__name__}, whose noised densities are unknown: guide a plain "
                 "model"
             )
-        require_part(part, "particles", Capability.SCORE)
+        require_part(base, "particles", Capability.SCORE)
 
 
 def _warn_of_weights(found: Particles, size: int) -> None:
