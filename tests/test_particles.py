@@ -312,16 +312,16 @@ def test_the_root_of_a_narrower_covariance() -> None:
     torch.testing.assert_close(columns[0][1], torch.linalg.slogdet(L).logabsdet)
 
 
-@pytest.mark.parametrize("gaps", [False, True])
-def test_curvature_is_that_of_the_twist_of_a_gaussian(gaps: bool) -> None:
-    """There C and G do not depend on z, so that T·Tᵀ is the Hessian of log ψ."""
+@pytest.mark.parametrize("measured", [2, 6, None], ids=["few", "many", "gaps"])
+def test_curvature_is_that_of_the_twist_of_a_gaussian(measured: int | None) -> None:
+    """There C and G do not depend on z, so that TᵀT is minus the Hessian of log ψ."""
     gaussian = oracle(GaussianMixture(torch.zeros(1, 4), 0.7))
-    if gaps:
+    if measured is None:
         row = torch.tensor([[0.3, math.nan, -0.2, math.nan]], dtype=F64)
         model: Any = WithGaps(gaussian, row)
     else:
-        linear = measurements.Linear(randn(2, 4, seed=1), noise=0.3)
-        model = scoresde.observe(gaussian, linear, randn(1, 2, seed=2))
+        linear = measurements.Linear(randn(measured, 4, seed=1), noise=0.3)
+        model = scoresde.observe(gaussian, linear, randn(1, measured, seed=2))
     z = randn(3, 4, seed=3)
     rows = torch.zeros(3, dtype=torch.long)
     for phi in (0.2, 1.0):

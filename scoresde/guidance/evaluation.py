@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..density.trace import jacobian
+from ..model.standardization import wide
 from .guided import cosine_and_sine
 from .linear_systems import Factored, conjugate_gradients, factored, information_terms
 from .linearized import Linearized, Map
@@ -57,7 +58,7 @@ def most_products(measured: int, dim: int) -> int:
 class Evaluation:
     """One evaluation of a twist, at an angle: one forward pass, and products with its Jacobian.
 
-    With `curved`, it leaves rows T (B, m, n) in `curvature`, TᵀT = GᵀS⁻¹G for G = ∂A(x̂0)/∂z, where
+    With `curved`, it leaves rows T (B, k, n) in `curvature`, TᵀT = GᵀS⁻¹G for G = ∂A(x̂0)/∂z, where
     it has them: −∇²log ψ but for derivatives of G and S.
     """
 
@@ -150,7 +151,24 @@ class Evaluation:
         H = self.matrix(at, z)
         # J, not C: at φ = 0 the gradient is a limit, 0/0
         shift, log_psi = information_terms(self.y - at.value, H, J, self._scale(3), self.noise2)
+        if self.curved:
+            self.curvature = self._curvature(H, J)
         return v, log_psi, shift
+
+    def _curvature(self, H: Tensor, J: Tensor) -> Tensor:
+        """T by systems in n dimensions: F⁻¹·Vᵀ·J, F·Fᵀ = I + Vᵀ·C·V, of HᵀH = noise²·V·Vᵀ."""
+        H = H.to(torch.promote_types(H.dtype, wide(H.device)))
+        M = H.mT @ H / self.noise2
+        slack = 1e-12 * M.diagonal(dim1=1, dim2=2).mean(1)
+        eye = torch.eye(M.shape[1], dtype=M.dtype, device=M.device)
+        V = torch.linalg.cholesky_ex(M + slack[:, None, None] * eye).L
+        CV = (self._scale(3) * J).to(M) @ V
+        square = self.sin * self.sin
+        if isinstance(square, Tensor):
+            square = square.unsqueeze(2)
+        return (
+            factored(V.mT @ CV, 1.0, square * (V.mT @ V), J.dtype).whitened(V.mT @ J.to(V)).to(J)
+        )
 
     def _scale(self, ndim: int) -> Any:
         """sin²φ/cos φ, by which ∂x̂0/∂z is Cov[x0 | z]."""
