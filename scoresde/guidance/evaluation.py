@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..density.trace import jacobian
+from ..model.standardization import wide
 from .guided import cosine_and_sine
-from .linear_systems import conjugate_gradients, gaussian_terms, information_terms
+from .linear_systems import Factored, conjugate_gradients, factored, information_terms
 from .linearized import Linearized, Map
 
 EXACT = 64
@@ -55,7 +56,14 @@ def most_products(measured: int, dim: int) -> int:
 
 
 class Evaluation:
-    """One evaluation of a twist, at an angle: one forward pass, and products with its Jacobian."""
+    """One evaluation of a twist, at an angle: one forward pass, and products with its Jacobian.
+
+    With `curved`, it leaves rows T (B, k, n) in `curvature`, TᵀT = GᵀS⁻¹G for G = ∂A(x̂0)/∂z, where
+    it has them: −∇²log ψ but for derivatives of G and S.
+    """
+
+    curved = False
+    curvature: Tensor | None = None
 
     def __init__(
         self,
@@ -94,7 +102,7 @@ class Evaluation:
             log_psi = -0.5 * (r * w + math.log(2 * math.pi * self.noise2)).sum(1)
         elif exact:
             H = self.matrix(at, z)
-            w, log_psi = self._solved(r, self._covariance(pull, x0)(H), H)
+            w, log_psi = self._factored(self._covariance(pull, x0)(H), H, r.dtype).terms(r)
         else:
             w, log_psi = self._iterated(at, r, self._covariance(pull, x0))
         u = at.transposed(w)
@@ -119,7 +127,10 @@ class Evaluation:
             v = v.detach()
             x0 = x0.detach()
         H = self.matrix(Linearized(self.map, x0, self.graph), z)
-        w, log_psi = self._solved(self.y - value, self._scale(3) * G, H)
+        S = self._factored(self._scale(3) * G, H, z.dtype)
+        w, log_psi = S.terms(self.y - value)
+        if self.curved:
+            self.curvature = S.whitened(G)
         return v, log_psi, (G * w.unsqueeze(2)).sum(1)
 
     def _by_whole_jacobian(
@@ -140,7 +151,24 @@ class Evaluation:
         H = self.matrix(at, z)
         # J, not C: at φ = 0 the gradient is a limit, 0/0
         shift, log_psi = information_terms(self.y - at.value, H, J, self._scale(3), self.noise2)
+        if self.curved:
+            self.curvature = self._curvature(H, J)
         return v, log_psi, shift
+
+    def _curvature(self, H: Tensor, J: Tensor) -> Tensor:
+        """T by systems in n dimensions: F⁻¹·Vᵀ·J, F·Fᵀ = I + Vᵀ·C·V, of HᵀH = noise²·V·Vᵀ."""
+        H = H.to(torch.promote_types(H.dtype, wide(H.device)))
+        M = H.mT @ H / self.noise2
+        slack = 1e-12 * M.diagonal(dim1=1, dim2=2).mean(1)
+        eye = torch.eye(M.shape[1], dtype=M.dtype, device=M.device)
+        V = torch.linalg.cholesky_ex(M + slack[:, None, None] * eye).L
+        CV = (self._scale(3) * J).to(M) @ V
+        square = self.sin * self.sin
+        if isinstance(square, Tensor):
+            square = square.unsqueeze(2)
+        return (
+            factored(V.mT @ CV, 1.0, square * (V.mT @ V), J.dtype).whitened(V.mT @ J.to(V)).to(J)
+        )
 
     def _scale(self, ndim: int) -> Any:
         """sin²φ/cos φ, by which ∂x̂0/∂z is Cov[x0 | z]."""
@@ -199,12 +227,12 @@ class Evaluation:
 
         return product
 
-    def _solved(self, r: Tensor, CH: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-        """S⁻¹·r and log N(r; 0, S), S = noise²·I + H·C·Hᵀ, from the rows C·Hᵀ·e_i and Hᵀ·e_i."""
+    def _factored(self, CH: Tensor, H: Tensor, dtype: torch.dtype) -> Factored:
+        """S = noise²·I + H·C·Hᵀ, from the rows C·Hᵀ·e_i and Hᵀ·e_i."""
         square = self.sin * self.sin
         if isinstance(square, Tensor):
             square = square.unsqueeze(2)
-        return gaussian_terms(r, CH @ H.mT, self.noise2, square * (H @ H.mT))
+        return factored(CH @ H.mT, self.noise2, square * (H @ H.mT), dtype)
 
     def _iterated(
         self, at: Linearized, r: Tensor, covariance: Callable[[Tensor], Tensor]

@@ -12,9 +12,9 @@ from ..model.protocol import Model
 from ..model.standardization import Standardization
 from .evaluation import METHODS, Evaluation
 from .guided import below_noise
-from .linear_systems import gaussian_terms
+from .linear_systems import Factored, factored
 from .linearized import Linearized, matrix_of_linear
-from .tilted import Tilted, Twist
+from .tilted import CurvedTwist, Tilted, Twist, first_three
 
 FEW = 16
 """Columns up to which the Jacobian of the network is taken."""
@@ -68,6 +68,14 @@ class WithGaps(Tilted):
 
     def twist(self, *, raw: bool = False) -> Twist:
         """Velocity of the part, log ψ and ∇_z log ψ."""
+        return first_three(self._twist(raw, curved=False))
+
+    def curved_twist(self) -> CurvedTwist:
+        """As `twist`, and what is known of −∇²log ψ."""
+        return self._twist(False, curved=True)
+
+    def _twist(self, raw: bool, curved: bool) -> CurvedTwist:
+        """`twist` and, if wanted, its curvature."""
         plain = self.model.velocity_fn(raw=raw)
         like = self.scale.new_empty(1, self.dim, dtype=self.state_dtype)
         whole = matrix_of_linear(self.map, like)
@@ -78,7 +86,7 @@ class WithGaps(Tilted):
             z: Tensor,
             phi: Tensor | float,
             rows: Tensor | None = None,
-        ) -> tuple[Tensor, Tensor, Tensor]:
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
             angle: Any = below_noise(phi)
             angle = angle.clamp_min(least) if isinstance(angle, Tensor) else max(angle, least)
             columns = self.tensor("columns", rows, z).to(z)
@@ -98,7 +106,8 @@ class WithGaps(Tilted):
                 matrix,
             )
             at.missing = 1 - known
-            return at(lambda z: plain(z, angle, rows), z)
+            at.curved = curved
+            return *at(lambda z: plain(z, angle, rows), z), at.curvature
 
         return twist
 
@@ -108,15 +117,10 @@ class Rows(Evaluation):
 
     missing: Tensor
 
-    def _solved(
-        self,
-        r: Tensor,
-        CH: Tensor,
-        H: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """S⁻¹·r and log N(r; 0, S)."""
-        ones = torch.diag_embed(self.missing.expand_as(r))
+    def _factored(self, CH: Tensor, H: Tensor, dtype: torch.dtype) -> Factored:
+        """S of what is known, and of ones."""
+        ones = torch.diag_embed(self.missing.expand(len(CH), -1))
         square = self.sin * self.sin
         if isinstance(square, Tensor):
             square = square.unsqueeze(2)
-        return gaussian_terms(r, CH @ H.mT + ones, 0.0, square * (H @ H.mT) + ones)
+        return factored(CH @ H.mT + ones, 0.0, square * (H @ H.mT) + ones, dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,13 +20,46 @@ CHECKED_EVERY = 4
 
 
 def gaussian_terms(r: Tensor, W: Tensor, noise2: float, instead: Tensor) -> tuple[Tensor, Tensor]:
-    """S⁻¹·r (B, m) and log N(r; 0, S) (B,), for S = noise²·I + W and W = H·C·Hᵀ (B or 1, m, m).
+    """S⁻¹·r (B, m) and log N(r; 0, S) (B,), for S = noise²·I + W: see `factored`."""
+    return factored(W, noise2, instead, r.dtype).terms(r)
+
+
+@dataclass(frozen=True)
+class Factored:
+    """S = F·Fᵀ (B or 1, m, m), and the projector on directions that S⁻¹ is to leave out."""
+
+    factor: Tensor
+    dropped: Tensor | None
+
+    def terms(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """S⁻¹·r (B, m) and log N(r; 0, S) (B,)."""
+        right = r.to(self.factor.dtype).unsqueeze(2)
+        half = torch.linalg.solve_triangular(self.factor, right, upper=False)
+        w = torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
+        if self.dropped is not None:
+            w = w - self.dropped @ w
+        log_det = 2 * self.factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        square = half.squeeze(2).square().sum(1)
+        log_density = -0.5 * (square + log_det + r.shape[1] * math.log(2 * math.pi))
+        return w.squeeze(2).to(r.dtype), log_density.to(r.dtype)
+
+    def whitened(self, G: Tensor) -> Tensor:
+        """F⁻¹·G of matrices (B, m, n), so that GᵀS⁻¹G is its square."""
+        right = G.to(self.factor.dtype)
+        if self.dropped is not None:
+            right = right - self.dropped @ right
+        half: Tensor = torch.linalg.solve_triangular(self.factor, right, upper=False)
+        return half.to(G.dtype)
+
+
+def factored(W: Tensor, noise2: float, instead: Tensor, dtype: torch.dtype) -> Factored:
+    """S = noise²·I + W, W = H·C·Hᵀ (B or 1, m, m), by Cholesky, for numbers of a dtype.
 
     C of a network need not be a covariance. Along eigenvectors of W of negative eigenvalues it
     says nothing of use: S⁻¹·r is 0 there, and S takes the variance of `instead` (B or 1, m, m).
     """
-    dtype = torch.promote_types(r.dtype, wide(r.device))
-    slack = max(LEAST_SLACK, 100 * torch.finfo(r.dtype).eps)
+    slack = max(LEAST_SLACK, 100 * torch.finfo(dtype).eps)
+    dtype = torch.promote_types(dtype, wide(W.device))
     W = 0.5 * (W + W.mT).to(dtype)
     eye = torch.eye(W.shape[1], dtype=dtype, device=W.device)
     low = _low(W.detach(), slack)
@@ -37,16 +71,7 @@ def gaussian_terms(r: Tensor, W: Tensor, noise2: float, instead: Tensor) -> tupl
     if not noise2:
         scale = W.detach().diagonal(dim1=1, dim2=2).abs().mean(1)
         S = S + 1e-14 * scale[:, None, None] * eye
-    factor = torch.linalg.cholesky_ex(S).L
-    right = r.to(dtype).unsqueeze(2)
-    half = torch.linalg.solve_triangular(factor, right, upper=False)
-    w = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-    if dropped is not None:
-        w = w - dropped @ w
-    log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-    square = half.squeeze(2).square().sum(1)
-    log_density = -0.5 * (square + log_det + r.shape[1] * math.log(2 * math.pi))
-    return w.squeeze(2).to(r.dtype), log_density.to(r.dtype)
+    return Factored(torch.linalg.cholesky_ex(S).L, dropped)
 
 
 def _low(W: Tensor, slack: float) -> Tensor:

@@ -28,7 +28,7 @@ from .evaluation import EXACT, METHODS, Evaluation, jacobian_of, most_products
 from .guided import below_noise, cosine_and_sine, require_part
 from .linearized import Linearized, matrix_of_linear
 from .measured import Measurement, require_measurement
-from .tilted import Tilted, Twist
+from .tilted import CurvedTwist, Tilted, Twist, first_three
 
 LARGEST_JACOBIAN = 2**24
 """Numbers in the Jacobians of A(x̂0) that are held at once; more states are taken in parts."""
@@ -246,6 +246,14 @@ class Observed(Tilted):
 
     def twist(self, *, raw: bool = False) -> Twist:
         """Velocity of the part, log ψ and ∇_z log ψ."""
+        return first_three(self._twist(raw, curved=False))
+
+    def curved_twist(self) -> CurvedTwist:
+        """As `twist`, and what is known of −∇²log ψ."""
+        return self._twist(False, curved=True)
+
+    def _twist(self, raw: bool, curved: bool) -> CurvedTwist:
+        """`twist` and, if wanted, its curvature."""
         plain = self.model.velocity_fn(raw=raw)
         row = METHODS[self.method]
         linear = self.measurement.linear
@@ -265,7 +273,7 @@ class Observed(Tilted):
 
         def twist(
             z: Tensor, phi: Tensor | float, rows: Tensor | None = None
-        ) -> tuple[Tensor, Tensor, Tensor]:
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
             phi = self._above_data(below_noise(phi))
             y = self._y(rows, z)
             graph = torch.is_grad_enabled() and (z.requires_grad or y.requires_grad)
@@ -276,12 +284,17 @@ class Observed(Tilted):
             if len(z) > most and not graph and min(self.measured, self.dim) <= EXACT:
                 return _in_parts(twist, z, phi, rows, most)
             at = Evaluation(self.map, self.measurement.noise, row, y, phi, graph, matrix)
+            at.curved = curved
             v, log_psi, gradient = at(lambda z: plain(z, phi, rows), z)
+            bend = at.curvature
             if not linear and row.tempered:
-                temper = cosine_and_sine(phi, z)[0] ** 3
+                temper: Any = cosine_and_sine(phi, z)[0] ** 3
                 gradient = temper * gradient
+                if bend is not None:
+                    root = temper**0.5
+                    bend = bend * (root.unsqueeze(2) if isinstance(root, Tensor) else root)
                 log_psi = log_psi * (temper.squeeze(1) if isinstance(temper, Tensor) else temper)
-            return v, log_psi, gradient
+            return v, log_psi, gradient, bend
 
         return twist
 
@@ -294,8 +307,8 @@ class Observed(Tilted):
 
 
 def _in_parts(
-    twist: Twist, z: Tensor, phi: Tensor | float, rows: Tensor | None, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
+    twist: CurvedTwist, z: Tensor, phi: Tensor | float, rows: Tensor | None, size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """A twist of many states, some at a time."""
     if rows is None:
         rows = torch.arange(len(z), device=z.device)
@@ -307,5 +320,9 @@ def _in_parts(
         if not one:
             angle = angle[some]
         found.append(twist(z[some], angle, rows[some]))
-    v, log_psi, gradient = (torch.cat(column) for column in zip(*found, strict=True))
-    return v, log_psi, gradient
+    *columns, bends = zip(*found, strict=True)
+    v, log_psi, gradient = (torch.cat(column) for column in columns)
+    bend = None
+    if bends[0] is not None:
+        bend = torch.cat(bends)
+    return v, log_psi, gradient, bend

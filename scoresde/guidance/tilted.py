@@ -23,6 +23,9 @@ from .guided import Guided, below_noise, cosine_and_sine, inside
 Twist = Callable[..., tuple[Tensor, Tensor, Tensor]]
 """(z, φ, rows) -> the part's velocity (B, n), log ψ (B,), and its gradient ∇_z log ψ (B, n)."""
 
+CurvedTwist = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None]]
+"""A twist that also returns rows T (B, k, n), TᵀT ≈ −∇²_z log ψ, or None where none are known."""
+
 
 class Tilted(Guided):
     """p(x)·g(x): a model, its `twist`, and `log_g`, which the twist ends in at the data."""
@@ -45,6 +48,11 @@ class Tilted(Guided):
     @abc.abstractmethod
     def twist(self, *, raw: bool = False) -> Twist:
         """Velocity of the part, log ψ and ∇_z log ψ, as a function of states and angles."""
+
+    def curved_twist(self) -> CurvedTwist:
+        """As `twist`, and what is known of −∇²log ψ: here nothing."""
+        twist = self.twist()
+        return lambda *args: (*twist(*args), None)
 
     @abc.abstractmethod
     def log_g(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -70,6 +78,17 @@ class Tilted(Guided):
             return guided
 
         return velocity
+
+
+def first_three(twist: CurvedTwist) -> Twist:
+    """A twist without its curvature."""
+
+    def plain(
+        z: Tensor, phi: Tensor | float, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return twist(z, phi, rows)[:3]
+
+    return plain
 
 
 def _beyond(clamped: Tensor | bool, v: Tensor, exact: Callable[[], Tensor]) -> Tensor:
