@@ -285,7 +285,7 @@ def _one_pass(
         population.add(torch.full_like(population.log_weights, units))
     bad = population.evidence().isnan() | ~z.reshape(n, -1).isfinite().all(1)
     # a row of y for each particle, where y is known without noise
-    x = model.select_conditions(rows).at_data(model.to_data(z))
+    x: Tensor = model.select_conditions(rows).at_data(model.to_data(z))
     x = x.reshape(n, size, *model.shape)
     if bool(bad.any()):
         raise SolverError(
