@@ -412,6 +412,8 @@ def test_what_can_not_be_trained_together_is_refused_in_a_sentence(tmp_path: Pat
             scoresde.fit_joint(model.model, x)),
         (TypeError, "fit_joint takes a Latent, got Composed", lambda:
             scoresde.fit_joint(guided, x)),
+        (ValueError, "fit_joint takes the whole model, not one conditioned", lambda:
+            scoresde.fit_joint(untrained(classes=2).given(y=1), x)),
         (TypeError, "made from others: fit_joint those", lambda:
             scoresde.fit_joint(around(scoresde.temper(model.model, 2.0)), x)),
         (TypeError, "a vector-quantized stage has no density q(z|x)", lambda:
