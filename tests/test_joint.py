@@ -20,9 +20,11 @@ from torch import Tensor, nn
 import scoresde
 from scoresde.density.bound_levels import level_at, level_range, onto_arc
 from scoresde.model.joint import Joint
+from scoresde.storage import records
 from scoresde.storage.description import describe
 from scoresde.storage.description import weights as tensors_of
 from scoresde.storage.rebuild import rebuild
+from scoresde.training.averaging import PROFILE_WIDTHS
 from scoresde.training.joint import JointBound
 from scoresde.training.noise_levels import stratified_quantiles
 
@@ -270,6 +272,22 @@ def test_a_killed_run_ends_as_one_that_was_not_and_is_loaded_as_a_latent(tmp_pat
     assert torch.equal(drawn[0], drawn[2])
 
 
+def test_averages_of_both_parts_are_composed_afterwards(tmp_path: Path) -> None:
+    """That of a width that was stored is the stored one."""
+    model = untrained()
+    x = rows()
+    scoresde.fit_stage(model.stage, x, steps=2, progress=False)
+    how: dict[str, Any] = {"ema": scoresde.Averaging(snapshots=2), "checkpoints": tmp_path}
+    scoresde.fit_joint(model, x, steps=8, progress=False, **how)
+    found = scoresde.posthoc_ema(tmp_path, PROFILE_WIDTHS[1])
+    assert isinstance(found, scoresde.Latent)
+    stored = records.read(tmp_path, "average-00000008")[1]
+    for part, own in (("stage", found.stage), ("latents", found.model)):
+        for name, value in own.networks()[0].named_parameters():
+            torch.testing.assert_close(value.data, stored[f"1.{part}.{name}"])
+    assert float(found.stage.reconstruct(x).sub(model.stage.reconstruct(x)).abs().max()) > 0
+
+
 def _rank(rank: int, folder: str) -> None:
     import accelerate
 
@@ -394,6 +412,8 @@ def test_what_can_not_be_trained_together_is_refused_in_a_sentence(tmp_path: Pat
             scoresde.fit_joint(model.model, x)),
         (TypeError, "fit_joint takes a Latent, got Composed", lambda:
             scoresde.fit_joint(guided, x)),
+        (ValueError, "fit_joint takes the whole model, not one conditioned", lambda:
+            scoresde.fit_joint(untrained(classes=2).given(y=1), x)),
         (TypeError, "made from others: fit_joint those", lambda:
             scoresde.fit_joint(around(scoresde.temper(model.model, 2.0)), x)),
         (TypeError, "a vector-quantized stage has no density q(z|x)", lambda:

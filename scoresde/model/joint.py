@@ -33,7 +33,7 @@ class JointNet(nn.Module):
         self.stage = stage
         self.latents = latents
 
-    def forward(self, work: Callable[..., Any], *inputs: Any, **condition: Tensor) -> Any:
+    def forward(self, work: Callable[..., Any], /, *inputs: Any, **condition: Tensor) -> Any:
         """Return work(stage, latents, *inputs, **condition)."""
         return work(self.stage, self.latents, *inputs, **condition)
 

@@ -49,7 +49,8 @@ class Latent(Derived):
     distributions: a fresh latent from q(z|x) whenever a row is used, or the latent before it is
     quantized. The score model standardizes latents by itself, so that there is no scale factor.
     The first stage stays as it is; if it is trained further, its latents move, and the score model
-    has to be fitted anew.
+    has to be fitted anew. `fit_joint(model, data)` trains both by the bound that they have
+    together.
 
     Parameters
     ----------

@@ -81,6 +81,7 @@ class JointBound(Objective):
 
     def __post_init__(self) -> None:
         check_weight(self.weight)
+        self._log_scale: tuple[Any, float] = (None, 0.0)
 
     def describe(self) -> dict[str, Any]:  # noqa: D102
         return {"objective": "joint", "joint_weight": self.weight}
@@ -124,7 +125,10 @@ class JointBound(Objective):
             own = own.to(dtype).unsqueeze(1)
         cos, sin, turn, weight = (y.to(dtype).unsqueeze(1) for y in (cos, sin, turn, weight))
         radius = float(latents.process.radius(0.0))
-        log_scale = latents.log_scale + latents.dim * math.log(radius)
+        units = latents.standardization
+        if self._log_scale[0] is not units:  # once, as it waits for the device
+            self._log_scale = (units, units.log_scale)
+        log_scale = self._log_scale[1] + latents.dim * math.log(radius)
         return Level(phi, cos, sin, turn, length * weight, own, radius, log_scale)
 
 
@@ -136,6 +140,7 @@ def bound_terms(
     noise: Tensor,
     eps: Tensor,
     level: Level,
+    /,
     **condition: Tensor,
 ) -> tuple[Tensor]:
     """−log p(x|z) − H(q(z|x)) + CE(q(z|x) ‖ p(z)) of each row, (B,), from one draw of each.

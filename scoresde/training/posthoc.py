@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from ..common.checks import as_path, real_number, whole_number
 from ..common.errors import CheckpointError
 from ..common.modules import duplicate
 from ..common.user_warnings import warn
-from ..model.score_sde import ScoreSDE
+from ..model.joint import Joint
+from ..model.latent import Latent
+from ..model.require import require_sde
 from ..storage import records as storage
 from ..storage.description import describe
 from ..storage.models import AVERAGE, load
@@ -30,7 +33,7 @@ Profile = tuple[float, int]
 
 def posthoc_ema(
     folder: str | os.PathLike[str], sigma: float = 0.1, *, step: int | None = None
-) -> ScoreSDE:
+) -> Any:
     """Return a run's model with an average of the weights whose length is chosen now.
 
     The power-function average of relative width σ has the profile p_γ,t(τ) = (γ + 1)·τ^γ/t^(γ+1)
@@ -52,7 +55,7 @@ def posthoc_ema(
 
     Returns
     -------
-    ScoreSDE
+    ScoreSDE, or the Latent of a `fit_joint`
         In eval mode, with the raw weights of the folder.
 
     Raises
@@ -92,7 +95,10 @@ def posthoc_ema(
             f"{folder} has no {which}; try fit(..., checkpoints=folder, "
             "ema=Averaging(snapshots=16))"
         )
-    sde: ScoreSDE = load(folder)
+    whole = load(folder)
+    sde: Any = whole
+    if isinstance(whole, Latent):  # of joint training
+        sde = Joint(whole, whole.stage, require_sde(whole.model, "posthoc_ema"))
     model = describe(sde) | {"averaged": True}
     gammas = [exponent(width) for width in PROFILE_WIDTHS]
     profiles = [(gamma, int(stem[len(AVERAGE) :])) for stem in stems for gamma in gammas]
@@ -114,10 +120,11 @@ def posthoc_ema(
             i, _, inner = name.partition(".")
             total[inner] = total.get(inner, 0) + float(pair[int(i)]) * value.double()
     _put_average(sde, total, str(folder))
-    return sde.eval()
+    sde.eval()
+    return whole
 
 
-def _put_average(sde: ScoreSDE, average: dict[str, Tensor], folder: str) -> None:
+def _put_average(sde: Any, average: dict[str, Tensor], folder: str) -> None:
     """Give a model an average of its trained weights."""
     if sde.ema is None:
         sde.ema = duplicate(sde.net).requires_grad_(False)
