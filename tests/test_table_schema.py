@@ -557,7 +557,9 @@ X = [0.25, 0.5, 1.5]
 BAD: list[tuple[Any, dict[str, Any], str]] = [
     ({}, {}, "the table is empty"),
     ({"x": []}, {}, "the table is empty"),
-    (np.zeros((3, 2)), {}, "a table is a data frame or a mapping .* name the columns"),
+    (np.zeros((3, 2)), {}, "column 'x0' is constant"),
+    (np.zeros(3), {}, r"a table is a data frame or a mapping .* got ndarray; .* x\[:, None\]"),
+    (np.zeros((3, 2, 2)), {}, "a table is a data frame or a mapping .* got ndarray$"),
     ("rows.csv", {}, r"got str; a file is read by scoresde\.Table\.read"),
     (pd.Series(X), {}, r"got Series; write column\.to_frame"),
     ({"x": X[:1]}, {}, "the table has one row, and a density takes at least two"),

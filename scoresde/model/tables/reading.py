@@ -96,6 +96,8 @@ def _hint_of(data: Any) -> str:
         return "; a file is read by scoresde.Table.read(path)"
     if getattr(data, "ndim", 0) == 1 and hasattr(data, "to_frame"):
         return "; write column.to_frame()"
+    if getattr(data, "ndim", 0) == 1:
+        return "; write x[:, None] for a table of one column"
     if getattr(data, "ndim", 0) == 2:
         return "; name the columns, {'a': x[:, 0], …}"
     return ""
