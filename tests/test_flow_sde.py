@@ -141,7 +141,7 @@ def test_weak_order_of_every_form(name: str, form: str, order: int) -> None:
     counts, how = [256, 512], {"noise": 2.0, "form": form, "order": order}
     errors = [sum(moments(affine(name, "flow_sde", n, n, "graded", **how), name)) for n in counts]
     slopes = [math.log2(a / b) for a, b in itertools.pairwise(errors)]
-    assert abs(slopes[-1] - order) < 0.1, (slopes, errors)
+    assert abs(slopes[-1] - order) < 0.15, (slopes, errors)
     assert errors[-1] < (4e-2 if order == 1 else 4e-4)
 
 
@@ -331,7 +331,7 @@ def test_flow_sde_without_noise_encodes() -> None:
 
 
 @pytest.mark.parametrize("process", ["rectified", "vp", "ve"])
-@pytest.mark.parametrize("spacing", ["graded", "time"])
+@pytest.mark.parametrize("spacing", ["arc", "time"])
 def test_flow_sde_without_noise_encodes_as_dpmpp_2m_does(process: str, spacing: str) -> None:
     """But for the last step into pure noise, where dpmpp_2m falls back to order 1."""
     sde = scoresde.oracle(toy.EightGaussians(), scoresde.PROCESSES.build(process)).double()
