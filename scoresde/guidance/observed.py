@@ -83,9 +83,9 @@ def observe(sde: Model, measurement: Measurement, y: Any, method: str = "mmps") 
         It works with every verb but `fit` and `save`, by default with 50 steps of "dpmpp_2m": the
         pull of a trained network may have kinks, at which adaptive solvers take tiny steps.
         `log_prob` is the density of its ODE, by default with 200 fixed steps of "adams" (in the
-        median within 0.02 nats for a small trained network). Its `solver_error` in `likelihood` is
-        less sure than for other models: with three small trained networks it held the true error,
-        up to 2e-4 nats, at 55, 87 and 100% of points, and was up to 4 times too small.
+        median within 0.02 nats for a small trained network). With two small trained networks its
+        `solver_error` in `likelihood` held the true error, up to 4e-3 nats, at 95 and 100% of
+        points.
         "adams" is adaptive if rtol= or atol= is given; other adaptive solvers always are.
         `Solution.nfe` counts forward and backward passes through the network, and for conjugate
         gradients (m and n above 64) as many as there can be. `log_prob` builds S whatever m.
