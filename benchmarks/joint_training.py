@@ -129,7 +129,7 @@ def fashion(folder: str) -> Task:
         test,
         lambda: scoresde.first_stage("vae", shape=(1, 28, 28), patch=4, **net),
         lambda: scoresde.build("vp", "resmlp", shape=(4, 7, 7), **prior),
-        ((0.5, (850, 850, 0), (400, 400, 500)),),
+        ((0.5, (850, 850, 0), (400, 400, 500)), (0.5, (1250, 1250, 0), (850, 850, 400))),
         levels=256,
         how={"batch_size": 128, "ema": 150, "transforms": ("flip", "dequantize")},
         lr=(2e-3, 1e-3, 1e-3),
