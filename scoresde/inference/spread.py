@@ -147,7 +147,8 @@ def _log_p(left: Tensor, log_variance: Tensor, held: Tensor) -> Tensor:
     root = torch.linalg.cholesky(covariance + torch.diag(1e-10 * covariance.diagonal() + SMALLEST))
     white = torch.linalg.solve_triangular(root, unit[held].T, upper=False)
     volume = root.diagonal().log().sum()
-    return -0.5 * (white.square().sum(0) + log_variance[held].sum(1)) - volume
+    found: Tensor = -0.5 * (white.square().sum(0) + log_variance[held].sum(1)) - volume
+    return found
 
 
 def _surprise(log_variance: Tensor, square: Tensor) -> Tensor:
