@@ -7,7 +7,8 @@ run at equal CPU seconds of one thread.
 `large`: mean log p in nats of at most 2,000 held-out rows, ± standard error, on diamonds and
 weather, and on six tables that were chosen before anything ran on them: flights, baseball, food,
 computers, wives and incomes (`real_data`). Data are dequantized by hand with each column's own
-step, and split 80/5/15. The last column is the mean of log p − log p of the spline flow, row by row.
+step, and split 80/5/15. The last column is the mean of log p − log p of the spline flow, row by
+row.
 
     scoresde   `build` and `fit` with their defaults, or those of OURS, --build and --fit; as many
                steps as the pace of the first few hundred fits into the time
