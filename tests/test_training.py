@@ -117,6 +117,44 @@ class Tracked(torch.autograd.Function):
         return grad
 
 
+class Slow(scoresde.MLP):
+    """A network that says how fast it learns."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__(shape, width=8, depth=1, fourier=0)
+        self.learning_rate = 1e-3
+
+
+@pytest.mark.parametrize(
+    ("net", "shape", "options", "rate"),
+    [
+        ("mlp", (2,), {}, 5e-3),
+        ("mlp", (2,), {"width": 256, "depth": 1}, 3e-3),
+        ("mlp", (2,), {"blur": False}, 3e-3),
+        ("mlp", (1, 2, 2), {}, 3e-3),
+        ("resmlp", (2,), {}, 3e-3),
+        (Slow((2,)), (2,), {}, 1e-3),
+    ],
+)
+def test_the_learning_rate_is_by_default_the_networks(
+    net: Any, shape: tuple[int, ...], options: dict[str, Any], rate: float
+) -> None:
+    """Adam's first step moves a weight by the learning rate, whatever its gradient."""
+    sde = scoresde.build("vp", net, shape=shape, **options)
+    before = [p.detach().clone() for p in sde.net.parameters()]
+    data = torch.randn(64, *shape, generator=generator())
+    scoresde.fit(sde, data, steps=1, progress=False, validation=None, generator=generator())
+    pairs = zip(sde.net.parameters(), before, strict=True)
+    moved = max(float((after - p).abs().max()) for after, p in pairs)
+    assert moved == pytest.approx(rate, rel=1e-3)
+
+
+def test_a_learning_rate_that_is_no_number() -> None:
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=8, depth=1)
+    with pytest.raises(ValueError, match="lr is a number or 'auto', got 'fast'"):
+        scoresde.fit(sde, torch.randn(64, 2), lr="fast")
+
+
 def test_history_holds_numbers_and_no_graph_is_kept_from_step_to_step() -> None:
     most = []
 

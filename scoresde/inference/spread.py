@@ -2,11 +2,12 @@
 
     log s_i²(x) = c_i + B_i·g(x),      within what the simulations have,
 
-where g(x) holds log(d² + ε²) of contrasts d, and other features of x. Contrasts are the numbers in
-x and their differences: how far repeated measurements lie apart tells how precise they are. c and
-B maximize the Gaussian likelihood of the residuals, ∑ log s² + r²/s², with a penalty on B that
-held-out residuals choose. Harvey, Estimating regression models with multiplicative
-heteroscedasticity, Econometrica 1976.
+where g(x) holds log(d² + ε²) of contrasts d, and other features of x. Contrasts are differences of
+the numbers in x, since how far repeated measurements lie apart tells how precise they are, and
+those numbers that never change sign: to the others, 0 is a value like any other, where a logarithm
+would have a spike. c and B maximize the Gaussian likelihood of the residuals, ∑ log s² + r²/s²,
+with a penalty on B that held-out residuals choose. Harvey, Estimating regression models with
+multiplicative heteroscedasticity, Econometrica 1976.
 """
 
 from __future__ import annotations
@@ -67,8 +68,11 @@ def measured(x: Tensor, f: Tensor, left: Tensor) -> dict[str, Tensor]:
     size = contrasts(x[:1]).shape[1] + 2 * f.shape[1] - x.shape[1]
     if not feasible(len(x), size):
         return {}
-    scale = contrasts(x).std(0, correction=0)
-    numbers = {"contrast_scale": torch.where(scale > 0, scale, math.inf)}
+    d = contrasts(x)
+    scale = d.std(0, correction=0)
+    crosses = (d.amin(0) < 0) & (d.amax(0) > 0)
+    crosses[x.shape[1] :] = False  # differences do
+    numbers = {"contrast_scale": torch.where((scale > 0) & ~crosses, scale, math.inf)}
     raw = _raw(x, f, numbers["contrast_scale"])
     deviation = raw.std(0, correction=0)
     numbers["spread_mean"] = raw.mean(0)
@@ -147,7 +151,8 @@ def _log_p(left: Tensor, log_variance: Tensor, held: Tensor) -> Tensor:
     root = torch.linalg.cholesky(covariance + torch.diag(1e-10 * covariance.diagonal() + SMALLEST))
     white = torch.linalg.solve_triangular(root, unit[held].T, upper=False)
     volume = root.diagonal().log().sum()
-    return -0.5 * (white.square().sum(0) + log_variance[held].sum(1)) - volume
+    found: Tensor = -0.5 * (white.square().sum(0) + log_variance[held].sum(1)) - volume
+    return found
 
 
 def _surprise(log_variance: Tensor, square: Tensor) -> Tensor:

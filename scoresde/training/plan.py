@@ -18,7 +18,6 @@ from ..data.transforms import Transform, resolve
 from ..model.score_sde import ScoreSDE
 from ..model.trainable import Trainable
 from .couplings import COUPLINGS, Coupling
-from .denoising import Denoising
 from .logs import Log, as_log
 from .objectives import OBJECTIVES, Objective
 from .options import (
@@ -187,13 +186,15 @@ def _steps(steps: int | str) -> int:
 
 
 def _learning_rate(sde: Trainable, learnt: Objective, lr: float | str) -> float:
-    """Return the peak learning rate; by default the network's, where it is to denoise."""
+    """Return the peak learning rate; by default the network's, where it learns a score."""
     if not isinstance(lr, str):
         return real_number("lr", lr, 0, math.inf, hint="try 3e-3")
     if lr != AUTO:
         raise ValueError(f"lr is a number or 'auto', got {lr!r}")
     usual = getattr(sde.interface.inner, "learning_rate", None)
-    return LEARNING_RATE if usual is None or type(learnt) is not Denoising else usual
+    if usual is None or getattr(learnt, "kind", None) != "score":
+        return LEARNING_RATE
+    return real_number("the network's learning_rate", usual, 0, math.inf, hint="try 3e-3")
 
 
 def _objective(named: object) -> Objective:
