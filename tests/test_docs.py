@@ -197,6 +197,8 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
     def narrower(process: Any = "vp", net: Any = "mlp", **options: Any) -> scoresde.ScoreSDE:
         width = {"width": 32} if net in ("mlp", "resmlp", "encoded_resmlp") else {}
+        if net == "encoded_resmlp":
+            options["members"] = 1
         return build(process, net, **(width | options))
 
     def shorter(train: Any) -> Any:
@@ -209,6 +211,7 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
         return run
 
+    monkeypatch.setattr("scoresde.density.density_ode.CHECK_MOST", 0.1)
     demo = importlib.import_module("scoresde.cli.demo")
     monkeypatch.setattr(demo, "demo", functools.partial(demo.demo, points=100))
     monkeypatch.setattr(demo, "LATTICE", 32)

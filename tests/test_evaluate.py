@@ -833,7 +833,7 @@ def test_the_command_hands_on_conditions_levels_and_trace(
     ]
     main(["fit", str(tmp_path / "d.npz"), "--out", str(tmp_path / "m"), *small])
     sde = scoresde.load(tmp_path / "m")
-    how: dict[str, Any] = {"n": 8, "levels": 16, "samples": 0, "progress": False}
+    how: dict[str, Any] = {"n": 4, "levels": 16, "samples": 0, "progress": False}
     how |= {"rtol": 1e-3, "atol": 1e-3}
     means = set()
     for words, model_, more in (
@@ -846,7 +846,7 @@ def test_the_command_hands_on_conditions_levels_and_trace(
             "--out",
             str(tmp_path / "e"),
             "-n",
-            "8",
+            "4",
             "--levels",
             "16",
             "--samples",

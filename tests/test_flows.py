@@ -57,6 +57,7 @@ def reflowed(flow: ScoreSDE) -> ScoreSDE:
     return fit(copy.deepcopy(flow), pairs, 1500)
 
 
+@pytest.mark.slow  # the page on flows asserts it, too
 def test_reflow_makes_paths_straight_and_one_step_enough(
     flow: ScoreSDE, reflowed: ScoreSDE
 ) -> None:
@@ -119,7 +120,11 @@ def mass_and_entropy(
 
 @pytest.mark.parametrize(
     "which",
-    ["reflowed", pytest.param("between", marks=pytest.mark.slow), "between by transport"],
+    [
+        pytest.param("reflowed", marks=pytest.mark.slow),
+        pytest.param("between", marks=pytest.mark.slow),
+        "between by transport",
+    ],
 )
 def test_the_density_of_a_flow_of_coupled_pairs_integrates_to_one(
     which: str, request: pytest.FixtureRequest

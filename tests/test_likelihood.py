@@ -286,7 +286,8 @@ def test_log_prob_in_many_dimensions(count: int, shape: tuple[int, ...], process
     assert float((single.double() - data.log_prob(x.float().double())).abs().max()) <= 1e-3
 
 
-@pytest.mark.parametrize("name", some(MIXTURES, "8 Gaussians"))
+@pytest.mark.slow  # the page on solvers prints it, too
+@pytest.mark.parametrize("name", MIXTURES)
 def test_a_tolerance_means_something_over_six_decades(name: str) -> None:
     """From 1e-3 to 1e-9 the worst error of 40 points stays below 10 and above 1/20 of the
     tolerance.
@@ -813,7 +814,7 @@ def constants(
             ((6,), dict.fromkeys(range(1, 6), -0.3)),
             ((3, 2, 2), {1: 0.1}),
         ],
-        lambda shape, values: len(shape) == 3,
+        lambda shape, values: shape == (3,),
     ),
 )
 def test_a_constant_feature_is_left_out_everywhere(

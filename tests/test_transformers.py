@@ -358,6 +358,7 @@ def test_dropout_is_of_what_is_added_and_of_training_alone(cls: Net) -> None:
     torch.testing.assert_close(net.train()(x, t), same(x, t), rtol=0, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_a_small_dit_learns_what_is_known() -> None:
     """±a pattern with noise of 0.3, D = 8, standardized already: of the excess loss of a network
     that says zero over that of the exact score, the least there is, on the same noise, no fifth is
