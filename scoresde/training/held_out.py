@@ -21,6 +21,7 @@ from ..common.user_warnings import warn
 from ..data.readers import TableReader
 from ..data.stream import TrainingStream
 from ..density.exact import log_prob
+from ..density.tables import EncodedRows
 from ..model.condition_scales import standardized
 from ..model.gaps import with_gaps
 from ..model.score_sde import ScoreSDE
@@ -209,7 +210,7 @@ class HeldOut(Validator):
         how: SolverOptions = {"rtol": JUDGED_TOLERANCE, "atol": JUDGED_TOLERANCE}
         found = torch.full((len(self._x),), math.nan, device=sde.scale.device)
         with contextlib.suppress(SolverError):  # the mean is NaN then, on all ranks
-            found = log_prob(given, self._x, **how)
+            found = log_prob(given, EncodedRows(self._x), **how)
         mean: Tensor = backend.mean(found.to(wide(found.device)))
         return mean if bool(mean.isfinite().all()) else None
 
