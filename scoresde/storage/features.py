@@ -32,7 +32,8 @@ def with_features(about: Any, tensors: Mapping[str, Tensor], always: bool = Fals
     random, axes = feature_counts(shape, asked, options.get("blur", True), options.get("axes"))
     if random + axes != widths[0]:
         random = RANDOM_FEATURES if asked is None else random
-        axes = max(widths[0] - random, 0)
+        if options.get("axes") is None:
+            axes = max(widths[0] - random, 0)
     elif not always:
         return about
     return {**about, "net": {**net, "options": {**options, "fourier": random, "axes": axes}}}
