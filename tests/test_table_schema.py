@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -549,6 +550,17 @@ def test_the_command_holds_rows_out_as_fit_does(
     assert seen["validation"] == wanted
     with pytest.raises(SystemExit):
         main(["fit", data, "--out", str(tmp_path / "m"), "--drop-missing", "--columns", "x"])
+
+
+@pytest.mark.parametrize("name", ["steps", "batch-size", "lr"])
+def test_the_command_does_not_take_0_for_the_default(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ROWS.to_csv(tmp_path / "t.csv", index=False)
+    how = ["--table", "--out", str(tmp_path / "m"), "--steps", "2", f"--{name}", "0"]
+    with pytest.raises(SystemExit):
+        main(["fit", str(tmp_path / "t.csv"), *how])
+    assert re.search(f"{name} is .*, got 0", capsys.readouterr().err)
 
 
 # ---------------------------------------------------------------------- bad input
