@@ -886,8 +886,8 @@ def test_a_run_of_an_older_version_goes_on(
         patch.setattr("scoresde.backbones.base.FEWEST_FEATURES", 64)
         older = build(net="mlp", shape=(5,), depth=1)
         fit(older, cloud(100, 5), lr=3e-3, every=3, out=tmp_path)
+    new = build(net="mlp", shape=(5,), depth=1)
     with pytest.raises(CheckpointError, match=r"options\.fourier=64, and this one has 25;"):
-        new = build(net="mlp", shape=(5,), depth=1)
         fit(new, cloud(100, 5), lr=3e-3, every=3, out=tmp_path, resume=True)
     shutil.copytree(tmp_path, tmp_path.with_name("copy"))
     asked = build(1, net="mlp", shape=(5,), depth=1, fourier=64)

@@ -244,6 +244,27 @@ def test_fit_is_silent_on_smooth_rows_and_on_many_zeros() -> None:
             scoresde.fit(sde, torch.tensor(x), steps=1, progress=False, validation=None)
 
 
+def test_data_that_fit_refuses_are_not_searched_for_clumps() -> None:
+    x = torch.from_numpy(clumps().to_numpy())
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(TypeError, match="is sparse"):
+            scoresde.fit(sde, x.to_sparse(), steps=1, progress=False)
+        with pytest.raises(ValueError, match="masked values"):
+            scoresde.fit(sde, np.ma.array(x.numpy(), mask=x > 3), steps=1, progress=False)
+
+
+@pytest.mark.parametrize("bounds", [None, (-1e300, 1e300)])
+def test_numbers_at_the_ends_of_float64_make_no_warnings_of_numpy(bounds: Any) -> None:
+    """A logit that is 0 to rounding for all values, and squares that overflow."""
+    x = np.random.default_rng(0).normal(size=200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = Table({"x": x if bounds else 1e200 * x}, bounds={"x": bounds} if bounds else {})
+    assert table.numeric[0].knots == ()
+
+
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
 def test_a_table_of_an_array_takes_arrays(kind: Any, tmp_path: Path) -> None:
     rows = clumps()

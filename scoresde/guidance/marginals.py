@@ -240,8 +240,8 @@ def of_columns(
 def _density(model: Model, x: Tensor, rows: Tensor, how: dict[str, Any]) -> Tensor:
     """log p of whole rows, under the conditions of these rows."""
     point = x.to(model.device, torch.promote_types(torch.float32, model.state_dtype))
-    given = model.select_conditions(rows)
-    return log_prob(given, EncodedRows(point), **how).double().cpu()
+    encoded: Any = EncodedRows(point)
+    return log_prob(model.select_conditions(rows), encoded, **how).double().cpu()
 
 
 def _averaged(
