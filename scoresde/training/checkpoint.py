@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..common.checks import brief_repr
 from ..common.errors import CheckpointError, one_line
 from ..common.user_warnings import warn
 from ..model.trainable import Trainable
@@ -134,14 +135,17 @@ class CheckpointFolder:
         now = _comparable(self._settings, weights(sde))
         # another objective may have other settings: it is named first
         for name in ["objective", *sorted(before.keys() | now.keys())]:
-            old, new = before.get(name), now.get(name)
+            old = before.get(name)
+            new = now.get(name)
             if old == new:
                 continue
+            values = repr(old), repr(new)
             if name == "model":
                 name, old, new = _difference(name, old, new)
+                values = brief_repr(old), brief_repr(new)
             raise CheckpointError(
-                f"the run in {self.path} was started with {name}={old!r}, and this one has "
-                f"{new!r}; go on with the same, or choose another folder"
+                f"the run in {self.path} was started with {name}={values[0]}, and this one has "
+                f"{values[1]}; go on with the same, or choose another folder"
             )
 
     def restore(self, trainer: Any) -> None:
