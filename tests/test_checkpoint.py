@@ -16,6 +16,7 @@ import math
 import mmap
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
@@ -848,8 +849,8 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
         {"data": IMAGES[:-1]},
         "data={'samples': 100, .*}, and this one has {'samples': 99, .*}",
     ),
-    "network": ({"width": 16}, "model={.*'width': 8}.*}, and this one has {.*'width': 16}.*}"),
-    "another network": ({"net": "mlp"}, "model={.*'test_noisy'.*}, and this one has {.*'mlp'.*}"),
+    "network": ({"width": 16}, r"model\.net\.options\.width=8, and this one has 16"),
+    "another network": ({"net": "mlp"}, r"model\.net\.name='test_noisy', and this one has 'mlp'"),
     "shape": ({"data": cloud(100, 3), "shape": (3,)}, "data={.*}, and this one has {.*}"),
 }
 
@@ -873,6 +874,27 @@ def test_a_run_does_not_go_on_as_another(change: str, tmp_path: Path) -> None:
         fit(sde, data, **options, out=tmp_path, resume=True)
     assert untouched(sde, before)
     assert digests(tmp_path) == files
+
+
+def test_a_run_of_an_older_version_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its networks of 5 columns have 64 random features, and their options do not say so."""
+    whole = build(net="mlp", shape=(5,), depth=1, fourier=64)
+    fit(whole, cloud(100, 5), lr=3e-3)
+    with monkeypatch.context() as patch, stopped(7, KeyboardInterrupt()):
+        patch.setattr("scoresde.backbones.base.FEWEST_FEATURES", 64)
+        older = build(net="mlp", shape=(5,), depth=1)
+        fit(older, cloud(100, 5), lr=3e-3, every=3, out=tmp_path)
+    new = build(net="mlp", shape=(5,), depth=1)
+    with pytest.raises(CheckpointError, match=r"options\.fourier=64, and this one has 25;"):
+        fit(new, cloud(100, 5), lr=3e-3, every=3, out=tmp_path, resume=True)
+    shutil.copytree(tmp_path, tmp_path.with_name("copy"))
+    asked = build(1, net="mlp", shape=(5,), depth=1, fourier=64)
+    for sde, out in ((asked, tmp_path), (scoresde.load(tmp_path), tmp_path.with_name("copy"))):
+        fit(sde, cloud(100, 5), lr=3e-3, every=3, out=out, resume=True)
+        assert same(state(sde), state(whole))
+    assert same(state(scoresde.load(scoresde.save(older, tmp_path / "m"))), state(older.eval()))
 
 
 def test_other_labels_are_other_data(tmp_path: Path) -> None:

@@ -244,6 +244,27 @@ def test_fit_is_silent_on_smooth_rows_and_on_many_zeros() -> None:
             scoresde.fit(sde, torch.tensor(x), steps=1, progress=False, validation=None)
 
 
+def test_data_that_fit_refuses_are_not_searched_for_clumps() -> None:
+    x = torch.from_numpy(clumps().to_numpy())
+    sde = scoresde.build("vp", "mlp", shape=(2,), width=8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(TypeError, match="is sparse"):
+            scoresde.fit(sde, x.to_sparse(), steps=1, progress=False)
+        with pytest.raises(ValueError, match="masked values"):
+            scoresde.fit(sde, np.ma.array(x.numpy(), mask=x > 3), steps=1, progress=False)
+
+
+@pytest.mark.parametrize("bounds", [None, (-1e300, 1e300)])
+def test_numbers_at_the_ends_of_float64_make_no_warnings_of_numpy(bounds: Any) -> None:
+    """A logit that is 0 to rounding for all values, and squares that overflow."""
+    x = np.random.default_rng(0).normal(size=200)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = Table({"x": x if bounds else 1e200 * x}, bounds={"x": bounds} if bounds else {})
+    assert table.numeric[0].knots == ()
+
+
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
 def test_a_table_of_an_array_takes_arrays(kind: Any, tmp_path: Path) -> None:
     rows = clumps()
@@ -283,6 +304,38 @@ def test_the_bound_of_rows_has_the_jacobian() -> None:
     bound = scoresde.elbo(sde, rows, seed=0)
     exact = scoresde.log_prob(sde, rows, solver="rk45", rtol=1e-6, atol=1e-6)
     assert bool(((bound.log_prob - exact).abs() < 5 * bound.stderr + 1e-3).all())
+
+
+def test_encoded_rows_are_not_taken_for_rows_of_an_array() -> None:
+    """What `fit` holds out, and the marginals of rows: as for the same table by names."""
+    rows = np.random.default_rng(0).gamma(2.0, size=(200, 2)) + 50  # encoded, below the bounds
+    tables = [Table(rows, bounds={"x0": (50, None)}, equalize=False)]
+    by_name = {"x0": rows[:, 0], "x1": rows[:, 1]}
+    tables.append(Table(by_name, bounds={"x0": (50, None)}, equalize=False))
+    judged = []
+    for table in tables:
+        torch.manual_seed(0)
+        sde = scoresde.build("vp", "mlp", shape=table.shape, width=8, depth=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it has learnt nothing in 5 steps
+            scoresde.fit(sde, table, steps=5, batch_size=64, seed=0, progress=False)
+        some = {name: column[:4].copy() for name, column in by_name.items()}
+        some["x1"][0] = math.nan
+        how = {"solver": "heun", "steps": 4, "seed": 0, "draws": 10}
+        judged.append(scoresde.marginal_log_prob(sde, some, **how).log_prob)
+        whole = scoresde.log_prob(sde, by_name, solver="heun", steps=4, seed=0)
+        assert torch.allclose(judged[-1][1:], whole[1:4].double(), atol=1e-5)
+    assert torch.equal(judged[0], judged[1])
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_rows_of_a_tensor_are_dropped(kind: torch.dtype) -> None:
+    x = torch.arange(40.0).reshape(20, 2).to(kind)
+    x[3, 1] = math.nan
+    with pytest.warns(UserWarning, match="1 of 20 rows"):
+        table = Table(x.requires_grad_(), missing="drop")
+    kept = torch.cat([x[:3], x[4:]]).detach().float()
+    assert torch.equal(torch.tensor(np.stack([*table.frame.values()], 1)).float(), kept)
 
 
 def fitted(table: Table, sde: Any = None, steps: int = 5) -> scoresde.ScoreSDE:

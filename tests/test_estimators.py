@@ -155,6 +155,15 @@ def test_a_pickle_gives_the_same_numbers(density: ScoreDensity) -> None:
         assert other.history_ == density.history_
 
 
+def test_a_pickle_of_an_older_version_can_be_shown_and_cloned(density: ScoreDensity) -> None:
+    """It has no `equalize`, and equalized nothing."""
+    older = copy.copy(density)
+    del older.equalize
+    older = pickle.loads(pickle.dumps(older))
+    assert "equalize=False" in repr(older)
+    assert clone(older).get_params() == {**density.get_params(), "equalize": False}
+
+
 def clumped(n: int, seed: int) -> np.ndarray:
     """Prices at 200 places, and a normal number that goes up with them."""
     rng = np.random.default_rng(seed)

@@ -325,3 +325,10 @@ def test_a_log_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "run.jsonl").mkdir()
     with pytest.raises(ValueError, match="is no file"):
         fit(model(), tmp_path / "run.jsonl")
+    (tmp_path / "taken").write_text("x")
+    logs = ["taken/run.jsonl"]
+    if importlib.util.find_spec("tensorboard"):
+        logs += ["taken", "taken/deeper"]
+    for log in logs:
+        with pytest.raises(ValueError, match="taken is no folder, and a log"):
+            fit(model(), tmp_path / log)

@@ -712,3 +712,7 @@ def test_older_files_have_more_random_features(net: str, fourier: int, axes: int
     x, t = torch.randn(3, 5), torch.tensor([0.1, 0.5, 0.9])
     assert torch.equal(again.score(x, t), sde.score(x, t))
     assert describe(rebuild(describe(again), weights(again))) == describe(again)
+    for name in ("fourier", "axes"):
+        about["net"]["options"] = {"width": 8, "depth": 1, name: 10_000}
+        with pytest.raises(CheckpointError, match="weights are missing, unknown or of another"):
+            rebuild(about, weights(sde))

@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -551,6 +552,17 @@ def test_the_command_holds_rows_out_as_fit_does(
         main(["fit", data, "--out", str(tmp_path / "m"), "--drop-missing", "--columns", "x"])
 
 
+@pytest.mark.parametrize("name", ["steps", "batch-size", "lr"])
+def test_the_command_does_not_take_0_for_the_default(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ROWS.to_csv(tmp_path / "t.csv", index=False)
+    how = ["--table", "--out", str(tmp_path / "m"), "--steps", "2", f"--{name}", "0"]
+    with pytest.raises(SystemExit):
+        main(["fit", str(tmp_path / "t.csv"), *how])
+    assert re.search(f"{name} is .*, got 0", capsys.readouterr().err)
+
+
 # ---------------------------------------------------------------------- bad input
 
 X = [0.25, 0.5, 1.5]
@@ -558,8 +570,8 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     ({}, {}, "the table is empty"),
     ({"x": []}, {}, "the table is empty"),
     (np.zeros((3, 2)), {}, "column 'x0' is constant"),
-    (np.zeros(3), {}, r"a table is a data frame or a mapping .* got ndarray; .* x\[:, None\]"),
-    (np.zeros((3, 2, 2)), {}, "a table is a data frame or a mapping .* got ndarray$"),
+    (np.zeros(3), {}, r"a table is a data frame, a mapping .* got ndarray; .* x\[:, None\]"),
+    (np.zeros((3, 2, 2)), {}, "a table is a data frame, a mapping .* got ndarray$"),
     ("rows.csv", {}, r"got str; a file is read by scoresde\.Table\.read"),
     (pd.Series(X), {}, r"got Series; write column\.to_frame"),
     ({"x": X[:1]}, {}, "the table has one row, and a density takes at least two"),

@@ -7,7 +7,7 @@ required. x, t and numeric conditions come in the dtype of the parameters. A net
 in half precision. Four further attributes are optional: `condition_shapes`, a dict from names to
 shapes of one sample's conditions; `labels`, the names of conditions that are not standardized;
 `drop_conditions(condition, generator)`, which returns the conditions of a training batch, some rows
-marked as absent; and `learning_rate`, which `fit` takes to learn a score, or None.
+marked as absent; and `learning_rate`, the default of `fit` where it learns a score, or None.
 
 A backbone whose trace has a closed form may add a method `value_and_trace(x, t, **condition)`: the
 output of the same call and its trace Σ_i ∂out_i/∂x_i, of shape (B,). Likelihoods then use it in

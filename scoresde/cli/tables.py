@@ -67,7 +67,8 @@ def fit_table(args: argparse.Namespace) -> None:
         if getattr(args, name):
             raise ValueError(f"--{name} is no option of a --table, whose columns are all learnt")
     log = log_of(args)
-    how = {name: getattr(args, name) or PLAIN.how[name] for name in ("steps", "batch_size", "lr")}
+    how = {name: PLAIN.how[name] for name in ("steps", "batch_size", "lr")}
+    how |= {name: getattr(args, name) for name in how if getattr(args, name) is not None}
     for name in ("steps", "batch_size"):
         if how[name] != AUTO:
             whole_number(name.replace("_", "-"), how[name])

@@ -18,7 +18,7 @@ from ..model.tables.cells import category_numbers, missing_text
 from ..model.tables.columns import Bounds, Categorical
 from ..model.tables.combinations import Combinations
 from ..model.tables.infer import Statements, column_of
-from ..model.tables.reading import RawColumn, array_columns, raw_columns
+from ..model.tables.reading import RawColumn, array_columns, as_array, raw_columns
 from ..model.tables.schema import TableSchema, check_network
 from ..model.trainable import Trainable
 from .files.mixed import read_columns
@@ -216,7 +216,7 @@ def _without_gaps(
     rows = np.flatnonzero(~gaps)
     kept = {name: each.take(rows) for name, each in raw.items()}
     if isinstance(frame, Mapping):
-        return {name: np.asarray(column)[rows] for name, column in frame.items()}, kept
+        return {name: as_array(name, column)[rows] for name, column in frame.items()}, kept
     return (frame.iloc[rows] if hasattr(frame, "iloc") else frame[rows]), kept
 
 

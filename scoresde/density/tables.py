@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,13 @@ from ..common.user_warnings import warn
 from ..model.protocol import Model
 from ..model.require import matched
 from ..model.tables.schema import TableSchema
+
+
+@dataclass(frozen=True)
+class EncodedRows:
+    """Encoded rows z (N, D): a bare tensor would be rows of a table that was an array."""
+
+    z: Tensor
 
 
 def entered(
@@ -24,6 +32,8 @@ def entered(
 
     Other data are matched by their names, and nothing is added.
     """
+    if isinstance(x, EncodedRows):
+        return *matched(model, x.z), None
     table = model.table
     x = getattr(x, "frame", x) if isinstance(x, TableSchema) else x
     if table is None or not table.takes(x):

@@ -42,7 +42,7 @@ class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
     steps: Any
     batch_size: Any
     lr: Any
-    equalize: Any
+    equalize: Any = False  # of pickles of earlier versions, which equalized nothing
     net_options: Any
     fit_options: Any
     solve_options: Any

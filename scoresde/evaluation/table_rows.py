@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +17,7 @@ from ..common.random import seeded
 from ..data.files.mixed import write_columns
 from ..density.exact import likelihood, log_prob
 from ..model.protocol import Model
-from ..model.tables.reading import holds_columns
+from ..model.tables.reading import as_array, holds_columns
 from ..model.tables.schema import TableSchema
 from ..sampling.trajectory import sample
 from .held_out import random_order
@@ -58,7 +57,7 @@ class Rows:
         needed = [each.name for each in self.table.columns]
         if not categories:
             needed = [each.name for each in self.table.numeric]
-        self.columns = {name: np.asarray(frame[name]) for name in needed}
+        self.columns = {name: as_array(name, frame[name]) for name in needed}
         self.n = min(n, len(self.values))
         self.seed = seed
         self.order = random_order(len(self.values), len(self.values), seed)

@@ -22,6 +22,7 @@ from ..common.seeds import takes_seed
 from ..common.user_warnings import warn
 from ..density.exact import log_prob
 from ..density.options import DensityOptions
+from ..density.tables import EncodedRows
 from ..model.protocol import Model
 from ..model.require import require_model
 from ..model.tables.gaps import candidates, partial_rows
@@ -239,7 +240,8 @@ def of_columns(
 def _density(model: Model, x: Tensor, rows: Tensor, how: dict[str, Any]) -> Tensor:
     """log p of whole rows, under the conditions of these rows."""
     point = x.to(model.device, torch.promote_types(torch.float32, model.state_dtype))
-    return log_prob(model.select_conditions(rows), point, **how).double().cpu()
+    encoded: Any = EncodedRows(point)
+    return log_prob(model.select_conditions(rows), encoded, **how).double().cpu()
 
 
 def _averaged(

@@ -15,6 +15,7 @@ from ..backbones.base import unwrapped
 from ..model.joint import Joint
 from ..model.trainable import Trainable
 from .expected import OLDEST, check_weights, expected_weights
+from .features import with_features
 from .parts import describe_parts
 
 CONDITION_FACTS = ("conditions", "learnt")
@@ -70,6 +71,7 @@ def describe(sde: Trainable) -> dict[str, Any]:
             f"a model is saved as names and options in JSON, and one option is not plain: {error}"
         ) from None
     tensors = weights(sde)
+    about = with_features(about, tensors)  # of a pickle of an earlier version
     try:
         check_weights(expected_weights(about, len(tensors), embed), tensors)
     except (ValueError, TypeError, RuntimeError) as error:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..backbones.base import RANDOM_FEATURES, feature_counts
 from ..common.errors import CheckpointError, one_line
 from ..common.inputs import event_shape
 from ..common.modules import duplicate
@@ -24,6 +23,7 @@ from ..model.tables.schema import TableSchema, check_network
 from ..model.trainable import Trainable
 from .description import COMPILED
 from .expected import Expected, check_weights, expected_weights, kind_of, with_embed
+from .features import with_features
 from .parts import rebuild_parts
 
 _NETS = ("net.", "ema.")
@@ -31,8 +31,6 @@ _NULL_CONDITION = re.compile(r"(^|\.)null_(vector|image)$")
 """Weights learnt in place of an absent condition, which older files lack."""
 _CROSS_ATTENTION = re.compile(r"\.to_[kv]\.weight$")
 """Weights of diffusers' networks that attend to a condition; older files have a column less."""
-_FEATURED = ("mlp", "resmlp")
-"""Networks with Fourier features, of which older files have others by default."""
 _UNBUILDABLE = (
     ImportError,
     LookupError,
@@ -57,7 +55,7 @@ def rebuild(
     try:
         if "parts" in about:
             return rebuild_parts(about, tensors, embed, rebuild)
-        about = _with_features(about, tensors)
+        about = with_features(about, tensors)
         wanted = expected_weights(about, len(tensors), embed)
         tensors = _without_wrappers(tensors, wanted)
         filled = _fill_null_conditions(tensors, wanted)
@@ -141,27 +139,6 @@ def _without_wrappers(
             raise ValueError(f"two weights are both {name!r}")
         found[name] = value
     return found
-
-
-def _with_features(about: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """A description that says how many Fourier features a network has, as an older file has."""
-    net = about["net"]
-    options = net["options"]
-    widths = [
-        value.shape[1]
-        for name, value in tensors.items()
-        if name.endswith("frequencies") and value.ndim == 2
-    ]
-    if net["name"] not in _FEATURED or not widths:
-        return about
-    shape = event_shape(about["shape"])
-    asked = options.get("fourier")
-    random, axes = feature_counts(shape, asked, options.get("blur", True), options.get("axes"))
-    if random + axes == widths[0]:
-        return about
-    random = RANDOM_FEATURES if asked is None else random
-    more = {"fourier": random, "axes": max(widths[0] - random, 0)}
-    return {**about, "net": {**net, "options": {**options, **more}}}
 
 
 def _fill_null_conditions(

@@ -21,11 +21,13 @@ from typing import Any
 
 from torch import Tensor
 
+from ..common.checks import brief_repr
 from ..common.errors import CheckpointError, one_line
 from ..common.user_warnings import warn
 from ..model.trainable import Trainable
 from ..storage import records as storage
 from ..storage.description import CONDITION_FACTS, condition_facts, describe, weights
+from ..storage.features import with_features
 from ..storage.lock import Lock
 from ..storage.models import AVERAGE, MODEL, STEP, prepare_folder
 from .backend import SingleProcess
@@ -129,15 +131,22 @@ class CheckpointFolder:
         self._settings = json.loads(json.dumps({**settings, "model": self._model}))
         if self.newest is None:
             return
-        before = _comparable(self.newest.settings)
-        now = _comparable(self._settings)
+        before = _comparable(self.newest.settings, self.newest.state)
+        now = _comparable(self._settings, weights(sde))
         # another objective may have other settings: it is named first
         for name in ["objective", *sorted(before.keys() | now.keys())]:
-            if before.get(name) != now.get(name):
-                raise CheckpointError(
-                    f"the run in {self.path} was started with {name}={before.get(name)!r}, and "
-                    f"this one has {now.get(name)!r}; go on with the same, or choose another folder"
-                )
+            old = before.get(name)
+            new = now.get(name)
+            if old == new:
+                continue
+            values = repr(old), repr(new)
+            if name == "model":
+                name, old, new = _difference(name, old, new)
+                values = brief_repr(old), brief_repr(new)
+            raise CheckpointError(
+                f"the run in {self.path} was started with {name}={values[0]}, and this one has "
+                f"{values[1]}; go on with the same, or choose another folder"
+            )
 
     def restore(self, trainer: Any) -> None:
         """Give a trainer the state of the newest checkpoint."""
@@ -219,13 +228,27 @@ def without_names(model: Any) -> Any:
     return {name: value for name, value in model.items() if name != "schema"}
 
 
-def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(settings: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that must be the same when a run is resumed."""
-    found = {**settings, "model": without_names(settings.get("model"))}
+    model = without_names(settings.get("model"))
+    if model is not None:
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        with contextlib.suppress(LookupError, TypeError, ValueError):  # compared as it stands
+            model = with_features(model, tensors, always=True)
+    found = {**settings, "model": model}
     if found.get("objective") != "denoising":  # which alone has them
         found.pop("weight", None)
         found.pop("noise", None)
     return found
+
+
+def _difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """The innermost entry in which two nested settings differ, and its values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*old, *new]:
+            if old.get(key) != new.get(key):
+                return _difference(f"{name}.{key}", old.get(key), new.get(key))
+    return name, old, new
 
 
 def _step(stem: str) -> int:

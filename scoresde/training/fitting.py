@@ -228,7 +228,6 @@ def _trainer(
         sde.schema.assign(Schema.rebuild(newest.schema, sde.shape))
     data, given, plan = with_table(sde, data, given, plan)
     data, given = _matched(sde, data, given)
-    tell_of_clumps(sde, data, plan)
     source = TrainingStream(
         data,
         sde,
@@ -257,6 +256,7 @@ def _trainer(
     if newest is not None and folder is not None:
         folder.restore(trainer)
     else:
+        tell_of_clumps(sde, data, plan)
         source.standardize(sde)
         source.standardize_conditions(sde)
         sde.learnt = _learnt_conditions(sde, source)

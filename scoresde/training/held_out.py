@@ -21,6 +21,7 @@ from ..common.user_warnings import warn
 from ..data.readers import TableReader
 from ..data.stream import TrainingStream
 from ..density.exact import log_prob
+from ..density.tables import EncodedRows
 from ..model.condition_scales import standardized
 from ..model.gaps import with_gaps
 from ..model.score_sde import ScoreSDE
@@ -206,10 +207,11 @@ class HeldOut(Validator):
         """Return log p of held-out rows under the model; None if it can't be computed."""
         sde = self._sde
         given = sde.given(**self._condition) if self._condition else sde
+        rows: Any = EncodedRows(self._x)
         how: SolverOptions = {"rtol": JUDGED_TOLERANCE, "atol": JUDGED_TOLERANCE}
         found = torch.full((len(self._x),), math.nan, device=sde.scale.device)
         with contextlib.suppress(SolverError):  # the mean is NaN then, on all ranks
-            found = log_prob(given, self._x, **how)
+            found = log_prob(given, rows, **how)
         mean: Tensor = backend.mean(found.to(wide(found.device)))
         return mean if bool(mean.isfinite().all()) else None
 

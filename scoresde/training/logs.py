@@ -151,7 +151,7 @@ class JSONLines:
     """One JSON object a line, in order of steps."""
 
     def __init__(self, path: Path, step: int, resumed: bool) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(path.parent)
         if path.exists() and not path.is_file():
             raise ValueError(f"{path} is no file, and a log that ends in {LINES} is one")
         before = path.read_bytes() if path.exists() else b""
@@ -185,7 +185,7 @@ class TensorBoard:
 
         if not resumed and path.is_dir() and any(path.glob("events.out.tfevents.*")):
             raise _taken(path)
-        path.mkdir(parents=True, exist_ok=True)
+        _make_folder(path)
         purged = step + 1 if resumed else None
         self.writer: Any = SummaryWriter(str(path), purge_step=purged)
 
@@ -238,6 +238,17 @@ class Logger:
 
     def close(self) -> None:
         """Leave it open: it is the user's."""
+
+
+def _make_folder(path: Path) -> None:
+    """Make a folder for a log; raise if a file has its name."""
+    for part in (path, *path.parents):
+        if part.exists() and not part.is_dir():
+            raise ValueError(
+                f"{part} is no folder, and a log that ends in {LINES} is a file in one, any other "
+                "log a folder for TensorBoard"
+            )
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _step_of(line: bytes, path: Path) -> float:

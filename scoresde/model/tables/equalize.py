@@ -130,7 +130,7 @@ def _resolutions(values: np.ndarray) -> tuple[float, float]:
     """Width of a cell, also of values whose squares overflow, and of the finest bin."""
     largest = float(np.abs(values).max())
     if largest == 0:
-        return 0.0, 0.0
+        return 0.0, np.finfo(np.float64).tiny
     cell = CELL * largest * float((values / largest).std())
     finest = SPACINGS * max(float(np.spacing(largest)), np.finfo(np.float64).tiny)
     return cell, finest

@@ -178,7 +178,9 @@ def find_grid(values: np.ndarray) -> tuple[float, float, int | None] | None:
     found = _decimal_grid(distinct) or _even_grid(distinct)
     if found is None or values.dtype.kind in "iu":
         return found
-    coarse = found[0] >= FINEST_STEP * float(values.std(dtype=np.float64))
+    with np.errstate(over="ignore"):  # then no grid is coarse
+        std = float(values.std(dtype=np.float64))
+    coarse = found[0] >= FINEST_STEP * std
     return found if coarse or 2 * len(distinct) <= len(values) else None
 
 

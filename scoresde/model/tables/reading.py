@@ -63,7 +63,8 @@ def raw_columns(data: Any, needed: Collection[str] | None = None) -> dict[str, R
     """The columns of a data frame or mapping by name, or the needed ones, all of one length."""
     if not holds_columns(data):
         raise TypeError(
-            f"a table is a data frame or a mapping of names to columns, got {type(data).__name__}"
+            "a table is a data frame, a mapping of names to columns or an array (N, columns), got "
+            f"{type(data).__name__}"
             f"{_hint_of(data)}"
         )
     named = dict(_named(data))
@@ -99,7 +100,7 @@ def _hint_of(data: Any) -> str:
     if getattr(data, "ndim", 0) == 1:
         return "; write x[:, None] for a table of one column"
     if getattr(data, "ndim", 0) == 2:
-        return "; name the columns, {'a': x[:, 0], …}"
+        return "; name the columns, {'a': x[:, 0], …}, or write scoresde.Table(x)"
     return ""
 
 
@@ -126,7 +127,7 @@ def raw_column(name: str, column: Any) -> RawColumn:
         return RawColumn(name, "category", codes, codes < 0, categories, ordered)
     if hasattr(column, "to_numpy"):
         column = column.to_numpy()
-    values = _as_array(name, column)
+    values = as_array(name, column)
     if values.ndim != 1:
         raise ValueError(
             f"column {name!r} has shape {values.shape}, wanted one number or word in each row"
@@ -146,7 +147,7 @@ def raw_column(name: str, column: Any) -> RawColumn:
     return RawColumn(name, values.dtype.name, values, np.isnan(values))
 
 
-def _as_array(name: str, column: Any) -> np.ndarray:
+def as_array(name: str, column: Any) -> np.ndarray:
     """The cells of a column; Python's stay objects where numpy would make them of one kind."""
     if isinstance(column, Tensor):
         column = as_tensor(column, f"column {name!r}").detach().cpu()
