@@ -389,12 +389,16 @@ def test_solver_error_is_ten_times_the_difference_to_a_more_exact_solve() -> Non
         torch.testing.assert_close(found.solver_error, 10 * difference, rtol=1e-3, atol=1e-11)
 
 
-def test_a_solver_without_tolerances_has_no_solver_error() -> None:
+@pytest.mark.parametrize("given", [{}, {"rtol": 1e-3}, {"rtol": None, "atol": "1e-3"}])
+def test_a_solver_without_tolerances_has_no_solver_error(given: dict[str, Any]) -> None:
     """Neither is there anything to tighten nor a grid to refine."""
 
     class Mine(Solver):
         ode = True
         steps = None
+
+        def __init__(self) -> None:
+            vars(self).update(given)
 
         def run(self, problem: Problem, z: Tensor) -> tuple[Tensor, Counts]:
             return scoresde.SOLVERS.build("adams").run(problem, z)
@@ -570,6 +574,15 @@ def test_a_graph_only_where_one_is_wanted() -> None:
     with torch.inference_mode():
         assert not scoresde.log_prob(sde, x, differentiable=True, steps=8).requires_grad
     assert scoresde.log_prob(sde, x.clone().requires_grad_()).requires_grad
+
+
+def test_error_bars_have_no_graph_even_where_the_prior_is_trained() -> None:
+    mean = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    prior = torch.distributions.MultivariateNormal(mean, torch.eye(2, dtype=torch.float64))
+    x = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
+    found = scoresde.likelihood(small(), x, prior=prior)
+    assert found.log_prob.requires_grad
+    assert not any(part.requires_grad for part in (found.solver_error, found.prior_gap))
 
 
 def test_fine_tuning_by_maximum_likelihood_trains_the_raw_weights() -> None:

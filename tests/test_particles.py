@@ -51,6 +51,24 @@ def network() -> scoresde.ScoreSDE:
     return scoresde.build("vp", "mlp", shape=(2,), width=8, depth=1)
 
 
+def test_curvatures_of_a_default_batch_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks inside: at what a pass is given, as the curvature of 64 numbers in 1,024 dimensions
+    would take 1 GB for the states of an unguided batch.
+    """
+    held: list[int] = []
+
+    def run(model: Any, angles: Any, z: Tensor, rows: Any, noise: Any, population: Any) -> Tensor:
+        held.append(len(z) * model.curvature_rows * z.shape[1])
+        return z
+
+    monkeypatch.setattr(weighted_particles, "run_twisted", run)
+    sde = scoresde.build("vp", "mlp", shape=(1024,), width=8, depth=1)
+    sums = measurements.Linear(randn(64, 1024).float(), noise=0.5)
+    scoresde.particles(scoresde.observe(sde, sums, y=torch.zeros(64)), 256, 16, steps=1, seed=0)
+    assert len(held) > 1
+    assert 0 < max(held) <= 2**25
+
+
 class Posterior:
     """A standardized mixture of 16 components, y = A·x + noise·n, and p(x | y) in closed form."""
 

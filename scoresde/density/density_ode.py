@@ -73,13 +73,21 @@ def plan_check(sde: Model, planned: Plan, nodes: tuple[Level, ...]) -> Check | N
     if not planned.adaptive:
         return Check(planned.solver, _halved(sde, planned.times, nodes))
     # Solvers of one's own may have neither.
-    given = [getattr(planned.solver, name, math.nan) for name in ("rtol", "atol")]
+    given = [_number(getattr(planned.solver, name, None)) for name in ("rtol", "atol")]
     if math.isnan(sum(given)):
         return None
     # A network of low precision has no use for a tolerance far below its rounding.
     least = CHECK_SHARE**2 * rounding_unit(sde)
     rtol, atol = (max(min(CHECK_SHARE * value, CHECK_MOST), least) for value in given)
     return Check(SOLVERS.build("adams", rtol=rtol, atol=atol), nodes)
+
+
+def _number(value: Any) -> float:
+    """A tolerance of whatever type; NaN for what is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        return math.nan
 
 
 def _halved(sde: Model, times: Tensor, nodes: tuple[Level, ...]) -> tuple[Level, ...]:
@@ -120,7 +128,7 @@ class DensityODE:
         self.raw = raw
         self.check = plan_check(sde, planned, self.levels) if errors else None
         self.errors = errors
-        self.share = 0.4 if errors else 1.0  # of the time, for the solve itself
+        self.share = 1.0 if self.check is None else 0.4  # of the time, for the solve itself
         check_memory(self.estimator, sde.dim, sde.scale.device)
 
     @property

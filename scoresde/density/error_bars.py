@@ -106,7 +106,7 @@ def likelihood_columns(
     if checked is not None:
         end, gain = checked
         exact = log_prior(sde, prior, end, last.radius) + gain
-        difference = log_p.detach() - exact
+        difference = (log_p - exact).detach()
         rounding = _rounding(sde, ode, data.detach(), log_p.detach().abs(), solved, nfe)
         error = torch.maximum(SAFETY * difference.abs(), rounding)
     if prior is not None:

@@ -203,6 +203,13 @@ class Observed(Tilted):
         least = super().phi_min
         return least if self.measurement.noise else max(least, self.process.phi_floor)
 
+    @property
+    def curvature_rows(self) -> int:
+        """Rows of T that `curved_twist` holds for each state."""
+        smaller = min(self.measured, self.dim)
+        known = METHODS[self.method].covariance == "jacobian" and smaller <= EXACT
+        return smaller if known else 0
+
     def map(self, z: Tensor) -> Tensor:
         """A (B, k) of standardized data (B, n): the elements that count.
 

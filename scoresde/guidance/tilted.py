@@ -45,6 +45,11 @@ class Tilted(Guided):
         """Whether ψ is g(x̂0), as if x0 were known: `particles` then damps the gradient."""
         return False
 
+    @property
+    def curvature_rows(self) -> int:
+        """Rows of T that `curved_twist` holds for each state."""
+        return 0
+
     @abc.abstractmethod
     def twist(self, *, raw: bool = False) -> Twist:
         """Velocity of the part, log ψ and ∇_z log ψ, as a function of states and angles."""

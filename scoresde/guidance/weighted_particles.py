@@ -43,6 +43,8 @@ AROUND_ONE = 0.5
 """The largest share of steps around σ/α = 1."""
 WIDTH = 0.8
 """Scale of their logistic distribution in log(σ/α)."""
+ROWS_EACH = 8
+"""Rows of the curvature of a twist that are held beside each state without smaller batches."""
 PROBES = 8
 """Points and directions at which a measurement is differentiated to see its scale."""
 LEAST_SIZE = 0.05
@@ -77,12 +79,14 @@ class Particles(NamedTuple):
         passes. Too small where it is above about ½, as it knows nothing of modes that no particle
         found.
     ess : Tensor, shape (n,)
-        Effective number of particles at the end, 1/Σw², over all passes.
+        Effective number of particles at the end, 1/Σw², over all those of all passes: it may be
+        above `particles`.
     resampled : Tensor of int, shape (n,)
         How often the population was resampled.
     nfe : Tensor of int, shape (n,)
         Network evaluations of a sample, backward passes among them, over all its particles:
-        particles · steps · `model.cost`.
+        particles · steps · `model.cost`. Steps that passes of equal length leave over are not
+        taken: 1,000 are 7 passes of 142.
 
     Examples
     --------
@@ -213,7 +217,9 @@ def particles(
     passes = passes_of(steps)
     angles = _angles(model, steps // passes, spacing)
     cost = size * max(1, model.cost)
-    batches = batch_ranges(model, n, batch_size, cost=size, calls=steps, held=size)
+    rows = model.curvature_rows if isinstance(model, Tilted) else 0
+    width = max(1, rows // ROWS_EACH)
+    batches = batch_ranges(model, n, batch_size, cost=size, calls=steps, held=size, width=width)
     model.slice_conditions(0, n, n)
     seed = draw_seed(generator)
 

@@ -36,14 +36,23 @@ def check_count(sde: Model, n: int | None, held: int = 1) -> int:
 
 
 def batch_ranges(
-    sde: Model, n: int, batch_size: int | None, cost: int = 1, calls: int = 1, held: int = 1
+    sde: Model,
+    n: int,
+    batch_size: int | None,
+    cost: int = 1,
+    calls: int = 1,
+    held: int = 1,
+    width: int = 1,
 ) -> Iterator[tuple[int, int]]:
-    """Cut n samples into batches (start, stop); inside `sharded()`, this rank's share of them."""
+    """Cut n samples into batches (start, stop); inside `sharded()`, this rank's share of them.
+
+    By default smaller where a sample is `cost` states, each with `width` times its own numbers.
+    """
     n = check_count(sde, n, held)
     if batch_size is not None:
         size = whole_number("batch_size", batch_size)
     else:
-        size = max(1, min(BATCH_STATES // cost, BATCH_NUMBERS // (cost * sde.dim)))
+        size = max(1, min(BATCH_STATES // cost, BATCH_NUMBERS // (cost * width * sde.dim)))
         size = max(BLOCK * (size // BLOCK), min(size, BLOCK))
     low, high = share(n)
     batches = -(-(high - low) // size)

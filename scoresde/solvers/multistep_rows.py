@@ -49,6 +49,10 @@ from .problem import Level
 Array = NDArray[np.float64]
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(24)
 """Gauss–Legendre rule, exact for polynomials, to 1e-15 for e^{κλ} over 10 units of λ."""
+LONGEST = 10.0
+"""Units of λ that one such rule covers."""
+LEAST = 1e-150
+"""φ below which a level is the data: φ² would be rounded to 0."""
 INFINITE = 1e-6
 """cos φ or sin φ below which λ is infinite, or as good as that."""
 START = 4
@@ -114,7 +118,8 @@ def quadrature(nodes: Array, a: Array, b: Array, rate: float = 0.0) -> Array:
     columns = []
     for j in range(nodes.shape[1]):
         others = np.delete(nodes, j, axis=1)
-        factors = (s[:, :, None] - others[:, None, :]) / (nodes[:, j, None] - others)[:, None, :]
+        apart = nodes[:, j, None] - others
+        factors = (s[:, :, None] - others[:, None, :]) / np.where(apart, apart, 1)[:, None, :]
         columns.append((omega * factors.prod(2)).sum(1))
     return np.stack(columns, 1)
 
@@ -149,7 +154,9 @@ def _coefficients(row: Row, levels: tuple[Level, ...]) -> list[Step]:
         predict, correct = _weights(row, grid, which, m)
         for i, p, c in zip(which.tolist(), predict, correct, strict=True):
             scale = grid.scale[i]
-            repair = (c * scale).tolist() if row.corrector and i < last else []
+            repair = []
+            if row.corrector and i < last and grid.s[i + 1] != grid.s[i]:
+                repair = (c * scale).tolist()
             found[i] = Step(
                 float(grid.keep[i]), (p * scale).tolist(), repair, float(grid.noise[i])
             )
@@ -227,32 +234,41 @@ def _even(row: Row, phi: Array) -> list[Step]:
     """Coefficients of z' = (sin φ'/sin φ)·z − sin φ'·∫ p(s²)/sin²s ds, p(φ²) ≈ x̂0; p(0) at 0."""
     q = phi**2
     last = len(phi) - 2
-    log = np.log(np.tan(0.5 * np.maximum(phi, 1e-300)))  # ds/sin²s = d log tan(s/2)/sin s
+    log = np.log(np.tan(0.5 * np.maximum(phi, LEAST)))  # ds/sin²s = d log tan(s/2)/sin s
     steps = []
     behind: list[tuple[Array, Array]] = []  # nodes s² and weights of the integrals so far
     sums = np.zeros(1)  # weights of the values in all of them
     for i, m in enumerate(_reach(q, max(row.order - row.corrector, 1), row.limit).tolist()):
         nodes = q[i - np.arange(m)]
-        if phi[i + 1] == 0:
+        if phi[i + 1] < LEAST:
             steps.append(Step(0.0, _lagrange(nodes, np.zeros(1))[:, 0].tolist(), [], 0.0))
             continue
-        half = 0.5 * (log[i + 1] - log[i])
-        s = 2 * np.arctan(np.exp(0.5 * (log[i] + log[i + 1]) + half * _NODES))
-        omega = -_WEIGHTS * half / np.sin(s)
+        y, weights = _panels(log[i], log[i + 1])
+        s = 2 * np.arctan(np.exp(y))
+        omega = -weights / np.sin(s)
         sin = np.sin(phi[i + 1])
         predict = sin * (_lagrange(nodes, s**2) @ omega)
         correct = np.zeros(0)
-        if row.corrector and i < last and i + 2 > min(START, row.order):
-            correct = sin * (_lagrange(np.append(q[i + 1], nodes), s**2) @ omega)
-        elif row.corrector and i < last:
+        corrected = row.corrector and i < last and q[i + 1] < q[i]
+        if corrected and m == i + 1 == len(behind) + 1 < min(START, row.order):
             behind.append((s**2, omega))
             before = np.append(0.0, sums)
             every = q[i + 1 :: -1]
             sums = np.sum([_lagrange(every, x) @ w for x, w in behind], axis=0)
             correct = sin * (sums - before)
+        elif corrected:
+            correct = sin * (_lagrange(np.append(q[i + 1], nodes), s**2) @ omega)
         keep = float(sin / np.sin(phi[i]))
         steps.append(Step(keep, predict.tolist(), correct.tolist(), 0.0))
     return steps
+
+
+def _panels(a: float, b: float) -> tuple[Array, Array]:
+    """Return nodes and weights of ∫_a^b dλ, by as many rules as its length asks for."""
+    edges = np.linspace(a, b, 1 + max(1, int(np.ceil(abs(b - a) / LONGEST))))
+    half = 0.5 * np.diff(edges)[:, None]
+    middle = 0.5 * (edges[1:] + edges[:-1])[:, None]
+    return (middle + half * _NODES).flatten(), (half * _WEIGHTS).flatten()
 
 
 def _reach(q: Array, most: int, limit: float) -> NDArray[np.intp]:
@@ -265,7 +281,8 @@ def _reach(q: Array, most: int, limit: float) -> NDArray[np.intp]:
         nodes = q[i[:, None] - np.arange(m)]
         ahead = q[i + 1, None] - nodes
         apart = nodes[:, :, None] - nodes[:, None, :] + np.eye(m)
-        weights = ahead.prod(1, keepdims=True) / (ahead * apart.prod(2))
+        with np.errstate(divide="ignore", invalid="ignore"):  # nodes in one place: not counted
+            weights = ahead.prod(1, keepdims=True) / (ahead * apart.prod(2))
         reach[i[np.abs(weights).sum(1) <= limit]] = m
     return reach
 
