@@ -419,6 +419,7 @@ def test_training_noise_for_likelihood_minimizes_minus_elbo(weight: str) -> None
     assert abs(mean - (bounds[0] - bounds[1])) < 4 * error + 1e-3
 
 
+@pytest.mark.slow
 def test_a_model_trained_for_likelihood_has_a_better_bound() -> None:
     """Above the best Gaussian after 300 steps, and better after 300 more: the objective is the
     bound.

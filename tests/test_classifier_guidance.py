@@ -195,6 +195,7 @@ def labelled_data(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return exact("vp").to_data(z), CLASS[k]
 
 
+@pytest.mark.slow
 def test_a_fitted_classifier_comes_near_the_exact_one() -> None:
     """In data units. RMS error of p(y = 1 | z) over the arc .03, of the pull on v .15 of .50."""
     sde = exact("rectified")

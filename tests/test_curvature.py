@@ -251,6 +251,7 @@ def test_euler_needs_what_its_recursion_needs() -> None:
         assert found.error == pytest.approx(recursion(steps), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_every_solver_meets_the_error_and_no_less_would_do() -> None:
     sde = scoresde.oracle(toy.EightGaussians(4.0, 0.3), scoresde.VPSDE()).double()
     how = {"n": 64, "generator": generator()}

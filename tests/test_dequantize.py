@@ -113,9 +113,10 @@ def test_the_truncated_normal_is_scipys(std: float) -> None:
 
 @pytest.mark.parametrize(
     "dequantization",
-    [pytest.param(Uniform(4), marks=pytest.mark.slow), TruncatedNormal(4, 0.3)],
+    [Uniform(4), TruncatedNormal(4, 0.3)],
     ids=repr,
 )
+@pytest.mark.slow
 def test_importance_weighted_bits_fall_to_the_exact_number(dequantization: Dequantization) -> None:
     """D = 2, bins about as wide as the modes. The bound is loose with one draw, tighter with every
     doubling, exact in the limit: with 400 draws the bias is var(w)/(2k), below 0.005 bits here. 5

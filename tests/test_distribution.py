@@ -84,6 +84,7 @@ def test_conditions_make_a_batch_of_laws() -> None:
     torch.testing.assert_close(joint.log_prob(x), d.log_prob(x).sum(1), rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_it_can_be_transformed_and_differentiated() -> None:
     base = law(rtol=1e-7, atol=1e-7)
     scaled = torch.distributions.TransformedDistribution(

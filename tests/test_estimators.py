@@ -228,6 +228,7 @@ def test_a_scaler_before_it_changes_log_p_by_its_jacobian() -> None:
     np.testing.assert_allclose(scaled, plain, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_grid_search_takes_the_model_with_the_higher_log_p() -> None:
     x = scoresde.toy.Moons().sample(300, generator=torch.Generator().manual_seed(0)).numpy()
     how = {

@@ -130,8 +130,9 @@ def test_inpaint_example_covers_hidden_pixels(
 
 @pytest.mark.parametrize(
     ("name", "files"),
-    [("fashion_mnist", mnist), pytest.param("cifar10", cifar, marks=pytest.mark.slow)],
+    [("fashion_mnist", mnist), ("cifar10", cifar)],
 )
+@pytest.mark.slow  # docs/images.md runs the same recipes by the command
 def test_image_examples_train_score_and_draw(
     name: str, files: Callable[[Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,6 +140,7 @@ def test_a_users_loss_is_given_samples_in_their_own_units() -> None:
         objective_of(stage, x, scoresde.Autoencoding(extra=lambda a, b: a - b))
 
 
+@pytest.mark.slow
 def test_images_and_vectors_with_constants_are_reconstructed() -> None:
     """Two patterns with random weights: two latent numbers explain all but the noise."""
     g = generator(2)

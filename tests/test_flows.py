@@ -78,6 +78,7 @@ def test_reflow_makes_paths_straight_and_one_step_enough(
     assert float(one[1]) < 0.4 * float(one[0])
 
 
+@pytest.mark.slow
 def test_a_distilled_model_jumps_and_has_nothing_else(flow: ScoreSDE, reflowed: ScoreSDE) -> None:
     pairs = scoresde.reflow(
         reflowed, 4000, generator=generator(6), rtol=1e-3, atol=1e-3, progress=False

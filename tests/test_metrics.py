@@ -324,6 +324,7 @@ def test_a_classifier_finds_what_bayes_finds() -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_classifier_raises_no_more_false_alarms_than_it_says() -> None:
     # 100 tests of equal laws at level 0.1: more than 24 alarms happen once in 10,000 times
     g = seeded()

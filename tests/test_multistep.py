@@ -850,11 +850,12 @@ def test_adams_error_follows_its_tolerance(mixture: str, name: str) -> None:
     ("name", "mixture"),
     [
         ("vp", "8 Gaussians"),
-        pytest.param("ve", "bumps", marks=pytest.mark.slow),
-        pytest.param("vp", "bumps", marks=pytest.mark.slow),
-        pytest.param("ve", "8 Gaussians", marks=pytest.mark.slow),
+        ("ve", "bumps"),
+        ("vp", "bumps"),
+        ("ve", "8 Gaussians"),
     ],
 )
+@pytest.mark.slow  # docs/solvers.md asserts it of one
 def test_adams_likelihood_follows_its_tolerance(mixture: str, name: str) -> None:
     """Error of log p(x) over six decades of tolerance, against the closed form, for 100 samples;
     and that of the latent.
