@@ -429,6 +429,8 @@ def test_what_can_not_be_trained_together_is_refused_in_a_sentence(tmp_path: Pat
             scoresde.fit_joint(around(learned), x)),
         (TypeError, "fit_joint has its own objective", lambda:
             scoresde.fit_joint(model, x, objective="denoising")),
+        (TypeError, "fit_joint pairs latents with noise as they come", lambda:
+            scoresde.fit_joint(model, x, coupling="minibatch_ot")),
         (ValueError, "unknown weight 'edn'", lambda: scoresde.fit_joint(model, x, weight="edn")),
         (ValueError, "data has shape (40, 2), wanted (batch, 4)", lambda:
             scoresde.fit_joint(model, x[:, :2])),

@@ -271,10 +271,10 @@ def test_a_draw_has_less_bias_than_weights() -> None:
 
 
 def test_steps_are_split_into_passes_and_these_grow_longer() -> None:
-    assert [passes_of(k) for k in (1, 100, 199, 200, 399, 400)] == [1, 1, 1, 2, 3, 4]
-    counts = [passes_of(400 * 8**k) for k in range(4)]
+    assert [passes_of(k, 100) for k in (1, 100, 199, 200, 399, 400)] == [1, 1, 1, 2, 3, 4]
+    counts = [passes_of(400 * 8**k, 100) for k in range(4)]
     assert counts == [4 * 4**k for k in range(4)]  # of 100·2^k steps
-    assert all(passes_of(k) <= k // 100 for k in range(200, 5000, 7))
+    assert all(passes_of(k, 100) <= k // 100 for k in range(200, 5000, 7))
 
 
 def test_passes_are_one_population() -> None:
@@ -458,9 +458,11 @@ def test_a_nonlinear_measurement() -> None:
     log_joint = prior.log_prob(points) + product.log_likelihood(points, y)
     exact = float(log_joint.logsumexp(0)) + 2 * math.log(0.02)
     model = scoresde.observe(oracle(prior), product, y)
-    found = scoresde.particles(model, 50, 16, 60, generator=generator())
-    assert float(found.log_evidence.mean()) == pytest.approx(exact, abs=0.12)
-    assert abs(float((found.x[:, 0] > 0).double().mean()) - 0.5) < 0.3  # 4.6 standard errors
+    found = scoresde.particles(model, 100, 16, 100, generator=generator())
+    error = found.log_evidence - exact
+    assert abs(float(error.mean())) < 0.06  # 4 standard errors
+    assert float(error.square().mean().sqrt()) < 0.18  # two passes of 50 steps; one of 100: 0.20
+    assert abs(float((found.x[:, 0] > 0).double().mean()) - 0.5) < 0.2  # 4 standard errors
 
 
 @pytest.mark.parametrize("through", ["network", "denoised"])

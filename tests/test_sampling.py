@@ -42,6 +42,8 @@ def test_decode_undoes_encode(name: str, target: str) -> None:
     torch.testing.assert_close(
         scoresde.encode(sde, x, solver="dop853", **tight), latent, rtol=1e-6, atol=1e-6
     )
+    with pytest.raises(TypeError, match="encode runs from t = 0 to t = 1 and takes no times="):
+        scoresde.encode(sde, x, times=(0.0, 0.5))  # type: ignore[call-arg]
 
 
 def test_encode_is_the_known_map_of_a_gaussian() -> None:

@@ -32,6 +32,8 @@ from .tilted import CurvedTwist, Tilted, Twist, first_three
 
 LARGEST_JACOBIAN = 2**24
 """Numbers in the Jacobians of A(x̂0) that are held at once; more states are taken in parts."""
+STEPS_OF_A_ROUGH_PASS = 50
+"""Steps of a pass of `particles` where A is not linear."""
 ODE_STEPS = 200
 """Steps of log p, `encode` and `decode` if neither steps= nor a tolerance is given."""
 
@@ -196,6 +198,11 @@ class Observed(Tilted):
     def plugs_in(self) -> bool:
         """Whether the method is "likelihood", p(y | x̂0)."""
         return METHODS[self.method].covariance == "none"
+
+    @property
+    def steps_of_a_pass(self) -> int:
+        """Fewer for a nonlinear A: the error of its twist exceeds that of the steps."""
+        return super().steps_of_a_pass if self.measurement.linear else STEPS_OF_A_ROUGH_PASS
 
     @property
     def phi_min(self) -> float:

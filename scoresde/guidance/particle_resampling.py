@@ -9,21 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ONE_PASS = 100
-"""Steps of a pass, at the least where there are two."""
-FOUR_PASSES = 400
+SHORT = 400
 """Up to so many steps, passes are as many as fit; beyond it they also grow longer."""
 
 
-def passes_of(steps: int) -> int:
-    """How many passes share a number of steps.
+def passes_of(steps: int, least: int) -> int:
+    """How many passes of at least so many steps share a number of steps.
 
     The variance of evidence falls with passes, and its bias with the steps of one: where both
     are first order, k passes of L steps are best for k in proportion to L² (Duffie and Glynn 1995).
     """
-    if steps <= FOUR_PASSES:
-        return max(1, steps // ONE_PASS)
-    return int(FOUR_PASSES / ONE_PASS * (steps / FOUR_PASSES) ** (2 / 3) + 1e-9)
+    if steps <= SHORT:
+        return max(1, steps // least)
+    return int(SHORT // least * (steps / SHORT) ** (2 / 3) + 1e-9)
 
 
 class Population:

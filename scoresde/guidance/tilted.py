@@ -20,6 +20,9 @@ from ..common.modules import leave_inference
 from ..model.protocol import Model
 from .guided import Guided, below_noise, cosine_and_sine, inside
 
+STEPS_OF_A_PASS = 100
+"""Steps of a pass of `particles`, at the least where there are two."""
+
 Twist = Callable[..., tuple[Tensor, Tensor, Tensor]]
 """(z, φ, rows) -> the part's velocity (B, n), log ψ (B,), and its gradient ∇_z log ψ (B, n)."""
 
@@ -44,6 +47,11 @@ class Tilted(Guided):
     def plugs_in(self) -> bool:
         """Whether ψ is g(x̂0), as if x0 were known: `particles` then damps the gradient."""
         return False
+
+    @property
+    def steps_of_a_pass(self) -> int:
+        """Steps of a pass of `particles`, at the least where there are two."""
+        return STEPS_OF_A_PASS
 
     @property
     def curvature_rows(self) -> int:

@@ -30,7 +30,7 @@ from .guided import LARGEST_ANGLE, Guided, require_part
 from .linearized import Linearized
 from .observed import Observed
 from .particle_resampling import Passes, Population, balanced, passes_of
-from .tilted import Tilted
+from .tilted import STEPS_OF_A_PASS, Tilted
 from .twisted import run_twisted
 
 LAST_LEVEL = 0.01
@@ -150,11 +150,12 @@ def particles(
     particles : int
         Of each population.
     steps : int
-        Each evaluates the guided model once a particle. From 200 on they are split into passes of
-        100 steps or more, each from noise to data with particles of its own; evidence is averaged
-        over passes, and samples are drawn from all of them. So four times the steps halve the
-        error of log evidence, as four times the particles do, in the memory of one pass. Up to
-        400 there are steps/100 passes, above 4·(steps/400)^⅔, so that their bias falls too.
+        Each evaluates the guided model once a particle. From 200 on (100 where a measurement is
+        not linear) they are split into passes of 100 (50) steps or more, each from noise to data
+        with particles of its own; evidence is averaged over passes, and samples are drawn from
+        all of them. So four times the steps halve the error of log evidence, as four times the
+        particles do, in the memory of one pass. Above 400 steps there are as many passes as at
+        400, times (steps/400)^⅔, so that their bias falls too.
     resample_below : float
         From 0 to 1: resample where the effective size falls below this share of the particles.
     spacing : str, optional
@@ -214,7 +215,7 @@ def particles(
     if spacing is not None:
         choose("spacing", spacing, SPACINGS)
     n = model.condition_rows if n is None else whole_number("n", n)
-    passes = passes_of(steps)
+    passes = passes_of(steps, getattr(model, "steps_of_a_pass", STEPS_OF_A_PASS))
     angles = _angles(model, steps // passes, spacing)
     cost = size * max(1, model.cost)
     rows = model.curvature_rows if isinstance(model, Tilted) else 0

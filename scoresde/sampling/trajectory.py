@@ -278,8 +278,8 @@ def encode(
     Raises
     ------
     TypeError, ValueError
-        For a stochastic solver or one that jumps, a model without a velocity, or data of the wrong
-        shape or type.
+        For a stochastic solver or one that jumps, a model without a velocity, times=, or data of
+        the wrong shape or type.
     SolverError
         As `sample`.
 
@@ -304,6 +304,11 @@ def encode(
         **options,
     }
     sde = require_model(sde, "encode")
+    if "times" in options:
+        raise TypeError(
+            "encode runs from t = 0 to t = 1 and takes no times=: for other times, "
+            "scoresde.solve(sde, start=x, times=[0.0, 0.5])"
+        )
     return last_states(sde, start=sde.accept(x), times=(0.0, 1.0), **how)
 
 

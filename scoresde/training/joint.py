@@ -272,6 +272,8 @@ def fit_joint(
         )
     if "objective" in how:
         raise TypeError("fit_joint has its own objective: fit(model, data, objective=…)")
+    if how.get("coupling") is not None:
+        raise TypeError("fit_joint pairs latents with noise as they come: leave coupling= out")
     objective = JointBound(weight)
     latents = require_sde(model.model, "fit_joint")
     _check(model.stage, latents)
