@@ -3,18 +3,22 @@
     u_i = Φ⁻¹((theta_i − low_i)/(high_i − low_i))      in an interval, Φ the normal CDF
     u_i = log(theta_i − low_i), −log(high_i − theta_i)  on a half line
     u_i = theta_i                                       elsewhere
-    w = L⁻¹((u − b − A·f(x))/s(x)),     f(x) = (standardized x, the normal scores of x)
+    w = L⁻¹v,     v_i = (u_i − b_i − A_i·f(x))/s_i(x),
+    f(x) = (standardized x, the normal scores of x)
 
 A and b are a ridge regression of u on f(x), whose penalty generalized cross-validation chooses,
 with weights 1/s². s_i(x) is how far u_i may lie from it, see `spread`: 1 where that does not
-depend on x. L Lᵀ is the covariance of the residuals over s. A network that outputs zero means
-w ~ N(0, I), which is the best linear-Gaussian posterior. No sample leaves the prior's support.
-Under a uniform prior, u is N(0, I).
+depend on x. L Lᵀ is the covariance of v. A network that outputs zero means w ~ N(0, I). No sample
+leaves the prior's support. Under a uniform prior, u is N(0, I).
 
 The normal score of x_k is Φ⁻¹ of the share of simulations below it. Scores are used if some theta_i
 has an interval: where x_k is theta_i and a little noise, u_i is nearly linear in the score.
 
-    log p(theta | x) = log p(w | x) − log det L − ∑ log s_i(x) + ∑ log |du_i/dtheta_i|
+Where that makes held-out pairs likelier, parameters in intervals have another v_i: one that is
+N(0, 1) if theta_i is a normal with mean m_i(x) and spread s_i(x), truncated to the interval. See
+`truncated` for the map, and `truncated_fit` for m and s.
+
+    log p(theta | x) = log p(w | x) − log det L + ∑ log |dv_i/du_i| + ∑ log |du_i/dtheta_i|
 """
 
 from __future__ import annotations

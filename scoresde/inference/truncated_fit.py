@@ -35,6 +35,10 @@ LARGEST = 2.0
 """Step in log s² of any row."""
 ON_MEAN = (1e-6, 1e-4, 1e-2)
 """Penalties on A, per row, in units of the residual variance of least squares."""
+SURE = 1.0
+"""Standard errors by which a truncated normal must be likelier than a Gaussian in u."""
+MOST_ROWS = 20_000
+"""Of which penalties, and what is truncated, are chosen; all rows are fitted then."""
 LEAST_PENALTY = 1e-9
 """Per row, on all that has no other."""
 
@@ -55,11 +59,29 @@ def measured(
     are all of these, and those that each make held-out rows clearly likelier than a Gaussian in u;
     none are truncated if held-out rows are not clearly likelier with all parameters together.
     """
-    held = torch.arange(len(u)) % spread.FOLD == 0
-    usual = linear.measured(x[~held], f[~held], u[~held], varies=True)
-    before, slope = linear.standardized(x, f, u, usual)
     numbers, g = spread.described(x, f)
     ranked = linear.with_ranks(f, x.shape[-1])
+    first = slice(MOST_ROWS)
+    cut, fits, line = _compared(x[first], f[first], ranked[first], g[first], u[first], bounded)
+    if not bool(cut.any()):
+        return cut, line
+    if not bool(cut.all()):
+        line = linear.measured(x, f, u, varies=True)
+    return cut, _joined(line, fits, u, ranked, g, numbers)
+
+
+def _compared(
+    x: Tensor,
+    f: Tensor,
+    ranked: Tensor,
+    g: Tensor,
+    u: Tensor,
+    bounded: Tensor,
+) -> tuple[Tensor, dict[int, Fit], Line]:
+    """Which are truncated, their fits, and a line for all, of the rows that are not held out."""
+    held = torch.arange(len(u)) % spread.FOLD == 0
+    line = linear.measured(x[~held], f[~held], u[~held], varies=True)
+    before, slope = linear.standardized(x, f, u, line)
     after = before.clone()
     steeper = slope.clone()
     better = torch.zeros_like(bounded)
@@ -70,21 +92,17 @@ def measured(
         place = _placed(fits[i].numbers, ranked, g)
         after[:, i], steeper[:, i] = truncated.forward(u[:, i], *place)
         gain = steeper[:, i] - slope[:, i] + 0.5 * (before[:, i].square() - after[:, i].square())
-        better[i] = _clear(gain[held])
+        better[i] = _clear(gain[held], SURE)
     cut = torch.zeros_like(bounded)
     plain = _log_p(before, slope, held)
     best = plain
     for which in (better, bounded):
         v = torch.where(which, after, before)
         value = _log_p(v, torch.where(which, steeper, slope), held)
-        if _clear(value - plain) and float(value.mean()) > float(best.mean()):
+        if _clear(value - plain, SURE) and float(value.mean()) > float(best.mean()):
             cut = which
             best = value
-    if not bool(cut.any()):
-        return cut, usual
-    line = usual if bool(cut.all()) else linear.measured(x, f, u, varies=True)
-    fits = {i: fit for i, fit in fits.items() if bool(cut[i])}
-    return cut, _joined(line, fits, u, ranked, g, numbers)
+    return cut, {i: fit for i, fit in fits.items() if bool(cut[i])}, line
 
 
 def _joined(
@@ -258,9 +276,9 @@ def _with_one(f: Tensor) -> Tensor:
     return torch.cat([f, torch.ones_like(f[:, :1])], 1) if f.shape[1] else f.new_ones(len(f), 1)
 
 
-def _clear(gain: Tensor) -> bool:
-    """Whether a mean gain is clearly more than 0."""
-    return float(gain.mean()) > spread.CLEAR * float(gain.std()) / math.sqrt(len(gain))
+def _clear(gain: Tensor, errors: float = spread.CLEAR) -> bool:
+    """Whether a mean gain is more than 0 by so many standard errors."""
+    return float(gain.mean()) > errors * float(gain.std()) / math.sqrt(len(gain))
 
 
 def _log_p(v: Tensor, log_slope: Tensor, held: Tensor) -> Tensor:
