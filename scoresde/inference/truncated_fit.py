@@ -13,7 +13,7 @@ populations from singly truncated and doubly truncated samples, Ann. Math. Stati
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -56,8 +56,8 @@ def measured(
     """Which parameters (D,) are truncated normals given x, and the numbers of those, of all rows.
 
     From x (N, K), features f without ranks, u (N, D), and which parameters have intervals. Tried
-    are all of these, and those that each make held-out rows clearly likelier than a Gaussian in u;
-    none are truncated if held-out rows are not clearly likelier with all parameters together.
+    are all of these, and those that each make held-out rows likelier than a Gaussian in u; none
+    are truncated if held-out rows are not likelier with all parameters together.
     """
     numbers, g = spread.described(x, f)
     ranked = linear.with_ranks(f, x.shape[-1])
@@ -65,7 +65,9 @@ def measured(
     cut, fits, line = _compared(x[first], f[first], ranked[first], g[first], u[first], bounded)
     if not bool(cut.any()):
         return cut, line
-    if not bool(cut.all()):
+    if bool(cut.all()):
+        line = replace(line, law={})  # its law has the features of other rows
+    else:
         line = linear.measured(x, f, u, varies=True)
     return cut, _joined(line, fits, u, ranked, g, numbers)
 
