@@ -124,10 +124,12 @@ class Coordinates:
     """Empty where no s depends on x."""
     TRUNCATED = "truncated"
     """1 for a truncated normal, 0 for a Gaussian in u, (D,); empty where all are that."""
+    CEILING = "ceiling"
+    """What log s² of truncated normals stays under, (D,); empty where none is."""
 
     def __init__(self, **numbers: Tensor) -> None:
         found = {name: numbers[name] for name in self.NUMBERS}
-        optional = (*self.OF_SPREAD, self.TRUNCATED)
+        optional = (*self.OF_SPREAD, self.TRUNCATED, self.CEILING)
         found |= {name: numbers.get(name, torch.zeros(0)) for name in optional}
         dense = torch.contiguous_format
         self.numbers = {
@@ -151,7 +153,7 @@ class Coordinates:
             parts = 3 if len(n[self.TRUNCATED]) else 2
         wanted |= {"slope": (parts * k, dim), "root": (dim, dim)}
         if len(n[self.TRUNCATED]):
-            wanted |= {self.TRUNCATED: (dim,)}
+            wanted |= {self.TRUNCATED: (dim,), self.CEILING: (dim,)}
         if self.varies or len(n[self.TRUNCATED]):
             many = n["spread_mean"].shape[:1].numel()
             wanted |= {"contrast_scale": tuple(spread.contrasts(n["mean"]).shape)}
@@ -169,6 +171,8 @@ class Coordinates:
         rising = (n["knots"].diff() >= 0).all() & (n["levels"].diff() > 0).all()
         if not bool(rising):
             raise ValueError("knots or levels that do not rise")
+        if bool((n[self.CEILING].isnan() | (n[self.CEILING] == -math.inf)).any()):
+            raise ValueError("a ceiling of log s² that is no number")
         cut = n[self.TRUNCATED]
         open_end = n["low"].isinf() | n["high"].isinf()
         if len(cut) and not bool(((cut == 0) | ((cut == 1) & ~open_end)).all()):
@@ -331,7 +335,8 @@ class Coordinates:
             return centre, torch.zeros_like(centre)
         log_variance = spread.log_variance(x.double(), f, near)
         if self.cut:
-            m, inner = truncated.limited(centre[..., self.cut], log_variance[..., self.cut])
+            inner = truncated.under(log_variance[..., self.cut], near[self.CEILING][self.cut])
+            m, inner = truncated.limited(centre[..., self.cut], inner)
             centre[..., self.cut] = m
             log_variance[..., self.cut] = inner
         return centre, log_variance

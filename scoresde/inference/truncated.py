@@ -40,6 +40,11 @@ def limited(m: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
     return torch.minimum(torch.maximum(m, -far), 1 + far), log_variance
 
 
+def under(log_variance: Tensor, ceiling: Tensor | float) -> Tensor:
+    """log s² that nears a ceiling smoothly: s² and its ceiling added as resistors in parallel."""
+    return log_variance - torch.nn.functional.softplus(log_variance - ceiling)
+
+
 def forward(u: Tensor, m: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
     """v and log dv/du of u, elementwise; m and s in units of the interval."""
     s = torch.exp(0.5 * log_variance)

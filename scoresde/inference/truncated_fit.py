@@ -1,7 +1,7 @@
 """Truncated normals as posteriors of parameters in intervals: how m and s depend on x.
 
     p = (theta − low)/(high − low) ~ N(m(x), s²(x)) truncated to [0, 1],
-    m(x) = b + A·f(x),      log s²(x) = c + B·g(x),
+    m(x) = b + A·f(x),      1/s²(x) = exp(−c − B·g(x)) + 1/ceiling²,
 
 with f(x) the features of the regression and ranks, Φ of the normal scores; g(x) are the features of
 `spread`. A, b, c and B have the highest likelihood, with penalties on A and B that held-out rows
@@ -35,6 +35,8 @@ LARGEST = 2.0
 """Step in log s² of any row."""
 ON_MEAN = (1e-6, 1e-4, 1e-2)
 """Penalties on A, per row, in units of the residual variance of least squares."""
+CEILINGS = (1.0, 0.6, 0.35)
+"""Bounds on s(x) that are tried: features that tell how narrow p is may not tell how wide."""
 SURE = 1.0
 """Standard errors by which a truncated normal must be likelier than a Gaussian in u."""
 MOST_ROWS = 20_000
@@ -91,7 +93,7 @@ def _compared(
     for i in bounded.nonzero()[:, 0].tolist():
         share = log_ndtr(u[:, i]).exp()
         fits[i] = _chosen(share, ranked, g, held)
-        place = _placed(fits[i].numbers, ranked, g)
+        place = _placed(fits[i].numbers, ranked, g, fits[i].widest)
         after[:, i], steeper[:, i] = truncated.forward(u[:, i], *place)
         gain = steeper[:, i] - slope[:, i] + 0.5 * (before[:, i].square() - after[:, i].square())
         better[i] = _clear(gain[held], SURE)
@@ -125,28 +127,31 @@ def _joined(
         zero = torch.zeros(width, dtype=torch.float64)
         law = {name: zero.clone() for name in ("spread_intercept", "spread_low", "spread_high")}
         law |= numbers | {"spread_slope": torch.zeros(g.shape[1], width, dtype=torch.float64)}
+    law["ceiling"] = torch.full((width,), math.inf, dtype=torch.float64)
     for i, fit in fits.items():
         share = log_ndtr(u[:, i]).exp()
         again = _scored(share, f, g, fit)
-        _, log_variance = _placed(again, f, g)
         first = f.shape[1]
+        raw = _with_one(g) @ again[first + 1 :]
         slope[:, i] = again[:first]
         intercept[i] = again[first]
         law["spread_slope"][:, i] = again[first + 1 : -1]
         law["spread_intercept"][i] = again[-1]
-        low, high = spread.bounds(log_variance)
+        low, high = spread.bounds(raw)
         law["spread_low"][i] = low
         law["spread_high"][i] = high
+        law["ceiling"][i] = fit.widest
     return Line(slope, intercept, law, line.freedom)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A, b, B and c of one parameter in one vector, and the penalties with which it was found."""
+    """A, b, B and c of one parameter in one vector; penalties, and the largest log s²."""
 
     numbers: Tensor
     on_mean: float
     on_spread: float
+    widest: float = math.inf
 
 
 def _chosen(p: Tensor, f: Tensor, g: Tensor, held: Tensor) -> Fit:
@@ -157,8 +162,8 @@ def _chosen(p: Tensor, f: Tensor, g: Tensor, held: Tensor) -> Fit:
     first = torch.cat([line, zero, torch.tensor([math.log(left)], dtype=torch.float64)])
 
     def tried(fit: Fit) -> tuple[Fit, Tensor]:
-        found = Fit(_scored(p[rest], f[rest], g[rest], fit), fit.on_mean, fit.on_spread)
-        return found, log_p(p[held], *_placed(found.numbers, f[held], g[held]))
+        found = replace(fit, numbers=_scored(p[rest], f[rest], g[rest], fit))
+        return found, log_p(p[held], *_placed(found.numbers, f[held], g[held], fit.widest))
 
     common = [tried(Fit(first, penalty / left, math.inf)) for penalty in ON_MEAN]
     plain, least = max(common, key=lambda pair: float(pair[1].mean()))
@@ -167,6 +172,11 @@ def _chosen(p: Tensor, f: Tensor, g: Tensor, held: Tensor) -> Fit:
     for penalty in reversed(spread.PENALTIES):
         found, new = tried(Fit(found.numbers, plain.on_mean, penalty))
         if _clear(new - least) and float(new.mean()) > float(value.mean()):
+            best, value = found, new
+    found = best
+    for ceiling in CEILINGS if best.on_spread < math.inf else ():
+        found, new = tried(replace(found, widest=2 * math.log(ceiling)))
+        if _clear(new - value, SURE):
             best, value = found, new
     return best
 
@@ -193,12 +203,12 @@ def _scored(p: Tensor, f: Tensor, g: Tensor, fit: Fit) -> Tensor:
     numbers = fit.numbers if varies else torch.cat([fit.numbers[:size], fit.numbers[-1:]])
 
     def height(numbers: Tensor) -> float:
-        total = log_p(p, *_placed(numbers, f, used)).sum()
+        total = log_p(p, *_placed(numbers, f, used, fit.widest)).sum()
         return float(total - 0.5 * (penalty * numbers.square()).sum())
 
     best = height(numbers)
     for _ in range(SCORINGS):
-        step = _step(p, f, used, numbers, penalty)
+        step = _step(p, f, used, numbers, penalty, fit.widest)
         sizes = [0.5**i for i in range(HALVINGS)]
         found = next(((s, h) for s in sizes if (h := height(numbers + s * step)) > best), None)
         if found is None:
@@ -212,9 +222,16 @@ def _scored(p: Tensor, f: Tensor, g: Tensor, fit: Fit) -> Tensor:
     return torch.cat([numbers[:-1], none, numbers[-1:]])
 
 
-def _step(p: Tensor, f: Tensor, g: Tensor, numbers: Tensor, penalty: Tensor) -> Tensor:
+def _step(
+    p: Tensor,
+    f: Tensor,
+    g: Tensor,
+    numbers: Tensor,
+    penalty: Tensor,
+    widest: float,
+) -> Tensor:
     """The step of Fisher scoring, cut where log s² would change by much."""
-    m, log_variance = _placed(numbers, f, g)
+    m, log_variance = _placed(numbers, f, g, widest)
     variance = log_variance.exp()
     at, chance, _ = _summed(m, log_variance)
     mean = (chance * at).sum(1)
@@ -222,8 +239,10 @@ def _step(p: Tensor, f: Tensor, g: Tensor, numbers: Tensor, penalty: Tensor) -> 
     second = (chance * square).sum(1)
     by_m = (p - mean) / variance
     by_spread = 0.5 * ((p - m).square() - second) / variance
+    raw = _with_one(g) @ numbers[f.shape[1] + 1 :]
     inward = (log_variance > truncated.NARROWEST) | (by_spread > 0)
     inward = inward & ((log_variance < truncated.WIDEST) | (by_spread < 0))
+    inward = inward * torch.sigmoid(widest - raw)  # d log s²/d raw
     by_spread = by_spread * inward
     first = (at - mean[:, None]) / variance[:, None]
     other = 0.5 * (square - second[:, None]) / variance[:, None] * inward[:, None]
@@ -266,11 +285,11 @@ def _summed(m: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return at, mass / total[:, None], log_mass
 
 
-def _placed(numbers: Tensor, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def _placed(numbers: Tensor, f: Tensor, g: Tensor, widest: float) -> tuple[Tensor, Tensor]:
     """m and log s², (N,)."""
     size = f.shape[1] + 1
-    log_variance = _with_one(g) @ numbers[size:]
-    return truncated.limited(_with_one(f) @ numbers[:size], log_variance)
+    raw = _with_one(g) @ numbers[size:]
+    return truncated.limited(_with_one(f) @ numbers[:size], truncated.under(raw, widest))
 
 
 def _with_one(f: Tensor) -> Tensor:
