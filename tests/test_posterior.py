@@ -21,7 +21,8 @@ from torch.distributions import (
 )
 
 import scoresde
-from scoresde.inference.coordinates import Coordinates, Support, ridge
+from scoresde.inference.coordinates import Coordinates, Support
+from scoresde.inference.linear import ridge
 
 COV = torch.tensor([[0.3, 0.1], [0.1, 0.2]], dtype=torch.float64)
 SLOPE = torch.tensor([[0.5, 0.2], [-0.3, 0.6]], dtype=torch.float64)

@@ -3,42 +3,36 @@
     u_i = Φ⁻¹((theta_i − low_i)/(high_i − low_i))      in an interval, Φ the normal CDF
     u_i = log(theta_i − low_i), −log(high_i − theta_i)  on a half line
     u_i = theta_i                                       elsewhere
-    w = L⁻¹((u − b − A·f(x))/s(x)),     f(x) = (standardized x, the normal scores of x)
+    w = L⁻¹v,     v_i = (u_i − b_i − A_i·f(x))/s_i(x),
+    f(x) = (standardized x, the normal scores of x)
 
 A and b are a ridge regression of u on f(x), whose penalty generalized cross-validation chooses,
 with weights 1/s². s_i(x) is how far u_i may lie from it, see `spread`: 1 where that does not
-depend on x. L Lᵀ is the covariance of the residuals over s. A network that outputs zero means
-w ~ N(0, I), which is the best linear-Gaussian posterior. No sample leaves the prior's support.
-Under a uniform prior, u is N(0, I).
+depend on x. L Lᵀ is the covariance of v. A network that outputs zero means w ~ N(0, I). No sample
+leaves the prior's support. Under a uniform prior, u is N(0, I).
 
 The normal score of x_k is Φ⁻¹ of the share of simulations below it. Scores are used if some theta_i
 has an interval: where x_k is theta_i and a little noise, u_i is nearly linear in the score.
 
-    log p(theta | x) = log p(w | x) − log det L − ∑ log s_i(x) + ∑ log |du_i/dtheta_i|
+Where that makes held-out pairs likelier, parameters in intervals have another v_i: one that is
+N(0, 1) if theta_i is a normal with mean m_i(x) and spread s_i(x), truncated to the interval. See
+`truncated` for the map, and `truncated_fit` for m and s.
+
+    log p(theta | x) = log p(w | x) − log det L + ∑ log |dv_i/du_i| + ∑ log |du_i/dtheta_i|
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from . import spread
+from . import linear, spread, truncated, truncated_fit
+from .linear import MOST_FEATURES, features, normal_scores
 
 EDGE = 1e-9
 """Share of an interval, at each end, that counts as its edge: u stays within ±6."""
-PENALTIES = torch.logspace(-6, 6, 25, dtype=torch.float64)
-"""Of the ridge regression, per row."""
-MOST_FEATURES = 2000
-"""Twice the numbers in one observation, beyond which no regression is made."""
-ROUNDS = 4
-"""Of regression and spread."""
-MOST_WEIGHT = 1000.0
-"""Of a row in the regression, in units of the median."""
-KNOTS = 61
-"""Of the normal scores, from −3 to 3, or nearer to 0 if fewer than five simulations lie beyond."""
 SMALLEST = 1e-300
 LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
 
@@ -128,16 +122,22 @@ class Coordinates:
         "spread_high",
     )
     """Empty where no s depends on x."""
+    TRUNCATED = "truncated"
+    """1 for a truncated normal, 0 for a Gaussian in u, (D,); empty where all are that."""
+    CEILING = "ceiling"
+    """What log s² of truncated normals stays under, (D,); empty where none is."""
 
     def __init__(self, **numbers: Tensor) -> None:
         found = {name: numbers[name] for name in self.NUMBERS}
-        found |= {name: numbers.get(name, torch.zeros(0)) for name in self.OF_SPREAD}
+        optional = (*self.OF_SPREAD, self.TRUNCATED, self.CEILING)
+        found |= {name: numbers.get(name, torch.zeros(0)) for name in optional}
         dense = torch.contiguous_format
         self.numbers = {
             name: value.double().cpu().clone(memory_format=dense) for name, value in found.items()
         }
         self._check()
         self.support = Support(self.numbers["low"], self.numbers["high"])
+        self.cut: list[int] = self.numbers[self.TRUNCATED].nonzero()[:, 0].tolist()
 
     def _check(self) -> None:
         """Raise ValueError for numbers that are no map of D parameters and K numbers in x."""
@@ -148,8 +148,13 @@ class Coordinates:
         knots = n["levels"].shape[:1].numel()
         wanted: dict[str, tuple[int, ...]] = dict.fromkeys(("low", "high", "intercept"), (dim,))
         wanted |= {"mean": (k,), "scale": (k,), "knots": (k, knots), "levels": (knots,)}
-        wanted |= {"slope": (2 * k if knots else k, dim), "root": (dim, dim)}
-        if self.varies:
+        parts = 1
+        if knots:
+            parts = 3 if len(n[self.TRUNCATED]) else 2
+        wanted |= {"slope": (parts * k, dim), "root": (dim, dim)}
+        if len(n[self.TRUNCATED]):
+            wanted |= {self.TRUNCATED: (dim,), self.CEILING: (dim,)}
+        if self.varies or len(n[self.TRUNCATED]):
             many = n["spread_mean"].shape[:1].numel()
             wanted |= {"contrast_scale": tuple(spread.contrasts(n["mean"]).shape)}
             wanted |= {"spread_mean": (many,), "spread_scale": (many,)}
@@ -166,6 +171,12 @@ class Coordinates:
         rising = (n["knots"].diff() >= 0).all() & (n["levels"].diff() > 0).all()
         if not bool(rising):
             raise ValueError("knots or levels that do not rise")
+        if bool((n[self.CEILING].isnan() | (n[self.CEILING] == -math.inf)).any()):
+            raise ValueError("a ceiling of log s² that is no number")
+        cut = n[self.TRUNCATED]
+        open_end = n["low"].isinf() | n["high"].isinf()
+        if len(cut) and not bool(((cut == 0) | ((cut == 1) & ~open_end)).all()):
+            raise ValueError("a truncated normal of a parameter that has no interval")
         if not bool((n["root"].diagonal() > 0).all() & (n["root"].triu(1) == 0).all()):
             raise ValueError("a root that is not lower triangular with a positive diagonal")
 
@@ -188,32 +199,30 @@ class Coordinates:
         numbers["scale"] = torch.where(constant, math.inf, scale)
         wanted = bool(support.both.any()) and 2 * x.shape[1] <= MOST_FEATURES
         scored = x if wanted else x[:0]
-        numbers |= _normal_scores(scored)
+        numbers |= normal_scores(scored)
         f = features(x, numbers)
-        weight = torch.ones_like(u)
-        law: dict[str, Tensor] = {}
-        for _ in range(ROUNDS):
-            slope, intercept, freedom = regression(f, u, weight)
-            left = u - intercept - f @ slope
-            found = spread.measured(x, f, left) if varies else {}
-            if not found:
-                break
-            law = found
-            weight = torch.exp(-spread.log_variance(x, f, law))
-        left = left * weight.sqrt()
-        covariance = left.T @ left / max(1.0, len(u) - 1 - freedom)
+        cut = torch.zeros(0)
+        if varies and wanted and spread.feasible(x, f):
+            found, line = truncated_fit.measured(x, f, u, support.both)
+            cut = found.double() if bool(found.any()) else cut
+        if not len(cut):
+            line = linear.measured(x, f, u, varies)
+        start = cls(
+            low=low,
+            high=high,
+            slope=line.slope,
+            intercept=line.intercept,
+            root=torch.eye(u.shape[1], dtype=torch.float64),
+            **numbers,
+            **line.law,
+            truncated=cut,
+        )
+        left, _ = start._standardized(u, x)
+        covariance = left.T @ left / max(1.0, len(u) - 1 - line.freedom)
         variance = covariance.diagonal()
         variance = torch.where(variance > 0, variance, 1.0)
         covariance = covariance + torch.diag(1e-10 * variance)
-        return cls(
-            low=low,
-            high=high,
-            slope=slope,
-            intercept=intercept,
-            root=torch.linalg.cholesky(covariance),
-            **numbers,
-            **law,
-        )
+        return cls(**{**start.numbers, "root": torch.linalg.cholesky(covariance)})
 
     @property
     def varies(self) -> bool:
@@ -229,7 +238,14 @@ class Coordinates:
         """What a network is told of x (B, K): x, and if s depends on it the center and log s²."""
         if not self.varies:
             return x
-        return torch.cat([x, *(part.to(x.dtype) for part in self._gaussian(x))], 1)
+        centre, log_variance = self._gaussian(x)
+        if self.cut:
+            m = centre[:, self.cut]
+            median = truncated.inverse(torch.zeros_like(m), m, log_variance[:, self.cut])
+            _, slope = truncated.forward(median, m, log_variance[:, self.cut])
+            centre[:, self.cut] = median
+            log_variance[:, self.cut] = -2 * slope
+        return torch.cat([x, centre.to(x.dtype), log_variance.to(x.dtype)], 1)
 
     def forward(
         self,
@@ -238,21 +254,24 @@ class Coordinates:
     ) -> tuple[Tensor, Tensor]:
         """w (…, D) and log |det dw/dtheta| (…) of theta inside, given x (…, K), in float64."""
         u, log_det = self.support.forward(theta)
-        return self.from_u(u, x), log_det + self.log_det(x).to(u.device)
+        v, slope = self._standardized(u, x)
+        log_det = log_det + slope.sum(-1) - self._log_volume()
+        return self._whitened(v), log_det
 
     def inverse(self, w: Tensor, x: Tensor) -> Tensor:
         """Theta of w, strictly inside the support, in w's dtype."""
         return self.support.inverse(self.to_u(w, x), w.dtype)
 
-    def log_det(self, x: Tensor) -> Tensor:
-        """log |det dw/du| at x (…, K)."""
-        _, log_variance = self._gaussian(x)
-        root = self.numbers["root"].to(x.device)
-        return -0.5 * log_variance.sum(-1) - root.diagonal().log().sum()
+    def log_det(self, u: Tensor, x: Tensor) -> Tensor:
+        """log |det dw/du| at u (…, D) and x (…, K)."""
+        _, slope = self._standardized(u, x)
+        return slope.sum(-1) - self._log_volume()
 
     def log_slope(self, w: Tensor, x: Tensor) -> Tensor:
         """log |det dw/dtheta| at w, up to a constant."""
-        return self.support.log_slope(self.to_u(w, x))
+        u = self.to_u(w, x)
+        found = self.support.log_slope(u)
+        return found + self.log_det(u, x) if self.cut else found
 
     def clamped(
         self,
@@ -266,109 +285,58 @@ class Coordinates:
 
     def to_u(self, w: Tensor, x: Tensor) -> Tensor:
         """u of w."""
-        root = self.numbers["root"].to(w.device)
         centre, log_variance = self._gaussian(x.to(w.device))
-        return w.double() @ root.T * torch.exp(0.5 * log_variance) + centre
+        v = w.double() @ self.numbers["root"].to(w.device).T
+        u = v * torch.exp(0.5 * log_variance) + centre
+        if self.cut:
+            inner = truncated.inverse(
+                v[..., self.cut], centre[..., self.cut], log_variance[..., self.cut]
+            )
+            u[..., self.cut] = inner
+        return u
 
     def from_u(self, u: Tensor, x: Tensor) -> Tensor:
         """w of u."""
-        root = self.numbers["root"].to(u.device)
+        v, _ = self._standardized(u, x)
+        return self._whitened(v)
+
+    def _standardized(self, u: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What w is before L, and log |dv_i/du_i|, both (…, D)."""
         centre, log_variance = self._gaussian(x.to(u.device))
-        centred = (u - centre) * torch.exp(-0.5 * log_variance)
-        w = torch.linalg.solve_triangular(root.T, centred.unsqueeze(-2), upper=True, left=False)
+        v = (u - centre) * torch.exp(-0.5 * log_variance)
+        slope = -0.5 * log_variance
+        if self.cut:
+            inner, steep = truncated.forward(
+                u[..., self.cut], centre[..., self.cut], log_variance[..., self.cut]
+            )
+            v[..., self.cut] = inner
+            slope = slope.expand_as(v).clone()
+            slope[..., self.cut] = steep
+        return v, slope
+
+    def _whitened(self, v: Tensor) -> Tensor:
+        """L⁻¹v."""
+        root = self.numbers["root"].to(v.device)
+        w = torch.linalg.solve_triangular(root.T, v.unsqueeze(-2), upper=True, left=False)
         flat: Tensor = w.squeeze(-2)
         return flat
 
+    def _log_volume(self) -> float:
+        """log det L."""
+        return float(self.numbers["root"].diagonal().log().sum())
+
     def _gaussian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What u is expected to be at x (…, K), and log s², both (…, D)."""
+        """What u, or m of a truncated normal, is expected at x (…, K), and log s², both (…, D)."""
         near = {name: value.to(x.device) for name, value in self.numbers.items()}
         f = features(x.double(), near)
-        centre = near["intercept"] + f @ near["slope"]
+        used = linear.with_ranks(f, self.observed) if len(near[self.TRUNCATED]) else f
+        centre = near["intercept"] + used @ near["slope"]
         if not self.varies:
             return centre, torch.zeros_like(centre)
-        return centre, spread.log_variance(x.double(), f, near)
-
-
-def features(x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
-    """f(x), (…, 2K) or (…, K), of x (…, K)."""
-    linear = (x - numbers["mean"]) / numbers["scale"]
-    levels = numbers["levels"]
-    if not len(levels):
-        return linear
-    rows = x.reshape(-1, x.shape[-1]).T.contiguous()
-    above = torch.searchsorted(numbers["knots"], rows).clamp(1, len(levels) - 1)
-    high = numbers["knots"].gather(1, above)
-    low = numbers["knots"].gather(1, above - 1)
-    width = high - low
-    share = torch.where(width > 0, ((rows - low) / width).clamp(0, 1), 0.5)
-    score = levels[above - 1] + share * (levels[above] - levels[above - 1])
-    score = torch.where(numbers["scale"].isinf().unsqueeze(1), 0.0, score)
-    return torch.cat([linear, score.T.reshape(x.shape)], -1)
-
-
-def _normal_scores(x: Tensor) -> dict[str, Tensor]:
-    """The knots (K, KNOTS) of x (N, K), and the normal quantiles that they are; none of no x."""
-    if not len(x):
-        none = torch.zeros(0, dtype=torch.float64)
-        return {"knots": none.expand(x.shape[1], 0), "levels": none}
-    rare = torch.special.ndtri(torch.tensor(5 / max(len(x), 20), dtype=torch.float64))
-    most = min(3.0, -float(rare))
-    levels = torch.linspace(-most, most, KNOTS, dtype=torch.float64)
-    at = (torch.special.ndtr(levels) * (len(x) - 1)).round().long()
-    return {"knots": x.sort(0).values[at].T.contiguous(), "levels": levels}
-
-
-def regression(
-    f: Tensor,
-    target: Tensor,
-    weight: Tensor,
-) -> tuple[Tensor, Tensor, float]:
-    """Slope, intercept and degrees of freedom of a weighted ridge regression of each target.
-
-    Targets (N, D) whose weights (N, D) are 1 share one penalty.
-    """
-    slope = torch.zeros(f.shape[1], target.shape[1], dtype=torch.float64)
-    intercept = torch.zeros(target.shape[1], dtype=torch.float64)
-    equal = (weight == 1).all(0)
-    groups = [equal.nonzero()[:, 0].tolist(), *([i] for i in (~equal).nonzero()[:, 0].tolist())]
-    freedom = 0.0
-    for group in filter(len, groups):
-        of_rows = weight[:, group[:1]]
-        of_rows = of_rows.clamp_max(MOST_WEIGHT * float(of_rows.median()))
-        root = (of_rows / of_rows.mean()).sqrt()
-        centre = (of_rows * f).sum(0) / of_rows.sum()
-        middle = (of_rows * target[:, group]).sum(0) / of_rows.sum()
-        found, used = ridge(root * (f - centre), root * (target[:, group] - middle))
-        slope[:, group] = found
-        intercept[group] = middle - centre @ found
-        freedom = max(freedom, used)
-    return slope, intercept, freedom
-
-
-def ridge(given: Tensor, target: Tensor) -> tuple[Tensor, float]:
-    """The slope (K, D) of a regression of centred numbers, and its degrees of freedom.
-
-    The penalty has the least generalized cross-validation error, ∑‖y − ŷ‖²/(N − df)², summed over
-    targets of unit variance; an infinite one, for no regression, is among them.
-    """
-    n, k = given.shape
-    none = torch.zeros(k, target.shape[1], dtype=torch.float64)
-    if k > MOST_FEATURES:
-        return none, 0.0
-    left, size, right = torch.linalg.svd(given, full_matrices=False)
-    deviation = target.std(0, correction=0)
-    unit = target / torch.where(deviation > 0, deviation, 1.0)
-    along = left.T @ unit
-    total = float(unit.square().sum())
-    best = (total / (n - 1) ** 2, none, 0.0)
-    for penalty in PENALTIES * n:
-        shrink = size.square() / (size.square() + penalty)
-        freedom = float(shrink.sum())
-        if freedom + 1 >= n:
-            continue
-        removed = float(((2 * shrink - shrink.square()).unsqueeze(1) * along.square()).sum())
-        error = (total - removed) / (n - 1 - freedom) ** 2
-        if error < best[0]:
-            weights = (size / (size.square() + penalty)).unsqueeze(1)
-            best = (error, right.T @ (weights * (left.T @ target)), freedom)
-    return best[1], best[2]
+        log_variance = spread.log_variance(x.double(), f, near)
+        if self.cut:
+            inner = truncated.under(log_variance[..., self.cut], near[self.CEILING][self.cut])
+            m, inner = truncated.limited(centre[..., self.cut], inner)
+            centre[..., self.cut] = m
+            log_variance[..., self.cut] = inner
+        return centre, log_variance

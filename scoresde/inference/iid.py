@@ -277,8 +277,8 @@ class Product:
         w = u.to(self.rows.device)
         log_det = torch.zeros((), dtype=torch.float64)
         if posterior.coordinates is not None:
+            log_det = posterior.coordinates.log_det(w, chosen.flatten(1))
             w = posterior.coordinates.from_u(w, chosen.flatten(1))
-            log_det = posterior.coordinates.log_det(chosen.flatten(1))
         found = log_prob(model, w.to(posterior.sde.state_dtype), **self.how)
         return found.double().cpu() + log_det.cpu()
 

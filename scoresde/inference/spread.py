@@ -65,9 +65,19 @@ def log_contrasts(x: Tensor, scale: Tensor) -> Tensor:
 
 def measured(x: Tensor, f: Tensor, left: Tensor) -> dict[str, Tensor]:
     """The numbers of log s², of x (N, K), features f and residuals; none where s is constant."""
-    size = contrasts(x[:1]).shape[1] + 2 * f.shape[1] - x.shape[1]
-    if not feasible(len(x), size):
+    if not feasible(x, f):
         return {}
+    numbers, g = described(x, f)
+    slope, intercept = fitted(g, left)
+    if not bool(slope.any()):
+        return {}
+    low, high = bounds(intercept + g @ slope)
+    law = {"spread_slope": slope, "spread_intercept": intercept}
+    return {**numbers, **law, "spread_low": low, "spread_high": high}
+
+
+def described(x: Tensor, f: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The numbers that make g of x (N, K) and features f, and g (N, Q)."""
     d = contrasts(x)
     scale = d.std(0, correction=0)
     crosses = (d.amin(0) < 0) & (d.amax(0) > 0)
@@ -77,14 +87,14 @@ def measured(x: Tensor, f: Tensor, left: Tensor) -> dict[str, Tensor]:
     deviation = raw.std(0, correction=0)
     numbers["spread_mean"] = raw.mean(0)
     numbers["spread_scale"] = torch.where(deviation > 1e-9, deviation, math.inf)
-    g = _standardized(raw, numbers)
-    slope, intercept = fitted(g, left)
-    if not bool(slope.any()):
-        return {}
-    value = (intercept + g @ slope).sort(0).values
-    outermost = round(OUTERMOST * len(g))
-    bounds = {"spread_low": value[outermost], "spread_high": value[-1 - outermost]}
-    return {**numbers, "spread_slope": slope, "spread_intercept": intercept, **bounds}
+    return numbers, _standardized(raw, numbers)
+
+
+def bounds(value: Tensor) -> tuple[Tensor, Tensor]:
+    """What log s² (N, …) of the simulations lies between, but for the outermost."""
+    value = value.sort(0).values
+    outermost = round(OUTERMOST * len(value))
+    return value[outermost], value[-1 - outermost]
 
 
 def log_variance(x: Tensor, f: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
@@ -106,9 +116,10 @@ def _standardized(raw: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
     return g.clamp(-FARTHEST, FARTHEST)
 
 
-def feasible(rows: int, features: int) -> bool:
-    """Whether there are rows enough for so many features."""
-    return 0 < features <= MOST and rows >= ROWS_EACH * features
+def feasible(x: Tensor, f: Tensor) -> bool:
+    """Whether there are rows enough for features of x (N, K) and f."""
+    features = contrasts(x[:1]).shape[1] + 2 * f.shape[1] - x.shape[1]
+    return 0 < features <= MOST and len(x) >= ROWS_EACH * features
 
 
 def fitted(g: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,11 +158,15 @@ def fitted(g: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
 def _log_p(left: Tensor, log_variance: Tensor, held: Tensor) -> Tensor:
     """Gaussian log p of held-out rows, up to a constant, correlated as the other rows are."""
     unit = left * torch.exp(-0.5 * log_variance)
+    return log_density(unit, held) - 0.5 * log_variance[held].sum(1)
+
+
+def log_density(unit: Tensor, held: Tensor) -> Tensor:
+    """Gaussian log p of held-out rows, up to a constant, of the covariance of the others."""
     covariance = unit[~held].T @ unit[~held] / int((~held).sum())
     root = torch.linalg.cholesky(covariance + torch.diag(1e-10 * covariance.diagonal() + SMALLEST))
     white = torch.linalg.solve_triangular(root, unit[held].T, upper=False)
-    volume = root.diagonal().log().sum()
-    found: Tensor = -0.5 * (white.square().sum(0) + log_variance[held].sum(1)) - volume
+    found: Tensor = -0.5 * white.square().sum(0) - root.diagonal().log().sum()
     return found
 
 
