@@ -61,6 +61,7 @@ FEWEST_FEATURES = 8
 
 SMALL_RATE = 5e-3
 SMALL_WIDTH = 128
+FEWEST_COLUMNS = 4
 
 COLUMN_FEATURES = 8
 MOST_COLUMN_FEATURES = 256
@@ -176,9 +177,10 @@ def feature_counts(
     return fourier, axes
 
 
-def usual_rate(axes: int, width: int) -> float | None:
+def usual_rate(axes: int, width: int, columns: int) -> float | None:
     """The peak learning rate of a small network with features along columns; None for others."""
-    return SMALL_RATE if axes and width <= SMALL_WIDTH else None
+    small = width <= SMALL_WIDTH and columns >= FEWEST_COLUMNS
+    return SMALL_RATE if axes and small else None
 
 
 class ExactWaves(nn.Module):

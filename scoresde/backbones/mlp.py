@@ -164,7 +164,7 @@ class MLP(ExactWaves):
         self.shape = event_shape(shape)
         n = math.prod(self.shape)
         random, self.axes = feature_counts(self.shape, fourier, blur, axes)
-        self.learning_rate = usual_rate(self.axes, width)
+        self.learning_rate = usual_rate(self.axes, width, n)
         count = random + self.axes
         scale = 2 * math.pi * bandwidth * math.sqrt(2 / n)
         self.register_buffer("frequencies", torch.randn(n, count) * scale)

@@ -118,7 +118,7 @@ def fit(
         Samples per step, over all processes (a DataLoader brings its own, per process).
     lr : float or "auto"
         Peak learning rate. With "auto" that of the network's attribute `learning_rate`, if it has
-        one and learns a score: 5e-3 for `mlp` of vectors up to width 128. Otherwise 3e-3.
+        one and learns a score: 5e-3 for `mlp` up to width 128 of 4 columns or more, else 3e-3.
     ema : float or Averaging
         Half-life of the average in steps; 0 for none. `Averaging` also keeps snapshots, from which
         `posthoc_ema` composes averages of other lengths.
