@@ -128,9 +128,10 @@ class Slow(scoresde.MLP):
 @pytest.mark.parametrize(
     ("net", "shape", "options", "rate"),
     [
-        ("mlp", (2,), {}, 5e-3),
-        ("mlp", (2,), {"width": 256, "depth": 1}, 3e-3),
-        ("mlp", (2,), {"blur": False}, 3e-3),
+        ("mlp", (2,), {}, 3e-3),
+        ("mlp", (4,), {}, 5e-3),
+        ("mlp", (4,), {"width": 256, "depth": 1}, 3e-3),
+        ("mlp", (4,), {"blur": False}, 3e-3),
         ("mlp", (1, 2, 2), {}, 3e-3),
         ("resmlp", (2,), {}, 3e-3),
         (Slow((2,)), (2,), {}, 1e-3),
