@@ -244,7 +244,7 @@ def test_the_straight_through_gradient_is_the_identity_exactly() -> None:
 
 
 def test_fit_stage_finds_sixteen_clusters_by_sixteen_codes() -> None:
-    """The perplexity of 15.98 is that of the data. Without k-means++ at the start it is 15.4."""
+    """The perplexity of 15.98 is that of the data; with unused codes put on any latent it is 15.4."""
     torch.manual_seed(0)
     g = generator(0)
     axis = torch.tensor([-3.0, -1.0, 1.0, 3.0])
@@ -260,18 +260,11 @@ def test_fit_stage_finds_sixteen_clusters_by_sixteen_codes() -> None:
     assert float((stage.reconstruct(x) - x).square().mean().sqrt()) < 0.1
 
 
-def test_fit_places_codes_on_latents_and_a_second_fit_leaves_them() -> None:
-    x = torch.randn(64, 2, generator=generator(2)) + 5
-    how: dict[str, Any] = {"steps": 1, "lr": 1e-9, "validation": None, "progress": False}
-    stage = scoresde.first_stage("vq", shape=(2,), latent=(2,), codes=8, width=8, decay=0.5)
-    scoresde.fit_stage(stage, x, batch_size=64, **how)
-    z = stage.encode(x).mean
-    near = torch.cdist(stage.net.codebook, z).amin(1)
-    assert float(near.max()) < float(torch.cdist(z, z).max())  # between latents
-    assert stage.net.count.sum() == pytest.approx(0.5 * 8 + 0.5 * 64, rel=1e-5)
-    found = stage.net.codebook.clone()
-    scoresde.fit_stage(stage, x, batch_size=64, **how)
-    assert float((stage.net.codebook - found).abs().max()) < 0.5
+def test_a_diverged_codebook_is_told_by_the_loss() -> None:
+    stage = scoresde.first_stage("vq", shape=(6,), latent=(2,), codes=16, width=16)
+    x = torch.randn(300, 6, generator=generator())
+    with pytest.raises(scoresde.TrainingError, match="the loss is"):
+        scoresde.fit_stage(stage, x, lr=1e4, steps=200, progress=False)
 
 
 def _rank(rank: int, file: str, parts: list[Tensor], found: Any) -> None:

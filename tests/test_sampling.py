@@ -44,6 +44,8 @@ def test_decode_undoes_encode(name: str, target: str) -> None:
     )
     with pytest.raises(TypeError, match="encode runs from t = 0 to t = 1 and takes no times="):
         scoresde.encode(sde, x, times=(0.0, 0.5))  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="decode runs from t = 1 to t = 0 and takes no times="):
+        scoresde.decode(sde, x, times=(0.0, 0.5))  # type: ignore[call-arg]
 
 
 def test_encode_is_the_known_map_of_a_gaussian() -> None:

@@ -11,10 +11,13 @@ from torch.nn import functional as F
 
 from ..common.checks import real_number, whole_number
 from ..common.inputs import event_shape
+from .base import wide
 from .stages import FIRST_STAGES, StageNet, coders, sizes
 
 TINY = 1e-30
 """Added to squared distances, of which at least one must not be 0."""
+MOST = 16.0
+"""Most that a squared distance counts, in units of the squared mean distance."""
 
 
 class StraightThrough(torch.autograd.Function):
@@ -38,9 +41,9 @@ class VQ(StageNet):
     The latent before quantization is what `encode` returns; `decode` quantizes. In a step the
     nearest codes are found and the loss is computed with them; then code k becomes sum_k/count_k,
     averages of the latents that are nearest to it. With decay=0 that is one step of Lloyd's
-    algorithm, k-means. `fit` starts with codes on latents of the first batch that lie apart
-    (k-means++). A code whose count falls below `revive` is put on a latent of the batch, by chances
-    in proportion to the squared distance to its code.
+    algorithm, k-means. A code whose count falls below `revive` is put on a latent of the batch, by
+    chances in proportion to the squared distance to its code, of which outliers count 16 times the
+    usual at the most.
 
     Parameters
     ----------
@@ -64,7 +67,7 @@ class VQ(StageNet):
     ----------
     van den Oord et al., Neural discrete representation learning, NeurIPS 2017, appendix A.1.
     Razavi et al., Generating diverse high-fidelity images with VQ-VAE-2, NeurIPS 2019. Arthur &
-    Vassilvitskii, k-means++: the advantages of careful seeding, SODA 2007.
+    Vassilvitskii, k-means++: the advantages of careful seeding, SODA 2007 (chances by distance).
 
     Examples
     --------
@@ -108,10 +111,6 @@ class VQ(StageNet):
         self.register_buffer("codebook", codebook)
         self.register_buffer("sum", codebook.clone())
         self.register_buffer("count", torch.ones(codes))
-        self.unplaced = False
-
-    def begin(self) -> None:  # noqa: D102
-        self.unplaced = bool((self.count == 1).all())
 
     def encode(self, x: Tensor) -> tuple[Tensor, None]:  # noqa: D102
         return self.encoder(x), None
@@ -160,11 +159,6 @@ class VQ(StageNet):
     def settle(self, code: Any) -> None:  # noqa: D102
         z, _, index = code
         rows = z.detach().movedim(1, -1).reshape(-1, len(self.codebook[0])).to(self.sum)
-        if self.unplaced:
-            self.codebook.copy_(scattered(gathered(rows), len(self.count)))
-            self.sum.copy_(self.codebook)
-            self.unplaced = False
-            index = self.quantized(z)[1]
         index = index.flatten()
         used = torch.bincount(index, minlength=len(self.count)).to(self.count)
         total = torch.zeros_like(self.sum).index_add_(0, index, rows)
@@ -172,8 +166,7 @@ class VQ(StageNet):
             over_ranks(part, sum_up=True)
         self.count.mul_(self.decay).add_(used, alpha=1 - self.decay)
         self.sum.mul_(self.decay).add_(total, alpha=1 - self.decay)
-        error = (rows - self.codebook[index]).square().sum(1)
-        fresh = rows[torch.multinomial(error + TINY, len(self.count), replacement=True)]
+        fresh = far_rows(rows, self.codebook[index], len(self.count))
         over_ranks(fresh, sum_up=False)
         dead = self.count < self.revive
         self.count[dead] = 1.0
@@ -189,35 +182,17 @@ class VQ(StageNet):
         return float(torch.special.entr(share).sum().exp())
 
 
-def scattered(rows: Tensor, n: int) -> Tensor:
-    """n of the rows that lie apart: greedy k-means++.
+def far_rows(rows: Tensor, codes: Tensor, n: int) -> Tensor:
+    """n of the rows (M, d), by chances in proportion to the squared distance to their codes.
 
-    Each is the best of a few, drawn by chances in proportion to the squared distance to those
-    before. The same rows give the same ones, so that processes of a training share one codebook.
+    NaN are no error here: the loss tells of them.
     """
-    g = torch.Generator().manual_seed(0)
-    tries = 2 + int(math.log(n))
-    uniform = torch.rand(n, tries, generator=g, dtype=rows.dtype).to(rows.device)
-    chosen = rows[(uniform[0, :1] * len(rows)).long()]
-    distance = (rows - chosen).square().sum(1)
-    for u in uniform[1:]:
-        total = (distance + TINY).cumsum(0)
-        at = torch.searchsorted(total, u * total[-1]).clamp_max(len(rows) - 1)
-        left = torch.minimum(distance, torch.cdist(rows[at], rows).square())
-        best = left.sum(1).argmin()
-        distance = left[best]
-        chosen = torch.cat([chosen, rows[at[best]].unsqueeze(0)])
-    return chosen
-
-
-def gathered(rows: Tensor) -> Tensor:
-    """Rows of all processes of a training, as many of each."""
-    group = torch.distributed
-    if not (group.is_available() and group.is_initialized() and group.get_world_size() > 1):
-        return rows
-    parts = [torch.empty_like(rows) for _ in range(group.get_world_size())]
-    group.all_gather(parts, rows.contiguous())
-    return torch.cat(parts)
+    distance = wide(rows - codes).square().sum(1)
+    distance = torch.minimum(distance, MOST * distance.sqrt().mean().square())
+    total = (distance + TINY).cumsum(0)
+    uniform = torch.rand(n, dtype=total.dtype, device=total.device)
+    at = torch.searchsorted(total, uniform * total[-1])
+    return rows[at.clamp_max(len(rows) - 1)]
 
 
 def over_ranks(x: Tensor, *, sum_up: bool) -> None:

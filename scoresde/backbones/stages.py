@@ -331,14 +331,6 @@ class StageNet(nn.Module):
         total: Tensor = by_channel.clamp_min(free_bits).sum()
         return kl * total
 
-    def begin(self) -> None:
-        """Prepare for the first step of a training that is not resumed.
-
-        Examples
-        --------
-        See `VQ`.
-        """
-
     def settle(self, code: Any) -> None:
         """Adapt, after the loss of a training step, what is not learnt by gradients.
 

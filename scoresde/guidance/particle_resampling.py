@@ -21,7 +21,7 @@ def passes_of(steps: int, least: int) -> int:
     """
     if steps <= SHORT:
         return max(1, steps // least)
-    return int(SHORT // least * (steps / SHORT) ** (2 / 3) + 1e-9)
+    return int(max(1, SHORT // least) * (steps / SHORT) ** (2 / 3) + 1e-9)
 
 
 class Population:

@@ -29,6 +29,8 @@ SMALLEST = 1e-300
 NARROWEST = 2 * math.log(1e-6)
 WIDEST = 2 * math.log(30.0)
 """Least and most log s²: the most is that of a parameter of which nothing is known."""
+FARTHEST_U = 37.0
+"""Most |u|: beyond, Φ(u) is no number in float64."""
 FARTHEST = 1e4
 """Most |m| from the interval, in units of s."""
 
@@ -48,6 +50,7 @@ def under(log_variance: Tensor, ceiling: Tensor | float) -> Tensor:
 def forward(u: Tensor, m: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
     """v and log dv/du of u, elementwise; m and s in units of the interval."""
     s = torch.exp(0.5 * log_variance)
+    u = u.clamp(-FARTHEST_U, FARTHEST_U)
     under = log_ndtr(u).exp() / s  # ndtr loses digits far below 0
     over = log_ndtr(-u).exp() / s
     whole = log_mass(-m / s, 1 / s)

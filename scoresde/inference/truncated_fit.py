@@ -39,6 +39,8 @@ CEILINGS = (1.0, 0.6, 0.35)
 """Bounds on s(x) that are tried: features that tell how narrow p is may not tell how wide."""
 SURE = 1.0
 """Standard errors by which a truncated normal must be likelier than a Gaussian in u."""
+FEWEST_ROWS = 100
+"""Below, too few are held out to tell."""
 MOST_ROWS = 20_000
 """Of which penalties, and what is truncated, are chosen; all rows are fitted then."""
 LEAST_PENALTY = 1e-9
@@ -61,6 +63,9 @@ def measured(
     are all of these, and those that each make held-out rows likelier than a Gaussian in u; none
     are truncated if held-out rows are not likelier with all parameters together.
     """
+    none = torch.zeros_like(bounded)
+    if len(u) < FEWEST_ROWS:
+        return none, linear.measured(x, f, u, varies=True)
     numbers, g = spread.described(x, f)
     ranked = linear.with_ranks(f, x.shape[-1])
     first = slice(MOST_ROWS)
@@ -86,6 +91,9 @@ def _compared(
     held = torch.arange(len(u)) % spread.FOLD == 0
     line = linear.measured(x[~held], f[~held], u[~held], varies=True)
     before, slope = linear.standardized(x, f, u, line)
+    scale = before[~held].square().mean(0).sqrt().clamp_min(truncated.SMALLEST)
+    before = before / scale
+    slope = slope - scale.log()
     after = before.clone()
     steeper = slope.clone()
     better = torch.zeros_like(bounded)

@@ -135,11 +135,6 @@ class FirstStage(Trainable):
         found: float = net.perplexity
         return found
 
-    def begin(self) -> None:
-        """Let the network prepare for the first step of a training; see `Trainable`."""
-        net: Any = self.net
-        net.begin()
-
     @property
     def _stage_net(self) -> Any:
         """The network in use."""

@@ -157,14 +157,6 @@ class Trainable(StandardizedModule, DataUnits):
         """
         return cls(net, shape=shape, standardize=about["standardize"])
 
-    def begin(self) -> None:
-        """Prepare for the first step of a training that is not resumed.
-
-        Examples
-        --------
-        >>> scoresde.build("vp", "mlp", shape=(2,)).begin()
-        """
-
     def has_learnt(self, objective: Any) -> None:
         """Keep what training for an objective makes of the model; `fit` calls it.
 

@@ -357,4 +357,9 @@ def decode(
         **options,
     }
     sde = require_model(sde, "decode")
+    if "times" in options:
+        raise TypeError(
+            "decode runs from t = 1 to t = 0 and takes no times=: for other times, "
+            "scoresde.solve(sde, start=latent, times=[1.0, 0.5])"
+        )
     return last_states(sde, start=sde.accept(latent, "latent"), **how)

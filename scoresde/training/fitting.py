@@ -260,7 +260,6 @@ def _trainer(
         source.standardize(sde)
         source.standardize_conditions(sde)
         sde.learnt = _learnt_conditions(sde, source)
-        sde.begin()
     sde._warned = False
     backend.share(list(sde.buffers()), last=True)
     if validator is not None:
