@@ -244,7 +244,7 @@ def test_the_straight_through_gradient_is_the_identity_exactly() -> None:
 
 
 def test_fit_stage_finds_sixteen_clusters_by_sixteen_codes() -> None:
-    """The perplexity of 15.98 is that of the data; with unused codes put on any latent it is 15.4."""
+    """The data have a perplexity of 15.98; with unused codes put on any latent it is 15.4."""
     torch.manual_seed(0)
     g = generator(0)
     axis = torch.tensor([-3.0, -1.0, 1.0, 3.0])
