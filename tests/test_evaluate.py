@@ -808,6 +808,7 @@ def test_a_row_keeps_the_results_of_other_rows_and_writes_any_number(
     assert written == {"first": 1.0, "again": 2.0, "single": 0.5, "several": [3, None]}
 
 
+@pytest.mark.slow
 def test_the_command_hands_on_conditions_levels_and_trace(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

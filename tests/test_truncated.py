@@ -255,6 +255,7 @@ def test_observations_of_one_theta(start: scoresde.Posterior) -> None:
     assert abs(mean - float(weight @ grid[:, 0])) < 0.025  # five standard errors
 
 
+@pytest.mark.slow
 def test_the_mode_is_that_of_the_truncated_normal(start: scoresde.Posterior) -> None:
     x = torch.tensor([[0.6], [1.5]])
     quick = {"draws": 30, "steps": 2, "rtol": 1e-2, "atol": 1e-2}
