@@ -123,9 +123,9 @@ class Coordinates:
     )
     """Empty where no s depends on x."""
     TRUNCATED = "truncated"
-    """1 for a truncated normal, 0 for a Gaussian in u, (D,); empty where all are that."""
+    """1 for a truncated normal, 0 for a Gaussian in u, (D,); empty if there are only those."""
     CEILING = "ceiling"
-    """What log s² of truncated normals stays under, (D,); empty where none is."""
+    """The ceiling of log s² of truncated normals, (D,); empty if there are none."""
 
     def __init__(self, **numbers: Tensor) -> None:
         found = {name: numbers[name] for name in self.NUMBERS}

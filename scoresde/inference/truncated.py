@@ -1,4 +1,4 @@
-"""Truncated normals on the unit interval, as a map of theirs to N(0, 1).
+"""Truncated normals on the unit interval, and the map that makes them N(0, 1).
 
     v = Φ⁻¹[(Φ((p − m)/s) − Φ(−m/s)) / (Φ((1 − m)/s) − Φ(−m/s))],      p = Φ(u)
 
@@ -51,15 +51,15 @@ def forward(u: Tensor, m: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]
     """v and log dv/du of u, elementwise; m and s in units of the interval."""
     s = torch.exp(0.5 * log_variance)
     u = u.clamp(-FARTHEST_U, FARTHEST_U)
-    under = log_ndtr(u).exp() / s  # ndtr loses digits far below 0
-    over = log_ndtr(-u).exp() / s
+    from_low = log_ndtr(u).exp() / s  # ndtr loses digits far below 0
+    from_high = log_ndtr(-u).exp() / s
     whole = log_mass(-m / s, 1 / s)
-    below = log_mass(-m / s, under) - whole
-    above = log_mass((m - 1) / s, over) - whole
+    below = log_mass(-m / s, from_low) - whole
+    above = log_mass((m - 1) / s, from_high) - whole
     low = below < above
     smaller = quantile(torch.where(low, below, above))
     v = torch.where(low, smaller, -smaller)
-    z = torch.where(u < 0, under - m / s, (1 - m) / s - over)
+    z = torch.where(u < 0, from_low - m / s, (1 - m) / s - from_high)
     log_slope = 0.5 * (v.square() - z.square() - u.square()) - LOG_ROOT_2PI
     return v, log_slope - 0.5 * log_variance - whole
 
