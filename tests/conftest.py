@@ -4,6 +4,7 @@ like our own.
 
 from __future__ import annotations
 
+import gc
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -18,6 +19,14 @@ from scoresde import toy
 from scoresde.solvers import Problem
 
 torch.set_num_threads(1)  # the suite is small tensors; threads only add noise to its run time
+gc.disable()  # until all modules are there, which are not to be searched again and again
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected out of garbage collection."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @scoresde.PROCESSES.register("test_polynomial")

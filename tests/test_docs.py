@@ -13,7 +13,7 @@ import re
 import runpy
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ import scoresde
 from scoresde.cli import commands as cli
 from scoresde.evaluation.measures import MEASURES
 from scoresde.recipes import RECIPES
+from scoresde.sampling import plan
+from scoresde.solvers.base import Solver
 from scoresde.training.latent_recipes import LatentRecipe
 
 ASSERTED = ("docs/flows.md",)
@@ -189,8 +191,8 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Perceptrons of 32 units, unless the page says how many, and 25 training steps at most, unless
-    the page asserts what is learnt: the blocks are on trial.
+    """Perceptrons of 32 units, unless the page says how many; and, unless the page asserts what is
+    learnt, 25 training steps at most and a coarse default tolerance: the blocks are on trial.
     """
     most = None if request.getfixturevalue("page") in ASSERTED else 25
     build, fit, posterior = scoresde.build, scoresde.fit, scoresde.posterior
@@ -211,6 +213,13 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
         return run
 
+    finer = plan._raise_tolerances
+
+    def coarser(solver: Solver, named: Collection[str], least: float) -> Solver:
+        return finer(solver, named, 1e-3 if not {"rtol", "atol"} & set(named) else least)
+
+    if most is not None:
+        monkeypatch.setattr(plan, "_raise_tolerances", coarser)
     monkeypatch.setattr("scoresde.density.density_ode.CHECK_MOST", 0.1)
     demo = importlib.import_module("scoresde.cli.demo")
     monkeypatch.setattr(demo, "demo", functools.partial(demo.demo, points=100))
