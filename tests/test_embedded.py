@@ -196,6 +196,24 @@ def test_the_encoded_backbone_is_resmlp_given_the_numbers_and_hidden_units() -> 
         scoresde.BACKBONES.build("encoded_resmlp", (2,), units=0)
 
 
+@pytest.mark.parametrize("members", [1, 2])
+def test_units_drop_out_in_the_first_steps_of_each_training(members: int) -> None:
+    net = scoresde.BACKBONES.build(
+        "encoded_resmlp", (2,), vector=3, width=8, dropout=0.3, dropout_share=0.4, members=members
+    )
+    sde = scoresde.build("rectified", net, shape=(2,))
+    parts = [part for part in net.modules() if hasattr(part, "dropout")]
+    assert len(parts) == 2 * members
+    found: list[set[float]] = []
+    net.register_forward_pre_hook(lambda *_: found.append({part.dropout for part in parts}))
+    data, given = normal(40, 2), {"vector": normal(40, 3, seed=1)}
+    for _ in range(2):
+        scoresde.fit(sde, data, given=given, steps=5, validation=None, **QUIET)
+    assert found == 2 * (2 * [{0.3, 0.1}] + 3 * [{0.0}])
+    with pytest.raises(ValueError, match="dropout_share"):
+        scoresde.BACKBONES.build("encoded_resmlp", (2,), dropout_share=2)
+
+
 def test_an_ensemble_is_the_mean_of_members_that_learn_from_rows_of_their_own() -> None:
     sizes: dict[str, Any] = {"vector": 3, "units": 4, "width": 8, "encoder_dropout": 0.0}
     one = scoresde.BACKBONES.build("encoded_resmlp", (2,), **sizes).eval()

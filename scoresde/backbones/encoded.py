@@ -11,6 +11,9 @@ Several such networks, `members`, are an ensemble, whose output is their mean. I
 sees a part of every batch, so that a step costs as much as with one. Few pairs are learnt by heart,
 by each member in its own way, and the mean of members has a smaller error than one of them
 (Lakshminarayanan et al., NeurIPS 2017).
+
+Dropout blurs what is narrow, and is needed while the learning rate is high. So it ends after a
+share of the steps.
 """
 
 from __future__ import annotations
@@ -127,6 +130,8 @@ class EncodedResMLP(Embedded):
         Of the perceptron, at least 1.
     encoder_dropout : float
         Probability, in training, for its units.
+    dropout_share : float
+        Share of the training steps, from the first, in which units drop out, here and in `ResMLP`.
     members : int
         Networks, at least 1, whose mean is the output. Each learns from a part of every batch.
     **options
@@ -156,6 +161,7 @@ class EncodedResMLP(Embedded):
         units: int = 128,
         layers: int = 2,
         encoder_dropout: float = 0.1,
+        dropout_share: float = 0.25,
         members: int = 1,
         **options: str | float,
     ) -> None:
@@ -163,6 +169,7 @@ class EncodedResMLP(Embedded):
         for name, value in sizes.items():
             whole_number(name, value)
         real_number("encoder_dropout", encoder_dropout, 0, 1, closed=True, hint="try 0.1")
+        real_number("dropout_share", dropout_share, 0, 1, closed=True, hint="try 0.25")
         rest: dict[str, Any] = dict(options)
         told = vector + units
         nets = [ResMLP(shape, vector=told, **rest) for _ in range(members)]
@@ -173,8 +180,17 @@ class EncodedResMLP(Embedded):
             net = Members(nets, told)
             encoder = Encoders(encoders)
         super().__init__(net, encoder)
+        self.dropout_share = dropout_share
+        self._dropouts = {ResMLP: nets[0].dropout, Encoder: encoder_dropout}
         self.vector_shape = (vector,)
         self.condition_shapes = {**nets[0].condition_shapes, "vector": self.vector_shape}
+
+    def follow_training(self, share: float) -> None:
+        """Let units drop out, or no longer, when such a share of the steps is made."""
+        on = share < self.dropout_share
+        for module in self.modules():
+            if isinstance(module, ResMLP | Encoder):
+                module.dropout = self._dropouts[type(module)] if on else 0.0
 
     def check_condition(self, **condition: Tensor) -> None:
         """Raise unless the network takes these conditions; called once before a solve or a loss."""

@@ -52,6 +52,7 @@ class NetworkOptions(TypedDict, total=False):
     units: int
     layers: int
     encoder_dropout: float
+    dropout_share: float
     members: int
     resample: str
     project: bool

@@ -79,6 +79,7 @@ class Trainer:
         self.averaged_net = duplicate(sde.net).requires_grad_(False)
         self.net, self.weights, self.optimizer = backend.prepare(sde, plan.lr)
         self._names = self._trained_names()
+        self._follow = getattr(sde.interface.inner, "follow_training", None)
         self._closed = False
         try:
             averaging = plan.averaging
@@ -153,6 +154,8 @@ class Trainer:
                 decay = 0.5 * (1 + math.cos(math.pi * (step - 1) / last))
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.plan.lr * min(step / warm, decay)
+                if self._follow is not None:
+                    self._follow((step - 1) / last)
                 reseed(seed, NETWORK, step, rank)
                 self._descend(examples, start, b)
                 self.averages.update()
