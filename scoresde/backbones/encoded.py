@@ -186,7 +186,20 @@ class EncodedResMLP(Embedded):
         self.condition_shapes = {**nets[0].condition_shapes, "vector": self.vector_shape}
 
     def follow_training(self, share: float) -> None:
-        """Let units drop out, or no longer, when such a share of the steps is made."""
+        """Let units drop out, or no longer; `fit` calls it before each step.
+
+        Parameters
+        ----------
+        share : float
+            Of the training steps, those that are made, from 0 to 1.
+
+        Examples
+        --------
+        >>> net = EncodedResMLP((2,), vector=3, width=32)
+        >>> net.follow_training(0.9)
+        >>> net.embed["vector"].dropout
+        0.0
+        """
         on = share < self.dropout_share
         for module in self.modules():
             if isinstance(module, ResMLP | Encoder):
