@@ -233,6 +233,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "A that is no function": (lambda: (model(), Measurement(3, 1.0), y3), "is a function"),
     "no model": (lambda: (torch.nn.Identity(), Denoise(1.0), y3), "observe"),
+    "a complex matrix": (
+        lambda: (model(), measurements.Linear([[1j, 0, 0]], 1.0), [0.0]),
+        "matrix has dtype torch.complex",
+    ),
     "a model without score": (
         lambda: (
             scoresde.ScoreSDE(

@@ -604,6 +604,17 @@ def test_the_cost_counts_passes_through_the_network() -> None:
         assert solution.nfe.tolist() == [4 * cost] * 2
 
 
+@pytest.mark.parametrize("dtype", [F64, torch.bfloat16])
+def test_a_map_may_answer_in_another_dtype(dtype: torch.dtype) -> None:
+    model = scoresde.oracle(scoresde.toy.EightGaussians(), scoresde.VPSDE()).float()
+    measurement = measurements.Measurement(lambda x: x.to(dtype), noise=0.3)
+    ours = scoresde.observe(model, measurement, [1.0, 1.0])
+    assert scoresde.sample(ours, 2, steps=3).dtype == torch.float32
+    found = scoresde.particles(ours, 2, particles=4, steps=5, seed=0)
+    assert found.x.dtype == torch.float32
+    assert found.log_evidence.isfinite().all()
+
+
 def test_log_g_is_the_likelihood_of_data() -> None:
     model = prior("vp", 4)
     z = randn(5, 4, seed=1)

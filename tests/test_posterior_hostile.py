@@ -10,7 +10,19 @@ import pytest
 import torch
 from test_posterior import QUICK, UNIT, conjugate, small
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution, Independent, MixtureSameFamily, Uniform
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Gumbel,
+    Independent,
+    LogNormal,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    TransformedDistribution,
+    Uniform,
+)
+from torch.distributions.transforms import AffineTransform, ExpTransform, SigmoidTransform
 
 import scoresde
 from scoresde.inference.coordinates import Coordinates
@@ -26,6 +38,67 @@ def test_supports_of_joined_mixtures_are_those_of_each_parameter() -> None:
     before = torch.get_rng_state()
     assert prior.contains(theta).tolist() == [True, True, False, False]
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def mapped(base: Distribution, *maps: Any) -> Distribution:
+    return TransformedDistribution(base, list(maps))
+
+
+ZERO, ONE, INF = torch.zeros(2), torch.ones(2), [math.inf] * 2
+TRANSFORMED: dict[str, tuple[Distribution, list[float], list[float]]] = {
+    "log-uniform": (
+        Independent(mapped(Uniform(ZERO, ONE), ExpTransform()), 1),
+        [1, 1],
+        [math.e] * 2,
+    ),
+    "of a vector": (
+        mapped(Independent(Uniform(ZERO, ONE), 1), AffineTransform(3, -2)),
+        [1, 1],
+        [3, 3],
+    ),
+    "logit-normal": (
+        Independent(mapped(Normal(ZERO, ONE), SigmoidTransform()), 1),
+        [0, 0],
+        [1, 1],
+    ),
+    "two maps": (
+        Independent(mapped(Normal(ZERO, ONE), SigmoidTransform(), AffineTransform(ONE, -2)), 1),
+        [-1, -1],
+        [1, 1],
+    ),
+    "correlated": (mapped(MultivariateNormal(ZERO, torch.eye(2)), ExpTransform()), [0, 0], INF),
+    "log-normal": (Independent(LogNormal(ZERO, ONE), 1), [0, 0], INF),
+    "Gumbel": (Independent(Gumbel(ZERO, ONE), 1), [-math.inf] * 2, INF),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_the_support_of_a_transformed_prior_is_what_the_maps_make_of_its_base(name: str) -> None:
+    """Torch's own is that of the last map, and of a mixture that of no component."""
+    law, low, high = TRANSFORMED[name]
+    prior = as_prior(law)
+    torch.testing.assert_close(prior.low, torch.tensor(low, dtype=torch.float64))
+    torch.testing.assert_close(prior.high, torch.tensor(high, dtype=torch.float64))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        theta = law.sample((1000,))
+    assert prior.contains(theta).all()
+    torch.testing.assert_close(prior.log_prob(theta), law.log_prob(theta).double())
+    outside = torch.full((1, 2), -2.0)
+    assert prior.contains(outside).item() == (name == "Gumbel")
+
+
+def test_an_observation_far_from_the_simulations_is_told_of() -> None:
+    """And draws are in the box, however far a network says."""
+    theta = torch.rand(300, 2, generator=torch.Generator().manual_seed(0))
+    for prior in (UNIT, MultivariateNormal(ZERO, torch.eye(2))):
+        post = small(prior, theta, torch.cat([theta, ONE.expand(300, 2)[:, :1]], 1))
+        post.sample((3,), x=torch.tensor([2.0, -1.0, 1.0]), **QUICK)
+        with pytest.warns(UserWarning, match=r"x\[1\] = 9 lies far from the simulations"):
+            draws = post.sample((3,), x=torch.tensor([1.0, 9.0, 1.0]), **QUICK)
+        assert draws.isfinite().all()
+        with pytest.warns(UserWarning, match=r"x\[2\] = 1\.1 lies far from"):
+            post.sample((3,), x=torch.tensor([1.0, 0.5, 1.1]), **QUICK)
 
 
 def test_the_mode_lies_in_the_support() -> None:

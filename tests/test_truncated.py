@@ -72,6 +72,15 @@ def test_the_map_and_its_inverse_agree(m: float, s: float) -> None:
     torch.testing.assert_close(-slope.log(), log_slope, atol=1e-8, rtol=0)
 
 
+def test_numbers_far_out_are_mapped_into_the_interval() -> None:
+    v = torch.tensor([-1e5, -300.0, -38.0, 38.0, 300.0, 1e5], dtype=torch.float64)
+    for log_variance in (-12.0, -1.0, 3.0):
+        for m in (-3.0, 0.5, 1.0):
+            u = truncated.inverse(v, torch.full_like(v, m), torch.full_like(v, log_variance))
+            assert u.isfinite().all()
+            assert (u.diff() >= 0).all()
+
+
 def test_a_wide_law_is_no_law_and_a_narrow_one_an_affine_map() -> None:
     u = torch.linspace(-4, 4, 9, dtype=torch.float64)
     v, log_slope = truncated.forward(u, *like(u, 0.5, 1e4))

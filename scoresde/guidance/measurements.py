@@ -273,7 +273,7 @@ class Linear(Measurement):
     """
 
     def __init__(self, matrix: Any, noise: float) -> None:
-        matrix = as_tensor(matrix, "matrix")
+        matrix = as_reals(matrix, "matrix")
         if matrix.ndim != 2 or not matrix.numel():
             raise ValueError(f"matrix has shape (m, n), got {tuple(matrix.shape)}")
         if not bool(matrix.isfinite().all()):

@@ -224,7 +224,8 @@ class Observed(Tilted):
         """
         if not self.measurement.noise:
             return self.measurement.flat(self.standardization.columns(z))
-        return self.measurement.flat(self.measurement(self.model.to_data(z)))
+        found = self.measurement.flat(self.measurement(self.model.to_data(z)))
+        return found.to(z.dtype) if found.is_floating_point() else found
 
     def _y(self, rows: Tensor | None, z: Tensor) -> Tensor:
         """What `map` would give without noise, (B or 1, k)."""

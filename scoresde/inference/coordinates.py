@@ -234,6 +234,17 @@ class Coordinates:
         """Numbers in x."""
         return len(self.numbers["mean"])
 
+    @property
+    def usual(self) -> tuple[Tensor, Tensor]:
+        """What the numbers in x of nearly all simulations lie between, (K,) each."""
+        knots = self.numbers["knots"]
+        if knots.shape[1]:
+            return knots[:, 0], knots[:, -1]
+        mean = self.numbers["mean"]
+        scale = self.numbers["scale"]
+        reach = torch.where(scale.isinf(), 0.0, 3 * scale)
+        return mean - reach, mean + reach
+
     def told(self, x: Tensor) -> Tensor:
         """What a network is told of x (B, K): x, and if s depends on it the center and log s²."""
         if not self.varies:

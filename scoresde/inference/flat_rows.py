@@ -13,7 +13,7 @@ from ..density.exact import log_prob
 from ..model.score_sde import ScoreSDE
 from ..sampling.trajectory import sample
 from .coordinates import Coordinates
-from .observations import observations
+from .observations import observations, warn_of_extrapolation
 from .prior import Prior
 from .rejection import accepted, remembered_share
 
@@ -39,7 +39,10 @@ class FlatRows:
         shape = None
         if self.coordinates is not None and self.coordinates.varies:
             shape = (self.coordinates.observed,)
-        return observations(self.sde, self.condition, x, shape)
+        rows, batch = observations(self.sde, self.condition, x, shape)
+        if self.coordinates is not None:
+            warn_of_extrapolation(rows.flatten(1), *self.coordinates.usual)
+        return rows, batch
 
     def _sampled(
         self,

@@ -11,7 +11,11 @@ from torch import Size, Tensor
 
 from ..common.checks import check_budget, whole_number
 from ..common.inputs import as_reals
+from ..common.user_warnings import warn
 from ..model.score_sde import ScoreSDE
+
+FAR = 3.0
+"""Times the range of nearly all simulations beyond which an observation is far from them."""
 
 
 def observations(
@@ -44,6 +48,20 @@ def observations(
         raise ValueError("x has NaN or infinite values")
     rows = value.reshape(-1, *value.shape[len(batch) :])
     return rows.to(sde.scale.device), Size(batch)
+
+
+def warn_of_extrapolation(rows: Tensor, low: Tensor, high: Tensor) -> None:
+    """Warn of observations (B, K) far from where nearly all simulations lie."""
+    value = rows.detach().cpu().double()
+    room = FAR * (high - low) + 1e-6 * torch.maximum(low.abs(), high.abs())
+    far = ((value < low - room) | (value > high + room)).nonzero()
+    if len(far):
+        row, column = far[0].tolist()
+        found = float(value[row, column])
+        warn(
+            f"x[{column}] = {found:.4g} lies far from the simulations, nearly all of which have "
+            f"{float(low[column]):.4g} to {float(high[column]):.4g} there: the posterior is a guess"
+        )
 
 
 def condition_name(sde: ScoreSDE, name: str | None) -> str:

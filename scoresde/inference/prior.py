@@ -14,6 +14,7 @@ from torch.distributions import (
     MixtureSameFamily,
     MultivariateNormal,
     Normal,
+    TransformedDistribution,
     Uniform,
 )
 from torch.distributions import constraints as known
@@ -55,7 +56,7 @@ class Prior:
             raise ValueError(
                 f"the prior's support is {support}, on which D numbers have no density; {HINT}"
             )
-        found = _bounds(support, self.dim)
+        found = _transformed_bounds(law, self.dim) or _bounds(support, self.dim)
         self.box = found is not None
         free = torch.full((self.dim,), math.inf, dtype=torch.float64)
         self.low, self.high = (-free, free) if found is None else found
@@ -77,6 +78,7 @@ class Prior:
         inside = self.contains(theta)
         if not bool(inside.any()):
             return value
+        inside = inside & _holds(self.law, theta.to(_device_of(self.law))).to(inside.device)
         there = theta[inside].to(_device_of(self.law))
         try:
             found = self.law.log_prob(there)
@@ -211,6 +213,11 @@ def _holds(law: Any, value: Tensor) -> Tensor:
         spread = value.unsqueeze(-1 - len(law.event_shape))
         return _holds(law.component_distribution, spread).any(-1)
     inside: Tensor = law.support.check(value)
+    if type(law) is TransformedDistribution:  # of which torch knows what the last map returns
+        for transform in reversed(law.transforms):
+            value = transform.inv(value)
+        base = _holds(law.base_dist, value)
+        inside = inside & base.flatten(inside.ndim).all(-1) if base.ndim > inside.ndim else base
     return inside
 
 
@@ -218,6 +225,37 @@ def _has_density(support: Any) -> bool:
     """Whether a support has a volume in R^D: a simplex has none."""
     parts = getattr(support, "cseq", None) or [getattr(support, "base_constraint", support)]
     return not any(isinstance(part, type(known.simplex)) for part in parts)
+
+
+def _transformed_bounds(law: Any, dim: int) -> tuple[Tensor, Tensor] | None:
+    """The box that holds numbers made elementwise of those in a box; None for any other law."""
+    if isinstance(law, Independent):
+        return _transformed_bounds(law.base_dist, dim)
+    if type(law) is not TransformedDistribution:  # torch's own families know their supports
+        return None
+    if any(t.domain.event_dim or not t.bijective for t in law.transforms):
+        return None
+    base = _transformed_bounds(law.base_dist, dim) or _bounds(law.base_dist.support, dim)
+    if base is None:
+        return None
+    ends = []
+    with isolated():
+        some: Tensor = law.sample()
+    for kind in (torch.float64, some.dtype):  # the box holds what rounds to its edge
+        for end in base:
+            value = end.to(kind)
+            for transform in law.transforms:
+                value = transform(value)
+            ends.append(value.double().cpu())
+    found = torch.stack(ends)
+    if found.shape[1:] != (dim,) or bool(found.isnan().any()):
+        return None
+    low, high = found.amin(0), found.amax(0)
+    stated = _bounds(law.support, dim)
+    if stated is not None:  # torch's maps stop short of an open end
+        low = torch.where(torch.isclose(low, stated[0], atol=1e-12), stated[0], low)
+        high = torch.where(torch.isclose(high, stated[1], atol=1e-12), stated[1], high)
+    return low, high
 
 
 def _bounds(

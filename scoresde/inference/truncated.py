@@ -67,6 +67,11 @@ def forward(u: Tensor, m: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]
 def inverse(v: Tensor, m: Tensor, log_variance: Tensor) -> Tensor:
     """u of v, elementwise; the distance to the nearer end by mass keeps its digits."""
     s = torch.exp(0.5 * log_variance)
+    with torch.no_grad():
+        most = torch.full_like(v, FARTHEST_U)
+        least, _ = forward(-most, m, log_variance)
+        most, _ = forward(most, m, log_variance)
+    v = torch.minimum(torch.maximum(v, least), most)
     low = v <= 0
     start = torch.where(low, -m, m - 1) / s
     wanted = log_ndtr(torch.where(low, v, -v)) + log_mass(start, 1 / s)
