@@ -197,11 +197,16 @@ def _eps(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).eps)
 
 
-def _device_of(law: Any) -> torch.device:
-    """Where a distribution's numbers are; the global generator stays as it was."""
+def _one_of(law: Any) -> Tensor:
+    """A draw; the global generator stays as it was."""
     with isolated():
         some: Tensor = law.sample()
-    return some.device
+    return some
+
+
+def _device_of(law: Any) -> torch.device:
+    """Where a distribution's numbers are."""
+    return _one_of(law).device
 
 
 def _holds(law: Any, value: Tensor) -> Tensor:
@@ -239,9 +244,7 @@ def _transformed_bounds(law: Any, dim: int) -> tuple[Tensor, Tensor] | None:
     if base is None:
         return None
     ends = []
-    with isolated():
-        some: Tensor = law.sample()
-    for kind in (torch.float64, some.dtype):  # the box holds what rounds to its edge
+    for kind in (torch.float64, _one_of(law).dtype):  # the box holds what rounds to its edge
         for end in base:
             value = end.to(kind)
             for transform in law.transforms:
