@@ -326,6 +326,27 @@ def test_c2st_nears_the_best_accuracy_there_is() -> None:
     assert best - 4 * error - 0.02 <= found <= best + 4 * error
 
 
+@pytest.mark.parametrize(("n", "m"), [(1000, 50), (50, 1000)])
+def test_c2st_of_sets_of_different_sizes_is_not_the_share_of_the_larger(n: int, m: int) -> None:
+    # 100 points in use, four standard errors of their hits: 1e-4; the larger set's share is .95
+    g = generator()
+    x = torch.randn(n, 1, generator=g)
+    y = torch.randn(m, 1, generator=g)
+    found = c2st(x, y, folds=2, generator=generator())
+    assert found == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(100))
+
+
+def test_c2st_uses_a_random_part_of_the_larger_set() -> None:
+    # y is like the first half of x: right on the other half of x, and on all y, is 0.75
+    g = generator()
+    x = torch.randn(1000, 1, generator=g)
+    x[500:] += 8
+    y = torch.randn(100, 1, generator=g)
+    found = c2st(x, y, generator=generator())
+    assert found == c2st(x, y, generator=generator())
+    assert found == pytest.approx(0.75, abs=5 * math.sqrt(0.75 * 0.25 / 200) + 0.02)
+
+
 @pytest.mark.slow
 def test_c2st_agrees_with_the_benchmark() -> None:
     """Scikit-learn's network with sbibm's settings; three seeds of each scatter by .003."""

@@ -160,6 +160,31 @@ def test_as_a_source_its_density_is_the_prior_of_a_flow() -> None:
     assert x.isfinite().all()
 
 
+def test_numbers_of_any_precision_have_the_density_of_the_network() -> None:
+    """Doubles from NumPy, as `fit` takes them, and conditions; halves in a network of halves."""
+    x = torch.randn(200, 2, generator=generator(), dtype=torch.float64)
+    v = x.sum(1, keepdim=True)
+    flow = scoresde.coupling_flow(shape=(2,), layers=2, width=8, vector=1)
+    scoresde.fit(flow, x.numpy(), given={"vector": v.numpy()}, steps=5, progress=False)
+    found = flow.log_prob(x.numpy(), given={"vector": v.numpy()})
+    assert found.dtype == torch.float64
+    exact = flow.double().log_prob(x, given={"vector": v})
+    torch.testing.assert_close(found, exact, atol=1e-4, rtol=0)
+    flow.half()
+    rough = flow.log_prob(x, given={"vector": v})
+    torch.testing.assert_close(rough, exact, atol=0.1, rtol=0)
+    drawn = flow.sample(200, generator(), given={"vector": v})
+    assert bool(drawn.isfinite().all())
+
+
+def test_its_gradient_by_doubles_is_that_of_floats() -> None:
+    flow = scoresde.coupling_flow(shape=(2,), layers=2, width=8)
+    x = torch.randn(5, 2, generator=generator(), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(flow.log_prob(x).sum(), x)
+    torch.testing.assert_close(slope, -x.detach(), atol=1e-5, rtol=0)  # of N(0, I)
+
+
+TABLE = scoresde.Table({"a": [0.5, 1.7, 2.1], "b": [3, 4, 9]}, bounds={"a": (0, None)})
 MISTAKES: dict[str, tuple[Any, str]] = {
     "of samples": (lambda f: f.sample(0), "n is at least 1"),
     "of shapes": (lambda f: f.log_prob(torch.ones(3, 3)), r"wanted \(batch, 2\)"),
@@ -175,6 +200,22 @@ MISTAKES: dict[str, tuple[Any, str]] = {
     "of constants": (
         lambda f: scoresde.fit(f, torch.tensor([[1.0, 2.0], [2.0, 2.0], [3.0, 2.0]]), steps=2),
         r"features \[1\] are constant",
+    ),
+    "of tables": (
+        lambda f: scoresde.fit(f, TABLE, steps=2),
+        "a CouplingFlow is fitted to tensors or arrays, got a Table",
+    ),
+    "of words": (
+        lambda f: scoresde.fit(
+            scoresde.coupling_flow(shape=(1,), classes=2),
+            scoresde.Table({"x": [0.5, 1.7, 2.1], "y": ["a", "b", "a"]}),
+            steps=2,
+        ),
+        "a CouplingFlow is fitted to tensors or arrays, got a Table",
+    ),
+    "of held-out tables": (
+        lambda f: scoresde.fit(f, torch.randn(9, 2), validation=TABLE, steps=2),
+        "a CouplingFlow is fitted to tensors or arrays, got a Table",
     ),
     "of couplings": (
         lambda f: scoresde.fit(f, torch.randn(9, 2), coupling="minibatch_ot"),

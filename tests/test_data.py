@@ -606,6 +606,24 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
     ),
     "a table of another library": (Frame(), {}, TypeError, r"Frame.*to_numpy\(\)"),
     "masked values": (np.ma.masked_array(np.eye(2), mask=np.eye(2)), {}, ValueError, "masked"),
+    "masked values in a list": (
+        [*np.ma.masked_array(np.eye(2), mask=np.eye(2))],
+        {},
+        ValueError,
+        "data has 2 masked values",
+    ),
+    "masked words": (
+        cloud(4),
+        {"given": {"y": np.ma.masked_array([*"abca"], mask=[0, 0, 1, 0])}},
+        ValueError,
+        "condition 'y' has 1 masked values",
+    ),
+    "a table held out from an array": (
+        cloud(40),
+        {"validation": scoresde.Table(cloud(9))},
+        TypeError,
+        "validation is a Table, and the training data are not",
+    ),
     "a law that draws too few": (Few(), {}, ValueError, r"Few.sample\(50000\) returned 7"),
     "equal rows": (torch.ones(5, 2), {}, ValueError, "do not vary"),
 }

@@ -396,6 +396,57 @@ def test_bad_requests_of_a_regressor_are_named() -> None:
             ScoreDensity(fit_options={name: None}).fit(X6)
 
 
+def test_masked_values_and_tables_are_refused_by_name() -> None:
+    """Masks hide numbers that scikit-learn's own checks take for values."""
+    hidden = np.ma.masked_array(np.where(X6 > 1, 1e6, X6), mask=X6 > 1)
+    y = X6[:, 0]
+    hidden_y = hidden[:, 0]
+    density = ScoreDensity(**TINY).fit(X6)
+    regressor = ConditionalScoreDensity(draws=4, **TINY).fit(X6, y)
+    for call in (
+        lambda: ScoreDensity(**TINY).fit(hidden),
+        lambda: ScoreDensity(**TINY).fit(list(hidden)),
+        lambda: density.score_samples(hidden),
+        lambda: density.score(hidden),
+        lambda: ConditionalScoreDensity(**TINY).fit(hidden, y),
+        lambda: regressor.predict(hidden),
+        lambda: regressor.predict_quantiles(hidden),
+        lambda: regressor.predict_interval(hidden),
+        lambda: regressor.sample(hidden),
+        lambda: regressor.score_samples(hidden, y),
+        lambda: regressor.score(hidden, y),
+    ):
+        with pytest.raises(ValueError, match=r"^X has \d+ masked values"):
+            call()
+    for call in (
+        lambda: ConditionalScoreDensity(**TINY).fit(X6, hidden_y),
+        lambda: regressor.score_samples(X6, hidden_y),
+        lambda: regressor.score(X6, hidden_y),
+    ):
+        with pytest.raises(ValueError, match=r"^y has \d+ masked values"):
+            call()
+    none = np.ma.masked_array(X6, mask=False)
+    np.testing.assert_array_equal(density.score_samples(none), density.score_samples(X6))
+    with pytest.raises(TypeError, match=r"got a Table: give its \.frame"):
+        ScoreDensity(**TINY).fit(scoresde.Table(X6))
+
+
+def test_reversed_arrays_give_the_numbers_of_their_copies() -> None:
+    how = {**TINY, "random_state": 0}
+    X, y = X6[:, ::-1], X6[::-1, 0]
+    density = ScoreDensity(**how).fit(X)
+    copied = ScoreDensity(**how).fit(X.copy())
+    np.testing.assert_array_equal(density.score_samples(X), copied.score_samples(X.copy()))
+    rows = X6[::-1]
+    regressor = ConditionalScoreDensity(draws=4, **how).fit(rows, y)
+    again = ConditionalScoreDensity(draws=4, **how).fit(rows.copy(), y.copy())
+    np.testing.assert_array_equal(
+        regressor.score_samples(rows, y), again.score_samples(rows.copy(), y.copy())
+    )
+    np.testing.assert_array_equal(regressor.predict(rows), again.predict(rows.copy()))
+    assert regressor.score(rows, y) == r2_score(y, again.predict(rows.copy()))
+
+
 def test_without_scikit_learn_a_sentence_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -420,6 +420,19 @@ def test_wrong_arguments_are_refused_in_a_sentence() -> None:
             scoresde.first_stage("vae", shape=(1, 8, 8), latent=(4,))),
         (ValueError, "the same power of two", lambda:
             scoresde.first_stage("vae", shape=(1, 8, 8), latent=(4, 3, 3))),
+        (ValueError, "latent=() of samples (4,): wanted as many axes, such as (4,)", lambda:
+            scoresde.first_stage("vae", shape=(4,), latent=())),
+        (ValueError, "latent=() of samples (1, 8, 8)", lambda:
+            scoresde.first_stage("vq", shape=(1, 8, 8), latent=())),
+        (ValueError, "got shape=()", lambda: scoresde.first_stage("vae", shape=(), latent=())),
+        (ValueError, "got shape=(1, 2, 2, 2, 2)", lambda:
+            scoresde.first_stage("vq", shape=(1, 2, 2, 2, 2), latent=(1, 1, 1, 1, 1))),
+        (ValueError, "with patch=3: patch= divides each size of a sample, and 3 does not", lambda:
+            scoresde.first_stage("vae", shape=(1, 8, 8), latent=(2, 3, 3), patch=3)),
+        (TypeError, "a FirstStage is fitted to tensors or arrays, got a Table", lambda:
+            scoresde.fit_stage(stage, scoresde.Table(x, bounds={"x0": (-9, None)}))),
+        (TypeError, "a FirstStage is fitted to tensors or arrays, got a Table", lambda:
+            scoresde.fit(stage, x, validation=scoresde.Table(x))),
         (ValueError, "noise is greater than 0", lambda:
             scoresde.first_stage("vae", shape=(4,), latent=(2,), noise=0.0)),
         (ValueError, "decay", lambda:
@@ -433,6 +446,32 @@ def test_wrong_arguments_are_refused_in_a_sentence() -> None:
         with pytest.raises(kind, match=re.escape(text)):
             call()
     assert Encoded(x, None).sample() is x
+
+
+@pytest.mark.parametrize("name", ["vae", "vq"])
+@pytest.mark.parametrize(
+    ("shape", "latent", "patch"),
+    [
+        ((1, 7, 7), (2, 3, 3), 1),
+        ((1, 8, 6), (2, 3, 3), 1),
+        ((1, 2, 4, 4), (2, 2, 2), 1),
+        ((1, 12), (2, 5), 3),
+        ((3, 9, 9), (2,), 3),
+        ((1, 8, 8), (), 1),
+        ((4,), (2, 2), 1),
+    ],
+)
+def test_the_latent_that_a_message_suggests_is_accepted(
+    name: str, shape: tuple[int, ...], latent: tuple[int, ...], patch: int
+) -> None:
+    how: dict[str, Any] = {"channels": 8, "patch": patch}
+    with pytest.raises(ValueError, match="such as") as caught:
+        scoresde.first_stage(name, shape=shape, latent=latent, **how)
+    found = re.findall(r"such as \(([\d, ]+)\)$", str(caught.value))
+    suggested = tuple(int(n) for n in found[0].split(",") if n.strip())
+    stage = scoresde.first_stage(name, shape=shape, latent=suggested, **how)
+    x = torch.randn(2, *shape, generator=generator())
+    assert stage.reconstruct(x).shape == x.shape
 
 
 @pytest.mark.parametrize("levels", [7, 256])

@@ -427,6 +427,8 @@ def test_what_can_not_be_trained_together_is_refused_in_a_sentence(tmp_path: Pat
             scoresde.fit_joint(around(velocity), x)),
         (ValueError, "leaves the variance untrained", lambda:
             scoresde.fit_joint(around(learned), x)),
+        (TypeError, "a Latent is fitted to tensors or arrays, got a Table", lambda:
+            scoresde.fit_joint(model, scoresde.Table(x))),
         (TypeError, "fit_joint has its own objective", lambda:
             scoresde.fit_joint(model, x, objective="denoising")),
         (TypeError, "fit_joint pairs latents with noise as they come", lambda:

@@ -361,6 +361,8 @@ def test_what_a_latent_model_can_not_do_is_refused_in_a_sentence(tmp_path: Path)
         (TypeError, "not to pairs", lambda: scoresde.fit(model, scoresde.Pairs(x, x))),
         (ValueError, "data has shape (3, 2), wanted (batch, 6)", lambda:
             scoresde.fit(model, x[:, :2])),
+        (TypeError, "a Latent is fitted to tensors or arrays, got a Table", lambda:
+            scoresde.fit(model, scoresde.Table(torch.randn(30, 6)))),
         (ValueError, "fit trains the whole model", lambda: scoresde.fit(model.given(y=1), x)),
         (TypeError, "made from others: fit those", lambda: scoresde.fit(guided, x)),
         (ValueError, "steps is at least 1", lambda: scoresde.fit(model, x, steps=0)),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..common.checks import real_number, whole_number
 from ..common.inputs import event_shape
 from .base import wide
-from .stages import FIRST_STAGES, StageNet, coders, sizes
+from .stages import FIRST_STAGES, StageNet, check_axes, coders, sizes
 
 TINY = 1e-30
 """Added to squared distances, of which at least one must not be 0."""
@@ -97,8 +97,10 @@ class VQ(StageNet):
         noise: float | None = None,
         patch: int = 1,
     ) -> None:
-        super().__init__(latent, noise)
+        shape = event_shape(shape)
         o = sizes(channels=channels, blocks=blocks, width=width, depth=depth, patch=patch)
+        check_axes(shape, latent, o["patch"])
+        super().__init__(latent, noise)
         codes = whole_number("codes", codes)
         self.decay = real_number("decay", decay, 0, 1, closed=True)
         if self.decay == 1:
@@ -106,7 +108,7 @@ class VQ(StageNet):
         self.commitment = real_number("commitment", commitment, 0, math.inf, closed=True)
         self.revive = real_number("revive", revive, 0, 1, closed=True)
         d = self.latent[0]
-        self.encoder, self.decoder = coders(event_shape(shape), self.latent, d, o)
+        self.encoder, self.decoder = coders(shape, self.latent, d, o)
         codebook = torch.randn(codes, d)
         self.register_buffer("codebook", codebook)
         self.register_buffer("sum", codebook.clone())

@@ -26,6 +26,9 @@ from .resampling import Resample, convolution, joined, patched
 FIRST_STAGES: Registry[nn.Module] = Registry("first stage", "scoresde.FIRST_STAGES")
 """First stages by name, built as `FIRST_STAGES.build(name, shape, latent=…, **options)`."""
 
+MOST_AXES = 4
+CHANNELS = 4
+"""Of the latent that a message suggests."""
 LEAST_NOISE = 1e-3
 """Of p(x|z), if it is learnt."""
 
@@ -68,26 +71,47 @@ def halvings(shape: tuple[int, ...], latent: tuple[int, ...], patch: int) -> int
     for k in range(20):
         if all(n == m * patch * 2**k for n, m in zip(shape[1:], latent[1:], strict=True)):
             return k
+    got = f"latent={latent} of samples {shape}"
+    divisor = "one and the same power of two"
     if patch > 1:
-        raise ValueError(
-            f"latent={latent} of samples {shape} with patch={patch}: each size is that of the "
-            f"sample divided by {patch} times a power of two"
-        )
+        got += f" with patch={patch}"
+        divisor = f"{patch} times one and the same power of two"
+    example = _example(shape, latent[0], patch, 1)
+    if example is None:
+        raise ValueError(f"{got}: patch= divides each size of a sample, and {patch} does not")
     raise ValueError(
-        f"latent={latent} of samples {shape}: each size is that of the sample divided by one and "
-        f"the same power of two, such as {(latent[0], *(n // 2 for n in shape[1:]))}"
+        f"{got}: each size is that of the sample divided by {divisor}, such as {example}"
     )
+
+
+def _example(
+    shape: tuple[int, ...], channels: int, patch: int, most: int
+) -> tuple[int, ...] | None:
+    """A latent of so many channels, halved at most so often; None if patches don't fit."""
+    for k in range(most, -1, -1):
+        if all(n % (patch * 2**k) == 0 for n in shape[1:]):
+            return channels, *(n // (patch * 2**k) for n in shape[1:])
+    return None
+
+
+def check_axes(shape: tuple[int, ...], latent: object, patch: int = 1) -> None:
+    """Raise ValueError unless samples and latents have the same axes, at least 1 and at most 4."""
+    if not 1 <= len(shape) <= MOST_AXES:
+        raise ValueError(
+            f"samples of a first stage are vectors (d,), signals (C, n), images (C, n, n) or "
+            f"volumes, got shape={shape}"
+        )
+    latent = event_shape(latent)
+    if len(latent) != len(shape):
+        example = _example(shape, CHANNELS, patch, 2)
+        hint = "" if example is None else f", such as {example}"
+        raise ValueError(f"latent={latent} of samples {shape}: wanted as many axes{hint}")
 
 
 def coders(
     shape: tuple[int, ...], latent: tuple[int, ...], out: int, o: dict[str, int], numbers: int = 1
 ) -> tuple[nn.Module, nn.Module]:
     """An encoder to `out` channels of the latent's size, a decoder to `numbers` per number of x."""
-    if len(shape) != len(latent):
-        raise ValueError(
-            f"latent={latent} of samples {shape}: wanted as many axes, such as "
-            f"{(4, *(n // 4 for n in shape[1:]))}"
-        )
     if len(shape) == 1:
         return perceptron(shape[0], out, o), perceptron(latent[0], numbers * shape[0], o)
     rank = len(shape) - 1

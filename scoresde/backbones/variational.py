@@ -7,7 +7,7 @@ from torch import Tensor
 from ..common.checks import whole_number
 from ..common.inputs import event_shape
 from .discretized import Bins, Logistics, log_mass, logistics, mixture_mean, start_mixture
-from .stages import FIRST_STAGES, StageNet, coders, sizes
+from .stages import FIRST_STAGES, StageNet, check_axes, coders, sizes
 
 LOG_SCALES = (-15.0, 10.0)
 """log s(x) is kept in this range, in which s² neither overflows nor vanishes."""
@@ -78,8 +78,9 @@ class VAE(StageNet):
             raise ValueError("noise= is that of a Gaussian p(x|z); leave it out, or levels=")
         if levels:
             noise = 1.0  # not used
-        super().__init__(latent, noise)
         o = sizes(channels=channels, blocks=blocks, width=width, depth=depth, patch=patch)
+        check_axes(self.shape, latent, o["patch"])
+        super().__init__(latent, noise)
         self.levels = levels
         self.components = whole_number("components", components)
         numbers = 3 * components if levels else 1

@@ -45,12 +45,8 @@ def as_tensor(value: Any, what: str, *, exact: bool = False) -> Tensor:
     """Return a dense tensor of numbers, which `exact` keeps in their dtype; raise otherwise."""
     if isinstance(value, Tensor):
         return _ordinary(value, what)
+    refuse_masked(value, what)
     if isinstance(value, np.ma.MaskedArray):
-        if np.ma.is_masked(value):
-            masked = int(np.ma.getmaskarray(value).sum())
-            raise ValueError(
-                f"{what} has {masked} masked values, which stand for no number: drop those rows"
-            )
         value = value.data
     if value is None or isinstance(value, str | bytes | type):
         came = "None" if value is None else type(value).__name__
@@ -77,6 +73,21 @@ def as_tensor(value: Any, what: str, *, exact: bool = False) -> Tensor:
         if isinstance(value, list | tuple):
             kind = f"a {kind} that is no table of numbers"
         raise TypeError(f"{what} is a tensor or array, got {kind}") from None
+
+
+def refuse_masked(value: Any, what: str) -> None:
+    """Raise ValueError for an array, or a list of arrays, some of whose values are masked."""
+    if isinstance(value, np.ma.MaskedArray):
+        masked = int(np.ma.getmaskarray(value).sum())
+    elif isinstance(value, list | tuple):
+        rows = [row for row in value if isinstance(row, np.ma.MaskedArray)]
+        masked = sum(int(np.ma.getmaskarray(row).sum()) for row in rows)
+    else:
+        return
+    if masked:
+        raise ValueError(
+            f"{what} has {masked} masked values, which stand for no number: drop those rows"
+        )
 
 
 def _native(array: np.ndarray[Any, Any], what: str) -> np.ndarray[Any, Any]:

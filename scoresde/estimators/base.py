@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
+from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from ..common.checks import brief_repr, true_or_false
+from ..common.inputs import refuse_masked
 from ..common.names import choose
 from ..common.random import isolated
 from ..model.builder import build
@@ -107,8 +108,50 @@ class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
     def _rows(self, X: Any) -> NDArray[Any]:
         """The rows of a fitted estimator's input, checked as scikit-learn does."""
         check_is_fitted(self)
-        found: NDArray[Any] = validate_data(self, X, reset=False, dtype=FLOATS)
-        return found
+        return self._validated(X, reset=False)
+
+    def _validated(self, X: Any, **how: Any) -> NDArray[Any]:
+        """Rows as scikit-learn checks them, without masks, and as PyTorch takes them."""
+        _check_rows(X)
+        return np.ascontiguousarray(validate_data(self, X, dtype=FLOATS, **how))
+
+    def _validated_pair(self, X: Any, y: Any, **how: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Rows X, and targets y as they are: of numbers, one or several a row."""
+        _check_rows(X)
+        refuse_masked(y, "y")
+        X, y = validate_data(self, X, y, dtype=FLOATS, multi_output=True, y_numeric=True, **how)
+        return np.ascontiguousarray(X), y
+
+
+class Regressor(RegressorMixin):  # type: ignore[misc]
+    """Scikit-learn's regressors, without masks."""
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return R² of `predict`, 1 − Σ(y − ŷ)²/Σ(y − mean of y)², by which searches compare.
+
+        Parameters
+        ----------
+        X : array or data frame, shape (n_samples, n_features)
+        y : array, shape (n_samples,) or (n_samples, n_outputs)
+        sample_weight : array, shape (n_samples,), optional
+
+        Returns
+        -------
+        float
+            At most 1.
+
+        Raises
+        ------
+        NotFittedError, ValueError, SolverError
+            As `predict`, and for masked values.
+
+        Examples
+        --------
+        See `ConditionalScoreDensity`.
+        """
+        refuse_masked(y, "y")
+        refuse_masked(sample_weight, "sample_weight")
+        return float(super().score(X, y, sample_weight))
 
 
 def equalized_table(rows: Array, names: Sequence[str]) -> TableSchema | None:
@@ -147,6 +190,13 @@ def levels_of(quantiles: Any) -> Array:
 def to_numpy(x: Tensor) -> Array:
     """A tensor as an array in float64."""
     return x.detach().cpu().double().numpy()
+
+
+def _check_rows(X: Any) -> None:
+    """Raise for rows that scikit-learn would take for others, or not understand."""
+    if isinstance(X, TableSchema):
+        raise TypeError("X is an array or a data frame of numbers, got a Table: give its .frame")
+    refuse_masked(X, "X")
 
 
 def _device(value: Any) -> torch.device:

@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import RegressorMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from ..common.checks import real_number, whole_number
@@ -28,7 +27,7 @@ from ..common.names import choose
 from ..density.exact import log_prob
 from ..processes.base import as_time
 from ..sampling.trajectory import decode, sample
-from .base import FLOATS, Array, ScoreEstimator, as_array, in_units, levels_of, to_numpy
+from .base import Array, Regressor, ScoreEstimator, as_array, in_units, levels_of, to_numpy
 
 CONDITION = "vector"
 """What the network calls x."""
@@ -39,7 +38,7 @@ DRAWS_BEYOND = 10
 """Expected draws beyond a quantile that is found from draws."""
 
 
-class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[misc]
+class ConditionalScoreDensity(Regressor, ScoreEstimator):
     """A density p(y | x) of one number or several, as a scikit-learn regressor.
 
     Trains a conditional score model. `predict` gives the mean or the median of p(y | x),
@@ -170,9 +169,7 @@ class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[m
         See `ConditionalScoreDensity`.
         """
         self._check_prediction()
-        X, y = validate_data(
-            self, X, y, dtype=FLOATS, multi_output=True, y_numeric=True, ensure_min_samples=2
-        )
+        X, y = self._validated_pair(X, y, ensure_min_samples=2)
         self._single = y.ndim == 1
         rows = y.astype(np.float64).reshape(len(y), -1)
         self.n_outputs_ = rows.shape[1]
@@ -290,9 +287,7 @@ class ConditionalScoreDensity(RegressorMixin, ScoreEstimator):  # type: ignore[m
         See `ConditionalScoreDensity`.
         """
         check_is_fitted(self)
-        X, y = validate_data(
-            self, X, y, reset=False, dtype=FLOATS, multi_output=True, y_numeric=True
-        )
+        X, y = self._validated_pair(X, y, reset=False)
         rows = torch.tensor(y.astype(np.float64).reshape(len(y), -1))
         if rows.shape[1] != self.n_outputs_:
             raise ValueError(f"y has {rows.shape[1]} columns, wanted {self.n_outputs_}, as in fit")

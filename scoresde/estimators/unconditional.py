@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.base import DensityMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from ..common.checks import whole_number
 from ..density.exact import log_prob
 from ..sampling.trajectory import sample
-from .base import FLOATS, Array, ScoreEstimator, as_array, to_numpy
+from .base import Array, ScoreEstimator, as_array, to_numpy
 
 
 class ScoreDensity(DensityMixin, ScoreEstimator):  # type: ignore[misc]
@@ -125,7 +125,7 @@ class ScoreDensity(DensityMixin, ScoreEstimator):  # type: ignore[misc]
         --------
         See `ScoreDensity`.
         """
-        X = validate_data(self, X, dtype=FLOATS, ensure_min_samples=2)
+        X = self._validated(X, ensure_min_samples=2)
         names = getattr(self, "feature_names_in_", ())
         self.model_, self.history_ = self._train(X, names=names)
         return self

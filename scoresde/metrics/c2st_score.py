@@ -45,15 +45,18 @@ def c2st(
 
     ½ if the distributions agree, 1 if they do not overlap. Each point is classified by a network
     that trained on the other folds. The settings are those of the benchmark sbibm, so that numbers
-    compare with published ones, which use 10,000 points of each. There is no p-value, since the
-    folds share their training points: `classifier_test` has one.
+    compare with published ones, which use 10,000 points of each. Of sets of different sizes, a
+    random part of the larger one is used, as many points as the smaller has: then ½ is the
+    accuracy of a constant answer too. There is no p-value, since the folds share their training
+    points: `classifier_test` has one.
 
     Parameters
     ----------
     x : Tensor, shape (n, *shape)
-        n ≥ folds. Both sets are standardized by the mean and standard deviation of x.
+        n ≥ folds. Both sets are standardized by the mean and standard deviation of x, of the
+        min(n, m) points in use.
     y : Tensor, shape (m, *shape)
-        m ≥ folds; as many as n, or the accuracy of a constant answer is above ½.
+        m ≥ folds.
     folds : int
         At least 2.
     generator : torch.Generator, optional
@@ -94,6 +97,8 @@ def c2st(
         )
     units = UNITS_PER_DIMENSION * x.shape[1]
     check_budget(f"{folds} networks of {units} units", 16.0 * folds * units * (x.shape[1] + units))
+    device = x.device if generator is None else generator.device
+    x, y = _equally_many(x, y, generator, device)
     unit = reach(x)
     x = x / unit
     mean = x.mean(0)
@@ -102,7 +107,6 @@ def c2st(
     data = ((torch.cat([x, y / unit]) - mean) / std).clamp(-FARTHEST, FARTHEST).float()
     label = torch.ones(len(data), device=data.device)
     label[len(x) :] = -1
-    device = data.device if generator is None else generator.device
     order = torch.randperm(len(data), generator=generator, device=device).to(data.device)
     held = torch.tensor_split(order, folds)
     others = [torch.cat(held[:i] + held[i + 1 :]) for i in range(folds)]
@@ -115,6 +119,20 @@ def c2st(
         says_x = _logit(data[test][None], [w[i : i + 1] for w in weights])[0] > 0
         found.append(float((says_x == (label[test] > 0)).double().mean()))
     return sum(found) / folds
+
+
+def _equally_many(
+    x: Tensor, y: Tensor, generator: torch.Generator | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Both sets as they are if they are of one size, else a random part of the larger one."""
+    n = min(len(x), len(y))
+    kept = []
+    for part in (x, y):
+        if len(part) > n:
+            chosen = torch.randperm(len(part), generator=generator, device=device)[:n]
+            part = part[chosen.to(part.device)]
+        kept.append(part)
+    return kept[0], kept[1]
 
 
 def _train(

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..common.inputs import refuse_masked
+
 
 class Labels(np.ndarray):
     """Class numbers, int64, that know the word of each class; arithmetic gives plain arrays."""
@@ -53,6 +55,7 @@ class Labels(np.ndarray):
 
 def coded(name: str, column: Any, declared: tuple[str, ...] = ()) -> np.ndarray:
     """A column of words as `Labels`, numbered by the alphabet or as declared; digits as numbers."""
+    refuse_masked(column, f"condition {name!r}")
     words = np.asarray(np.char.strip(np.asarray(column).astype(str)))
     classes = np.unique(words)
     numbers = [word for word in classes.tolist() if is_number(word)]

@@ -98,8 +98,8 @@ class CouplingFlow(Trainable):
         device = self.device if generator is None else generator.device
         z = torch.randn(n, self.dim, generator=generator, device=device, dtype=self.state_dtype)
         inverse: Any = self.networks()[0].inverse
-        x = inverse(z.to(self.device), **self._shown(given, n))
-        return self.to_data(x.flatten(1))
+        x = inverse(z.to(self.device, self._net_dtype), **self._shown(given, n))
+        return self.to_data(x.flatten(1).to(self.state_dtype))
 
     def log_prob(self, x: Tensor, *, given: Mapping[str, Any] | None = None) -> Tensor:
         """Return log p(x), or log p(x | given).
@@ -114,7 +114,8 @@ class CouplingFlow(Trainable):
         Returns
         -------
         Tensor, shape (B,)
-            In nats.
+            In nats, in the dtype of x, but at least that of the states: the network computes in
+            its own.
 
         Raises
         ------
@@ -130,10 +131,18 @@ class CouplingFlow(Trainable):
         """
         x = self.accept(x)
         z = self.standardization.spread(self.from_data(x))
-        latent, log_det = self.networks()[0](z, None, **self._shown(given, len(x)))
+        shown = self._shown(given, len(x))
+        latent, log_det = self.networks()[0](z.to(self._net_dtype), None, **shown)
+        latent = latent.to(z.dtype)
         log_n = -0.5 * (latent.square() + math.log(2 * math.pi)).sum(1)
-        found: Tensor = log_n + log_det - self.log_scale
+        found: Tensor = log_n + log_det.to(z.dtype) - self.log_scale
         return found
+
+    @property
+    def _net_dtype(self) -> torch.dtype:
+        """The dtype of the network's weights."""
+        weight = next(self.networks()[0].parameters(), None)
+        return self.state_dtype if weight is None else weight.dtype
 
     def _shown(self, given: Mapping[str, Any] | None, n: int) -> dict[str, Tensor]:
         """Conditions as the network is given them, a row a sample."""

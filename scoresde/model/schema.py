@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..common.inputs import refuse_masked
 from ..common.names import nearest
 from .class_words import Labels, coded, wordy
 from .frames import check_unique, column_values, frame_values, is_frame, listed
@@ -246,6 +247,7 @@ def _condition(name: str, value: Any, names: tuple[str, ...]) -> tuple[Any, tupl
         value = value.to_numpy()
     if isinstance(value, Labels) or not wordy(value):
         return value, names
+    refuse_masked(value, f"condition {name!r}")
     column = np.asarray(value)
     if column.ndim > 1:
         raise ValueError(

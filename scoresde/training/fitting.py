@@ -37,7 +37,7 @@ from .pairing import Pairing
 from .plan import Plan, planned
 from .recording import Recorder
 from .renamed import old_keywords_translated
-from .tables import tell_of_clumps, with_table
+from .tables import refuse_table, tell_of_clumps, with_table
 from .trainer import Trainer
 from .validation import Validator
 
@@ -83,11 +83,11 @@ def fit(
     an object with .sample(n)
         Samples of shape sde.shape, in any units; memory-mapped arrays stay on disk. Integers need
         transforms="dequantize". The model keeps the names of columns, and matches later data by
-        them; of a `scoresde.Table` it keeps the schema. From `Pairs`, of `reflow` or your own, it
-        learns which x_1 leads to which x_0. Items of lists, datasets and loaders are x,
-        (x, {"y": labels}), {"x": x, "y": labels}, or (x, labels) if the network takes just one
-        condition that fits: integers, one a sample, are labels y. A loader's last batch may be
-        short.
+        them; of a `scoresde.Table`, which only a ScoreSDE takes, it keeps the schema. From `Pairs`,
+        of `reflow` or your own, it learns which x_1 leads to which x_0. Items of lists, datasets
+        and loaders are x, (x, {"y": labels}), {"x": x, "y": labels}, or (x, labels) if the network
+        takes just one condition that fits: integers, one a sample, are labels y. A loader's last
+        batch may be short.
     given : mapping of str to Tensor, array, Series or list of words, optional
         Conditions by name, one row per sample, for tensors and arrays. Words become classes, and
         the model keeps them. Mean and scale of conditions that are numbers are measured the first
@@ -188,6 +188,7 @@ def fit(
         progress=progress,
         log=running.get("log"),
     )
+    refuse_table(latent or sde, data, plan.validation)
     runner = start_backend(plan.backend.accelerator, sde)
     seed = runner.agree(draw_seed(generator), plan.of_this_call())
     with contextlib.ExitStack() as stack:
@@ -203,8 +204,7 @@ def fit(
         trainer = _trainer(stack, sde, data, given, plan, runner, folder, seed)
         if folder is not None:
             stack.enter_context(folder.named_in_errors())
-        resumed = plan.checkpoints is not None and plan.checkpoints.resume
-        recorder = Recorder(plan.log, getattr(sde, "whole", latent or sde), trainer, resumed)
+        recorder = Recorder(plan.log, getattr(sde, "whole", latent or sde), trainer, plan.resumes)
         trainer.recorder = stack.enter_context(recorder)
         trainer.run(reseed, folder)
     return trainer.history

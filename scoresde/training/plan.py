@@ -68,6 +68,11 @@ class Plan:
         """Of the validation, if there is one."""
         return None if self.validation is None else self.validation.patience
 
+    @property
+    def resumes(self) -> bool:
+        """Whether to go on from the newest checkpoint."""
+        return self.checkpoints is not None and self.checkpoints.resume
+
     def settings(self, objective: Objective) -> dict[str, Any]:
         """Return what a resumed run, and every rank, must share, in plain JSON."""
         validation = self.validation
@@ -88,12 +93,11 @@ class Plan:
 
     def of_this_call(self) -> dict[str, Any]:
         """Return what every rank must share before the data are looked at, in plain JSON."""
-        resume = self.checkpoints is not None and self.checkpoints.resume
         return {
             **self.settings(self.objective),
             "holds_out": self.holds_out,
             "checkpoints": self.checkpoints is not None,
-            "resume": resume,
+            "resume": self.resumes,
             "compile": self.backend.compile,
         }
 

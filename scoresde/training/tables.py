@@ -12,6 +12,7 @@ from torch import Tensor
 from ..common.user_warnings import warn
 from ..data.typed_table import (
     EncodeRows,
+    Table,
     is_rows,
     keep_schema,
     training_rows,
@@ -20,6 +21,7 @@ from ..model.score_sde import ScoreSDE
 from ..model.tables.equalize import FEWEST_ROWS
 from ..model.tables.infer import gains_of_equalizing
 from ..model.trainable import Trainable
+from .options import Validation
 from .plan import Plan
 
 WORTH_TELLING = 0.3
@@ -51,6 +53,25 @@ def with_table(
     assert sde.table is not None
     values, given = training_rows(sde, data, given)
     return values, given, dataclasses.replace(plan, transforms=(EncodeRows(sde.table),))
+
+
+def refuse_table(model: Any, data: Any, validation: Validation | None) -> None:
+    """Raise TypeError for a `Table` to a model that keeps no schema, or held out from arrays."""
+    held = None if validation is None else validation.x
+    if not isinstance(data, Table) and not isinstance(held, Table):
+        return
+    if not isinstance(model, ScoreSDE):
+        kind = type(getattr(model, "whole", model)).__name__
+        raise TypeError(
+            f"a {kind} is fitted to tensors or arrays, got a Table, whose schema it can't keep: "
+            "give it an array of numbers, or build a score model, scoresde.build(..., "
+            "shape=table.shape, classes=table.classes)"
+        )
+    if not isinstance(data, Table) and model.table is None:
+        raise TypeError(
+            "validation is a Table, and the training data are not: fit(sde, table, "
+            "validation=held_out_table), or give the rows of both as arrays"
+        )
 
 
 def tell_of_clumps(sde: Trainable, data: Any, plan: Plan) -> None:
