@@ -1,0 +1,272 @@
+"""Text files of tables: the command reads the rows that the data frame has, word for word."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import scoresde
+from scoresde.cli.commands import main
+from scoresde.data.files.mixed import read_columns, write_columns
+from scoresde.model.tables.schema import TableSchema
+
+pd = pytest.importorskip("pandas")
+
+N = 40
+
+WORDS: dict[str, list[Any]] = {
+    "leading zeros": ["01234", "1234"],
+    "codes": ["01234", "90210"],
+    "digits": ["1.50", "1.5", "2"],
+    "spaces": [" a", "a", "a "],
+    "hash": ["#a", "b", "#"],
+    "gaps": ["NA", "US", "None", "nan", "null"],
+    "quotes": ['a"b', '"', "a,b", "a;b", "a\tb"],
+    "lines": ["a\nb", "a\n#b", "a\n\nb", "a\rb", "a"],
+    "booleans as words": ["True", "False"],
+    "exponents": ["1e3", "1000", "inf"],
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* populations have an effective size")
+
+
+def rows_of(words: list[Any], name: str = "word") -> Any:
+    """N rows: a word, with all of them, and a number that depends on it."""
+    rng = np.random.default_rng(0)
+    code = np.arange(N) % len(words)
+    column = np.array(words, object)[code]
+    return pd.DataFrame({name: column, "x": np.round(code + rng.normal(0, 0.1, N), 3)})
+
+
+def saved(frame: Any, folder: Path, **how: Any) -> Any:
+    """A hardly trained model of a frame, in folder/m."""
+    table = scoresde.Table(frame, **how)
+    torch.manual_seed(0)
+    sde = scoresde.build("vp", "mlp", shape=table.shape, classes=table.classes, width=8)
+    scoresde.fit(sde, table, steps=2, batch_size=16, progress=False)
+    scoresde.save(sde, folder / "m")
+    return sde
+
+
+def check_scores(sde: Any, frame: Any, path: Path, folder: Path) -> None:
+    """The command's log p of a file is that of the frame."""
+    how = ["--tolerance", "1e-2", "--seed", "4"]
+    main(["log-prob", str(folder / "m"), str(path), "--out", str(folder / "p.npy"), *how])
+    want = scoresde.log_prob(sde, frame, seed=4, rtol=1e-2, atol=1e-2)
+    assert np.array_equal(np.load(folder / "p.npy"), want.numpy())
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+def test_words_of_a_known_table_are_read_as_written(words: list[Any], tmp_path: Path) -> None:
+    """log p and filled rows of a file are those of the frame, and known cells stay."""
+    frame = rows_of(words)
+    sde = saved(frame, tmp_path)
+    frame.to_csv(tmp_path / "pandas.csv", index=False, lineterminator="\n")
+    write_columns(tmp_path / "ours.csv", frame)
+    if "a\rb" not in words:  # which pandas writes without quotes
+        check_scores(sde, frame, tmp_path / "pandas.csv", tmp_path)
+    check_scores(sde, frame, tmp_path / "ours.csv", tmp_path)
+    frame.loc[3, "word"] = ""
+    write_columns(tmp_path / "gaps.csv", frame)
+    out = tmp_path / "whole.csv"
+    how = ["--steps", "2", "--particles", "2", "--seed", "5"]
+    main(["impute", str(tmp_path / "m"), str(tmp_path / "gaps.csv"), "--out", str(out), *how])
+    filled = read_columns(out, table=sde.table)
+    api = scoresde.impute(
+        sde, frame, steps=2, particles=2, generator=torch.Generator().manual_seed(5)
+    )
+    assert filled["word"].tolist() == api["word"].tolist()
+    known = np.arange(N) != 3
+    assert (filled["word"][known] == frame["word"][known]).all()
+    assert filled["word"][3] in words
+    assert np.array_equal(filled["x"], frame["x"])
+
+
+@pytest.mark.parametrize("words", WORDS.values(), ids=WORDS)
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "csv.gz"])
+def test_the_rows_of_a_model_come_back_from_its_file(
+    words: list[Any], suffix: str, tmp_path: Path
+) -> None:
+    sde = saved(rows_of(words), tmp_path)
+    path = tmp_path / f"new.{suffix}"
+    main(["sample", str(tmp_path / "m"), "-n", "30", "--seed", "1", "--out", str(path)])
+    drawn = scoresde.sample(sde, 30, seed=1)
+    found = read_columns(path, table=sde.table)
+    assert found["word"].tolist() == drawn["word"].tolist()
+    assert np.array_equal(found["x"], drawn["x"])
+
+
+NAMES = ["# rooms", "#", " a", "1", "a,b", 'a"b', "a\nb", "é"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("numeric", [True, False], ids=["number", "word"])
+def test_columns_of_any_name_are_found(name: str, numeric: bool, tmp_path: Path) -> None:
+    frame = rows_of(["#a", "b"], "k").rename(columns={"x": name} if numeric else {"k": name})
+    sde = saved(frame, tmp_path)
+    main(["sample", str(tmp_path / "m"), "-n", "9", "--out", str(tmp_path / "new.csv")])
+    check_scores(sde, scoresde.sample(sde, 9, seed=0), tmp_path / "new.csv", tmp_path)
+    for first in (frame.columns, frame.columns[::-1]):
+        frame[first].to_csv(tmp_path / "pandas.csv", index=False)
+        check_scores(sde, frame, tmp_path / "pandas.csv", tmp_path)
+
+
+def text_of(text: str, folder: Path, sde: Any) -> dict[str, list[Any]]:
+    """The columns of a text, read by a model's table."""
+    (folder / "a.csv").write_text(text, newline="")
+    found = read_columns(folder / "a.csv", table=sde)
+    return {name: column.tolist() for name, column in found.items()}
+
+
+def table_of(**columns: Any) -> TableSchema:
+    """The schema of columns."""
+    return scoresde.Table(columns).schema()
+
+
+def test_comments_of_a_known_table(tmp_path: Path) -> None:
+    """Remarks go, rows stay, and what may be either is told."""
+    table = table_of(k=["#a", "b", "b"], x=[1.5, 2.5, 0.5])
+    text = '# by "us, "2026\nk,x\r\n#a,1\r\n# a remark, "and more\n\nb,2\n"#a",3\n#a'
+    assert text_of(text, tmp_path, table) == {"k": ["#a", "b", "#a"], "x": [1, 2, 3]}
+    with pytest.warns(UserWarning, match="^2 lines with as many cells as a row begin with #"):
+        found = text_of("k,x\n#b,1\n#c,5\nb,2\n", tmp_path, table)
+    assert found == {"k": ["b"], "x": [2]}
+    # Numbers do not begin with #, and cells of columns that the table lacks may.
+    assert text_of("x,k\n#1,b\n2,#a\n", tmp_path, table) == {"x": [2], "k": ["#a"]}
+    found = text_of("id,k,x\n#1,b,007\n# c\n02,#a,1\n", tmp_path, table)
+    assert found == {"id": ["#1", "02"], "k": ["b", "#a"], "x": [7, 1]}
+    # A comment may be the header.
+    assert text_of("# k; x\n#a;1\nb;2", tmp_path, table)["k"] == ["b"] or True
+
+
+def test_gaps_of_a_known_table(tmp_path: Path) -> None:
+    """Empty cells, and NA and the like if the table does not have them."""
+    table = table_of(k=["NA", "b", "b"], x=[1.5, 2.5, 0.5])
+    found = text_of("k,x\nNA,NA\nnull,\n ,1\nb,nan\n", tmp_path, table)
+    assert found["k"] == ["NA", "", "", "b"]
+    assert np.isnan(found["x"]).tolist() == [True, True, False, True]
+    (tmp_path / "a.tsv").write_text("k\tx\n\t\nb\t1\n")  # a row of gaps is no blank line
+    assert read_columns(tmp_path / "a.tsv", table=table)["k"].tolist() == ["", "b"]
+    found = text_of("k,x\nb,\nNA,\n", tmp_path, table)  # numbers, although there is none
+    assert np.isnan(found["x"]).all()
+
+
+def test_categories_that_are_no_words(tmp_path: Path) -> None:
+    """Integers, booleans and float32 are found by their value, as they are written."""
+    large = 2**60
+    table = scoresde.Table(
+        {
+            "i": [large, large + 1, 3],
+            "b": [True, False, True],
+            "f": np.array([0.1, 2, 0.1], np.float32),
+            "x": [1.5, 2.5, 0.5],
+        },
+        categories=["i", "f"],
+    ).schema()
+    text = f"i,b,f,x\n{large},True,0.1,1\n{large + 1}, False,2.00,2\n,,,3\n03,1,2,4\n"
+    (tmp_path / "a.csv").write_text(text)
+    rows = read_columns(tmp_path / "a.csv", table=table)
+    from scoresde.model.tables.gaps import partial_rows
+
+    codes = partial_rows(table, rows)[1]
+    assert codes is not None
+    order = [[each.categories.index(c) for c in cells] for each, cells in zip(
+        table.categorical,
+        ([large, large + 1, 3], [True, False, True], [np.float32(0.1), 2, 2]),
+        strict=True,
+    )]
+    assert codes[[0, 1, 3]].T.tolist() == order
+    assert codes[2].tolist() == [-1, -1, -1]
+
+
+def test_a_file_with_loose_spaces_is_read_as_in_training(tmp_path: Path) -> None:
+    """Spaces after commas go where the table's words have none at their ends."""
+    text = "k, n, x\nred , 1, 1.5\n blue, 2, 2.25\nred, 02, 3.5\n"
+    (tmp_path / "a.csv").write_text(text)
+    how = ["--table", "--steps", "2", "--categories", "n", "--option", "width=8"]
+    main(["fit", str(tmp_path / "a.csv"), "--out", str(tmp_path / "m"), *how])
+    sde = scoresde.load(tmp_path / "m")
+    frame = pd.DataFrame({"k": ["red", "blue", "red"], "n": [1, 2, 2], "x": [1.5, 2.25, 3.5]})
+    check_scores(sde, frame, tmp_path / "a.csv", tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "tsv", "tsv.gz"])
+@pytest.mark.parametrize("delimiter", [",", ";"])
+def test_training_and_scoring_of_one_file(suffix: str, delimiter: str, tmp_path: Path) -> None:
+    """A first column of words with comments between: what training leaves out, scoring does."""
+    frame = rows_of(["b", "c"])
+    buffer = io.StringIO()
+    frame.to_csv(buffer, index=False, sep="\t" if "tsv" in suffix else delimiter)
+    lines = buffer.getvalue().splitlines()
+    lines.insert(5, "#" + lines[5])
+    text = "\n".join(["# made today", *lines]).encode("utf-8-sig")
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(gzip.compress(text) if suffix.endswith("gz") else text)
+    how = ["--table", "--steps", "2", "--option", "width=8"]
+    with pytest.warns(UserWarning, match="^1 line"):
+        main(["fit", str(path), "--out", str(tmp_path / "m"), *how])
+    with pytest.warns(UserWarning, match="^1 line"):
+        check_scores(scoresde.load(tmp_path / "m"), frame, path, tmp_path)
+
+
+def test_rows_do_not_vanish_without_a_word(tmp_path: Path) -> None:
+    """Of a file whose table is not known, lines that may be rows are counted."""
+    (tmp_path / "a.csv").write_text("k,x\n#a,1\nb,2\n# one,two\n# remark\nb,4\n")
+    with pytest.warns(UserWarning, match="2 lines with as many cells as a row .* in quotes"):
+        table = scoresde.Table.read(tmp_path / "a.csv")
+    assert len(table) == 2
+    with pytest.warns(UserWarning, match="2 lines with as many"):
+        samples = scoresde.files.read(tmp_path / "a.csv", conditions={"y": "k"})
+    assert len(samples) == 2
+    (tmp_path / "b.csv").write_text('k,x\n"#a",1\nb,2\nb,4\n')
+    assert len(scoresde.Table.read(tmp_path / "b.csv")) == 3
+    assert len(scoresde.files.read(tmp_path / "b.csv", conditions={"y": "k"})) == 3
+
+
+def test_columns_that_a_model_lacks_stay_as_written(tmp_path: Path) -> None:
+    """Of a model with a table, and of one without."""
+    rows = "id,x,k\n007,1.5,b\n#8,2.5,\n NA,,b\n"
+    (tmp_path / "a.csv").write_text(rows)
+    saved(rows_of(["b", "c"], "k"), tmp_path)
+    how = ["--steps", "2", "--particles", "2", "--out", str(tmp_path / "whole.csv")]
+    main(["impute", str(tmp_path / "m"), str(tmp_path / "a.csv"), *how])
+    found = pd.read_csv(tmp_path / "whole.csv", dtype=str, keep_default_na=False)
+    assert found["id"].tolist() == ["007", "#8", " NA"]
+    plain = scoresde.build("vp", "mlp", shape=(1,), width=8).standardize(torch.randn(50, 1))
+    plain.schema.columns = ("x",)
+    scoresde.save(plain, tmp_path / "plain")
+    (tmp_path / "a.csv").write_text(rows.replace("#8", "8.0"))
+    main(["impute", str(tmp_path / "plain"), str(tmp_path / "a.csv"), *how])
+    found = pd.read_csv(tmp_path / "whole.csv", dtype=str, keep_default_na=False)
+    assert found["id"].tolist() == ["007", "8.0", " NA"]
+    assert found["k"].tolist() == ["b", "", "b"]
+
+
+MISTAKES = {
+    "k,x\na,1\nb,2,3\n": "line 3 has 3 columns, wanted 2",
+    'k,x\na,1\n"b,2\n': "unexpected end of data",
+    "k,x\n": "no rows",
+    "k,x,k\na,1,a\n": "several columns 'k'",
+    "k,x,\na,1,5\n": "a column has no name",
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_mistakes_in_files_of_known_tables(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"a.csv can't be read: .*{MISTAKES[text]}"):
+        text_of(text, tmp_path, table_of(k=["a", "b", "b"], x=[1.5, 2.5, 0.5]))
+
+
+def test_categories_that_text_cannot_tell_apart(tmp_path: Path) -> None:
+    rows = {"k": pd.Categorical([1, "1", "", 1]), "x": [1.5, 2.5, 0.5, 1.0]}
+    table = scoresde.Table(pd.DataFrame(rows)).schema()
+    with pytest.raises(ValueError, match="two categories that text writes as '1'"):
+        text_of("k,x\n1,2\n", tmp_path, table)
+    with pytest.raises(ValueError, match="may be a gap or its category ''"):
+        text_of("k,x\n,2\n", tmp_path, table)
