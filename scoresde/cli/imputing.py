@@ -41,7 +41,9 @@ def impute(args: argparse.Namespace) -> None:
     # Columns that the model does not have stay as they are.
     whole = {name: filled.get(name, column) for name, column in columns.items()}
     write_rows(args.out, whole)
-    gaps = sum(int(raw_column(name, columns[name]).missing.sum()) for name in filled if name in columns)
+    gaps = sum(
+        int(raw_column(name, columns[name]).missing.sum()) for name in filled if name in columns
+    )
     say(engine, f"{args.out}: {gaps:,} gaps filled in {len(next(iter(columns.values()))):,} rows")
 
 

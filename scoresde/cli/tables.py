@@ -81,7 +81,7 @@ def fit_table(args: argparse.Namespace) -> None:
     if args.drop_missing:
         missing = "drop"
     table = Table(
-        read_columns(args.data, encoding=args.encoding),
+        read_columns(args.data, encoding=args.encoding, categories=categories),
         categories=categories,
         bounds=dict(map(_bounds, args.bounds)),
         equalize=not args.no_equalize,

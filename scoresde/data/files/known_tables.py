@@ -58,7 +58,7 @@ def read_known(path: Path, request: Request, table: TableSchema) -> dict[str, np
         raise ValueError("it has no rows")
     found: dict[str, np.ndarray] = {}
     for name, column in zip(names, zip(*cells, strict=True), strict=True):
-        texts = column
+        texts: Sequence[str] = column
         if name in categorical:
             texts = categorical[name].words(column)
         found[name] = np.array(texts, str)
@@ -71,27 +71,30 @@ def _header(
     """The names of columns, and how many lines come before the rows; None without a header."""
     known = {each.name for each in table.columns}
     numeric = {each.name for each in table.numeric}
-    comments: list[list[str]] = []
+    comments: list[tuple[list[str], int]] = []
 
-    def named(cells: Sequence[str]) -> list[str]:
-        return [cell if cell in known else cell.strip() for cell in cells]
+    def named(text: str) -> list[str]:
+        return [cell if cell in known else cell.strip() for cell in _split(text, delimiter)]
 
     for skip, line in enumerate(lines):
         if not line.strip(BLANK):
             continue
         if line.startswith("#"):
-            names = named(_split(line, delimiter))
-            if numeric <= {*names}:
+            names = named(line)
+            if names[0] in known and numeric <= {*names}:
                 return names, skip + 1
-            comments.append(named(_split(line.lstrip("# "), delimiter)))
+            bare = named(line.lstrip("# "))
+            if bare and bare[0] in known:
+                names = bare
+            comments.append((names, skip + 1))
             continue
         reader = csv.reader(itertools.chain([line], lines), delimiter=delimiter)
-        names = named(next(reader))
+        names = [cell if cell in known else cell.strip() for cell in next(reader)]
         if numeric <= {*names}:
             return names, skip + reader.line_num
-        for each in comments:
+        for each, after in comments:
             if numeric <= {*each} and len(each) == len(names):
-                return each, skip
+                return each, after
         return None
     return None
 
@@ -120,9 +123,7 @@ class _Rows:
         reader = csv.reader(self._kept(lines), delimiter=self.delimiter, strict=True)
         for row in reader:
             if len(row) != self.width:
-                raise ValueError(
-                    f"line {self.number} has {len(row)} columns, wanted {self.width}"
-                )
+                raise ValueError(f"line {self.number} has {len(row)} columns, wanted {self.width}")
             self.begins = True
             yield row
 
@@ -158,7 +159,7 @@ class _Categories:
         self.column = column
         words = [str(each) for each in column.categories]
         written = np.asarray(restored_words(column, np.arange(len(words)))).astype(str).tolist()
-        self.spellings = dict(zip(written + words, words + words, strict=True))
+        self.spellings: dict[str, str] = dict(zip(written + words, words + words, strict=True))
         self.alike = {word for word in words if words.count(word) > 1} if _mixed(column) else set()
         self.spaced = any(word != word.strip() for word in words)
         pairs = zip(column.categories, words, strict=True)

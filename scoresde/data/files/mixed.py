@@ -43,11 +43,12 @@ def read_columns(
     encoding: str = "utf-8",
     table: TableSchema | None = None,
     numbers: Collection[str] | None = None,
+    categories: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """The columns of a table by name: int64, float64 with NaN for gaps, bool, or words.
 
     If the table is known, text is read by it (`known_tables`). If `numbers` names columns, the
-    cells of other columns are text as written.
+    cells of other columns are text as written. Categories 01234 and 1234 are words.
     """
     path = as_path(path, "path")
     if not path.exists():
@@ -64,7 +65,8 @@ def read_columns(
             found = _of_table(path, request, table)
             if found is not None:
                 return found
-        return _text(path, request, numbers)
+        stated = categories if isinstance(categories, Collection) else ()
+        return _text(path, request, numbers, stated)
     except (*DAMAGE, LookupError) as error:
         raise ValueError(f"{path} can't be read: {' '.join(str(error).split())}") from None
 
@@ -82,7 +84,10 @@ def _of_table(path: Path, request: Request, table: TableSchema) -> dict[str, np.
 
 
 def _text(
-    path: Path, request: Request, numbers: Collection[str] | None = None
+    path: Path,
+    request: Request,
+    numbers: Collection[str] | None = None,
+    categories: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """Columns of separated values."""
     _check_text_size(path)
@@ -101,13 +106,13 @@ def _text(
     for j, name in enumerate(names):
         found[name] = cells[:, j].astype(str)
         if not numbers or name in numbers:
-            found[name] = _parsed(cells[:, j])
-    if rows.comments and found[names[0]].dtype.kind == "U":
+            found[name] = _parsed(cells[:, j], name in categories)
+    if rows.comments:
         warn(comment_text(rows.comments))
     return found
 
 
-def _parsed(column: np.ndarray) -> np.ndarray:
+def _parsed(column: np.ndarray, category: bool = False) -> np.ndarray:
     """Cells of text as integers, as numbers with NaN for gaps, or as words."""
     words: np.ndarray = np.char.strip(column.astype(str))
     distinct = np.unique(words)
@@ -116,6 +121,8 @@ def _parsed(column: np.ndarray) -> np.ndarray:
     if len(there) and {*there.tolist()} <= {"True", "False"} and not gaps.any():
         flags: np.ndarray = words == "True"
         return flags
+    if category and _has_codes({*there.tolist()}):
+        return np.where(np.isin(words, GAPS), "", words)
     if not len(there) or not all(map(is_number, there.tolist())):
         return np.where(np.isin(words, GAPS), "", words)
     if not gaps.any():
@@ -124,6 +131,12 @@ def _parsed(column: np.ndarray) -> np.ndarray:
         except (ValueError, OverflowError):
             return words.astype(np.float64)
     return np.where(np.isin(words, GAPS), "nan", words).astype(np.float64)
+
+
+def _has_codes(words: set[str]) -> bool:
+    """Whether words are codes, such as 01234 beside 1234, of which numbers would make one."""
+    whole = [word for word in words if word.isdecimal()]
+    return len({word.lstrip("0") for word in whole}) < len(whole)
 
 
 def _parquet(path: Path, request: Request) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ...common.result_tables import counted
 from ...common.user_warnings import warn
 from ...model.class_words import is_number
 from .base import (
@@ -144,8 +145,8 @@ class TextRows:
 def comment_text(comments: int) -> str:
     """The warning of comments that may be rows."""
     return (
-        f"{comments:,} lines with as many cells as a row begin with # and are left out as "
-        'comments: if they are rows, write their first cell in quotes, such as "#1"'
+        f"{counted(comments, 'line')} with as many cells as a row, which begin with #, are left "
+        'out as comments: if they are rows, write their first cell in quotes, such as "#1"'
     )
 
 
@@ -224,9 +225,7 @@ def text_lines(path: Path, request: Request) -> Iterator[tuple[int, str]]:
     return ((i, line) for i, line in raw_lines(path, request, None) if line.strip())
 
 
-def raw_lines(
-    path: Path, request: Request, newline: str | None = ""
-) -> Iterator[tuple[int, str]]:
+def raw_lines(path: Path, request: Request, newline: str | None = "") -> Iterator[tuple[int, str]]:
     """The lines of a text, with their numbers from 1; their ends stay, unless newline is None."""
     utf8 = codecs.lookup(request.encoding).name == "utf-8"
     encoding = "utf-8-sig" if utf8 else request.encoding
