@@ -238,6 +238,9 @@ def test_rows_do_not_vanish_without_a_word(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="2 lines with as many"):
         samples = scoresde.files.read(tmp_path / "a.csv", conditions={"y": "k"})
     assert len(samples) == 2
+    lines = 'k,x\nb,2\n"a\n#c\n\nd",1\n"a\n#c",3\n'  # lines of a cell are no comments
+    words = ["b", "a\n#c\n\nd", "a\n#c"]
+    assert text_of(lines, tmp_path, None) == {"k": words, "x": [2, 1, 3]}
     (tmp_path / "b.csv").write_text('k,x\n"#a",1\nb,2\nb,4\n')
     assert len(scoresde.Table.read(tmp_path / "b.csv")) == 3
     assert len(scoresde.files.read(tmp_path / "b.csv", conditions={"y": "k"})) == 3
@@ -275,7 +278,8 @@ def test_codes_of_stated_categories_are_words(tmp_path: Path) -> None:
 
 MISTAKES = {
     "k,x\na,1\nb,2,3\n": "line 3 has 3 columns, wanted 2",
-    'k,x\na,1\n"b,2\n': "unexpected end of data",
+    'k,x\na,1\n"b,2\n': "a quote that line 3 opens is not closed",
+    'x,k\n1,"a\n2,b\n': "a quote that line 2 opens is not closed",
     "k,x\n": "no rows",
     "k,x,k\na,1,a\n": "several columns 'k'",
     "k,x,\na,1,5\n": "a column has no name",
@@ -283,7 +287,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("text", MISTAKES)
-def test_mistakes_in_files_of_known_tables(text: str, tmp_path: Path) -> None:
+def test_mistakes_in_files_of_tables(text: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"a.csv can't be read: .*{MISTAKES[text]}"):
+        text_of(text, tmp_path, None)
     with pytest.raises(ValueError, match=f"a.csv can't be read: .*{MISTAKES[text]}"):
         text_of(text, tmp_path, table_of(k=["a", "b", "b"], x=[1.5, 2.5, 0.5]))
 

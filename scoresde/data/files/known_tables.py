@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,17 @@ def read_known(path: Path, request: Request, table: TableSchema) -> dict[str, np
     names, skip = header
     _check_header(skip, names, names)
     categorical = {each.name: _Categories(each) for each in table.categorical}
+    foreign = all(each.name != names[0] for each in table.columns)
     first = categorical.get(names[0])
-    known = {each.name for each in table.columns}
-    rows = _Rows(delimiter, len(names), first, names[0] not in known)
+
+    def is_row(cells: list[str]) -> bool:
+        if foreign:
+            return len(cells) == len(names)
+        return first is not None and len(cells) > 1 and first.knows(cells[0])
+
+    rows = Rows(delimiter, len(names), is_row)
     cells = list(rows.read(itertools.islice(raw_lines(path, request), skip, None)))
-    if rows.comments:
+    if rows.comments and first is not None:  # numbers do not begin with #
         warn(comment_text(rows.comments))
     if not cells:
         raise ValueError("it has no rows")
@@ -77,7 +83,7 @@ def _header(
         return [cell if cell in known else cell.strip() for cell in _split(text, delimiter)]
 
     for skip, line in enumerate(lines):
-        if not line.strip(BLANK):
+        if not line.strip():
             continue
         if line.startswith("#"):
             names = named(line)
@@ -104,24 +110,26 @@ def _split(line: str, delimiter: str) -> list[str]:
     return next(csv.reader([line], delimiter=delimiter), [])
 
 
-class _Rows:
+class Rows:
     """Rows of cells; comments between them are left out, and counted if they look like rows."""
 
     def __init__(
-        self, delimiter: str, width: int, first: _Categories | None, foreign: bool
+        self,
+        delimiter: str,
+        width: int,
+        is_row: Callable[[list[str]], bool] = lambda cells: False,
     ) -> None:
         self.delimiter = delimiter
         self.width = width
-        self.first = first
-        self.foreign = foreign  # whether the table does not have the first column
+        self.is_row = is_row  # of the cells of a line that begins with #
+        self.blank = BLANK if delimiter == "\t" else None
         self.comments = 0
         self.number = 0
         self.begins = True
 
     def read(self, lines: Iterator[tuple[int, str]]) -> Iterator[list[str]]:
         """The rows of numbered lines; a cell in quotes may hold several lines."""
-        reader = csv.reader(self._kept(lines), delimiter=self.delimiter, strict=True)
-        for row in reader:
+        for row in csv.reader(self._kept(lines), delimiter=self.delimiter):
             if len(row) != self.width:
                 raise ValueError(f"line {self.number} has {len(row)} columns, wanted {self.width}")
             self.begins = True
@@ -129,26 +137,26 @@ class _Rows:
 
     def _kept(self, lines: Iterator[tuple[int, str]]) -> Iterator[str]:
         """The lines of rows."""
+        first = 0
         for number, line in lines:
             self.number = number
-            if self.begins and (not line.strip(BLANK) or self._is_comment(line)):
+            if self.begins and (not line.strip(self.blank) or self._is_comment(line)):
                 continue
+            if self.begins:
+                first = number
             self.begins = False
             yield line
+        if not self.begins:
+            raise ValueError(f"a quote that line {first} opens is not closed")
 
     def _is_comment(self, line: str) -> bool:
         """Whether a line that begins a row is none."""
         if not line.startswith("#"):
             return False
         cells = _split(line, self.delimiter)
-        whole = len(cells) == self.width > 1
-        if self.foreign:
-            return not whole
-        if self.first is None:  # numbers do not begin with #
-            return True
-        if len(cells) > 1 and self.first.knows(cells[0]):
+        if self.is_row(cells):
             return False
-        self.comments += whole
+        self.comments += len(cells) == self.width > 1
         return True
 
 

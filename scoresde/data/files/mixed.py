@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -23,16 +24,16 @@ from .base import (
     regular,
 )
 from .formats import DAMAGE
-from .known_tables import GAPS, read_known
+from .known_tables import GAPS, Rows, read_known
 from .tables import (
     SAFE_PYARROW,
-    TextRows,
     _check_header,
     _check_text_size,
     _delimiter,
     _header,
     _open_bytes,
     comment_text,
+    raw_lines,
     text_lines,
 )
 
@@ -96,17 +97,13 @@ def _text(
     _check_header(skip, names, first)
     if not names:
         raise ValueError("its first line has no names of columns")
-    rows = TextRows(text_lines(path, request), skip, len(names), delimiter)
-    kept: Any = iter(rows)
-    how: dict[str, Any] = {"delimiter": delimiter, "quotechar": '"', "comments": None}
-    cells = np.loadtxt(kept, object, ndmin=2, **how)
-    if cells.shape[1] != len(names):
-        raise ValueError(f"its rows have {cells.shape[1]} columns, and {len(names)} names")
+    rows = Rows(delimiter, len(names))
+    cells = list(rows.read(itertools.islice(raw_lines(path, request), skip, None)))
     found = {}
-    for j, name in enumerate(names):
-        found[name] = cells[:, j].astype(str)
+    for name, column in zip(names, zip(*cells, strict=True), strict=True):
+        found[name] = np.array(column, str)
         if not numbers or name in numbers:
-            found[name] = _parsed(cells[:, j], name in categories)
+            found[name] = _parsed(found[name], name in categories)
     if rows.comments:
         warn(comment_text(rows.comments))
     return found
@@ -114,7 +111,7 @@ def _text(
 
 def _parsed(column: np.ndarray, category: bool = False) -> np.ndarray:
     """Cells of text as integers, as numbers with NaN for gaps, or as words."""
-    words: np.ndarray = np.char.strip(column.astype(str))
+    words: np.ndarray = np.char.strip(column)
     distinct = np.unique(words)
     gaps = np.isin(distinct, GAPS)
     there = distinct[~gaps]
