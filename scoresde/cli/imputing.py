@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.result_tables import counted
 from ..data.files.mixed import check_table_path, read_columns
 from ..guidance.imputation import impute as fill
 from ..model.protocol import Model
@@ -44,7 +45,8 @@ def impute(args: argparse.Namespace) -> None:
     gaps = sum(
         int(raw_column(name, columns[name]).missing.sum()) for name in filled if name in columns
     )
-    say(engine, f"{args.out}: {gaps:,} gaps filled in {len(next(iter(columns.values()))):,} rows")
+    rows_read = counted(len(next(iter(columns.values()))), "row")
+    say(engine, f"{args.out}: {counted(gaps, 'gap')} filled in {rows_read}")
 
 
 def _names(sde: Model, columns: dict[str, np.ndarray]) -> list[str]:
