@@ -616,6 +616,8 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     ({"x": X}, {"categories": "x"}, "categories is a list"),
     ({"x": X}, {"missing": "skip"}, "unknown missing= 'skip'"),
     ({"x": [1, 2**60, 5]}, {}, "integers beyond 2\\^53"),
+    ({"x": [2**60, 2**60 + 5]}, {}, "integers beyond 2\\^53"),
+    ({"x": [2**60, 2**60]}, {}, "is constant"),
     ({"x": np.arange(2000), "y": [str(i) for i in range(2000)]}, {}, "2,000 different comb"),
 ]
 

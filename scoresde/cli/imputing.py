@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..common.result_tables import counted
 from ..data.files.mixed import check_table_path, read_columns
 from ..guidance.imputation import impute as fill
 from ..model.protocol import Model
+from ..model.tables.reading import raw_column
 from ..storage.models import load
 from .devices import place, say
 from .inputs import check_folder, conditions, with_constants
@@ -24,7 +26,8 @@ def impute(args: argparse.Namespace) -> None:
     check_table_path(args.out)
     check_folder(args.out)
     sde = load(args.model)
-    columns = read_columns(args.data, encoding=args.encoding)
+    known = {"table": sde.table, "numbers": sde.schema.columns or None}
+    columns = read_columns(args.data, encoding=args.encoding, **known)
     _, texts = conditions(args)
     conditioned = with_constants(sde, texts)
     rows: Any = columns if sde.table is not None else _matrix(sde, columns)
@@ -39,14 +42,11 @@ def impute(args: argparse.Namespace) -> None:
     # Columns that the model does not have stay as they are.
     whole = {name: filled.get(name, column) for name, column in columns.items()}
     write_rows(args.out, whole)
-    gaps = sum(int(_gaps(columns[name]).sum()) for name in filled if name in columns)
-    say(engine, f"{args.out}: {gaps:,} gaps filled in {len(next(iter(columns.values()))):,} rows")
-
-
-def _gaps(column: np.ndarray) -> np.ndarray:
-    """Which cells of a column have no value."""
-    found: np.ndarray = np.isnan(column) if column.dtype.kind == "f" else column == ""
-    return found
+    gaps = sum(
+        int(raw_column(name, columns[name]).missing.sum()) for name in filled if name in columns
+    )
+    rows_read = counted(len(next(iter(columns.values()))), "row")
+    say(engine, f"{args.out}: {counted(gaps, 'gap')} filled in {rows_read}")
 
 
 def _names(sde: Model, columns: dict[str, np.ndarray]) -> list[str]:

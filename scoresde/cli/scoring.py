@@ -46,6 +46,7 @@ def log_prob(args: argparse.Namespace) -> None:
     if args.out:
         writable(args.out)
     how = {"solver": args.solver, "trace": args.trace, **_tolerances(args)}
+    how["generator"] = torch.Generator().manual_seed(args.seed)
     columns, texts = conditions(args)
     sde: Model = load(args.model)
     samples: Any
@@ -54,16 +55,14 @@ def log_prob(args: argparse.Namespace) -> None:
         samples, levels = read_samples(args, args.data, columns, args.split)
         samples = first_samples(samples, args.n)
     else:
-        samples = read_rows(args, args.data, args.n)
-        how["generator"] = torch.Generator().manual_seed(0)
+        samples = read_rows(args, args.data, sde.table, args.n)
     sde = with_constants(sde, texts)
     engine = place(sde, args.device)
     result: Any
     with sharded():
         if levels:
             noise = Uniform(args.levels or levels)
-            generator = torch.Generator().manual_seed(0)
-            result = bits_per_dim(sde, samples, noise, generator=generator, **how)
+            result = bits_per_dim(sde, samples, noise, **how)
             name = "mean bits per dimension"
             unit = "bits/dim"
             values = result.bits
@@ -114,7 +113,7 @@ def evaluate_model(args: argparse.Namespace) -> None:
     if sde.table is None:
         samples, levels = read_samples(args, args.data, columns, split, on_disk=True)
     else:
-        samples = read_rows(args, args.data)
+        samples = read_rows(args, args.data, sde.table)
     engine = place(sde, args.device)
     notes = {
         **vars(args),
@@ -176,6 +175,7 @@ COMMANDS = {
                 type=float,
                 help="of an adaptive solver, in nats (default: 1e-5)",
             ),
+            SEED,
             DEVICE,
             option(
                 "--out",

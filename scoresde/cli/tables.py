@@ -16,6 +16,7 @@ from ..data.files.mixed import (
 )
 from ..data.typed_table import Table
 from ..model.builder import build
+from ..model.tables.schema import TableSchema
 from ..training.fitting import fit
 from ..training.options import AUTO, Checkpoints, Validation
 from ..training.recipes import PLAIN
@@ -80,7 +81,7 @@ def fit_table(args: argparse.Namespace) -> None:
     if args.drop_missing:
         missing = "drop"
     table = Table(
-        read_columns(args.data, encoding=args.encoding),
+        read_columns(args.data, encoding=args.encoding, categories=categories),
         categories=categories,
         bounds=dict(map(_bounds, args.bounds)),
         equalize=not args.no_equalize,
@@ -90,7 +91,7 @@ def fit_table(args: argparse.Namespace) -> None:
     if args.validation == "none":
         held_out = None
     if args.validation not in NO_FILE:
-        rows = read_columns(args.validation, encoding=args.encoding)
+        rows = read_columns(args.validation, encoding=args.encoding, table=table)
         held_out = Validation(rows, every=every, patience=args.patience)
     elif args.patience is not None:
         raise ValueError("--patience goes with --validation, whose loss it watches")
@@ -134,14 +135,16 @@ def _bounds(text: str) -> tuple[str, tuple[float | None, float | None]]:
     return name, (ends[0], ends[1])
 
 
-def read_rows(args: argparse.Namespace, path: str, first: int | None = None) -> dict[str, Any]:
-    """Return the rows of a table in a file, or the first of them."""
+def read_rows(
+    args: argparse.Namespace, path: str, table: TableSchema, first: int | None = None
+) -> dict[str, Any]:
+    """Return the rows of a model's table in a file, or the first of them."""
     if args.columns or args.condition or args.levels:
         raise ValueError(
             "this model has learnt a table, whose columns it knows: leave out --columns, "
             "--condition and --levels"
         )
-    columns = read_columns(path, encoding=args.encoding)
+    columns = read_columns(path, encoding=args.encoding, table=table)
     if first is None:
         return dict(columns)
     n = whole_number("n", first)

@@ -156,7 +156,8 @@ class Table(TableSchema):
         """Read a table from a .csv, .tsv or .parquet file; the first line of text has the names.
 
         Cells that are empty, or NA or NaN, have no value. A column with a cell that is no number
-        is words.
+        is words, and so is one of `categories` that has both 01234 and 1234. A line that begins
+        with # is a comment; write its first cell in quotes, "#1", if it is a row.
 
         Parameters
         ----------
@@ -186,7 +187,7 @@ class Table(TableSchema):
           n     int64  discretized, step 3          1 … 4
           kind  str    categorical, 2 categories    a, b
         """
-        rows = read_columns(path, encoding=encoding)
+        rows = read_columns(path, encoding=encoding, categories=categories)
         how: dict[str, Any] = {"steps": steps, "bounds": bounds, "equalize": equalize}
         return cls(rows, categories=categories, missing=missing, **how)
 

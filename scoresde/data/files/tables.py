@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from ...common.result_tables import counted
+from ...common.user_warnings import warn
 from ...model.class_words import is_number
 from .base import (
     BOMB_BYTES,
@@ -95,16 +97,19 @@ def table(path: Path, request: Request) -> Samples:
     columns = _Columns(names, words, unused)
     lines = text_lines(path, request)
     least_axes: Any = 2 if columns.numeric else 1
-    rows: Any = (line for i, line in lines if i > skip and not line.startswith("#"))
+    rows = TextRows(lines, skip, len(names), delimiter)
+    kept: Any = iter(rows)
     try:
         cells = np.loadtxt(
-            rows,
+            kept,
             columns.dtype,
             delimiter=delimiter,
             comments=None,
             quotechar='"',
             ndmin=least_axes,
         )
+        if rows.comments and 0 in words | unused:
+            warn(comment_text(rows.comments))
 
         def column(j: int) -> np.ndarray:
             found: np.ndarray = cells[:, j] if columns.numeric else cells[str(j)]
@@ -114,6 +119,35 @@ def table(path: Path, request: Request) -> Samples:
     except ValueError as error:
         fault = _find_fault(path, request, skip, columns, delimiter)
         raise ValueError(fault or str(error)) from None
+
+
+class TextRows:
+    """The lines of rows; counts the comments among them that have as many cells as a row."""
+
+    def __init__(
+        self, lines: Iterator[tuple[int, str]], skip: int, width: int, delimiter: str
+    ) -> None:
+        self.lines = lines
+        self.skip = skip
+        self.width = width
+        self.delimiter = delimiter
+        self.comments = 0
+
+    def __iter__(self) -> Iterator[str]:
+        """The lines after the header."""
+        for i, line in self.lines:
+            if i > self.skip and not line.startswith("#"):
+                yield line
+            elif i > self.skip:
+                self.comments += len(_cells(line, self.delimiter)) == self.width > 1
+
+
+def comment_text(comments: int) -> str:
+    """The warning of comments that may be rows."""
+    return (
+        f"{counted(comments, 'line')} with as many cells as a row, which begin with #, are left "
+        'out as comments: if they are rows, write their first cell in quotes, such as "#1"'
+    )
 
 
 def _header(
@@ -188,20 +222,24 @@ def _open_bytes(path: Path, mode: Any) -> Any:
 
 def text_lines(path: Path, request: Request) -> Iterator[tuple[int, str]]:
     """The lines of a text that are not blank, with their numbers from 1."""
+    return ((i, line) for i, line in raw_lines(path, request, None) if line.strip())
+
+
+def raw_lines(path: Path, request: Request, newline: str | None = "") -> Iterator[tuple[int, str]]:
+    """The lines of a text, with their numbers from 1; their ends stay, unless newline is None."""
     utf8 = codecs.lookup(request.encoding).name == "utf-8"
     encoding = "utf-8-sig" if utf8 else request.encoding
     try:
         with (
             _open_bytes(path, "rb") as raw,
-            io.TextIOWrapper(raw, encoding=encoding, newline=None) as file,
+            io.TextIOWrapper(raw, encoding=encoding, newline=newline) as file,
         ):
             for i, line in enumerate(file, 1):
                 if "\0" in line:
                     raise ValueError(
                         UNREADABLE.replace("no UTF-8 text", "no text of this encoding")
                     )
-                if line.strip():
-                    yield i, line
+                yield i, line
     except UnicodeError:
         reason = f"no text in {request.encoding}: say another encoding"
         if utf8:

@@ -82,7 +82,7 @@ def column_of(raw: RawColumn, stated: Statements, equalize: bool = True) -> Colu
     high = float(values.max())
     if len(values) == 1:
         raise ValueError("the table has one row, and a density takes at least two different ones")
-    if low == high:
+    if values.min() == values.max():  # of integers, which floats may round to one
         raise ValueError(
             f"column {name!r} is constant, {low:g} in all rows, and has no density: leave it out"
         )

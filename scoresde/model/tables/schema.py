@@ -166,7 +166,7 @@ class TableSchema:
         return self.maps.log_slopes(z).sum(1)
 
     def decode(self, z: Tensor, labels: Tensor | None = None) -> Any:
-        """Return encoded rows as a data frame with the table's columns and dtypes.
+        """Return encoded rows as a data frame with the table's columns, in numpy's dtypes.
 
         Discretized columns are rounded down to their steps. Those with bounds keep within them.
 
