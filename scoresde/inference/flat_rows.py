@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
+from ..common.inputs import as_reals
 from ..density.exact import log_prob
+from ..model.frames import is_frame, is_row
+from ..model.schema import Schema
 from ..model.score_sde import ScoreSDE
 from ..sampling.trajectory import sample
 from .coordinates import Coordinates
@@ -27,6 +30,7 @@ class FlatRows:
     leaks: bool
     _prior: Prior
     _shares: dict[bytes, float]
+    _names: Schema | None = None
 
     def _under(self, rows: Tensor, index: Tensor) -> tuple[Any, Tensor]:
         """The model under chosen observations, and these; one for all stays one row."""
@@ -34,12 +38,26 @@ class FlatRows:
         told = chosen if self.coordinates is None else self.coordinates.told(chosen)
         return self.sde.given(**{self.condition: told}), chosen
 
+    @property
+    def _schema(self) -> Schema:
+        """The names of theta's columns and of x's, if data frames brought any."""
+        return self.sde.schema if self._names is None else self._names
+
+    def _parameters(self, theta: Any) -> Tensor:
+        """Parameters (…, D), a data frame's or a Series' matched by name."""
+        return as_reals(self._schema.one_or_more(theta), "theta")
+
+    def _in_order(self, x: Any) -> Any:
+        """Observations of a data frame or a Series with their columns in the known order."""
+        named = is_frame(x) or is_row(x)
+        return self._schema.condition(self.condition, x) if named else x
+
     def _observations(self, x: Any) -> tuple[Tensor, Size]:
         """Observations as rows (B, *shape) and their batch shape."""
         shape = None
         if self.coordinates is not None and self.coordinates.varies:
             shape = (self.coordinates.observed,)
-        return observations(self.sde, self.condition, x, shape)
+        return observations(self.sde, self.condition, self._in_order(x), shape)
 
     def _sampled(
         self,

@@ -133,6 +133,10 @@ def calibration(
     for name in wanted:
         if not callable(getattr(posterior, name, None)):
             raise TypeError(f"posterior is a {type(posterior).__name__}, which has no {name}()")
+    in_order = getattr(posterior, "_in_order", None)  # of a Posterior, which knows names of columns
+    if in_order is not None:
+        theta_true = posterior._parameters(theta_true)
+        x = in_order(x)
     theta = as_reals(theta_true, "theta_true")
     seen = as_reals(x, "x")
     if theta.ndim != 2 or seen.ndim < 1 or len(seen) != len(theta):
