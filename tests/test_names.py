@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,10 @@ from conftest import generator
 from scoresde.metrics import calibration
 
 pd = pytest.importorskip("pandas")
-pytestmark = pytest.mark.filterwarnings("ignore:.*populations have an effective size")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*populations have an effective size"),
+    pytest.mark.filterwarnings("ignore:these pairs don't say"),
+]
 RENAMED = "1 missing: '[au]'; 1 unknown: 'z'"
 
 
@@ -29,10 +33,14 @@ def frame(n: int = 1000) -> Any:
 
 def gaussian() -> tuple[scoresde.ScoreSDE, MultivariateNormal]:
     """A model of the columns a and b that is a Gaussian exactly, and that Gaussian."""
-    x = torch.from_numpy(frame().to_numpy())
+    x = plain(frame())
     sde = scoresde.build("vp", "mlp", shape=(2,), width=4, depth=1).standardize(x).eval().double()
     sde.schema.columns = ("a", "b")
     return sde, MultivariateNormal(x.mean(0), torch.cov(x.T, correction=0))
+
+
+def plain(rows: Any) -> Tensor:
+    return torch.tensor(rows.to_numpy().copy())
 
 
 def reversed_columns(rows: Any) -> Any:
@@ -46,7 +54,7 @@ def test_rows_with_gaps_are_filled_by_name() -> None:
     """The mean of 400 draws of a given b lies within 0.2 conditional standard deviations."""
     sde, law = gaussian()
     rows = pd.DataFrame({"b": [560.0] * 400, "a": [math.nan] * 400})
-    found = scoresde.impute(sde, rows, particles=8, steps=30, seed=0)
+    found = scoresde.impute(sde, rows, particles=4, steps=20, seed=0)
     (mean_a, mean_b), (var_a, shared, _, var_b) = law.mean, law.covariance_matrix.flatten()
     wanted = mean_a + shared / var_b * (560 - mean_b)
     std = (var_a - shared**2 / var_b).sqrt()
@@ -59,8 +67,8 @@ def test_densities_of_rows_with_gaps_are_found_by_name() -> None:
     rows = frame(3)
     rows.loc[1, "a"] = math.nan
     rows.loc[2, "b"] = math.nan
-    x = torch.from_numpy(rows.to_numpy())
-    each = Normal(law.mean, law.covariance_matrix.diag().sqrt()).log_prob(x)
+    x = plain(rows)
+    each = Normal(law.mean, law.covariance_matrix.diag().sqrt(), validate_args=False).log_prob(x)
     wanted = torch.stack([law.log_prob(x[:1])[0], each[1, 1], each[2, 0]])
     found = scoresde.marginal_log_prob(sde, reversed_columns(rows), draws=300, seed=0)
     assert float((found.log_prob - wanted).abs().max()) < 0.02
@@ -69,7 +77,7 @@ def test_densities_of_rows_with_gaps_are_found_by_name() -> None:
 def test_a_distribution_matches_frames_and_series_by_name() -> None:
     sde, law = gaussian()
     rows = frame(5)
-    wanted = law.log_prob(torch.from_numpy(rows.to_numpy()))
+    wanted = law.log_prob(plain(rows))
     model = scoresde.Distribution(sde, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(model.log_prob(reversed_columns(rows)), wanted, rtol=0, atol=1e-4)
     one = model.log_prob(reversed_columns(rows).iloc[3])
@@ -89,7 +97,7 @@ VERBS: dict[str, Callable[[Any, Any], Any]] = {
     "score": lambda sde, x: sde.score(x, 0.5),
     "solve": lambda sde, x: scoresde.solve(sde, start=x, times=(1.0, 0.0)).x[-1],
     "evaluate": lambda sde, x: torch.tensor(
-        scoresde.evaluate(sde, x, samples=16, seed=0, progress=False).nll.mean
+        scoresde.evaluate(sde, x, samples=0, seed=0, progress=False).score.mean
     ),
     "standardize": lambda sde, x: sde.standardize(x).mean.clone(),
 }
@@ -99,7 +107,7 @@ VERBS: dict[str, Callable[[Any, Any], Any]] = {
 def test_the_order_of_columns_does_not_matter(verb: str) -> None:
     sde, _ = gaussian()
     rows = frame(16)
-    wanted = VERBS[verb](sde, torch.from_numpy(rows.to_numpy()))
+    wanted = VERBS[verb](sde, plain(rows))
     assert torch.equal(VERBS[verb](sde, reversed_columns(rows)), wanted)
     with pytest.raises(ValueError, match=RENAMED):
         VERBS[verb](sde, rows.rename(columns={"a": "z"}))
@@ -122,7 +130,7 @@ def test_rows_of_a_table_are_matched_by_name() -> None:
     ]
     pd.testing.assert_frame_equal(*filled)
     in_order, other = (
-        scoresde.marginal_log_prob(sde, each, draws=8, seed=0).log_prob
+        scoresde.marginal_log_prob(sde, each, draws=4, seed=0, steps=4).log_prob
         for each in (some, reversed_columns(some))
     )
     assert torch.equal(in_order, other)
@@ -136,7 +144,7 @@ def test_a_gaussian_of_a_frame_knows_its_columns() -> None:
     sde = scoresde.build("vp", "mlp", shape=(2,), width=4, depth=1).standardize(rows)
     assert sde.schema.columns == ("a", "b")
     mean = sde.mean.clone()
-    assert torch.equal(sde.standardize(reversed_columns(rows)).mean, mean)
+    torch.testing.assert_close(sde.standardize(reversed_columns(rows)).mean, mean)
 
 
 def test_pairs_of_frames_are_matched_by_name() -> None:
@@ -161,11 +169,14 @@ class Linear(scoresde.StageNet):
 
     def __init__(self, noise: float) -> None:
         super().__init__((2,), noise=noise)
-        self.register_buffer("columns", torch.linalg.qr(torch.randn(4, 2, generator=generator()))[0])
+        self.variance = noise**2
+        self.register_buffer(
+            "columns", torch.linalg.qr(torch.randn(4, 2, generator=generator()))[0]
+        )
         self.precision = noise**-2 + 1
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean = x @ self.columns / self.noise**2 / self.precision
+        mean = x @ self.columns / self.variance / self.precision
         return mean, torch.full_like(mean, self.precision**-0.5)
 
     def decode(self, z: Tensor) -> Tensor:
@@ -197,7 +208,7 @@ def test_the_bound_of_latents_matches_columns_by_name() -> None:
 def test_edits_of_latents_match_columns_by_name() -> None:
     torch.manual_seed(0)
     latent, rows, _ = latents()
-    x = torch.from_numpy(rows.to_numpy())
+    x = plain(rows)
     wanted = scoresde.edit(latent, x, 0.3, seed=0, steps=8)
     assert torch.equal(scoresde.edit(latent, reversed_columns(rows), 0.3, seed=0, steps=8), wanted)
 
@@ -250,18 +261,18 @@ def posterior() -> scoresde.Posterior:
 
 def test_observations_are_matched_by_name(posterior: scoresde.Posterior) -> None:
     """E[theta | x] is x but for the edges: within 0.03, of a spread of 0.05 in 400 draws."""
-    drawn = posterior.sample((400,), x=SEEN, seed=0)
+    drawn = posterior.sample((400,), x=SEEN, seed=0, steps=10)
     assert float((drawn.mean(0) - PLAIN).abs().max()) < 0.03
-    one = posterior.sample((400,), x=SEEN.iloc[0], seed=0)
+    one = posterior.sample((400,), x=SEEN.iloc[0], seed=0, steps=10)
     assert float((one.mean(0) - PLAIN[0]).abs().max()) < 0.03
 
 
 OF_X: dict[str, Callable[[Any, Any], Any]] = {
-    "sample": lambda post, x: post.sample((3,), x=x, seed=0),
-    "log_prob": lambda post, x: post.log_prob(torch.tensor([0.4, 0.7]), x=x),
-    "map": lambda post, x: post.map(x, draws=20, steps=2, seed=0),
+    "sample": lambda post, x: post.sample((3,), x=x, seed=0, steps=4),
+    "log_prob": lambda post, x: post.log_prob(torch.tensor([0.4, 0.7]), x=x, steps=4),
+    "map": lambda post, x: post.map(x, draws=4, steps=0, seed=0, rtol=0.05),
     "acceptance": lambda post, x: post.acceptance(x, n=20).share,
-    "iid": lambda post, x: post.iid(x, draws=20, seed=0).theta,
+    "iid": lambda post, x: post.iid(x, draws=20, seed=0, steps=4).theta,
 }
 
 
@@ -283,12 +294,13 @@ def test_the_order_of_x_does_not_matter(posterior: scoresde.Posterior, verb: str
 
 def test_parameters_are_matched_by_name(posterior: scoresde.Posterior) -> None:
     theta = pd.DataFrame({"t": [0.7, 0.75], "s": [0.4, 0.45]})
-    plain = torch.from_numpy(theta[["s", "t"]].to_numpy())
-    wanted = posterior.log_prob(plain, x=PLAIN[0])
+    in_order = plain(theta[["s", "t"]])
+    wanted = posterior.log_prob(in_order, x=PLAIN[0])
     assert torch.equal(posterior.log_prob(theta, x=PLAIN[0]), wanted)
-    assert torch.equal(posterior.log_prob(theta.iloc[1], x=PLAIN[0]), wanted[1])
+    one = posterior.log_prob(theta.iloc[1], x=PLAIN[0])
+    torch.testing.assert_close(one, wanted[1], rtol=0, atol=1e-4)
     both = posterior.iid(PLAIN[:1], draws=50, seed=0)
-    assert torch.equal(both.log_prob(theta), both.log_prob(plain))
+    assert torch.equal(both.log_prob(theta), both.log_prob(in_order))
     with pytest.raises(ValueError, match="1 unknown: 'z'"):
         posterior.log_prob(theta.rename(columns={"s": "z"}), x=PLAIN[0])
 
@@ -332,12 +344,14 @@ def test_a_model_trained_by_hand_brings_its_names() -> None:
     scoresde.fit(sde, theta, given={"vector": x}, steps=5, progress=False, seed=0)
     wanted = post.sample((4,), x=PLAIN, seed=0)
     assert torch.equal(post.sample((4,), x=SEEN, seed=0), wanted)
-    trained = scoresde.posterior(
-        post.prior, theta, reversed_columns(x), sde=sde, steps=5, held_out=0.0, progress=False
-    )
-    wanted = trained.sample((4,), x=PLAIN, seed=0)
-    assert torch.equal(trained.sample((4,), x=SEEN, seed=0), wanted)
-    assert float(trained.coordinates.numbers["x_mean"][1] - x["v"].mean()) == pytest.approx(0)
+    how: dict[str, Any] = {"steps": 5, "held_out": 0.0, "progress": False, "seed": 0}
+    drawn = [
+        scoresde.posterior(post.prior, theta, each, sde=copy.deepcopy(sde), **how).sample(
+            (4,), x=seen, seed=0
+        )
+        for each, seen in ((x, PLAIN), (reversed_columns(x), SEEN))
+    ]
+    assert torch.equal(*drawn)
 
 
 def test_calibration_matches_columns_by_name(posterior: scoresde.Posterior) -> None:
@@ -348,6 +362,6 @@ def test_calibration_matches_columns_by_name(posterior: scoresde.Posterior) -> N
         reversed_columns(pd.DataFrame(theta.numpy(), columns=["s", "t"])),
         reversed_columns(pd.DataFrame(x.numpy(), columns=["u", "v"])),
     ]
-    plain = calibration(posterior, theta, x, draws=20, density=False, seed=0)
-    named = calibration(posterior, *frames, draws=20, density=False, seed=0)
-    assert named.p_value == plain.p_value
+    of_arrays = calibration(posterior, theta, x, draws=5, density=False, seed=0)
+    of_frames = calibration(posterior, *frames, draws=5, density=False, seed=0)
+    assert of_frames.p_value == of_arrays.p_value

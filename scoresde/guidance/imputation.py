@@ -66,8 +66,9 @@ def impute(
         not given: they come with the rows.
     x : Tensor or array, shape (n, *shape), or data frame
         Rows in the units of the data, NaN for what is missing. Columns of a frame are matched by
-        their names. Of a model with a table, a frame with its columns. A missing category is drawn from p(category | the rest of the row), by
-        Bayes' rule from the model's p(y) p(x | y): exact where no number is missing.
+        their names. Of a model with a table, a frame with its columns. A missing category is drawn
+        from p(category | the rest of the row), by Bayes' rule from the model's p(y) p(x | y): exact
+        where no number is missing.
     draws : int, optional
         Imputations of each row of a tensor.
     particles : int, optional

@@ -102,7 +102,8 @@ def marginal_log_prob(
         A model of vectors, with its conditions given, if it has any: sde.given(y=...).
     x : Tensor or array, shape (n, D), or data frame
         Rows in the units of the data, NaN for what is missing. Columns of a frame are matched by
-        their names. Of a model with a table, a frame with its columns, of which a categorical one may be missing as well: it is summed over.
+        their names. Of a model with a table, a frame with its columns, of which a categorical one
+        may be missing as well: it is summed over.
     draws : int
         Points of the missing columns, in each of three rounds.
     generator : torch.Generator, optional

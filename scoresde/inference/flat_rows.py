@@ -45,19 +45,21 @@ class FlatRows:
 
     def _parameters(self, theta: Any) -> Tensor:
         """Parameters (…, D), a data frame's or a Series' matched by name."""
-        return as_reals(self._schema.one_or_more(theta), "theta")
+        return as_reals(self._matched(theta, None)[0], "theta")
 
-    def _in_order(self, x: Any) -> Any:
-        """Observations of a data frame or a Series with their columns in the known order."""
-        named = is_frame(x) or is_row(x)
-        return self._schema.condition(self.condition, x) if named else x
+    def _matched(self, theta: Any, x: Any) -> tuple[Any, Any]:
+        """Parameters and observations of data frames or Series, in the known order of columns."""
+        if is_frame(x) or is_row(x):
+            x = self._schema.condition(self.condition, x)
+        return self._schema.one_or_more(theta), x
 
     def _observations(self, x: Any) -> tuple[Tensor, Size]:
         """Observations as rows (B, *shape) and their batch shape."""
         shape = None
         if self.coordinates is not None and self.coordinates.varies:
             shape = (self.coordinates.observed,)
-        return observations(self.sde, self.condition, self._in_order(x), shape)
+        _, x = self._matched(None, x)
+        return observations(self.sde, self.condition, x, shape)
 
     def _sampled(
         self,
