@@ -161,6 +161,19 @@ def test_pairs_of_frames_are_matched_by_name() -> None:
         scoresde.fit(sde, scoresde.Pairs(reversed_columns(rows), latent, given), steps=1)
 
 
+def test_models_of_other_orders_of_columns_make_no_model() -> None:
+    """Their mean and scale agree, so that nothing else tells."""
+    x = torch.randn(100, 2, generator=generator())
+    rows = pd.DataFrame(((x - x.mean(0)) / x.std(0, correction=0)).numpy(), columns=["a", "b"])
+    first, other, nameless = (
+        scoresde.build("vp", "mlp", shape=(2,), width=4, depth=1).standardize(each)
+        for each in (rows, reversed_columns(rows), plain(rows))
+    )
+    scoresde.compose([(first, 1.0), (nameless, 0.5)])
+    with pytest.raises(ValueError, match="the columns 'b', 'a', not 'a', 'b'"):
+        scoresde.compose([(first, 1.0), (other, 0.5)])
+
+
 # ------------------------------------------------------------------------------ latents
 
 
@@ -230,7 +243,7 @@ def test_latents_know_the_words_of_their_conditions() -> None:
 def test_a_series_is_a_condition_by_its_index() -> None:
     sde = scoresde.build("vp", "resmlp", shape=(2,), vector=2, width=8)
     sde.schema.parts["vector"] = ("u", "v")
-    row = pd.Series({"v": 7.0, "u": 3.0})
+    row = pd.DataFrame({"kind": ["p"], "v": [7.0], "u": [3]}).iloc[0][["v", "u"]]  # of objects
     assert sde.given(vector=row).condition["vector"].tolist() == [[3.0, 7.0]]
     with pytest.raises(ValueError, match=RENAMED):
         sde.given(vector=row.rename({"u": "z"}))

@@ -20,7 +20,7 @@ def is_row(data: Any) -> bool:
 
 def row_frame(row: Any) -> Any:
     """A data frame of one row, whose columns are the index of a Series."""
-    return row.to_frame().T
+    return row.to_frame().T.infer_objects()
 
 
 def frame_values(data: Any) -> tuple[np.ndarray, tuple[str, ...]]:
