@@ -15,6 +15,7 @@ from torch import Tensor
 from ..common.checks import as_path, brief_repr
 from ..common.errors import CheckpointError
 from ..common.inputs import as_condition, as_floats, as_tensor
+from ..model.frames import is_frame
 from ..model.schema import Schema
 from .pair_store import RECORD, FolderStore, Store, native
 
@@ -27,10 +28,10 @@ class Pairs:
 
     Parameters
     ----------
-    x : Tensor or array, shape (n, *shape)
+    x : Tensor, array or data frame, shape (n, *shape)
         Samples x_0, in the units of the data. A memory-mapped array stays on the disk.
-    latent : Tensor or array, shape (n, *shape)
-        Points x_1, in the same units.
+    latent : Tensor, array or data frame, shape (n, *shape)
+        Points x_1, in the same units. Columns of a frame are matched to those of x by name.
     given : mapping of str to tensor, optional
         Conditions, one row per pair.
 
@@ -72,6 +73,7 @@ class Pairs:
     """Names in the data of the model that drew the pairs; a model that learns them keeps these."""
 
     def __init__(self, x: Any, latent: Any, given: Mapping[str, Any] | None = None) -> None:
+        x, latent, given = self._without_names(x, latent, given)
         self.x = _finite_floats(x, "x")
         self.latent = _finite_floats(latent, "latent")
         if isinstance(self.x, Tensor) != isinstance(self.latent, Tensor):
@@ -100,6 +102,23 @@ class Pairs:
                 raise ValueError(
                     f"condition {name!r} has shape {tuple(value.shape)} for {len(self)} pairs"
                 )
+
+    def _without_names(self, x: Any, latent: Any, given: Any) -> tuple[Any, Any, Any]:
+        """Data frames as arrays in the order of x's columns, whose names are kept."""
+        frames = {}
+        if isinstance(given, Mapping):
+            frames = {name: value for name, value in given.items() if is_frame(value)}
+        if not (is_frame(x) or is_frame(latent) or frames):
+            return x, latent, given
+        schema = Schema()
+        if is_frame(x):
+            x, _ = schema.learn(x, None)
+        if is_frame(latent):
+            latent = schema.values(latent)
+        if frames:
+            given = {**given, **schema.learn(None, frames)[1]}
+        self.schema = schema
+        return x, latent, given
 
     @property
     def shape(self) -> tuple[int, ...]:

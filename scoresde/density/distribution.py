@@ -187,8 +187,9 @@ class Distribution(torch.distributions.Distribution):
 
         Parameters
         ----------
-        value : Tensor, shape (…, *event_shape), broadcast against batch_shape
-            In the units of the data.
+        value : Tensor, array or data frame, shape (…, *event_shape)
+            In the units of the data, broadcast against batch_shape. Columns of a frame, and the
+            index of a Series, are matched by their names.
 
         Returns
         -------
@@ -204,7 +205,7 @@ class Distribution(torch.distributions.Distribution):
         --------
         See `Distribution`.
         """
-        value = as_tensor(value, "value")
+        value = as_tensor(self.sde.schema.one_or_more(value), "value")
         n = len(self.event_shape)
         if not value.is_floating_point():
             raise TypeError(

@@ -90,8 +90,8 @@ def latent_bound(
     ----------
     model : Latent
         Of a variational stage, with or without conditions.
-    x : Tensor, shape (B, *shape)
-        In the units of the data.
+    x : Tensor, array or data frame, shape (B, *shape)
+        In the units of the data. Columns of a frame are matched by the names that the stage knows.
     draws : int
         K.
     generator : torch.Generator, optional

@@ -57,8 +57,8 @@ def edit(
     Parameters
     ----------
     sde : ScoreSDE
-    x : Tensor, shape (n, *shape)
-        Data, in their own units.
+    x : Tensor, array or data frame, shape (n, *shape)
+        Data, in their own units. Columns of a frame are matched by name.
     t0 : float
         Process time in (0, 1]. Its noise, σ/α, depends on the process: 0.5 is another strength
         for `vp` than for `rectified`.

@@ -17,7 +17,7 @@ from ..common.seeds import takes_seed
 from ..model.conditioned import Conditioned
 from ..model.gaps import with_observed
 from ..model.protocol import Model
-from ..model.require import require_model
+from ..model.require import matched, require_model
 from ..model.score_sde import ScoreSDE
 from ..model.tables.gaps import candidates, partial_rows
 from ..model.tables.schema import TableSchema
@@ -65,9 +65,10 @@ def impute(
         With its conditions given, if it has any: sde.given(y=...). The categories of a table are
         not given: they come with the rows.
     x : Tensor or array, shape (n, *shape), or data frame
-        Rows in the units of the data, NaN for what is missing. Of a model with a table, a frame
-        with its columns. A missing category is drawn from p(category | the rest of the row), by
-        Bayes' rule from the model's p(y) p(x | y): exact where no number is missing.
+        Rows in the units of the data, NaN for what is missing. Columns of a frame are matched by
+        their names. Of a model with a table, a frame with its columns. A missing category is drawn
+        from p(category | the rest of the row), by Bayes' rule from the model's p(y) p(x | y): exact
+        where no number is missing.
     draws : int, optional
         Imputations of each row of a tensor.
     particles : int, optional
@@ -84,7 +85,8 @@ def impute(
     -------
     Tensor, shape (n, *shape) or (draws, n, *shape), or pandas.DataFrame
         The rows as they are where they have values, and draws elsewhere, within the bounds and on
-        the steps of a table's columns. A row of gaps alone is a sample.
+        the steps of a table's columns. A row of gaps alone is a sample. A tensor has the model's
+        order of columns, `sde.schema.columns`.
 
     Raises
     ------
@@ -119,6 +121,7 @@ def impute(
     if solver is not None:
         given = {"solver": solver, **options}
     if model.table is None or not model.table.takes(x):
+        model, x = matched(model, x)
         return _filled(model, x, draws, particles, how, given)
     if draws is not None:
         raise TypeError("draws= is for models without a table; repeat the rows instead")

@@ -24,7 +24,7 @@ from ..density.exact import log_prob
 from ..density.options import DensityOptions
 from ..density.tables import EncodedRows
 from ..model.protocol import Model
-from ..model.require import require_model
+from ..model.require import matched, require_model
 from ..model.tables.gaps import candidates, partial_rows
 from ..model.tables.schema import TableSchema
 from ..sampling.trajectory import last_states
@@ -101,8 +101,9 @@ def marginal_log_prob(
     sde : ScoreSDE
         A model of vectors, with its conditions given, if it has any: sde.given(y=...).
     x : Tensor or array, shape (n, D), or data frame
-        Rows in the units of the data, NaN for what is missing. Of a model with a table, a frame
-        with its columns, of which a categorical one may be missing as well: it is summed over.
+        Rows in the units of the data, NaN for what is missing. Columns of a frame are matched by
+        their names. Of a model with a table, a frame with its columns, of which a categorical one
+        may be missing as well: it is summed over.
     draws : int
         Points of the missing columns, in each of three rounds.
     generator : torch.Generator, optional
@@ -151,6 +152,7 @@ def marginal_log_prob(
         )
     here = torch.Generator().manual_seed(draw_seed(generator))
     if model.table is None or not model.table.takes(x):
+        model, x = matched(model, x)
         x = as_floats(x, model.shape, "x", gaps=True)
         if model.condition_rows not in (1, len(x)):
             model.slice_conditions(0, len(x), len(x))  # raises

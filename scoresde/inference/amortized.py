@@ -38,7 +38,8 @@ class Posterior(FlatRows):
 
         log p(theta | x) = log p_model(theta | x) − log A(x),      −∞ outside,
 
-    with A(x), the model's share inside, estimated by draws: see `acceptance`.
+    with A(x), the model's share inside, estimated by draws: see `acceptance`. Data frames are
+    matched by the column names of the training data, arrays and tensors by position.
 
     Parameters
     ----------
@@ -128,7 +129,7 @@ class Posterior(FlatRows):
         Parameters
         ----------
         sample_shape : tuple of int, or int
-        x : Tensor or array, shape (K,) or (B, K)
+        x : Tensor, array, Series or data frame, shape (K,) or (B, K)
             One observation, or several, each with a posterior of its own.
         generator : torch.Generator, optional
             The only source of randomness when given.
@@ -180,8 +181,8 @@ class Posterior(FlatRows):
 
         Parameters
         ----------
-        theta : Tensor or array, shape (…, D)
-        x : Tensor or array, shape (K,) or (B, K)
+        theta : Tensor, array or data frame, shape (…, D)
+        x : Tensor, array, Series or data frame, shape (K,) or (B, K)
             With B observations, theta (…, B, D) or (D,) has one for each.
         normalized : bool
             Whether to divide by the model's share inside the support where it leaks: see
@@ -208,7 +209,7 @@ class Posterior(FlatRows):
         tensor([False,  True])
         """
         true_or_false("normalized", normalized)
-        theta = as_reals(theta, "theta").to(self.sde.scale.device)
+        theta = self._parameters(theta).to(self.sde.scale.device)
         rows, batch = self._observations(x)
         shape = joint_shape(theta, batch, self._prior.dim)
         if not theta.is_floating_point():
@@ -239,7 +240,7 @@ class Posterior(FlatRows):
 
         Parameters
         ----------
-        x : Tensor or array, shape (K,) or (B, K)
+        x : Tensor, array, Series or data frame, shape (K,) or (B, K)
         draws : int
             Samples to begin with, for each observation.
         steps : int
@@ -294,7 +295,7 @@ class Posterior(FlatRows):
 
         Parameters
         ----------
-        x : Tensor or array, shape (k, K)
+        x : Tensor, array or data frame, shape (k, K)
             Independent observations.
         draws : int
             Weighted points.
@@ -342,7 +343,7 @@ class Posterior(FlatRows):
 
         Parameters
         ----------
-        x : Tensor or array, shape (K,) or (B, K)
+        x : Tensor, array, Series or data frame, shape (K,) or (B, K)
         n : int
             Draws for each observation, from a seed of their own.
 

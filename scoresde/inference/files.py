@@ -26,6 +26,8 @@ def save_posterior(
         "condition": posterior.condition,
         "transformed": coordinates is not None,
     }
+    if posterior._names is not None:
+        about["schema"] = posterior._names.describe()
     numbers = {} if coordinates is None else coordinates.numbers
     with Lock(folder):
         records.write(folder, NAME, numbers, about)

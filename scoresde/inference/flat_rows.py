@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
+from ..common.inputs import as_reals
 from ..density.exact import log_prob
+from ..model.frames import is_frame, is_row
+from ..model.schema import Schema
 from ..model.score_sde import ScoreSDE
 from ..sampling.trajectory import sample
 from .coordinates import Coordinates
@@ -27,6 +30,7 @@ class FlatRows:
     leaks: bool
     _prior: Prior
     _shares: dict[bytes, float]
+    _names: Schema | None = None
 
     def _under(self, rows: Tensor, index: Tensor) -> tuple[Any, Tensor]:
         """The model under chosen observations, and these; one for all stays one row."""
@@ -34,11 +38,27 @@ class FlatRows:
         told = chosen if self.coordinates is None else self.coordinates.told(chosen)
         return self.sde.given(**{self.condition: told}), chosen
 
+    @property
+    def _schema(self) -> Schema:
+        """The names of theta's columns and of x's, if data frames brought any."""
+        return self.sde.schema if self._names is None else self._names
+
+    def _parameters(self, theta: Any) -> Tensor:
+        """Parameters (…, D), a data frame's or a Series' matched by name."""
+        return as_reals(self._matched(theta, None)[0], "theta")
+
+    def _matched(self, theta: Any, x: Any) -> tuple[Any, Any]:
+        """Parameters and observations of data frames or Series, in the known order of columns."""
+        if is_frame(x) or is_row(x):
+            x = self._schema.condition(self.condition, x)
+        return self._schema.one_or_more(theta), x
+
     def _observations(self, x: Any) -> tuple[Tensor, Size]:
         """Observations as rows (B, *shape) and their batch shape."""
         shape = None
         if self.coordinates is not None and self.coordinates.varies:
             shape = (self.coordinates.observed,)
+        _, x = self._matched(None, x)
         rows, batch = observations(self.sde, self.condition, x, shape)
         if self.coordinates is not None:
             warn_of_extrapolation(rows.flatten(1), *self.coordinates.usual)

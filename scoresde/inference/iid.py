@@ -30,7 +30,6 @@ from torch import Tensor
 
 from ..common.checks import check_generator
 from ..common.errors import SolverError
-from ..common.inputs import as_reals
 from ..common.random import draw_seed
 from ..common.seeds import takes_seed
 from ..common.user_warnings import warn
@@ -201,7 +200,7 @@ class IIDPosterior:
         --------
         See `Posterior.iid`.
         """
-        theta = as_reals(theta, "theta")
+        theta = self._product.posterior._parameters(theta)
         dim = self.theta.shape[1]
         if not theta.ndim or theta.shape[-1] != dim:
             raise ValueError(f"theta has shape {tuple(theta.shape)}, wanted (…, {dim})")

@@ -10,6 +10,7 @@ import torch
 
 from ..common.checks import as_path, brief_repr, true_or_false
 from ..common.errors import CheckpointError
+from ..model.schema import Schema
 from ..model.score_sde import ScoreSDE
 from ..storage import records
 from ..storage.models import load
@@ -85,7 +86,26 @@ def load_posterior(
         raise CheckpointError(f"{where} was edited or is damaged: {error}") from None
     sde = load(folder, device, embed=embed)
     _check_fit(sde, coordinates, condition, where)
-    return Posterior(sde, chosen, coordinates=coordinates, condition=condition)
+    made = Posterior(sde, chosen, coordinates=coordinates, condition=condition)
+    made._names = _names(about.get("schema"), made, where)
+    return made
+
+
+def _names(about: object, posterior: Posterior, where: str) -> Schema | None:
+    """The column names of theta and x; None in files that have none."""
+    if about is None:
+        return None
+    try:
+        names = Schema.rebuild(about, tuple(posterior.sde.shape))
+    except ValueError as error:
+        raise CheckpointError(f"{where} was edited or is damaged: {error}") from None
+    shape = shape_of(posterior.sde, posterior.condition)
+    if posterior.coordinates is not None:
+        shape = (posterior.coordinates.observed,)
+    known = names.parts.get(posterior.condition, ())
+    if known and shape is not None and shape != (len(known),):
+        raise CheckpointError(f"{where} names {len(known)} columns of x, whose shape is {shape}")
+    return names
 
 
 def _check_fit(

@@ -12,6 +12,8 @@ from torch import Size, Tensor
 from ..common.checks import check_budget, whole_number
 from ..common.inputs import as_reals
 from ..common.user_warnings import warn
+from ..model.frames import is_frame
+from ..model.schema import Schema
 from ..model.score_sde import ScoreSDE
 
 FAR = 3.0
@@ -81,6 +83,20 @@ def condition_name(sde: ScoreSDE, name: str | None) -> str:
     if "vector" not in names and len(names) > 1:
         raise ValueError(f"which of the conditions {names} is x? Write condition={names[0]!r}")
     return "vector" if "vector" in names else names[0]
+
+
+def with_names(sde: ScoreSDE | None, theta: Any, x: Any) -> tuple[Schema | None, Any, Any]:
+    """The column names of theta and x, if any, and both in the order that a model knows."""
+    schema = Schema()
+    name = "vector"
+    if sde is not None:
+        schema = sde.schema.copy()
+        name = condition_name(sde, None)
+    if is_frame(theta):
+        theta, _ = schema.learn(theta, None)
+    if is_frame(x):
+        x = schema.learn(None, {name: x})[1][name]
+    return (schema if schema.columns or schema.parts else None), theta, x
 
 
 def shape_of(sde: ScoreSDE, name: str) -> tuple[int, ...] | None:

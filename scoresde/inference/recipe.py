@@ -22,6 +22,7 @@ from ..training.keywords import PosteriorKeywords
 from ..training.options import Validation
 from .amortized import Posterior
 from .coordinates import Coordinates
+from .observations import with_names
 from .prior import Prior, as_prior
 
 BOUNDS = ("transform", "reject")
@@ -57,10 +58,11 @@ def posterior(
     ----------
     prior : torch.distributions.Distribution or pair of Tensor
         What theta was drawn from: of event shape (D,), or the corners (low, high) of a box.
-    theta : Tensor or array, shape (N, D)
+    theta : Tensor, array or data frame, shape (N, D)
         Parameters, drawn from the prior.
-    x : Tensor or array, shape (N, K)
-        What the simulator made of each. Rows with NaN or infinite values are left out, with a
+    x : Tensor, array or data frame, shape (N, K)
+        What the simulator made of each. The posterior keeps the column names of a frame, and
+        matches later frames by them. Rows with NaN or infinite values are left out, with a
         warning: what is learnt is the posterior given that the simulator succeeds.
     sde : ScoreSDE, optional
         A model of shape (D,) to train, whose network takes x as a condition. By default the mean of
@@ -124,11 +126,12 @@ def posterior(
     _check_own({**how})
     check_generator(generator)
     known = as_prior(prior)
-    theta, x = _pairs(known, theta, x)
-    chance = torch.Generator().manual_seed(draw_seed(generator))
     if sde is not None:
         require_sde(sde, "posterior")
-    elif x.ndim != 2:
+    names, theta, x = with_names(sde, theta, x)
+    theta, x = _pairs(known, theta, x)
+    chance = torch.Generator().manual_seed(draw_seed(generator))
+    if sde is None and x.ndim != 2:
         raise ValueError(
             f"x has shape {tuple(x.shape)}, wanted (N, K); flatten it, or give a model that takes "
             "it, sde=scoresde.build('rectified', 'resmlp', shape=(D,), image=…)"
@@ -142,6 +145,7 @@ def posterior(
     told = x if sde is not None else coordinates.told(x)
     model = _default(theta, told, chance) if sde is None else sde
     made = Posterior(model, known, coordinates=coordinates)
+    made._names = names
     w, _ = coordinates.forward(theta, x.flatten(1))
     w = w.to(model.state_dtype)
     given = {made.condition: told}

@@ -90,7 +90,8 @@ def calibration(
     theta_true : Tensor, shape (N, D)
         Drawn from the prior, N ≥ 2; a few hundred.
     x : Tensor, shape (N, …)
-        Simulated, one for each θ, and not used in training.
+        Simulated, one for each θ, and not used in training. A `scoresde.Posterior` matches data
+        frames by the column names of its training data, theta_true too.
     draws : int
         K, draws per x.
     density : bool
@@ -133,13 +134,7 @@ def calibration(
     for name in wanted:
         if not callable(getattr(posterior, name, None)):
             raise TypeError(f"posterior is a {type(posterior).__name__}, which has no {name}()")
-    theta = as_reals(theta_true, "theta_true")
-    seen = as_reals(x, "x")
-    if theta.ndim != 2 or seen.ndim < 1 or len(seen) != len(theta):
-        raise ValueError(
-            f"theta_true has shape {tuple(theta.shape)} and x {tuple(seen.shape)}; wanted "
-            "(pairs, D) and one observation for each pair"
-        )
+    theta, seen = _pairs(posterior, theta_true, x)
     how: dict[str, Any] = {}
     if generator is not None:
         how["generator"] = generator
@@ -174,3 +169,18 @@ def calibration(
         sbc(theta, columns, generator),
         tarp(theta, columns, generator=generator),
     )
+
+
+def _pairs(posterior: Any, theta_true: Any, x: Any) -> tuple[Tensor, Tensor]:
+    """Parameters (N, D) and observations (N, …), checked."""
+    matched = getattr(posterior, "_matched", None)  # of a Posterior, which knows column names
+    if matched is not None:
+        theta_true, x = matched(theta_true, x)
+    theta = as_reals(theta_true, "theta_true")
+    seen = as_reals(x, "x")
+    if theta.ndim != 2 or seen.ndim < 1 or len(seen) != len(theta):
+        raise ValueError(
+            f"theta_true has shape {tuple(theta.shape)} and x {tuple(seen.shape)}; wanted "
+            "(pairs, D) and one observation for each pair"
+        )
+    return theta, seen

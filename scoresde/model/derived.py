@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..processes.base import Process
+from .agreement import difference
 from .old_names import RENAMED, by_old_name
 from .outcomes import Outcome, combined
 from .protocol import Model
@@ -131,7 +132,7 @@ class Derived(Model):
         for name, model in self.models.items():
             if isinstance(model, Derived):
                 model.require_one_space()
-            differs = _difference(self.model, model)
+            differs = difference(self.model, model)
             if differs:
                 raise ValueError(
                     f"the models of {type(self).__name__} share process, shape, units and source, "
@@ -347,27 +348,6 @@ class Derived(Model):
         for name, model in (self.models if models is None else models).items():
             setattr(made, name, change(model))
         return made
-
-
-def _difference(first: Model, other: Model) -> str | None:
-    """What another model has that the first has not, in words; None if they go together."""
-    if other is first:
-        return None
-    if repr(first.process) != repr(other.process) and first.process != other.process:
-        return f"the process {other.process!r}, not {first.process!r}"
-    if first.shape != other.shape:
-        return f"the shape {other.shape}, not {first.shape}"
-    if (first.source is None) != (other.source is None):
-        return f"the source {other.source!r}, not {first.source!r}"
-    for name in ("mean", "scale"):
-        a, b = (getattr(model, name).detach().cpu().double() for model in (first, other))
-        slack = 1e-6 * first.scale.detach().cpu().double()
-        if bool(((a - b).abs() > slack).any()):
-            return f"another {name} of the data; fit both to the same data"
-    ours, theirs = (m.standardization.directions.cpu().double() for m in (first, other))
-    if ours.shape != theirs.shape or not torch.allclose(ours, theirs, rtol=0, atol=1e-6):
-        return "other correlations of the data; fit both to the same data"
-    return None
 
 
 def _differing(conditions: list[Mapping[str, Tensor]]) -> set[str]:

@@ -13,6 +13,16 @@ def is_frame(data: Any) -> bool:
     return hasattr(data, "to_numpy") and hasattr(data, "columns") and hasattr(data, "__getitem__")
 
 
+def is_row(data: Any) -> bool:
+    """Whether data are a Series of pandas, whose index names its numbers."""
+    return hasattr(data, "to_frame") and hasattr(data, "iloc") and hasattr(data, "index")
+
+
+def row_frame(row: Any) -> Any:
+    """A data frame of one row, whose columns are the index of a Series."""
+    return row.to_frame().T.infer_objects()
+
+
 def frame_values(data: Any) -> tuple[np.ndarray, tuple[str, ...]]:
     """The columns of a data frame as an array (rows, columns), and their names."""
     pandas = hasattr(data, "iloc")

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from ..common.random import FIXED, seeded
 from .autoencoder import Encoded, FirstStage
-from .latent import Latent
+from .latent import Latent, SharedSchema
 from .network import NetworkInterface
-from .schema import Schema
 from .score_sde import ScoreSDE
 from .trainable import Trainable
 
@@ -36,41 +35,6 @@ class JointNet(nn.Module):
     def forward(self, work: Callable[..., Any], /, *inputs: Any, **condition: Tensor) -> Any:
         """Return work(stage, latents, *inputs, **condition)."""
         return work(self.stage, self.latents, *inputs, **condition)
-
-
-class SharedSchema(Schema):
-    """The columns of a first stage, the words and columns of a score model's conditions."""
-
-    def __init__(self, stage: FirstStage, latents: ScoreSDE) -> None:
-        self._stage = stage
-        self._latents = latents
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Those of a sample of x."""
-        return self._stage.schema.columns
-
-    @columns.setter
-    def columns(self, columns: tuple[str, ...]) -> None:
-        self._stage.schema.columns = columns
-
-    @property
-    def words(self) -> dict[str, tuple[str, ...]]:
-        """Those of each condition's classes."""
-        return self._latents.schema.words
-
-    @words.setter
-    def words(self, words: dict[str, tuple[str, ...]]) -> None:
-        self._latents.schema.words = words
-
-    @property
-    def parts(self) -> dict[str, tuple[str, ...]]:
-        """The columns of each condition."""
-        return self._latents.schema.parts
-
-    @parts.setter
-    def parts(self, parts: dict[str, tuple[str, ...]]) -> None:
-        self._latents.schema.parts = parts
 
 
 class Joint(Trainable):

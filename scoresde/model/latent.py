@@ -11,6 +11,7 @@ from ..common.capabilities import Capability
 from .autoencoder import FirstStage
 from .derived import Derived
 from .protocol import Model
+from .schema import Schema
 from .standardization import Standardization
 
 TAKEN_BY = frozenset(
@@ -36,6 +37,41 @@ REFUSAL = (
     "scoresde.latent_bound(model, x) bounds log p(x) from below, and {verb} takes the score model "
     "of the latents, model.model, with latents stage.encode(x).mean"
 )
+
+
+class SharedSchema(Schema):
+    """The columns of a first stage, the words and columns of a score model's conditions."""
+
+    def __init__(self, stage: FirstStage, latents: Model) -> None:
+        self._stage = stage
+        self._latents = latents
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Those of a sample of x."""
+        return self._stage.schema.columns
+
+    @columns.setter
+    def columns(self, columns: tuple[str, ...]) -> None:
+        self._stage.schema.columns = columns
+
+    @property
+    def words(self) -> dict[str, tuple[str, ...]]:
+        """Those of each condition's classes."""
+        return self._latents.schema.words
+
+    @words.setter
+    def words(self, words: dict[str, tuple[str, ...]]) -> None:
+        self._latents.schema.words = words
+
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """The columns of each condition."""
+        return self._latents.schema.parts
+
+    @parts.setter
+    def parts(self, parts: dict[str, tuple[str, ...]]) -> None:
+        self._latents.schema.parts = parts
 
 
 class Latent(Derived):
@@ -96,6 +132,11 @@ class Latent(Derived):
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         """Of one sample of the data."""
         return self.stage.shape
+
+    @property
+    def schema(self) -> Schema:  # type: ignore[override]
+        """The columns of the stage, and the names of the score model's conditions."""
+        return SharedSchema(self.stage, self.model)
 
     @property
     def standardization(self) -> Standardization:

@@ -14,6 +14,7 @@ from ..common.names import choose
 from .column_features import column_frequencies, columned
 from .factors import root_shape
 from .mixing import identity_root
+from .schema import Schema, is_named
 from .standardization import Standardization, measured, wide
 
 STANDARDIZE = ("whiten", "factors", "scale", "none")
@@ -33,6 +34,7 @@ class StandardizedModule(nn.Module):
     """The part of a ScoreSDE that concerns units, devices and dtypes."""
 
     shape: tuple[int, ...]
+    schema: Schema
     state_dtype: torch.dtype
     mean: Tensor
     scale: Tensor
@@ -101,9 +103,9 @@ class StandardizedModule(nn.Module):
 
         Parameters
         ----------
-        data : Tensor, shape (N, *shape), or an iterable of such
-            In the units of the data. An iterable is read once, and its parts need not fit into
-            memory together.
+        data : Tensor or data frame, shape (N, *shape), or an iterable of tensors
+            In the units of the data. The column names of a frame are matched and kept as by `fit`.
+            An iterable is read once, and its parts need not fit into memory together.
 
         Returns
         -------
@@ -128,6 +130,8 @@ class StandardizedModule(nn.Module):
         >>> sde.standardize(torch.tensor([[0.0, 10.0], [2.0, 30.0]])).scale
         tensor([ 1., 10.], dtype=torch.float64)
         """
+        if is_named(data):
+            data, _ = self.schema.learn(data, None)
         if self.standardize_by != "none":
             found = measured(data, self.shape, self.state_dtype, self.standardize_by)
             self.mean.copy_(found.mean.reshape(self.mean.shape))

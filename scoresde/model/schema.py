@@ -15,7 +15,15 @@ import numpy as np
 from ..common.inputs import refuse_masked
 from ..common.names import nearest
 from .class_words import Labels, coded, wordy
-from .frames import check_unique, column_values, frame_values, is_frame, listed
+from .frames import (
+    check_unique,
+    column_values,
+    frame_values,
+    is_frame,
+    is_row,
+    listed,
+    row_frame,
+)
 
 
 class Named:
@@ -129,8 +137,19 @@ class Schema:
             )
         return self.take(data)[0]
 
+    def one_or_more(self, data: Any) -> Any:
+        """Match data of any number of axes: a frame has rows, and a Series is one by its index."""
+        if len(self.columns) > 1 and is_row(data):
+            return self.values(row_frame(data))[0]
+        return self.values(data) if is_named(data) else data
+
     def condition(self, name: str, value: Any, names: tuple[str, ...] = ()) -> Any:
-        """Return a condition as numbers: words by their class, columns in the model's order."""
+        """Return a condition as numbers: words by their class, columns in the model's order.
+
+        A Series of pandas is one vector by its index, where the model knows several columns.
+        """
+        if is_row(value) and len(self.parts.get(name, ())) > 1:
+            return self.condition(name, row_frame(value))[0]
         numbers, names = _condition(name, value, names)
         words = isinstance(numbers, Labels) and not isinstance(value, Labels)
         if words and name not in self.words:
