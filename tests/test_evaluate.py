@@ -82,6 +82,7 @@ def test_bits_are_those_of_bits_per_dim_and_fall_to_the_exact_ones_with_draws() 
     assert (found.score.trace, found.score.trace_error, found.weighted.bias) == ("exact", 0, 0)
 
 
+@pytest.mark.slow
 def test_an_estimated_trace_says_how_far_the_weighted_bound_is_too_low() -> None:
     """At k = 64 the mean falls by no more than `bias` (and 0.02 for what k leaves), and by more
     than a tenth of it.

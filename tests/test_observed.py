@@ -173,9 +173,9 @@ def test_log_prob_of_a_network_of_little_training_ends_by_default() -> None:
     how: dict[str, Any] = {"steps": 60, "validation": None, "progress": False}
     scoresde.fit(sde, x, generator=generator(), **how)
     ours = scoresde.observe(sde, measurements.Linear([[1.0, 1.0]], noise=0.5), [1.0])
-    points = scoresde.sample(ours, 20, generator=generator())
+    points = scoresde.sample(ours, 12, generator=generator())
     found = scoresde.likelihood(ours, points)
-    assert found.nfe.tolist() == [200 * 2] * 20
+    assert found.nfe.tolist() == [200 * 2] * 12
     fine = scoresde.log_prob(ours, points, steps=400)
     error = (found.log_prob - fine).abs()  # the field has kinks, which a few points meet
     assert float(error.median()) < 5e-3
