@@ -42,6 +42,9 @@ LONGEST = (
 )
 
 
+gc.disable()  # until all modules are there, which are not to be searched again and again
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Keep the order of the files: pytest-xdist runs those with the fewest tests last."""
     if hasattr(config.option, "loadscopereorder"):
@@ -58,6 +61,8 @@ def pytest_collection_finish() -> None:
     """Garbage collection need not go through what was imported and collected, again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,7 +4,6 @@ like our own.
 
 from __future__ import annotations
 
-import gc
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -19,14 +18,6 @@ from scoresde import toy
 from scoresde.solvers import Problem
 
 torch.set_num_threads(1)  # the suite is small tensors; threads only add noise to its run time
-gc.disable()  # until all modules are there, which are not to be searched again and again
-
-
-def pytest_collection_finish() -> None:
-    """Leave what was imported and collected out of garbage collection."""
-    gc.collect()
-    gc.freeze()
-    gc.enable()
 
 
 @scoresde.PROCESSES.register("test_polynomial")
@@ -133,30 +124,6 @@ def fitting(
         else:
             return shape, options
     raise AssertionError(f"{name} takes none of the shapes {shapes} with {options}: {said}")
-
-
-def fit_keywords(
-    *,
-    out: Any = None,
-    every: int = 500,
-    resume: bool = False,
-    validation: Any = None,
-    patience: int | None = None,
-    snapshots: int = 0,
-    ema: float = 700,
-    weight: str = "edm",
-    noise: str | None = None,
-    **others: Any,
-) -> dict[str, Any]:
-    """Keywords of `fit` for runs that validate as often as they write checkpoints."""
-    if validation is not None:
-        parts = validation if isinstance(validation, tuple) else (validation,)
-        validation = scoresde.Validation(*parts, every=every, patience=patience)
-    if (weight, noise) != ("edm", None):
-        others["objective"] = scoresde.Denoising(weight, noise)
-    if out is not None:
-        others["checkpoints"] = scoresde.Checkpoints(out, every, resume)
-    return {**others, "validation": validation, "ema": scoresde.Averaging(ema, snapshots)}
 
 
 def generator(seed: int = 0) -> torch.Generator:

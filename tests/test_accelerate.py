@@ -23,11 +23,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from fit_options import fit_keywords
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import scoresde
-from conftest import fit_keywords
 from scoresde import ScoreSDE
 from scoresde.backbones.base import can_trace
 from scoresde.storage import records as storage
@@ -202,7 +202,7 @@ def half_precision(rank: int, folder: Path) -> Any:
     kinds = {p.dtype for p in sde.parameters()}
     found = set(found)
     x = scoresde.sample(sde, 5, steps=5, generator=torch.Generator().manual_seed(0))
-    log_p = scoresde.log_prob(sde, x)
+    log_p = scoresde.log_prob(sde, x, steps=5)
     return (
         found,
         kinds,
@@ -328,7 +328,7 @@ def afterwards(rank: int, folder: Path) -> Any:
         )
     left = len(accelerator._models) + len(accelerator._optimizers)
     with scoresde.sharded():
-        x = scoresde.sample(sde, 9, generator=torch.Generator().manual_seed(3))
+        x = scoresde.sample(sde, 9, steps=5, generator=torch.Generator().manual_seed(3))
     return sde.net is net, left, all(p.grad is None for p in sde.parameters()), x, state(sde)
 
 

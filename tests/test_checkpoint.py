@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fit_options import fit_keywords
 from torch import Tensor, nn
 from torch.utils.data import (
     BatchSampler,
@@ -42,7 +43,7 @@ from torch.utils.data import (
 )
 
 import scoresde
-from conftest import fit_keywords, generator, rotated, some
+from conftest import generator, rotated, some
 from scoresde import CheckpointError, History, ScoreSDE, TrainingError
 from scoresde.storage import description, disk
 from scoresde.storage import models as io

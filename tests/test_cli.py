@@ -575,7 +575,7 @@ def test_demo_draws_four_panels_and_prints_the_table(
     original = module.demo
 
     def smaller(*args: Any, **kwargs: Any) -> dict[str, float]:
-        numbers.update(functools.partial(original, points=500)(*args, **kwargs))
+        numbers.update(functools.partial(original, points=150)(*args, **kwargs))
         return numbers
 
     monkeypatch.setattr(module, "demo", smaller)

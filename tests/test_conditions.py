@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fit_options import fit_keywords
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import scoresde
-from conftest import fit_keywords, generator, some
+from conftest import generator, some
 from scoresde import CheckpointError, ScoreSDE
 from scoresde.backbones.conditions import drop_conditions
 from scoresde.model.network import noise_label

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from fit_options import fit_keywords
 from torch import Tensor, nn
 
 import scoresde
-from conftest import fit_keywords, generator
+from conftest import generator
 from scoresde import ScoreSDE, TrainingError, toy
 from scoresde.training.renamed import translated
 

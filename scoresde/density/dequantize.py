@@ -377,7 +377,7 @@ class TruncatedNormal(Dequantization):
         >>> bumps = scoresde.toy.GaussianMixture([[0.125], [0.375], [0.625], [0.875]], stds=0.05)
         >>> sde = scoresde.oracle(bumps, scoresde.VPSDE())
         >>> values = torch.arange(4).repeat(16)[:, None]
-        >>> TruncatedNormal.fitted(sde, values, 4, generator=torch.Generator().manual_seed(1)).std
+        >>> TruncatedNormal.fitted(sde, values, 4, stds=(0.1, 0.2, 0.4), seed=1).std
         0.2
         """
         candidates = [cls(levels, std) for std in stds]
