@@ -78,8 +78,10 @@ class Prior:
         inside = self.contains(theta)
         if not bool(inside.any()):
             return value
-        inside = inside & _holds(self.law, theta.to(_device_of(self.law))).to(inside.device)
-        there = theta[inside].to(_device_of(self.law))
+        there = theta.to(_device_of(self.law))
+        held = _holds(self.law, there)
+        inside = inside & held.to(inside.device)
+        there = there[inside.to(there.device)]
         try:
             found = self.law.log_prob(there)
         except RuntimeError:  # the prior has another dtype
