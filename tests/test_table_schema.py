@@ -119,7 +119,7 @@ def test_fine_grids_are_continuous_and_the_user_has_the_last_word() -> None:
 
 def test_its_text_shows_the_schema() -> None:
     text = repr(table()).splitlines()
-    assert text[0].startswith("Table: 400 rows, 7 numeric columns, 3 categorical in 12 comb")
+    assert text[0] == "Table: 400 rows, 7 numeric columns, 3 categorical"
     assert text[1].split()[:4] == ["carat", "float64", "discretized,", "step"]
     assert "log above 0" in text[1]
     assert text[3].split()[:4] == ["cut", "category", "categorical,", "4"]
@@ -260,22 +260,28 @@ def test_log_p_of_discretized_rows_bounds_their_probability() -> None:
 
 
 def test_categories_are_a_factor_with_their_probabilities() -> None:
-    """Two of four rows have combinations of their own, so that ε = (2 + ½)/5 = ½."""
+    """Of four rows two have one combination, so that it alone occurred more than once."""
     rows = {
         "x": [0.11, 0.52, 1.33, 1.74],
         "a": ["u", "v", "u", "u"],
         "b": [True, False, True, False],
     }
     schema = Table(rows, steps={"x": None})
-    assert schema.classes == 3
+    assert schema.classes == (2, 2)
+    assert schema.words == ("u, False", "u, True", "v, False", "v, True")
     sde = small(schema)
     z, labels = schema.encode(rows)
+    assert labels is not None
+    assert labels.tolist() == [1, 2, 1, 0]
     apart = scoresde.log_prob(sde.given(y=labels), z)
-    share = torch.tensor([2, 1, 2, 1]) / 8
-    assert torch.allclose(scoresde.log_prob(sde, rows), apart + share.log(), atol=1e-6)
-    # (v, True) never occurred: it has ε, and the numbers of (u, True), the frequentest like it
-    new = scoresde.log_prob(sde, {"x": rows["x"][:1], "a": ["v"], "b": [True]})
-    assert torch.allclose(new, apart[:1] + math.log(0.5), atol=1e-6)
+    p = schema.category_log_prob(torch.arange(4)).exp()
+    assert float(p.sum()) == pytest.approx(1)
+    assert int(p.argmax()) == 1
+    assert torch.allclose(scoresde.log_prob(sde, rows), apart + p[labels].log(), atol=1e-6)
+    # (v, True) never occurred
+    new = {"x": rows["x"][:1], "a": ["v"], "b": [True]}
+    under = scoresde.log_prob(sde.given(y="v, True"), {"x": new["x"]})
+    assert torch.allclose(scoresde.log_prob(sde, new), under + p[3].log(), atol=1e-6)
     # given a combination its factor is left out
     one = scoresde.log_prob(sde.given(y="u, True"), {"x": rows["x"]})
     assert torch.equal(one, scoresde.log_prob(sde.given(y=labels[0]), z))
@@ -283,12 +289,12 @@ def test_categories_are_a_factor_with_their_probabilities() -> None:
     assert scoresde.log_prob(sde, missing, invalid="nan").isnan().tolist() == [False, True]
 
 
-def test_probabilities_of_combinations_are_good_turing() -> None:
+def test_combinations_of_earlier_versions_are_good_turing() -> None:
     """Nine of the rows' 4 · 2 · 2 combinations occur, one of them once."""
     counts = np.array([10, 20, 1, 30, 5, 5, 4, 3, 22])
     codes = RNG.permutation(np.stack(np.unravel_index(np.arange(16), (4, 2, 2)), 1))
-    found = Combinations.of(np.repeat(codes[:9], counts, 0))
-    assert len(found) == 9
+    found = Combinations(codes[:9], counts)
+    assert (found.classes, found.most) == (9, 16)
     p = found.probabilities
     assert p.sum() == pytest.approx(1)
     assert p[found.find(codes[:9])] == pytest.approx((1 - 1.5 / 101) * counts / 100)
@@ -299,19 +305,17 @@ def test_probabilities_of_combinations_are_good_turing() -> None:
     assert p[found.find(new)] == pytest.approx(1.5 / 101 * alone / alone.sum())
     # as numbers they are like one that differs in the fewest columns
     differ = (new[:, None] != found.seen).sum(2)
-    label = found.labels[found.find(new)]
+    label = found.labels(found.find(new))
     assert (differ[np.arange(len(new)), label] == differ.min(1)).all()
 
 
-def test_combinations_beyond_all_counting_have_probability_zero() -> None:
-    words = [*"abcdefghijklmnopqrstuvwxy"]
-    rows = {"x": RNG.normal(size=25), "a": words, "b": words, "c": words}
-    sde = small(Table(rows))
-    new = {"x": [0.2, 0.3], "a": ["a", "b"], "b": ["a", "a"], "c": ["a", "b"]}
-    with pytest.warns(UserWarning, match="1 of 2 rows have combinations"):
+def test_a_category_that_no_row_had_has_probability_zero() -> None:
+    kinds = pd.Categorical(["a", "b"] * 9, categories=["a", "b", "c"], ordered=True)
+    rows = {"x": RNG.normal(size=18), "kind": kinds, "size": ["s", "s", "l"] * 6}
+    sde = small(Table(pd.DataFrame(rows)))
+    new = {"x": [0.2, 0.3], "kind": ["a", "c"], "size": ["s", "s"]}
+    with pytest.warns(UserWarning, match="1 of 2 rows have categories that no row"):
         assert scoresde.log_prob(sde, new).isinf().tolist() == [False, True]
-    with pytest.raises(ValueError, match=r"row 1 .* its probability is 0"):
-        sde.table.encode(new)  # type: ignore[union-attr]
 
 
 def test_samples_have_the_frequencies_and_dtypes_of_the_table() -> None:
@@ -319,11 +323,12 @@ def test_samples_have_the_frequencies_and_dtypes_of_the_table() -> None:
     from scipy.stats import chisquare
 
     schema = table()
-    drawn = schema.draw_combinations(4000, generator(0))
-    share = schema.log_probabilities.exp().numpy()
-    counts = torch.bincount(drawn, minlength=len(share)).numpy()
-    assert chisquare(counts, 4000 * share).pvalue > 1e-4
-    assert torch.equal(schema.draw_combinations(100, generator(0)), drawn[:100])
+    drawn = schema.draw_categories(4000, generator(0))
+    share = schema.category_log_prob(torch.arange(16)).exp().numpy()
+    counts = torch.bincount(drawn, minlength=16).numpy()
+    assert (counts[share == 0] == 0).all()  # the category that no row has
+    assert chisquare(counts[share > 0], 4000 * share[share > 0]).pvalue > 1e-4
+    assert torch.equal(schema.draw_categories(100, generator(0)), drawn[:100])
     sde = small(schema)
     drawn = scoresde.sample(sde, 20, generator=generator(1))
     assert (drawn.dtypes == ROWS.dtypes).all()
@@ -458,11 +463,22 @@ HOSTILE: list[tuple[tuple[Any, ...], Any]] = [
     (("columns", 2, "categories"), ["a", "a", "b", "c"]),
     (("columns", 2, "categories"), [["a"], "b", "c", "z"]),
     (("columns", 8, "categories"), ["no", "yes"]),
-    (("combinations", 0), [0, 0]),
-    (("combinations", 0), [9, 0, 0]),
-    (("combinations", 1), [True, 0, 0]),
-    (("combinations",), [[0, 0, 0]] * 12),
-    (("counts", 0), 0),
+    (("categories", "numbers", 0), 99),
+    (("categories", "numbers", 0), True),
+    (("categories", "counts", 0), 1),
+    (("categories", "counts"), [2]),
+    (("categories", "share"), 0.0),
+    (("categories", "more"), 1),
+    (("categories", "tree"), []),
+    (("categories", "tree", 0, "parent"), 0),
+    (("categories", "tree", 0, "parent"), 3),
+    (("categories", "tree", 0, "parent"), "1"),
+    (("categories", "tree", 0, "pairs"), []),
+    (("categories", "tree", 0, "pairs", 0), 99),
+    (("categories", "tree", 0, "counts", 0), 0),
+    (("categories", "tree", 0, "strength"), 3.0),
+    (("categories", "tree", 0, "strength"), True),
+    (("combinations",), [[0, 0, 0]]),
     (("counts",), [1]),
     (("more",), 1),
 ]
@@ -491,7 +507,7 @@ def test_a_record_of_another_model_is_refused(tmp_path: Path) -> None:
     more = Table(rows | {"cut": np.arange(N) % 40}, categories=["cut"], bounds=BOUNDS)
     about["table"] = more.describe()
     storage.write(tmp_path / "m", "model", tensors, about)
-    with pytest.raises(scoresde.CheckpointError, match="40 combinations"):
+    with pytest.raises(scoresde.CheckpointError, match="classes=40"):
         scoresde.load(tmp_path / "m")
 
 
@@ -618,7 +634,11 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     ({"x": [1, 2**60, 5]}, {}, "integers beyond 2\\^53"),
     ({"x": [2**60, 2**60 + 5]}, {}, "integers beyond 2\\^53"),
     ({"x": [2**60, 2**60]}, {}, "is constant"),
-    ({"x": np.arange(2000), "y": [str(i) for i in range(2000)]}, {}, "2,000 different comb"),
+    (
+        {"x": np.arange(2000), "y": [str(i) for i in range(2000)]},
+        {},
+        "2,000 different categories",
+    ),
 ]
 
 
@@ -749,5 +769,7 @@ def test_a_model_of_another_size_is_refused() -> None:
     with pytest.raises(ValueError, match=r"shape=table\.shape"):
         scoresde.fit(narrow, schema, steps=2, progress=False)
     blind = scoresde.build("vp", "mlp", shape=schema.shape, width=8)
-    with pytest.raises(ValueError, match=r"12 combinations .* classes=table\.classes"):
+    with pytest.raises(
+        ValueError, match=r"classes=\(4, 2, 2\), and the .* classes=table\.classes"
+    ):
         scoresde.fit(blind, schema, steps=2, progress=False)

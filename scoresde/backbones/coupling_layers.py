@@ -13,7 +13,7 @@ random order of the entries. Constants of the last layer scale each entry (Dinh 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from .conditions import (
     label_indices,
     require_conditions,
 )
+from .labels import label_table, number_of_labels
 
 LARGEST_LOG_SCALE = 2.0
 """Bound of |s| of a layer."""
@@ -107,8 +108,8 @@ class CouplingLayers(nn.Module):
         Coupling layers.
     width, depth : int
         Of each layer's perceptron; depth 0 is a linear map.
-    classes : int
-        Number of class labels y, 0 for none.
+    classes : int or tuple of int
+        Number of class labels y, 0 for none; see `Embedding`.
     vector : int
         Length of a numeric condition, 0 for none.
     condition_dropout : float
@@ -141,7 +142,7 @@ class CouplingLayers(nn.Module):
         layers: int = 12,
         width: int = 64,
         depth: int = 2,
-        classes: int = 0,
+        classes: int | Sequence[int] = 0,
         vector: int = 0,
         condition_dropout: float = 0.1,
     ) -> None:
@@ -151,16 +152,15 @@ class CouplingLayers(nn.Module):
         whole_number("layers", layers)
         whole_number("width", width)
         whole_number("depth", depth, 0)
-        whole_number("classes", classes, 0)
         whole_number("vector", vector, 0)
         real_number("condition_dropout", condition_dropout, 0, 1, closed=True, hint="try 0.1")
         n = math.prod(self.shape)
         self.kind = kind
-        self.classes = classes
+        self.classes = number_of_labels(classes)
         self.vectors = vector
         self.condition_dropout = condition_dropout
-        context = width if classes or vector else 0
-        self.label = nn.Embedding(classes + 1, width) if classes else None
+        context = width if self.classes or vector else 0
+        self.label = label_table(classes, width)
         self.vector = nn.Linear(vector, width, bias=False) if vector else None
         self.null_vector = nn.Parameter(torch.randn(width) / math.sqrt(3)) if vector else None
         parts = []

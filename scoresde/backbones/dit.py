@@ -18,6 +18,8 @@ start at zero, and so does the output.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -90,7 +92,7 @@ class DiT(Conditioned):
         dropout: float = 0.0,
         features: int = 256,
         waves: str = "sinusoidal",
-        classes: int = 0,
+        classes: int | Sequence[int] = 0,
         vector: int = 0,
         image: int = 0,
         condition_dropout: float = 0.1,

@@ -9,6 +9,10 @@ N(0, 2²). A perceptron makes a vector of them, and the vectors of the condition
     vector  numbers, (B, vector)                 a linear map of them     a learnt vector
     image   channels, (B, image, *space)         channels beside x's      zeros and a learnt vector
 
+With classes=(s_1 … s_C), a label numbers the combinations of C categories,
+y = (…(c_1·s_2 + c_2)·s_3 + …)·s_C + c_C. Each category has a vector, and y the sum of those that it
+combines, so that what is learnt of a category serves all combinations.
+
 All are optional, as are waves of x itself: sin 2πfx and cos 2πfx of each element at f = 1, 2, 4 …
 2^(octaves − 1) cycles per standard deviation of the data, times exp(−½(2πf)²·sin²φ), which fades
 waves that are finer than the noise (as in `scoresde.backbones.mlp`, with the label t = log tan φ).
@@ -24,7 +28,7 @@ whatever the dtype of the weights, and then cast.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +46,7 @@ from .conditions import (
     label_indices,
     require_conditions,
 )
+from .labels import label_table, number_of_labels
 
 WAVES = ("sinusoidal", "fourier")
 
@@ -58,7 +63,7 @@ class Embedding(ExactWaves):
         width: int,
         features: int,
         waves: str = "sinusoidal",
-        classes: int = 0,
+        classes: int | Sequence[int] = 0,
         vector: int = 0,
         image: int = 0,
         condition_dropout: float = 0.1,
@@ -67,7 +72,7 @@ class Embedding(ExactWaves):
         super().__init__()
         if not shape:
             raise ValueError("a sample of shape () has no axis; try shape=(1,)")
-        sizes = {"classes": classes, "vector": vector, "image": image, "octaves": octaves}
+        sizes = {"vector": vector, "image": image, "octaves": octaves}
         for name, value in sizes.items():
             whole_number(name, value, 0)
         real_number("condition_dropout", condition_dropout, 0, 1, closed=True, hint="try 0.1")
@@ -96,13 +101,13 @@ class Embedding(ExactWaves):
         self.first = nn.Linear(2 * count, width)
         self.last = nn.Linear(width, width)
         self.shape = tuple(shape)
-        self.classes = classes
+        self.classes = number_of_labels(classes)
         self.vectors = vector
         self.images = image
         self.condition_dropout = condition_dropout
         self.octaves = octaves
         self.channels = shape[0] * (1 + 2 * octaves) + image
-        self.label = nn.Embedding(classes + 1, width) if classes else None
+        self.label = label_table(classes, width)
         self.vector = nn.Linear(vector, width, bias=False) if vector else None
         # nulls are as large as linear maps of numbers
         self.null_vector = nn.Parameter(torch.randn(width) / math.sqrt(3)) if vector else None

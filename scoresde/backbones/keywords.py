@@ -43,7 +43,7 @@ class NetworkOptions(TypedDict, total=False):
     bandwidth: float
     blur: bool
     axes: int | None
-    classes: int
+    classes: int | Sequence[int]
     vector: int
     image: int
     condition: str
@@ -69,7 +69,7 @@ class FlowOptions(TypedDict, total=False):
     layers: int
     width: int
     depth: int
-    classes: int
+    classes: int | Sequence[int]
     vector: int
     condition_dropout: float
     standardize: str

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -65,6 +65,7 @@ from .conditions import (
     require_conditions,
 )
 from .embedding import WAVES
+from .labels import CombinedLabels, label_table, number_of_labels
 from .traces import meet_in_the_middle
 
 LABEL_WAVES = 16  # frequencies of the noise label
@@ -100,9 +101,8 @@ class MLP(ExactWaves):
     blur : bool
         Whether to fade them. False for models that are sharp where the noise is greatest: flows
         from another source than noise, and reflowed or distilled flows.
-    classes : int
-        If positive, the network takes a label `y` in 0 … classes − 1, shape (B,); without one it
-        is unconditional.
+    classes : int or tuple of int
+        If positive, the network takes a label `y` in 0 … classes − 1; sizes: see `Embedding`.
     waves : str
         Frequencies for the noise label t: "sinusoidal", from 0.2 to 4 radians per unit in a
         geometric row, or "fourier", random ones, N(0, 2²).
@@ -135,7 +135,7 @@ class MLP(ExactWaves):
     out: nn.Linear
     exact_buffers = ("frequencies", "rates")
     labels = ("y",)
-    layer_types = (nn.Linear, nn.Embedding, nn.ModuleList)  # all that `value_and_trace` supports
+    layer_types = (nn.Linear, nn.Embedding, CombinedLabels, nn.ModuleList)
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class MLP(ExactWaves):
         bandwidth: float = 0.5,
         blur: bool = True,
         axes: int | None = None,
-        classes: int = 0,
+        classes: int | Sequence[int] = 0,
         waves: str = "sinusoidal",
         condition_dropout: float = 0.1,
         vector: int = 0,
@@ -154,7 +154,6 @@ class MLP(ExactWaves):
         super().__init__()
         whole_number("width", width)
         whole_number("depth", depth)
-        whole_number("classes", classes, 0)
         whole_number("vector", vector, 0)
         real_number("bandwidth", bandwidth, 0, math.inf, hint="try 0.5")
         real_number("condition_dropout", condition_dropout, 0, 1, closed=True, hint="try 0.1")
@@ -183,11 +182,11 @@ class MLP(ExactWaves):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
         self.blur = blur
-        self.classes = classes
+        self.classes = number_of_labels(classes)
         self.condition_dropout = condition_dropout
-        if classes:
-            self.label = nn.Embedding(classes + 1, width)  # the last row means "no label"
-            nn.init.zeros_(self.label.weight)
+        if label := label_table(classes, width):
+            self.label = label
+            nn.init.zeros_(label.weight)
         self.vectors = vector
         if vector:
             self.vector = nn.Linear(vector, width, bias=False)

@@ -17,6 +17,7 @@ would cost more than the rest of its block.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class ResMLP(ExactWaves, Conditioned):
         told: int = 32,
         features: int = 32,
         waves: str = "sinusoidal",
-        classes: int = 0,
+        classes: int | Sequence[int] = 0,
         vector: int = 0,
         image: int = 0,
         condition_dropout: float = 0.1,

@@ -40,7 +40,7 @@ class UNetOptions:
     octaves: int = 0
     features: int = 0
     waves: str = "sinusoidal"
-    classes: int = 0
+    classes: int | Sequence[int] = 0
     vector: int = 0
     image: int = 0
     condition_dropout: float = 0.1

@@ -18,6 +18,7 @@ these waves.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +93,7 @@ class UViT(Conditioned):
         ratio: float = 4.0,
         dropout: float = 0.0,
         waves: str = "sinusoidal",
-        classes: int = 0,
+        classes: int | Sequence[int] = 0,
         vector: int = 0,
         image: int = 0,
         condition_dropout: float = 0.1,

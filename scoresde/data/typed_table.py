@@ -14,15 +14,19 @@ from ..common.checks import true_or_false
 from ..common.names import choose
 from ..common.user_warnings import warn
 from ..model.class_words import Labels
+from ..model.tables.categories import Categories
 from ..model.tables.cells import category_numbers, missing_text
 from ..model.tables.columns import Bounds, Categorical
-from ..model.tables.combinations import Combinations
+from ..model.tables.fitting import check_network
 from ..model.tables.infer import Statements, column_of
 from ..model.tables.reading import RawColumn, array_columns, as_array, raw_columns
-from ..model.tables.schema import TableSchema, check_network
+from ..model.tables.schema import TableSchema
 from ..model.trainable import Trainable
 from .files.mixed import read_columns
 from .transforms import Transform
+
+MOST_SINGLE_WORDS = 100
+"""Categories of a column that may have fewer than two rows each."""
 
 
 class Table(TableSchema):
@@ -43,12 +47,12 @@ class Table(TableSchema):
       deviation, of the log or logit if there are bounds, a piecewise linear map, with its Jacobian,
       spreads clumps that are too narrow for a network. Columns that gain less than 0.05 nats a row
       stay as they are.
-    - Words, booleans, pandas' categories and stated integers are **categorical**. Their
-      combinations, at most 1,000, are the class label y of the network:
-      log p(row) = log p(y) + log p(x | y). p(y) is (1 − ε) times the share of rows. Combinations
-      of known categories that never occurred share ε = (n₁ + ½)/(N + 1), at most ½, with n₁ the
-      number of those that occurred once, and have p(x | y) of the most similar one that did. If
-      more than 10,000 are possible, they have probability 0 instead.
+    - Words, booleans, pandas' categories and stated integers are **categorical**:
+      log p(row) = log p(y) + log p(x | y), where y numbers the combinations of categories. The
+      network learns a vector of each category, and adds up those of a combination. p(y) is a
+      mixture of the shares of combinations that occurred more than once, and of a tree of columns,
+      each given its parent, the tree of greatest mutual information: any combination of categories
+      has a probability. See `scoresde.model.tables.categories`.
 
     Parameters
     ----------
@@ -78,8 +82,8 @@ class Table(TableSchema):
     ------
     TypeError, ValueError
         For no rows, two columns of one name, a column that is constant, infinite somewhere or
-        missing, values outside their bounds or off their step, no numeric column, or more than
-        1,000 combinations of categories.
+        missing, values outside their bounds or off their step, no numeric column, a categorical
+        column of more than 100 words that hardly come twice, or 2^53 combinations of categories.
 
     Warns
     -----
@@ -89,16 +93,16 @@ class Table(TableSchema):
     References
     ----------
     Theis, van den Oord & Bethge, A note on the evaluation of generative models, ICLR 2016
-    (dequantization). Good, The population frequencies of species and the estimation of population
-    parameters, Biometrika 40, 1953 (ε). Wong & Ma, Optional Pólya tree and Bayesian inference,
-    Annals of Statistics 38, 2010 (clumps).
+    (dequantization). Chow & Liu, Approximating discrete probability distributions with dependence
+    trees, IEEE Transactions on Information Theory 14, 1968 (categories). Wong & Ma, Optional Pólya
+    tree and Bayesian inference, Annals of Statistics 38, 2010 (clumps).
 
     Examples
     --------
     >>> rows = {"price": [3, 8, 5, 9], "kind": ["a", "b", "a", "a"], "x": [0.11, 2.5, 0.37, 1.25]}
     >>> table = scoresde.Table(rows, bounds={"x": (0, None)})
     >>> table
-    Table: 4 rows, 2 numeric columns, 1 categorical in 2 combinations
+    Table: 4 rows, 2 numeric columns, 1 categorical
       price  int64    discretized, step 1                    3 … 9
       kind   str      categorical, 2 categories              a, b
       x      float64  discretized, step 0.01, log above 0    0.11 … 2.5
@@ -133,11 +137,13 @@ class Table(TableSchema):
         frame, raw = _without_gaps(frame, raw, missing)
         columns = [column_of(each, stated, equalize) for each in raw.values()]
         categorical = [each for each in columns if isinstance(each, Categorical)]
-        combinations = None
+        counted = None
         if categorical:
             codes = [category_numbers(each, raw[each.name]) for each in categorical]
-            combinations = Combinations.of(np.stack(codes, 1))
-        super().__init__(columns, combinations, of_array)
+            sizes = [len(each.categories) for each in categorical]
+            _refuse_names(categorical, len(codes[0]))
+            counted = Categories.of(np.stack(codes, 1), sizes)
+        super().__init__(columns, counted, of_array)
         self.frame = frame
         self._rows = len(next(iter(raw.values())))
 
@@ -183,7 +189,7 @@ class Table(TableSchema):
         ...     path = pathlib.Path(folder, "a.csv")
         ...     _ = path.write_text("n,kind\\n1,a\\n4,b\\n")
         ...     scoresde.Table.read(path)
-        Table: 2 rows, 1 numeric columns, 1 categorical in 2 combinations
+        Table: 2 rows, 1 numeric columns, 1 categorical
           n     int64  discretized, step 3          1 … 4
           kind  str    categorical, 2 categories    a, b
         """
@@ -198,6 +204,17 @@ class Table(TableSchema):
     def _size(self) -> str:
         """Numbers of rows and columns."""
         return f"{len(self):,} rows, {super()._size()}"
+
+
+def _refuse_names(columns: Collection[Categorical], rows: int) -> None:
+    """Raise for a column whose words hardly come twice, such as names."""
+    for column in columns:
+        words = len(column.categories)
+        if words > MOST_SINGLE_WORDS and 2 * words > rows:
+            raise ValueError(
+                f"column {column.name!r} has {words:,} different categories in {rows:,} rows, too "
+                "few of each to learn from: leave it out, or join rare ones"
+            )
 
 
 def _without_gaps(
@@ -295,5 +312,5 @@ def training_rows(
                 f"{int((found < 0).sum())} rows have combinations of categories that the model's "
                 "table does not have: drop them"
             )
-        given["y"] = Labels(table.labels[found].numpy(), table.words)
+        given["y"] = Labels(table.labels(found).numpy(), table.words)
     return values, given

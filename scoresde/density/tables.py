@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,13 +44,11 @@ def entered(
     added = table.maps.log_slopes(z).sum(1)
     if found is None:
         return model, z, added
-    unknown = found < 0
+    rare = table.category_log_prob(found)
+    unknown = rare.isneginf()
     if bool(unknown.any()):
         warn(
-            f"{int(unknown.sum())} of {len(found)} rows have combinations of categories that the "
-            "table never had: their log p is −∞"
+            f"{int(unknown.sum())} of {len(rare)} rows have categories that no row of the table "
+            "had: their log p is −∞"
         )
-        found = found.clamp(min=0)
-    added = added + table.log_probabilities[found]
-    added[unknown] = -math.inf
-    return model.given(y=table.labels[found]), z, added
+    return model.given(y=table.labels(found.clamp(min=0))), z, added + rare

@@ -146,8 +146,8 @@ def _frame(
     z = table.maps.forward(table.noisy(values, how.get("generator")))
     combinations = None
     if codes is not None:
-        combinations = _drawn(model, table, z, candidates(table, codes), how.get("generator"))
-        model = model.given(y=table.labels[combinations])
+        combinations = _drawn(model, table, z, codes, how.get("generator"))
+        model = model.given(y=table.labels(combinations))
     found = table.decode(_filled(model, z, None, particles, how, options), combinations)
     for j, column in enumerate(table.numeric):
         known = ~values[:, j].isnan().numpy()
@@ -165,12 +165,14 @@ def _drawn(
     model: Model,
     table: TableSchema,
     z: Tensor,
-    allowed: Tensor,
+    codes: Tensor,
     generator: torch.Generator | None,
 ) -> Tensor:
     """A combination (N,) for each row, drawn from p(combination | what the row has)."""
-    found = allowed.int().argmax(1)
-    open_rows = (allowed.sum(1) > 1).nonzero()[:, 0]
+    rows, numbers = candidates(table, codes)
+    counts = rows.bincount(minlength=len(codes))
+    found = numbers[counts.cumsum(0) - counts]
+    open_rows = (counts > 1).nonzero()[:, 0]
     if not len(open_rows):
         return found
     chance = torch.Generator().manual_seed(draw_seed(generator))
@@ -179,8 +181,9 @@ def _drawn(
         model.slice_conditions(0, len(z), len(z))  # raises
     if model.condition_rows > 1:
         part = model.select_conditions(open_rows)
-    each, _ = of_categories(part, table, z[open_rows], allowed[open_rows], POINTS, chance, {})
-    found[open_rows] = torch.multinomial(each.softmax(1), 1, generator=chance)[:, 0]
+    sums = of_categories(part, table, z[open_rows], codes[open_rows], POINTS, chance, {})
+    place = torch.multinomial(sums.log_prob.softmax(1), 1, generator=chance)
+    found[open_rows] = sums.combinations.gather(1, place)[:, 0]
     return found
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,6 +76,14 @@ class Marginal(NamedTuple):
 
     log_prob: Tensor
     stderr: Tensor
+
+
+class OfCategories(NamedTuple):
+    """log p(c) + log p(x_seen | c) for the combinations c that rows allow, (N, M); padded by −∞."""
+
+    log_prob: Tensor
+    stderr: Tensor
+    combinations: Tensor
 
 
 @takes_seed
@@ -185,7 +194,7 @@ def _of_frame(
     if codes is None:
         log_p, stderr = of_columns(model, z, draws, generator, how)
         return Marginal(log_p + slopes, stderr)
-    each, error = of_categories(model, table, z, candidates(table, codes), draws, generator, how)
+    each, error, _ = of_categories(model, table, z, codes, draws, generator, how)
     stderr = (each.softmax(1).nan_to_num() * error).square().sum(1).sqrt()
     return Marginal(each.logsumexp(1) + slopes, stderr)
 
@@ -194,25 +203,30 @@ def of_categories(
     model: Model,
     table: TableSchema,
     z: Tensor,
-    allowed: Tensor,
+    codes: Tensor,
     draws: int,
     generator: torch.Generator,
     how: dict[str, Any],
-) -> tuple[Tensor, Tensor]:
-    """log p(c) + log p(z_seen | c) and its error, (N, M), for allowed combinations c (N, M)."""
-    labels = table.labels
-    wanted = torch.zeros(len(z), table.classes, dtype=torch.bool)
-    row, combination = allowed.nonzero(as_tuple=True)
-    wanted[row, labels[combination]] = True
-    rows, label = wanted.nonzero(as_tuple=True)
-    check_budget(f"{len(z)} rows of {table.classes} combinations", 8.0 * len(rows) * z.shape[1])
-    given = model.select_conditions(rows).given(y=label)
-    log_p, stderr = of_columns(given, z[rows], draws, generator, how)
-    density = torch.zeros(2, *wanted.shape, dtype=torch.float64)
-    density[0, rows, label] = log_p
-    density[1, rows, label] = stderr
-    each = density[0][:, labels] + table.log_probabilities
-    return each.masked_fill(~allowed, -math.inf), density[1][:, labels]
+) -> OfCategories:
+    """The density of rows with each combination that their category numbers (N, C) allow."""
+    rows, numbers = candidates(table, codes)
+    pairs = torch.stack([rows, table.labels(numbers)], 1).numpy()
+    unique, place = np.unique(pairs, axis=0, return_inverse=True)
+    row, label = torch.from_numpy(unique).T
+    check_budget(f"{len(unique)} rows with all their categories", 8.0 * len(unique) * z.shape[1])
+    given = model.select_conditions(row).given(y=label)
+    density = torch.stack(of_columns(given, z[row], draws, generator, how))
+    density = density[:, place.reshape(-1)]
+    counts = rows.bincount(minlength=len(z))
+    column = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+    shape = (len(z), int(counts.max()))
+    log_p = torch.full(shape, -math.inf, dtype=torch.float64)
+    log_p[rows, column] = density[0] + table.category_log_prob(numbers)
+    stderr = torch.zeros(shape, dtype=torch.float64)
+    stderr[rows, column] = density[1]
+    combinations = torch.zeros(shape, dtype=torch.int64)
+    combinations[rows, column] = numbers
+    return OfCategories(log_p, stderr, combinations)
 
 
 def of_columns(

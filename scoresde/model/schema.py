@@ -192,7 +192,10 @@ class Schema:
                 "Choose them by name: read(..., columns=...), --columns, or df[[...]]; an array "
                 "goes by position"
             )
-        return values[:, [names.index(name) for name in known]]
+        order = [names.index(name) for name in known]
+        if isinstance(values, np.ndarray):
+            return np.take(values, order, 1)  # contiguous: sums round as those of an array do
+        return values[:, order]
 
     def _numbers(self, name: str, value: Any) -> Any:
         """Class numbers by the model's own numbering of the words."""

@@ -34,7 +34,7 @@ class Rows:
             return 0.0
         found = self.table.log_det(x)
         if self.drawn and self.combinations is not None:
-            found = found + self.table.log_probabilities[self.combinations].to(found)
+            found = found + self.table.category_log_prob(self.combinations).to(found)
         return found
 
 
@@ -63,5 +63,5 @@ def with_categories(
             "name one by given(y=...), of the model that is guided"
         )
     check_generator(generator)
-    drawn = table.draw_combinations(n, generator)
-    return model.given(y=table.labels[drawn]), Rows(n, table, drawn, drawn=True)
+    drawn = table.draw_categories(n, generator)
+    return model.given(y=table.labels(drawn)), Rows(n, table, drawn, drawn=True)

@@ -19,7 +19,8 @@ from ..common.modules import duplicate
 from ..common.plugins import loaded_only
 from ..common.user_warnings import warn
 from ..model.schema import Schema
-from ..model.tables.schema import TableSchema, check_network
+from ..model.tables.fitting import check_network
+from ..model.tables.schema import TableSchema
 from ..model.trainable import Trainable
 from .description import COMPILED
 from .expected import Expected, check_weights, expected_weights, kind_of, with_embed

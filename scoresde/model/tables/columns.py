@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import (
     asdict,
     dataclass,
@@ -23,6 +23,7 @@ FROM_LATER_VERSIONS = ("knots", "images")
 """Fields that records of the first version lack."""
 CATEGORICAL = ("bool", "category", "str", *NUMERIC)
 """Dtypes of categorical columns: numpy's names, "str" for words, "category" as pandas has it."""
+SHOWN_CATEGORIES = 4
 MARGIN = 0.05
 """Of a step, by which the box of a bounded discretized column is wider than its bins."""
 FINEST_SHARE = 2.0**-54
@@ -141,6 +142,26 @@ class Categorical:
 
 
 Column = Numeric | Categorical
+
+
+def shown_columns(columns: Sequence[Column]) -> list[str]:
+    """A line for each column: name, dtype, kind, range or categories."""
+    lines = [(each.name, each.dtype, str(each), _range(each)) for each in columns]
+    widths = [max(len(line[i]) for line in lines) for i in range(3)]
+    texts = []
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line[:3], widths, strict=True)]
+        texts.append("  ".join(["", *cells, line[3]]).rstrip())
+    return texts
+
+
+def _range(column: Column) -> str:
+    """The range of numbers, or the first categories."""
+    if isinstance(column, Numeric):
+        return f"{column.seen[0]:g} … {column.seen[1]:g}"
+    words = [str(word) for word in column.categories[:SHOWN_CATEGORIES]]
+    more = ", …" if len(column.categories) > SHOWN_CATEGORIES else ""
+    return ", ".join(words) + more
 
 
 def rebuild_column(about: Any) -> Column:

@@ -1,4 +1,4 @@
-"""Categories as one class label: the number of the combination in a row.
+"""Tables of earlier versions: one class label for each combination of categories that occurred.
 
 Of N rows, n₁ have a combination that no other row has. By Good's estimate (1953) a share of about
 ε = n₁/N of new rows has a combination that never occurred. These share ε as if columns were
@@ -32,37 +32,73 @@ class Combinations:
     def __init__(self, seen: np.ndarray, counts: np.ndarray) -> None:
         self.seen = seen
         self.counts = counts
+        self.classes = len(seen)
         total = int(counts.sum())
         others, weights = _unseen(seen, counts)
         share = 0.0
         if len(others):
             once = int((counts == 1).sum())
             share = min(MOST_UNSEEN, (once + 0.5) / (total + 1))
-        self.codes = np.concatenate([seen, others])
+        self._codes = np.concatenate([seen, others])
+        self.most = len(self._codes)
         similar = _most_similar(others, seen, counts)
-        self.labels = np.concatenate([np.arange(len(seen)), similar])
+        self._labels = np.concatenate([np.arange(len(seen)), similar])
         known = (1 - share) * counts / total
         self.probabilities = np.concatenate([known, share * weights])
 
-    @staticmethod
-    def of(codes: np.ndarray) -> Combinations:
-        """The combinations in the rows (N, C) of category numbers."""
-        found, counts = np.unique(codes, axis=0, return_counts=True)
-        if len(found) > MOST_COMBINATIONS:
-            raise ValueError(
-                f"the categorical columns have {len(found):,} different combinations, and one "
-                f"class label stands for at most {MOST_COMBINATIONS:,}: leave columns out, join "
-                "rare categories, or give integers as numbers"
-            )
-        return Combinations(found, counts)
-
-    def __len__(self) -> int:
-        """Number of combinations that occurred, K."""
-        return len(self.seen)
+    classes: int
+    """Number of combinations that occurred, K."""
+    chances = 1
+    """How many uniform numbers a draw takes."""
 
     def find(self, codes: np.ndarray) -> np.ndarray:
         """The number of the combination in each row (N, C); −1 where its probability is 0."""
-        return _places(self.codes, codes)
+        return _places(self._codes, codes)
+
+    def labels(self, numbers: np.ndarray) -> np.ndarray:
+        """The class labels of combinations."""
+        found: np.ndarray = self._labels[numbers]
+        return found
+
+    def codes(self, numbers: np.ndarray) -> np.ndarray:
+        """The category numbers (N, C) of combinations."""
+        found: np.ndarray = self._codes[numbers]
+        return found
+
+    def log_prob(self, numbers: np.ndarray) -> np.ndarray:
+        """log p of combinations; −∞ for the number −1."""
+        found: np.ndarray = np.where(numbers < 0, -np.inf, np.log(self.probabilities[numbers]))
+        return found
+
+    def draw(self, chance: np.ndarray) -> np.ndarray:
+        """Combinations from uniform numbers (n, 1)."""
+        edges = self.probabilities.cumsum()[:-1]
+        return np.searchsorted(edges, chance[:, 0], side="right")
+
+    def candidates(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and numbers of all combinations that rows (N, C) with gaps, −1, may have."""
+        allowed = np.ones((len(codes), self.most), bool)
+        for column, numbers in zip(self._codes.T, codes.T, strict=True):
+            allowed &= (numbers[:, None] < 0) | (numbers[:, None] == column)
+        none = ~allowed.any(1)
+        if none.any():
+            raise ValueError(
+                f"row {int(none.argmax())} (from 0) has a combination of categories that the "
+                "table does not have: its probability is 0"
+            )
+        rows, numbers = allowed.nonzero()
+        return rows, numbers
+
+    def words(self, parts: Sequence[Sequence[str]]) -> tuple[str, ...]:
+        """A text for each class label, from those of each column."""
+        return tuple(
+            ", ".join(part[code] for part, code in zip(parts, row, strict=True))
+            for row in self.seen.tolist()
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return all as plain JSON."""
+        return {"combinations": self.seen.tolist(), "counts": self.counts.tolist()}
 
 
 def _places(known: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -28,23 +28,14 @@ def partial_rows(
             raise ValueError(f"column {column.name!r} has infinite values in {infinite} rows")
     parts = [checked_numbers(column, raw[column.name], True) for column in table.numeric]
     values = torch.from_numpy(np.stack(parts, 1))
-    if table.combinations is None or not categories:
+    if table.categories is None or not categories:
         return values, None
     codes = [category_numbers(each, raw[each.name], gaps=True) for each in table.categorical]
     return values, torch.from_numpy(np.stack(codes, 1))
 
 
-def candidates(table: TableSchema, codes: Tensor) -> Tensor:
-    """Which of the table's combinations rows of category numbers (N, C) may have, (N, M)."""
-    assert table.combinations is not None
-    known = torch.from_numpy(table.combinations.codes)
-    allowed = torch.ones(len(codes), len(known), dtype=torch.bool)
-    for column, numbers in zip(known.T, codes.T, strict=True):
-        allowed &= (numbers[:, None] < 0) | (numbers[:, None] == column)
-    none = ~allowed.any(1)
-    if bool(none.any()):
-        raise ValueError(
-            f"row {int(none.nonzero()[0])} (from 0) has a combination of categories that the table "
-            "does not have: its probability is 0"
-        )
-    return allowed
+def candidates(table: TableSchema, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and combinations, (P,) each, that rows of category numbers (N, C) may have, in order."""
+    assert table.categories is not None
+    rows, numbers = table.categories.candidates(codes.numpy())
+    return torch.from_numpy(rows), torch.from_numpy(numbers)

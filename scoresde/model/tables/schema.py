@@ -1,12 +1,12 @@
 """The schema of a table: rows of mixed columns as real numbers and class labels, and back.
 
-A row has numeric values v (D of them) and categories, whose combination is one class label y. With
+A row has numeric values v (D of them) and categories, which one class label y combines. With
 u uniform on [0, 1), a discretized value becomes a point of its bin, x = v + u·step, and a change of
 variables z = T(x) takes bounded columns to all real numbers. A model of z given y is one of rows:
 
     log p(x, y) = log p(y) + log p_z(T(x) | y) + log|dT/dx|,
 
-with p(y) by `scoresde.model.tables.combinations`.
+with p(y) by `scoresde.model.tables.categories`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...common.checks import check_generator
+from ...common.checks import brief_repr, check_generator
 from ...common.inputs import as_floats, as_tensor
 from ...common.random import (
     PRIOR,
@@ -26,6 +26,7 @@ from ...common.random import (
     draw_seed,
 )
 from ..frames import listed
+from .categories import Categories
 from .cells import (
     as_frame,
     category_numbers,
@@ -38,13 +39,12 @@ from .columns import (
     Column,
     Numeric,
     rebuild_column,
+    shown_columns,
 )
 from .combinations import Combinations, rebuild_combinations
 from .infer import and_more
 from .maps import Maps
 from .reading import array_columns, holds_columns, raw_columns
-
-SHOWN_CATEGORIES = 4
 
 
 class TableSchema:
@@ -56,8 +56,9 @@ class TableSchema:
         In the table's order.
     shape : tuple of int
         (D,), D being the number of numeric columns: the shape of an encoded row.
-    classes : int
-        Number of different combinations of categories; 0 without categorical columns.
+    classes : int or tuple of int
+        How many categories each categorical column has, a number if there is one column; 0 without
+        categorical columns.
     of_array : bool
         Whether rows may be arrays, as the table was one: (N, columns), in the table's order.
     steps : Tensor, shape (D,), float64
@@ -76,14 +77,14 @@ class TableSchema:
     def __init__(
         self,
         columns: Sequence[Column],
-        combinations: Combinations | None,
+        categories: Categories | Combinations | None,
         of_array: bool = False,
     ) -> None:
         self.of_array = of_array
         self.columns = tuple(columns)
         self.numeric = tuple(each for each in columns if isinstance(each, Numeric))
         self.categorical = tuple(each for each in columns if isinstance(each, Categorical))
-        self.combinations = combinations
+        self.categories = categories
         if not self.numeric:
             raise ValueError(
                 "the table has no numeric column, and a density is of numbers: take the "
@@ -91,7 +92,9 @@ class TableSchema:
             )
         self.maps = Maps(self.numeric)
         self.shape = (len(self.numeric),)
-        self.classes = 0 if combinations is None else len(combinations)
+        self.classes: int | tuple[int, ...] = 0
+        if categories is not None:
+            self.classes = categories.classes
         self.steps = self._encoded_steps()
 
     def encode(
@@ -111,14 +114,14 @@ class TableSchema:
         z : Tensor, shape (N, D), float64
             The numeric columns, in the table's order.
         labels : Tensor of int64, shape (N,), or None
-            Condition `y`: the number of the combination of categories, or of the most similar one
-            that occurred in the table; None for a table without categorical columns.
+            Condition `y`: the number of the combination of categories; None for a table without
+            categorical columns.
 
         Raises
         ------
         TypeError, ValueError
             For columns that are lacking or of another kind, missing or infinite values, values
-            outside stated bounds, and categories or combinations that the table does not have.
+            outside stated bounds, and categories that the table does not have.
 
         Examples
         --------
@@ -137,7 +140,7 @@ class TableSchema:
                 "that the table does not have: its probability is 0"
             )
         if found is not None:
-            labels = self.labels[found]
+            labels = self.labels(found)
         return self.maps.forward(self.noisy(values, generator)), labels
 
     def log_det(self, z: Tensor) -> Tensor:
@@ -198,19 +201,49 @@ class TableSchema:
         found: dict[str, Any] = {}
         for j, column in enumerate(self.numeric):
             found[column.name] = restored_numbers(column, x[:, j])
-        if labels is not None and self.combinations is not None:
+        if labels is not None and self.categories is not None:
             numbers = np.asarray(as_tensor(labels, "labels").detach().cpu())
-            most = len(self.combinations.codes)
+            most = self.categories.most
             fits = numbers.shape == (len(x),) and numbers.dtype.kind in "iu"
             if not fits or not ((numbers >= 0) & (numbers < most)).all():
-                raise ValueError(
-                    f"labels are {len(x)} integers from 0 to {self.classes - 1}, one a row"
-                )
-            codes = self.combinations.codes[numbers]
+                raise ValueError(f"labels are {len(x)} integers from 0 to {most - 1}, one a row")
+            codes = self.categories.codes(numbers)
             for j, each in enumerate(self.categorical):
                 found[each.name] = restored_words(each, codes[:, j])
         names = [each.name for each in self.columns if each.name in found]
         return as_frame({name: found[name] for name in names})
+
+    def label(self, categories: Mapping[str, Any]) -> int:
+        """Return the class label of a combination of categories, for `sde.given(y=...)`.
+
+        Parameters
+        ----------
+        categories : mapping of str to category
+            One of each categorical column, by its name.
+
+        Returns
+        -------
+        int
+
+        Raises
+        ------
+        TypeError, ValueError
+            For columns that are lacking, and categories that the table does not have.
+
+        Examples
+        --------
+        >>> rows = {"x": [0.5, 2.0, 1.3], "kind": ["a", "b", "a"], "size": ["s", "s", "l"]}
+        >>> scoresde.Table(rows).label({"kind": "b", "size": "l"})
+        2
+        """
+        if self.categories is None:
+            raise ValueError("the table has no categorical columns")
+        names = [each.name for each in self.categorical]
+        if not isinstance(categories, Mapping):
+            raise TypeError(f"wanted a mapping of {listed(names)}, got {brief_repr(categories)}")
+        raw = raw_columns({name: [word] for name, word in categories.items()}, names)
+        codes = np.stack([category_numbers(c, raw[c.name]) for c in self.categorical], 1)
+        return int(self.labels(torch.from_numpy(self.categories.find(codes)))[0])
 
     def restored(self, z: Tensor) -> Tensor:
         """The values (N, D) of encoded rows, rounded down to their steps, in float64."""
@@ -232,10 +265,10 @@ class TableSchema:
         raw = raw_columns(frame, needed)
         parts = [checked_numbers(column, raw[column.name], gaps) for column in self.numeric]
         values = torch.from_numpy(np.stack(parts, 1))
-        if self.combinations is None or not categories:
+        if self.categories is None or not categories:
             return values, None
         codes = np.stack([category_numbers(c, raw[c.name]) for c in categorical], 1)
-        return values, torch.from_numpy(self.combinations.find(codes))
+        return values, torch.from_numpy(self.categories.find(codes))
 
     def takes(self, rows: Any) -> bool:
         """Whether an argument is rows, not encoded: columns by name, or an array of them."""
@@ -265,36 +298,30 @@ class TableSchema:
         normal = Noise(draw_seed(generator), PRIOR, 0, len(values), self.shape[0], like)()
         return self.maps.noisy(values, torch.special.ndtr(normal).to(values))
 
-    def draw_combinations(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+    def draw_categories(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw n combinations; number i depends on the generator and i alone."""
-        assert self.combinations is not None
+        assert self.categories is not None
         like = torch.empty(0, dtype=torch.float64, device="cpu")
-        normal = Noise(draw_seed(generator), PRIOR, 0, n, 1, like)()
-        edges = self.log_probabilities.exp().cumsum(0)[:-1]
-        return torch.bucketize(torch.special.ndtr(normal)[:, 0], edges, right=True)
+        normal = Noise(draw_seed(generator), PRIOR, 0, n, self.categories.chances, like)()
+        chance = torch.special.ndtr(normal).numpy()
+        return torch.from_numpy(self.categories.draw(chance.reshape(n, -1)))
 
-    @property
-    def labels(self) -> Tensor:
-        """The class label of each combination, int64."""
-        assert self.combinations is not None
-        return torch.from_numpy(self.combinations.labels)
+    def labels(self, combinations: Tensor) -> Tensor:
+        """The class labels of combinations (N,), int64."""
+        assert self.categories is not None
+        return torch.from_numpy(self.categories.labels(combinations.cpu().numpy()))
 
-    @property
-    def log_probabilities(self) -> Tensor:
-        """log p(y) of each combination, those that never occurred last; float64."""
-        assert self.combinations is not None
-        return torch.from_numpy(self.combinations.probabilities).log()
+    def category_log_prob(self, combinations: Tensor) -> Tensor:
+        """log p(y) of combinations (N,), −∞ for those that are impossible; float64."""
+        assert self.categories is not None
+        return torch.from_numpy(self.categories.log_prob(combinations.cpu().numpy()))
 
     @property
     def words(self) -> tuple[str, ...]:
-        """A text for each combination of categories, such as "Ideal, E"; different ones."""
-        if self.combinations is None:
+        """A text for each class label, such as "Ideal, E"; none beyond 1,000, or if two agree."""
+        if self.categories is None:
             return ()
-        parts = [[str(word) for word in each.categories] for each in self.categorical]
-        found = tuple(
-            ", ".join(part[code] for part, code in zip(parts, codes, strict=True))
-            for codes in self.combinations.seen.tolist()
-        )
+        found = self.categories.words([[*map(str, c.categories)] for c in self.categorical])
         return found if len({*found}) == len(found) else ()
 
     def _encoded_steps(self) -> Tensor:
@@ -315,9 +342,8 @@ class TableSchema:
         about: dict[str, Any] = {"columns": [column.describe() for column in self.columns]}
         if self.of_array:
             about["array"] = True
-        if self.combinations is not None:
-            about["combinations"] = self.combinations.seen.tolist()
-            about["counts"] = self.combinations.counts.tolist()
+        if self.categories is not None:
+            about |= self.categories.describe()
         return about
 
     @staticmethod
@@ -325,9 +351,9 @@ class TableSchema:
         """Return the schema that `describe` wrote, checked as data from a stranger."""
         if about is None:
             return None
-        known = {"columns", "combinations", "counts", "array"}
+        known = {"columns", "categories", "combinations", "counts", "array"}
         if not isinstance(about, Mapping) or not {"columns"} <= about.keys() <= known:
-            raise ValueError("its table is not one of columns, combinations and counts")
+            raise ValueError("its table is not one of columns and categories")
         of_array = about.get("array", False)
         if type(of_array) is not bool:
             raise ValueError("its table says neither that it is of an array nor that it isn't")
@@ -339,8 +365,7 @@ class TableSchema:
             raise ValueError("its table has two columns of one name")
         categorical = [each for each in columns if isinstance(each, Categorical)]
         sizes = [len(each.categories) for each in categorical]
-        combinations = rebuild_combinations(about, sizes)
-        found = TableSchema(columns, combinations, of_array)
+        found = TableSchema(columns, _rebuild_categories(about, sizes), of_array)
         if found.shape != tuple(shape):
             raise ValueError(
                 f"its table has {found.shape[0]} numeric columns, and a sample has shape {shape}"
@@ -349,51 +374,25 @@ class TableSchema:
 
     def schema(self) -> TableSchema:
         """Return the schema alone, without rows."""
-        return TableSchema(self.columns, self.combinations, self.of_array)
+        return TableSchema(self.columns, self.categories, self.of_array)
 
     def __repr__(self) -> str:
         """A line for each column: name, dtype, kind, range or categories."""
         title = f"{type(self).__name__}: {self._size()}"
-        lines = [(each.name, each.dtype, str(each), _range(each)) for each in self.columns]
-        widths = [max(len(line[i]) for line in lines) for i in range(3)]
-        texts = []
-        for line in lines:
-            cells = [cell.ljust(width) for cell, width in zip(line[:3], widths, strict=True)]
-            texts.append("  ".join(["", *cells, line[3]]).rstrip())
-        return "\n".join([title, *texts])
+        return "\n".join([title, *shown_columns(self.columns)])
 
     def _size(self) -> str:
         """How many columns of each kind."""
-        text = f"{len(self.numeric)} numeric columns"
-        if self.categorical:
-            text += f", {len(self.categorical)} categorical in {self.classes} combinations"
-        return text
+        more = f", {len(self.categorical)} categorical" if self.categorical else ""
+        return f"{len(self.numeric)} numeric columns{more}"
 
 
-def check_network(sde: Any, table: TableSchema) -> None:
-    """Raise ValueError unless a model's shape and classes are those of a table."""
-    if sde.shape != table.shape:
-        raise ValueError(
-            f"the table has {table.shape[0]} numeric columns, and the model the shape {sde.shape}: "
-            "build(..., shape=table.shape, classes=table.classes)"
-        )
-    if not table.classes:
-        return
-    try:
-        if not sde.takes_condition("y"):
-            raise ValueError("it takes no labels y")
-        sde.interface.check_values({"y": torch.tensor([table.classes - 1], device="cpu")})
-    except ValueError as error:
-        raise ValueError(
-            f"the table has {table.classes} combinations of categories, and the network does not "
-            f"tell them apart ({error}): build(..., shape=table.shape, classes=table.classes)"
-        ) from None
-
-
-def _range(column: Column) -> str:
-    """The range of numbers, or the first categories."""
-    if isinstance(column, Numeric):
-        return f"{column.seen[0]:g} … {column.seen[1]:g}"
-    words = [str(word) for word in column.categories[:SHOWN_CATEGORIES]]
-    more = ", …" if len(column.categories) > SHOWN_CATEGORIES else ""
-    return ", ".join(words) + more
+def _rebuild_categories(
+    about: Mapping[str, Any], sizes: Sequence[int]
+) -> Categories | Combinations | None:
+    """Categories of a file, of this or an earlier version, checked."""
+    if "categories" not in about:
+        return rebuild_combinations(about, sizes)
+    if not sizes or {"combinations", "counts"} & about.keys():
+        raise ValueError("its table has counts of categories that can't be")
+    return Categories.rebuild(about["categories"], sizes)

@@ -1,0 +1,61 @@
+"""A vector for each class label, or for each of the categories that a label combines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..common.checks import whole_number
+from .options import whole_numbers
+
+LARGEST = 2**53
+"""Labels are exact below it, also where they pass through floats."""
+
+
+def number_of_labels(classes: object) -> int:
+    """How many labels `classes` stands for: itself, or the product of a tuple."""
+    if isinstance(classes, Sequence) and not isinstance(classes, str):
+        sizes = whole_numbers("classes", classes, "(5, 7)")
+        if not sizes or math.prod(sizes) >= LARGEST:
+            raise ValueError(
+                f"classes has {len(sizes)} entries whose product is {math.prod(sizes):.3g}: wanted "
+                "at least one, and fewer than 2^53 combinations"
+            )
+        return math.prod(sizes)
+    return whole_number("classes", classes, 0)
+
+
+class CombinedLabels(nn.Embedding):
+    """The sum of a vector for each category that a label combines.
+
+    A label is (…(c_1·s_2 + c_2)·s_3 + …)·s_C + c_C, with c_j from 0 to s_j − 1, and Π s_j itself
+    means "no label". Vectors start at zero: a category of few rows adds no noise.
+    """
+
+    def __init__(self, sizes: Sequence[int], width: int) -> None:
+        super().__init__(sum(sizes) + 1, width)
+        nn.init.zeros_(self.weight)
+        self.sizes = tuple(sizes)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Vectors (B, width) of labels (B,)."""
+        rows = []
+        rest = labels
+        for j in reversed(range(len(self.sizes))):
+            rows.append(rest % self.sizes[j] + sum(self.sizes[:j]))
+            rest = rest.div(self.sizes[j], rounding_mode="floor")
+        known = super().forward(torch.stack(rows, 1)).sum(1)
+        return torch.where((rest > 0).unsqueeze(1), self.weight[-1], known)  # Π s_j: no label
+
+
+def label_table(classes: int | Sequence[int], width: int) -> nn.Embedding | None:
+    """Vectors of labels, and one of "no label" in the last row; None without classes."""
+    count = number_of_labels(classes)
+    if not count:
+        return None
+    if isinstance(classes, Sequence):
+        return CombinedLabels(whole_numbers("classes", classes, "(5, 7)"), width)
+    return nn.Embedding(count + 1, width)
