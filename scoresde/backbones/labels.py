@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..common.checks import whole_number
-from .options import whole_numbers
 
 LARGEST = 2**53
 """Labels are exact below it, also where they pass through floats."""
@@ -17,12 +16,12 @@ LARGEST = 2**53
 
 def number_of_labels(classes: object) -> int:
     """How many labels `classes` stands for: itself, or the product of a tuple."""
-    if isinstance(classes, Sequence) and not isinstance(classes, str):
-        sizes = whole_numbers("classes", classes, "(5, 7)")
-        if not sizes or math.prod(sizes) >= LARGEST:
+    if isinstance(classes, list | tuple):
+        sizes = [whole_number("classes", size) for size in classes]
+        if len(sizes) < 2 or math.prod(sizes) >= LARGEST:
             raise ValueError(
-                f"classes has {len(sizes)} entries whose product is {math.prod(sizes):.3g}: wanted "
-                "at least one, and fewer than 2^53 combinations"
+                f"classes is a number, or at least two of fewer than 2^53 combinations, got "
+                f"{len(sizes)} with {math.prod(sizes):.3g}"
             )
         return math.prod(sizes)
     return whole_number("classes", classes, 0)
@@ -32,13 +31,13 @@ class CombinedLabels(nn.Embedding):
     """The sum of a vector for each category that a label combines.
 
     A label is (…(c_1·s_2 + c_2)·s_3 + …)·s_C + c_C, with c_j from 0 to s_j − 1, and Π s_j itself
-    means "no label". Vectors start at zero: a category of few rows adds no noise.
+    means "no label". Vectors start at zero, so that a category of few rows adds no noise.
     """
 
     def __init__(self, sizes: Sequence[int], width: int) -> None:
         super().__init__(sum(sizes) + 1, width)
         nn.init.zeros_(self.weight)
-        self.sizes = tuple(sizes)
+        self.sizes = tuple(map(int, sizes))
 
     def forward(self, labels: Tensor) -> Tensor:
         """Vectors (B, width) of labels (B,)."""
@@ -56,6 +55,6 @@ def label_table(classes: int | Sequence[int], width: int) -> nn.Embedding | None
     count = number_of_labels(classes)
     if not count:
         return None
-    if isinstance(classes, Sequence):
-        return CombinedLabels(whole_numbers("classes", classes, "(5, 7)"), width)
+    if isinstance(classes, list | tuple):
+        return CombinedLabels(classes, width)
     return nn.Embedding(count + 1, width)

@@ -102,7 +102,7 @@ class MLP(ExactWaves):
         Whether to fade them. False for models that are sharp where the noise is greatest: flows
         from another source than noise, and reflowed or distilled flows.
     classes : int or tuple of int
-        If positive, the network takes a label `y` in 0 … classes − 1; sizes: see `Embedding`.
+        Number of labels `y`, shape (B,); a tuple is that of `Table.classes`. 0 for none.
     waves : str
         Frequencies for the noise label t: "sinusoidal", from 0.2 to 4 radians per unit in a
         geometric row, or "fourier", random ones, N(0, 2²).
@@ -184,7 +184,8 @@ class MLP(ExactWaves):
         self.blur = blur
         self.classes = number_of_labels(classes)
         self.condition_dropout = condition_dropout
-        if label := label_table(classes, width):
+        label = label_table(classes, width)
+        if label is not None:
             self.label = label
             nn.init.zeros_(label.weight)
         self.vectors = vector

@@ -86,7 +86,11 @@ def with_constants(sde: Model, texts: dict[str, str]) -> Model:
             given[name] = text
             continue
         try:
-            value = torch.as_tensor(_parsed(f"{name}={text}", text))
+            parsed = _parsed(f"{name}={text}", text)
+            if isinstance(parsed, dict) and name == "y" and sde.table is not None:
+                given[name] = parsed
+                continue
+            value = torch.as_tensor(parsed)
         except (json.JSONDecodeError, TypeError, RuntimeError):
             known = f"or one of {', '.join(words[:20])}, " if words else ""
             raise ValueError(

@@ -69,6 +69,9 @@ FOREIGN_ARGUMENTS: dict[str, str] = {
 """Arguments of other libraries by name, and what to write here instead."""
 
 
+MOST_LISTED = 60
+
+
 def nearest(name: str, choices: Iterable[str], unlisted: Iterable[str] = ()) -> str:
     """The end of "unknown name" messages: the nearest name, if any is near, and all choices."""
     choices = sorted(choices)
@@ -77,7 +80,8 @@ def nearest(name: str, choices: Iterable[str], unlisted: Iterable[str] = ()) -> 
         return "It takes none."
     near = difflib.get_close_matches(plain_name(str(name)), plain, n=1, cutoff=0.5)
     hint = f"Did you mean {plain[near[0]]!r}? " if near else ""
-    return f"{hint}There are: {', '.join(choices)}."
+    more = f" and {len(choices) - MOST_LISTED:,} more" if len(choices) > MOST_LISTED else ""
+    return f"{hint}There are: {', '.join(choices[:MOST_LISTED])}{more}."
 
 
 def choose(kind: str, name: object, choices: Iterable[str]) -> str:

@@ -51,8 +51,8 @@ class Table(TableSchema):
       log p(row) = log p(y) + log p(x | y), where y numbers the combinations of categories. The
       network learns a vector of each category, and adds up those of a combination. p(y) is a
       mixture of the shares of combinations that occurred more than once, and of a tree of columns,
-      each given its parent, the tree of greatest mutual information: any combination of categories
-      has a probability. See `scoresde.model.tables.categories`.
+      each depending on one other, the tree of greatest mutual information: every combination of
+      categories that occurred has a probability. See `scoresde.model.tables.categories`.
 
     Parameters
     ----------
@@ -83,7 +83,8 @@ class Table(TableSchema):
     TypeError, ValueError
         For no rows, two columns of one name, a column that is constant, infinite somewhere or
         missing, values outside their bounds or off their step, no numeric column, a categorical
-        column of more than 100 words that hardly come twice, or 2^53 combinations of categories.
+        column of more than 100 categories with fewer than two rows each on average, or 2^53
+        combinations of categories.
 
     Warns
     -----
@@ -141,7 +142,7 @@ class Table(TableSchema):
         if categorical:
             codes = [category_numbers(each, raw[each.name]) for each in categorical]
             sizes = [len(each.categories) for each in categorical]
-            _refuse_names(categorical, len(codes[0]))
+            _refuse_rare(categorical, codes)
             counted = Categories.of(np.stack(codes, 1), sizes)
         super().__init__(columns, counted, of_array)
         self.frame = frame
@@ -206,10 +207,11 @@ class Table(TableSchema):
         return f"{len(self):,} rows, {super()._size()}"
 
 
-def _refuse_names(columns: Collection[Categorical], rows: int) -> None:
-    """Raise for a column whose words hardly come twice, such as names."""
-    for column in columns:
-        words = len(column.categories)
+def _refuse_rare(columns: Collection[Categorical], codes: Collection[np.ndarray]) -> None:
+    """Raise for a column that has fewer than two rows of each category, such as names."""
+    for column, numbers in zip(columns, codes, strict=True):
+        rows = len(numbers)
+        words = len(np.unique(numbers))
         if words > MOST_SINGLE_WORDS and 2 * words > rows:
             raise ValueError(
                 f"column {column.name!r} has {words:,} different categories in {rows:,} rows, too "
@@ -271,8 +273,8 @@ def keep_schema(sde: Trainable, data: Any) -> None:
     """Keep a table's schema in a model that has none; raise if the model knows another."""
     if not isinstance(data, Table):
         return
-    check_network(sde, data)
     if sde.table is None:
+        check_network(sde, data)
         if bool(sde.measured):
             raise ValueError(
                 "this model was fitted to data without a schema: take a new model for a table"
@@ -307,10 +309,5 @@ def training_rows(
         values = values.float()
     given = dict(given or {})
     if found is not None:
-        if bool((found < 0).any()):
-            raise ValueError(
-                f"{int((found < 0).sum())} rows have combinations of categories that the model's "
-                "table does not have: drop them"
-            )
-        given["y"] = Labels(table.labels(found).numpy(), table.words)
+        given["y"] = Labels(table.possible(found).numpy(), table.words)
     return values, given

@@ -182,8 +182,11 @@ def _drawn(
     if model.condition_rows > 1:
         part = model.select_conditions(open_rows)
     sums = of_categories(part, table, z[open_rows], codes[open_rows], POINTS, chance, {})
-    place = torch.multinomial(sums.log_prob.softmax(1), 1, generator=chance)
-    found[open_rows] = sums.combinations.gather(1, place)[:, 0]
+    shares = (sums.log_prob - sums.summed(len(open_rows))[sums.rows]).exp()
+    ends = sums.rows.bincount(minlength=len(open_rows)).cumsum(0)
+    target = torch.arange(len(open_rows)) + torch.rand(len(open_rows), generator=chance)
+    place = torch.searchsorted(shares.cumsum(0), target.double())
+    found[open_rows] = sums.combinations[torch.minimum(place, ends - 1)]
     return found
 
 

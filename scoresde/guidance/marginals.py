@@ -79,11 +79,19 @@ class Marginal(NamedTuple):
 
 
 class OfCategories(NamedTuple):
-    """log p(c) + log p(x_seen | c) for the combinations c that rows allow, (N, M); padded by −∞."""
+    """log p(c) + log p(x_seen | c) of each row with each combination c that it allows, (P,)."""
 
+    rows: Tensor
+    combinations: Tensor
     log_prob: Tensor
     stderr: Tensor
-    combinations: Tensor
+
+    def summed(self, count: int) -> Tensor:
+        """log Σ_c of so many rows."""
+        blank = torch.full((count,), -math.inf, dtype=torch.float64)
+        top = blank.scatter_reduce(0, self.rows, self.log_prob, "amax")
+        parts = (self.log_prob - top[self.rows]).exp()
+        return top + torch.zeros_like(blank).index_add(0, self.rows, parts).log()
 
 
 @takes_seed
@@ -194,9 +202,11 @@ def _of_frame(
     if codes is None:
         log_p, stderr = of_columns(model, z, draws, generator, how)
         return Marginal(log_p + slopes, stderr)
-    each, error, _ = of_categories(model, table, z, codes, draws, generator, how)
-    stderr = (each.softmax(1).nan_to_num() * error).square().sum(1).sqrt()
-    return Marginal(each.logsumexp(1) + slopes, stderr)
+    sums = of_categories(model, table, z, codes, draws, generator, how)
+    log_p = sums.summed(len(z))
+    parts = ((sums.log_prob - log_p[sums.rows]).exp() * sums.stderr).square()
+    stderr = torch.zeros_like(log_p).index_add(0, sums.rows, parts).sqrt()
+    return Marginal(log_p + slopes, stderr)
 
 
 def of_categories(
@@ -217,16 +227,8 @@ def of_categories(
     given = model.select_conditions(row).given(y=label)
     density = torch.stack(of_columns(given, z[row], draws, generator, how))
     density = density[:, place.reshape(-1)]
-    counts = rows.bincount(minlength=len(z))
-    column = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-    shape = (len(z), int(counts.max()))
-    log_p = torch.full(shape, -math.inf, dtype=torch.float64)
-    log_p[rows, column] = density[0] + table.category_log_prob(numbers)
-    stderr = torch.zeros(shape, dtype=torch.float64)
-    stderr[rows, column] = density[1]
-    combinations = torch.zeros(shape, dtype=torch.int64)
-    combinations[rows, column] = numbers
-    return OfCategories(log_p, stderr, combinations)
+    log_p, stderr = density
+    return OfCategories(rows, numbers, log_p + table.category_log_prob(numbers), stderr)
 
 
 def of_columns(

@@ -43,7 +43,7 @@ def posterior(
     *,
     sde: ScoreSDE | None = None,
     bounds: str = "transform",
-    held_out: float = 0.1,
+    held_out: float = 0.05,
     patience: int = 4,
     steps: int | str = 5000,
     lr: float = 2e-3,
@@ -122,7 +122,7 @@ def posterior(
     torch.Size([1000, 2])
     """
     choose("bounds", bounds, BOUNDS)
-    real_number("held_out", held_out, 0, MOST_HELD_OUT, closed=True, hint="try 0.1")
+    real_number("held_out", held_out, 0, MOST_HELD_OUT, closed=True, hint="try 0.05")
     _check_own({**how})
     check_generator(generator)
     known = as_prior(prior)

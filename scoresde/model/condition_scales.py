@@ -116,6 +116,8 @@ def checked(sde: Any, condition: Mapping[str, Any], rows: int | None = None) -> 
     shapes |= sde.interface.condition_shapes or {}
     found = {}
     for name, given in condition.items():
+        if name == "y" and isinstance(given, Mapping) and sde.table is not None:
+            given = sde.table.label(given)
         value = as_condition(sde.schema.condition(name, given), name)
         shape = shapes.get(name)
         one_for_all = value.ndim == 0 or tuple(value.shape) == shape

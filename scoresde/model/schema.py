@@ -210,7 +210,8 @@ class Schema:
         wrong = [word for word in value.words if word not in known and word in used]
         if wrong and not known:
             raise ValueError(
-                f"condition {name!r} is numbers in this model, got words such as {wrong[0]!r}"
+                f"condition {name!r} is numbers in this model, got words such as {wrong[0]!r}; "
+                "categories of a table are given by column, y={'column': word, …}"
             )
         if wrong:
             raise ValueError(

@@ -23,17 +23,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
+from ...backbones.labels import LARGEST
 from .category_tree import CategoryTree
 
-LARGEST_LABEL = 2**53
-"""Labels are exact below it, also where they pass through floats."""
+TINY = 1e-300
+"""Probability of a combination that is left out of the only two rows with it."""
 MOST_WORDS = 1000
 """Combinations that have a name each."""
 ROUNDS = 200
 """Of expectation maximization for ε."""
 MOST_CANDIDATES = 100_000
-"""Combinations that rows with gaps may have, together."""
+"""Combinations that rows with gaps may have, in all."""
 
 
 class Categories:
@@ -68,8 +70,8 @@ class Categories:
         often = counts > 1
         if len(sizes) == 1 or not often.any():
             return Categories(tree, numbers[:0], counts[:0], 1.0)
-        left_out = np.where(counts > 2, (counts - 1) / (counts[often].sum() - 1), 0.0)
-        share = _share(left_out, np.exp(tree.left_out(codes[at])), counts)
+        left_out = np.log(np.where(counts > 2, (counts - 1) / (counts[often].sum() - 1), TINY))
+        share = _share(left_out, tree.left_out(codes[at]), counts)
         return Categories(tree, numbers[often], counts[often], share)
 
     @property
@@ -127,9 +129,10 @@ class Categories:
         gaps = codes < 0
         sizes = np.array(self.sizes)
         counts = np.where(gaps, sizes, 1).prod(1, dtype=float)
-        if counts.sum() > max(MOST_CANDIDATES, len(codes)):
+        total = counts[gaps.any(1)].sum()
+        if total > MOST_CANDIDATES:
             raise ValueError(
-                f"{int(gaps.any(1).sum())} rows lack categories and may have {counts.sum():.3g} "
+                f"rows that lack categories ({int(gaps.any(1).sum())}) may have {total:.3g} "
                 f"combinations, and {MOST_CANDIDATES:,} are compared at once: give fewer rows, or "
                 "fill in some columns"
             )
@@ -173,7 +176,7 @@ class Categories:
         if not lists or len(numbers) != len(counts):
             raise wrong
         whole = all(type(each) is int for each in (*numbers, *counts))
-        if not whole or not all(1 < each < 2**53 for each in counts):
+        if not whole or not all(each > 1 for each in counts) or sum(counts) >= LARGEST:
             raise wrong
         ordered = all(a < b for a, b in itertools.pairwise(numbers))
         inside = not numbers or (numbers[0] >= 0 and numbers[-1] < math.prod(sizes))
@@ -194,19 +197,23 @@ def numbered(codes: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
 
 def check_labels_fit(sizes: Sequence[int]) -> None:
     """Raise unless all combinations have a number."""
-    if math.prod(sizes) >= LARGEST_LABEL:
+    if math.prod(sizes) >= LARGEST:
         raise ValueError(
-            f"the categorical columns have {' × '.join(map(str, sizes))} categories, more than "
-            "2^53 combinations: leave columns out, join rare categories, or give integers as "
-            "numbers"
+            f"the {len(sizes)} categorical columns have {math.prod(sizes):.2g} combinations, and "
+            "labels end at 2^53: leave columns out, join rare categories, drop those that no row "
+            "has, df[name].cat.remove_unused_categories(), or give integers as numbers"
         )
 
 
 def _share(often: np.ndarray, tree: np.ndarray, counts: np.ndarray) -> float:
-    """The ε under which combinations with these probabilities and counts are most probable."""
+    """The ε under which combinations with these log p and counts are most probable."""
     total = counts.sum()
+    never = often <= math.log(TINY)
+    sure = float(counts[never].sum())
+    counts, ahead = counts[~never], (often - tree)[~never]
     share = 0.5
     for _ in range(ROUNDS):
-        mixed = (1 - share) * often + share * tree
-        share = float((counts * share * tree / mixed).sum() / total)
-    return max(share, 0.5 / (float(total) + 1))
+        of_tree = expit(math.log(share) - math.log1p(-share) - ahead)
+        share = (sure + float((counts * of_tree).sum())) / float(total)
+        share = min(max(share, 0.5 / (float(total) + 1)), 1 - 1e-9)
+    return share

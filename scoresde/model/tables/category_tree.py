@@ -7,6 +7,7 @@ without a parent has b = 0.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,9 @@ import numpy as np
 
 STRENGTHS = tuple(2.0**k for k in range(-1, 11))
 """The values of κ."""
+GAIN = 8.0
+"""Nats, over all rows, by which a column is likelier given its parent, beside log of the number of
+pairs of columns: by chance the best of so many has some nats."""
 
 
 class Edge:
@@ -33,23 +37,32 @@ class Edge:
         self.pairs = pairs
         self.counts = counts
         self.strength = strength
-        self.below = np.bincount(pairs % size, counts, size) / counts.sum()
+        self.rows = int(counts.sum())
+        self.below = np.bincount(pairs % size, counts, size) / self.rows
         self.above = np.bincount(pairs // size, counts, above)
         self.until = np.concatenate([[0], counts.cumsum()])
 
     @staticmethod
     def of(column: np.ndarray, size: int, parent: np.ndarray, above: int) -> Edge:
         """Of the category numbers in rows; its κ is the best of STRENGTHS if rows are left out."""
-        pairs, counts = np.unique(parent * size + column, return_counts=True)
+        pairs, counts = counted(parent * size + column, size * above)
         edges = [Edge(size, above, pairs, counts, strength) for strength in STRENGTHS]
-        return max(edges, key=lambda edge: float((counts * edge.left_out(pairs)).sum()))
+        return max(edges, key=lambda edge: edge.score)
+
+    @functools.cached_property
+    def score(self) -> float:
+        """The sum over rows of log p(a | b), each left out in turn."""
+        return float((self.counts * self.left_out(self.pairs)).sum())
 
     def log_prob(self, pairs: np.ndarray, left_out: int = 0) -> np.ndarray:
         """log p(a | b) of pairs, from the counts of so many rows fewer with each of them."""
         place = np.searchsorted(self.pairs, pairs).clip(max=len(self.pairs) - 1)
         same = np.where(self.pairs[place] == pairs, self.counts[place], 0) - left_out
         rows = self.above[pairs // self.size] - left_out
-        smooth = self.strength * self.below[pairs % self.size]
+        below = self.below[pairs % self.size]
+        if left_out:  # once, not twice; ½ for a category that occurred once
+            below = (self.rows * below - left_out).clip(0.5) / (self.rows - left_out + 1e-9)
+        smooth = self.strength * below
         found = (same + smooth) / (rows + self.strength)
         logs: np.ndarray = np.log(found, out=np.full(len(found), -np.inf), where=found > 0)
         return logs
@@ -90,8 +103,11 @@ class CategoryTree:
         parents = _greatest_tree(_mutual_information(codes, sizes))
         edges = []
         for j, parent in enumerate(parents):
-            above, size = _above(codes, sizes, parent)
-            edges.append(Edge.of(codes[:, j], sizes[j], above, size))
+            alone = Edge.of(codes[:, j], sizes[j], *_above(codes, sizes, -1))
+            edge = Edge.of(codes[:, j], sizes[j], *_above(codes, sizes, parent))
+            if edge.score <= alone.score + GAIN + math.log(math.comb(len(sizes), 2) or 1):
+                parents[j], edge = -1, alone
+            edges.append(edge)
         return CategoryTree(sizes, parents, edges)
 
     def log_prob(self, codes: np.ndarray) -> np.ndarray:
@@ -167,6 +183,15 @@ def _rebuild_edge(about: Mapping[str, Any], size: int, above: int) -> Edge | Non
     return Edge(size, above, np.array(pairs, np.int64), np.array(counts, np.int64), strength)
 
 
+def counted(numbers: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers below `most` that occur, in order, and how often."""
+    if most > 4 * len(numbers):
+        return np.unique(numbers, return_counts=True)
+    counts = np.bincount(numbers, minlength=most)
+    found = counts.nonzero()[0]
+    return found, counts[found]
+
+
 def _above(codes: np.ndarray, sizes: Sequence[int], parent: int) -> tuple[np.ndarray, int]:
     """The parent's category in each row, and how many it has; one for all without a parent."""
     if parent < 0:
@@ -186,13 +211,13 @@ def _mutual_information(codes: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     """That of each pair of columns in nats (C, C), less what independent ones have by chance."""
     n, count = codes.shape
     found = np.zeros((count, count))
+    alone = [np.bincount(column) for column in codes.T]
+    used = [np.count_nonzero(counts) - 1 for counts in alone]
     for i, j in itertools.combinations(range(count), 2):
-        pairs, both = np.unique(codes[:, i] * sizes[j] + codes[:, j], return_counts=True)
-        first = np.bincount(codes[:, i])[pairs // sizes[j]]
-        second = np.bincount(codes[:, j])[pairs % sizes[j]]
-        whole = float((both / n * np.log(both * n / (first * second))).sum())
-        used = [len(np.unique(codes[:, k])) - 1 for k in (i, j)]
-        found[i, j] = found[j, i] = whole - math.prod(used) / (2 * n)
+        pairs, both = counted(codes[:, i] * sizes[j] + codes[:, j], sizes[i] * sizes[j])
+        apart = alone[i][pairs // sizes[j]] * alone[j][pairs % sizes[j]]
+        whole = float((both / n * np.log(both * n / apart)).sum())
+        found[i, j] = found[j, i] = whole - used[i] * used[j] / (2 * n)
     return found
 
 

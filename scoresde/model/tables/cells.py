@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ...common.checks import brief_repr
 from ...common.names import nearest
+from ..frames import listed
 from .columns import (
     Categorical,
     Numeric,
     grid_values,
 )
 from .infer import check_bounds, on_grid
-from .reading import RawColumn
+from .reading import RawColumn, raw_columns
 
 
 def category_numbers(
@@ -51,6 +53,26 @@ def category_numbers(
             f"column {column.name!r} has {word!r}, which the table does not have. {hint}"
         )
     return codes
+
+
+def combination(columns: Sequence[Categorical], categories: Any) -> np.ndarray:
+    """The category numbers (1, C) of one category of each column, by name; checked."""
+    names = [column.name for column in columns]
+    if not isinstance(categories, Mapping):
+        raise TypeError(
+            f"categories are a mapping of {listed(names)}, got {brief_repr(categories)}"
+        )
+    if categories.keys() != {*names}:
+        raise ValueError(
+            f"categories are one of each of {listed(names)}, got {listed(map(str, categories))}"
+        )
+    codes = []
+    for column in columns:
+        word = categories[column.name]
+        if not isinstance(word, str | bool | int | float | np.generic) or word != word:
+            raise TypeError(f"column {column.name!r} has {brief_repr(word)}, which is no category")
+        codes.append(category_numbers(column, raw_columns({column.name: [word]})[column.name]))
+    return np.stack(codes, 1)
 
 
 def missing_text(raw: RawColumn) -> str:

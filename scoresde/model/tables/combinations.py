@@ -80,12 +80,6 @@ class Combinations:
         allowed = np.ones((len(codes), self.most), bool)
         for column, numbers in zip(self._codes.T, codes.T, strict=True):
             allowed &= (numbers[:, None] < 0) | (numbers[:, None] == column)
-        none = ~allowed.any(1)
-        if none.any():
-            raise ValueError(
-                f"row {int(none.argmax())} (from 0) has a combination of categories that the "
-                "table does not have: its probability is 0"
-            )
         rows, numbers = allowed.nonzero()
         return rows, numbers
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 
+from ...backbones.labels import CombinedLabels, number_of_labels
 from .schema import TableSchema
 
 
@@ -22,8 +22,11 @@ def check_network(sde: Any, table: TableSchema) -> None:
     try:
         if not sde.takes_condition("y"):
             raise ValueError("it takes no labels y")
-        count = table.classes if isinstance(table.classes, int) else math.prod(table.classes)
+        count = number_of_labels(table.classes)
         sde.interface.check_values({"y": torch.tensor([count - 1], device="cpu")})
+        for part in sde.net.modules():
+            if isinstance(part, CombinedLabels) and part.sizes != table.classes:
+                raise ValueError(f"it has classes={part.sizes}")
     except ValueError as error:
         raise ValueError(
             f"the table has classes={table.classes}, and the network does not tell them apart "

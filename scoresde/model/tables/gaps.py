@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -37,5 +38,13 @@ def partial_rows(
 def candidates(table: TableSchema, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and combinations, (P,) each, that rows of category numbers (N, C) may have, in order."""
     assert table.categories is not None
-    rows, numbers = table.categories.candidates(codes.numpy())
-    return torch.from_numpy(rows), torch.from_numpy(numbers)
+    rows, numbers = map(torch.from_numpy, table.categories.candidates(codes.numpy()))
+    possible = table.category_log_prob(numbers) > -math.inf
+    rows, numbers = rows[possible], numbers[possible]
+    none = (rows.bincount(minlength=len(codes)) == 0).nonzero()[:, 0]
+    if len(none):
+        raise ValueError(
+            f"row {int(none[0])} (from 0) has a combination of categories that the table does not "
+            "have: its probability is 0"
+        )
+    return rows, numbers

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...common.checks import brief_repr, check_generator
+from ...common.checks import check_generator
 from ...common.inputs import as_floats, as_tensor
 from ...common.random import (
     PRIOR,
@@ -31,6 +31,7 @@ from .cells import (
     as_frame,
     category_numbers,
     checked_numbers,
+    combination,
     restored_numbers,
     restored_words,
 )
@@ -92,9 +93,7 @@ class TableSchema:
             )
         self.maps = Maps(self.numeric)
         self.shape = (len(self.numeric),)
-        self.classes: int | tuple[int, ...] = 0
-        if categories is not None:
-            self.classes = categories.classes
+        self.classes: int | tuple[int, ...] = 0 if categories is None else categories.classes
         self.steps = self._encoded_steps()
 
     def encode(
@@ -131,16 +130,7 @@ class TableSchema:
         (tensor([[1., 3.]], dtype=torch.float64), tensor([1]))
         """
         values, found = self.values(frame)
-        labels = None
-        if found is not None and bool((found < 0).any()):
-            row = int((found < 0).nonzero()[0])
-            names = listed(each.name for each in self.categorical)
-            raise ValueError(
-                f"row {row} (from 0){and_more((found < 0).numpy())} has a combination of {names} "
-                "that the table does not have: its probability is 0"
-            )
-        if found is not None:
-            labels = self.labels(found)
+        labels = None if found is None else self.possible(found)
         return self.maps.forward(self.noisy(values, generator)), labels
 
     def log_det(self, z: Tensor) -> Tensor:
@@ -238,12 +228,12 @@ class TableSchema:
         """
         if self.categories is None:
             raise ValueError("the table has no categorical columns")
-        names = [each.name for each in self.categorical]
-        if not isinstance(categories, Mapping):
-            raise TypeError(f"wanted a mapping of {listed(names)}, got {brief_repr(categories)}")
-        raw = raw_columns({name: [word] for name, word in categories.items()}, names)
-        codes = np.stack([category_numbers(c, raw[c.name]) for c in self.categorical], 1)
-        return int(self.labels(torch.from_numpy(self.categories.find(codes)))[0])
+        codes = combination(self.categorical, categories)
+        found = torch.from_numpy(self.categories.find(codes))
+        label = self.possible(found)
+        if (self.categories.codes(label.numpy()) != codes).any():
+            raise ValueError("no label of this table stands for this combination alone")
+        return int(label[0])
 
     def restored(self, z: Tensor) -> Tensor:
         """The values (N, D) of encoded rows, rounded down to their steps, in float64."""
@@ -310,6 +300,17 @@ class TableSchema:
         """The class labels of combinations (N,), int64."""
         assert self.categories is not None
         return torch.from_numpy(self.categories.labels(combinations.cpu().numpy()))
+
+    def possible(self, combinations: Tensor) -> Tensor:
+        """The class labels of combinations (N,); raise for those whose probability is 0."""
+        lost = self.category_log_prob(combinations).isneginf()
+        if bool(lost.any()):
+            names = listed(each.name for each in self.categorical)
+            raise ValueError(
+                f"row {int(lost.nonzero()[0])} (from 0){and_more(lost.numpy())} has categories of "
+                f"{names} that no row of the table had: its probability is 0"
+            )
+        return self.labels(combinations)
 
     def category_log_prob(self, combinations: Tensor) -> Tensor:
         """log p(y) of combinations (N,), −∞ for those that are impossible; float64."""
