@@ -51,4 +51,5 @@ def entered(
             f"{int(unknown.sum())} of {len(rare)} rows have categories that no row of the table "
             "had: their log p is −∞"
         )
-    return model.given(y=table.labels(found.clamp(min=0))), z, added + rare
+    found = found.clamp(min=0)  # tables of earlier versions have none for some
+    return model.given(y=table.labels(found)), z, added + rare

@@ -39,10 +39,10 @@ MOST_CANDIDATES = 100_000
 
 
 class Categories:
-    """Labels and probabilities of combinations, from counts.
+    """Numbers and probabilities of combinations; the class label of one is its number.
 
-    `numbers` (K,) and `counts` (K,) are the labels of combinations that occurred more than once,
-    `share` is ε, and `tree` has the rest.
+    `numbers` (K,) and `counts` (K,) are of those that occurred more than once, `share` is ε, `tree`
+    is the other part of the mixture, and `most` is how many combinations there are.
     """
 
     def __init__(

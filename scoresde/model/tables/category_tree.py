@@ -18,12 +18,16 @@ import numpy as np
 STRENGTHS = tuple(2.0**k for k in range(-1, 11))
 """The values of κ."""
 GAIN = 8.0
-"""Nats, over all rows, by which a column is likelier given its parent, beside log of the number of
-pairs of columns: by chance the best of so many has some nats."""
+"""Nats that a parent must add over all rows, beside log of the number of pairs of columns; chance
+alone adds some."""
 
 
 class Edge:
-    """p(a | b) of a column and its parent, from counts."""
+    """p(a | b) of a column and its parent, from the counts of pairs.
+
+    `below` is the share of rows with each a, `above` the number of rows with each b, and `until`
+    the number of rows whose pair comes before each.
+    """
 
     def __init__(
         self,

@@ -25,8 +25,8 @@ MOST_UNSEEN = 0.5
 class Combinations:
     """The combinations of categories, and what they are for a model: M, of which K occurred.
 
-    `seen` (K, C) and `counts` (K,) are those that occurred. `codes` (M, C) begins with them,
-    `labels` (M,) are their class labels 0 … K − 1, `probabilities` (M,) sum to 1.
+    `seen` (K, C) and `counts` (K,) are those that occurred, with the class labels 0 … K − 1. The
+    others have the label of the most similar one. `probabilities` (M,) sum to 1.
     """
 
     def __init__(self, seen: np.ndarray, counts: np.ndarray) -> None:
