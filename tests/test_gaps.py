@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from conftest import generator
 from scoresde import ScoreSDE
 from scoresde.backbones import Masked
 from scoresde.backbones.masked import MISSING, MODELLED, SEEN
+from scoresde.cli.commands import main
 from scoresde.model.gaps import with_gaps
 
 QUIET: dict[str, Any] = {"progress": False}
@@ -319,3 +321,70 @@ def test_bad_input_is_said_in_one_sentence() -> None:
         scoresde.impute(sde, x / 0)
     with pytest.raises(ValueError, match="NaN"):
         scoresde.log_prob(sde, x)
+
+
+# ---------------------------------------------------------------------- tables
+
+
+def gapped_table(n: int = 2000) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows (a, b, c) of a table, and the same with 40% of b and of c missing."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=n)
+    kind = rng.choice(["u", "v"], n)
+    b = np.round(a + 0.5 * rng.normal(size=n) + (kind == "u"), 1)
+    c = np.exp(0.5 * a + 0.3 * rng.normal(size=n))
+    whole = pd.DataFrame({"a": a, "b": b, "c": c, "kind": kind})
+    gaps = whole.copy()
+    for name in "bc":
+        gaps[name] = gaps[name].mask(rng.random(n) < 0.4)
+    return whole, gaps
+
+
+def test_a_table_that_keeps_gaps_is_learnt(tmp_path: Path) -> None:
+    """log p of whole rows within .15 nats of the truth; imputed b has its mean and variance."""
+    whole, gaps = gapped_table(4000)
+    table = scoresde.Table(gaps[:3000], bounds={"c": (0, None)}, missing="keep")
+    torch.manual_seed(0)
+    sde = scoresde.build(
+        "rectified", "masked", shape=table.shape, classes=table.classes, backbone="mlp", width=32
+    )
+    scoresde.fit(sde, table, steps=1500, progress=False, validation=None, seed=0)
+    new = whole[3000:]
+    found = scoresde.log_prob(sde, new[:500], seed=0)
+    a, b, c = (torch.tensor(new[name][:500].to_numpy()) for name in "abc")
+    normal = torch.distributions.Normal
+    up = torch.tensor((new["kind"][:500] == "u").to_numpy()).double()
+    # b was rounded: its bins [v, v + .1) begin at v, and N is about even in them
+    true = normal(0.0, 1.0).log_prob(a) + normal(a + up, 0.5).log_prob(b)
+    true = true + normal(0.5 * a, 0.3).log_prob(c.log()) - c.log() + math.log(0.5)
+    assert abs(float((true - found).mean())) < 0.15
+    lost = new[:400].assign(b=np.nan)
+    drawn = scoresde.impute(sde, lost, seed=1)
+    rest = drawn["b"] - drawn["a"] - (drawn["kind"] == "u")
+    assert abs(rest.mean()) < 5 * 0.5 / 20 + 0.03
+    assert 0.4 < rest.std() < 0.62
+    assert (drawn["c"] == new["c"][:400]).all()
+    scoresde.save(sde, tmp_path / "m")
+    pd.testing.assert_frame_equal(
+        scoresde.impute(scoresde.load(tmp_path / "m"), lost, seed=1), drawn
+    )
+
+
+def test_gaps_of_a_table_are_for_networks_that_take_them(tmp_path: Path, capsys: Any) -> None:
+    _, gaps = gapped_table(200)
+    table = scoresde.Table(gaps, missing="keep")
+    plain = scoresde.build("vp", "mlp", shape=table.shape, classes=table.classes, width=8)
+    with pytest.raises(ValueError, match=r"missing='keep', for a network .* 'masked'"):
+        scoresde.fit(plain, table, steps=1, progress=False)
+    with pytest.raises(ValueError, match="column 'kind' has no value in 1 of 200 rows"):
+        scoresde.Table(gaps.assign(kind=[None, *gaps["kind"][1:]]), missing="keep")
+    with pytest.raises(ValueError, match="infinite"):
+        scoresde.Table(gaps.assign(a=[math.inf, *gaps["a"][1:]]), missing="keep")
+    gaps.to_csv(tmp_path / "rows.csv", index=False)
+    how = ["fit", str(tmp_path / "rows.csv"), "--table", "--steps", "3", "--keep-missing"]
+    main([*how, "--net", "masked", "--option", "width=8", "--out", str(tmp_path / "m")])
+    sde = scoresde.load(tmp_path / "m")
+    assert not scoresde.impute(sde, gaps[:5], steps=3).isna().any(axis=None)
+    with pytest.raises(SystemExit):
+        main([*how, "--drop-missing", "--out", str(tmp_path / "n")])
+    assert "exclude one another" in capsys.readouterr().err

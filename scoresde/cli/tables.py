@@ -51,6 +51,11 @@ TABLE_OPTIONS: tuple[Option, ...] = (
         "--drop-missing", action="store_true", help="of a --table: leave out rows without a value"
     ),
     option(
+        "--keep-missing",
+        action="store_true",
+        help="of a --table: keep rows that lack numbers, for --net masked, which learns from them",
+    ),
+    option(
         "--no-equalize", action="store_true", help="of a --table: leave columns that clump as is"
     ),
 )
@@ -77,9 +82,13 @@ def fit_table(args: argparse.Namespace) -> None:
     categories = []
     if args.categories:
         categories = split_names(args.categories)
+    if args.drop_missing and args.keep_missing:
+        raise ValueError("--drop-missing and --keep-missing exclude one another; leave one out")
     missing = "error"
     if args.drop_missing:
         missing = "drop"
+    elif args.keep_missing:
+        missing = "keep"
     table = Table(
         read_columns(args.data, encoding=args.encoding, categories=categories),
         categories=categories,

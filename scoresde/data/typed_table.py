@@ -18,6 +18,7 @@ from ..model.tables.categories import Categories
 from ..model.tables.cells import category_numbers, missing_text
 from ..model.tables.columns import Bounds, Categorical
 from ..model.tables.fitting import check_network
+from ..model.tables.gaps import partial_rows
 from ..model.tables.infer import Statements, column_of
 from ..model.tables.reading import RawColumn, array_columns, as_array, raw_columns
 from ..model.tables.schema import TableSchema
@@ -69,7 +70,8 @@ class Table(TableSchema):
     equalize : bool
         Whether to spread clumps.
     missing : str
-        What to do with rows that lack a value: "error", or "drop", with a warning.
+        What to do with rows that lack a value: "error", "drop", with a warning, or "keep" those
+        that lack numbers, for a network that learns from them, build(..., "masked").
 
     Attributes
     ----------
@@ -126,7 +128,7 @@ class Table(TableSchema):
         missing: str = "error",
     ) -> None:
         true_or_false("equalize", equalize)
-        choose("missing=", missing, ("error", "drop"))
+        choose("missing=", missing, ("error", "drop", "keep"))
         of_array = isinstance(frame, Tensor | np.ndarray) and frame.ndim == 2
         if of_array:
             frame = array_columns(frame)
@@ -136,7 +138,8 @@ class Table(TableSchema):
             if each.missing.all():
                 raise ValueError(f"column {each.name!r} has no values at all: leave it out")
         frame, raw = _without_gaps(frame, raw, missing)
-        columns = [column_of(each, stated, equalize) for each in raw.values()]
+        known = [each.take(np.flatnonzero(~each.missing)) for each in raw.values()]
+        columns = [column_of(each, stated, equalize) for each in known]
         categorical = [each for each in columns if isinstance(each, Categorical)]
         counted = None
         if categorical:
@@ -226,7 +229,7 @@ def _without_gaps(
 ) -> tuple[Any, dict[str, RawColumn]]:
     """Rows and columns without the rows that lack a value, which are an error or dropped."""
     gaps = np.any([each.missing for each in raw.values()], 0)
-    if not gaps.any():
+    if not gaps.any() or missing == "keep":
         return frame, raw
     if missing == "error":
         raise ValueError(missing_text(next(each for each in raw.values() if each.missing.any())))
@@ -304,7 +307,10 @@ def training_rows(
     assert table is not None
     if given and "y" in given:
         raise ValueError("the categories of a table are its condition y: leave it out of given=")
-    values, found = table.values(data)
+    gaps = sde.interface.takes_gaps
+    values, found = table.values(data, gaps=gaps)
+    if gaps:
+        values, _ = partial_rows(table, data, categories=False)
     if sde.device.type == "mps":  # which has no float64
         values = values.float()
     given = dict(given or {})

@@ -81,8 +81,10 @@ def missing_text(raw: RawColumn) -> str:
     first = int(raw.missing.argmax())
     return (
         f"column {raw.name!r} has no value in {rows} of {len(raw)} rows, first in row {first} "
-        "(from 0): drop these rows, Table(..., missing='drop'), leave the column out, or fill it "
-        "in; of a trained model, scoresde.impute and marginal_log_prob take rows with gaps"
+        "(from 0): drop these rows, Table(..., missing='drop'), leave the column out, fill it in, "
+        "or keep gaps of numbers, missing='keep', for a network that learns from them, "
+        "build(..., 'masked'); of a trained model, scoresde.impute and marginal_log_prob take "
+        "rows with gaps"
     )
 
 
