@@ -65,8 +65,8 @@ def test_a_network_of_zeros_is_the_gaussian_of_the_data(process: str) -> None:
     score = sde.score(x[:50], 0.0)
     gap = x[:50] - wanted.loc
     exact = -torch.linalg.solve(wanted.covariance_matrix, gap.T).T
-    if process != "ve":
-        torch.testing.assert_close(score, exact, rtol=1e-4, atol=1e-4 * float(exact.abs().max()))
+    if process != "ve":  # the score of rectified is that at σ = 1e-4, where α² = 1 − 2e-4
+        torch.testing.assert_close(score, exact, rtol=2.5e-4, atol=1e-6 * float(exact.abs().max()))
 
 
 def test_states_are_white_and_come_back() -> None:
