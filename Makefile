@@ -21,6 +21,9 @@ digits: $(VENV)/.test
 
 # Bytecode is kept, whatever the environment says: or each process of the tests compiles all there is.
 test: export PYTHONDONTWRITEBYTECODE =
+# Two processes share the cores; threads of torch and BLAS beside them only wait for one another.
+test: export OMP_NUM_THREADS = 1
+test: export OPENBLAS_NUM_THREADS = 1
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 

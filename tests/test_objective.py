@@ -528,6 +528,52 @@ def test_patience_stops_and_keeps_the_best_average(patience: int) -> None:
     )
 
 
+def test_checks_that_come_ever_more_rarely_keep_the_best_average() -> None:
+    """The untrained network is the first; training ends 300 steps after the best at least."""
+    checks = [0, 20, 24, 29, 35, 42, 51, 62, 75, 90, 108, 130, 156, 188, 226, 272, 327, 393, 472]
+    how: dict[str, Any] = {"steps": 472, "lr": 0.02, "progress": False}
+    for shift in (-3, 0):
+        held_out = cloud(300, 5) + shift
+        sde, rarely = linear("vp", "edm"), scoresde.Validation(held_out, every="auto", patience=2)
+        before = {name: p.clone() for name, p in sde.net.named_parameters()}
+        history = scoresde.fit(sde, cloud(), validation=rarely, generator=generator(), **how)
+        assert history.checked == checks[: len(history.checked)]
+        assert history.best == history.checked[int(np.argmin(history.validation))]
+        assert (history.best == 0) == (shift != 0)
+        assert history.checked[-1] == min(step for step in checks if step >= history.best + 300)
+        assert sde.ema is not None
+        kept = all(torch.equal(p, before[name]) for name, p in sde.ema.named_parameters())
+        assert kept == (history.best == 0)
+
+
+def test_a_run_with_rare_checks_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    """Bit for bit, also where the untrained network was the best."""
+    held_out = scoresde.Validation(cloud(300, 5) - 3, every="auto", patience=9)
+    how: dict[str, Any] = {"validation": held_out, "steps": 60, "lr": 0.02, "progress": False}
+    whole, part = linear("vp", "edm"), linear("vp", "edm")
+    history = scoresde.fit(whole, cloud(), generator=generator(), **how)
+    folder = scoresde.Checkpoints(tmp_path, every=10, resume=True)
+    original = training.Trainer.validate
+
+    def stopping(run: Any) -> None:
+        if run.step == 42:
+            raise KeyboardInterrupt
+        original(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Trainer, "validate", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            scoresde.fit(part, cloud(), generator=generator(), checkpoints=folder, **how)
+    again = linear("vp", "edm")
+    resumed = scoresde.fit(again, cloud(), generator=generator(), checkpoints=folder, **how)
+    assert (resumed.checked, resumed.validation) == (history.checked, history.validation)
+    assert resumed.best == history.best
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.state_dict().values(), whole.state_dict().values(), strict=True)
+    )
+
+
 def test_conditions_of_the_validation_data_are_used() -> None:
     x, y = cloud(90), torch.arange(90) % 3
     sde = small(classes=3)

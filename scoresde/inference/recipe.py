@@ -29,10 +29,10 @@ BOUNDS = ("transform", "reject")
 FEWEST = 16
 """Pairs that can be trained on."""
 MOST_HELD_OUT = 0.9
+FEWEST_HELD_OUT = 10
+"""Held-out pairs, unless that is more than a fifth: fewer judge by chance."""
 MEMBERS = 2
 """Networks whose mean is the default one."""
-EVERY = 250
-"""Steps between validations."""
 
 
 @takes_seed
@@ -44,8 +44,8 @@ def posterior(
     sde: ScoreSDE | None = None,
     bounds: str = "transform",
     held_out: float = 0.05,
-    patience: int = 4,
-    steps: int | str = 5000,
+    patience: int = 3,
+    steps: int | str = 8000,
     lr: float = 2e-3,
     ema: float = 200.0,
     generator: torch.Generator | None = None,
@@ -73,10 +73,12 @@ def posterior(
         mapped to all of space. "reject": it is one of theta as it is, and draws outside are
         rejected.
     held_out : float
-        Share of the pairs that are held out: their loss is watched, and the weights of its lowest
-        value are kept. At most 0.9; 0 for none. Nothing else is held out.
+        Share of the pairs that the network does not train on: their loss is watched, and the
+        weights of its lowest value are kept, which may be those before training. At least 10 pairs
+        are held out, or a fifth of them if that is fewer. At most 0.9; 0 for none.
     patience : int
-        Validations, one every 250 steps, without a new lowest loss before training stops.
+        Checks of this loss without a new lowest one before training stops. They come after 20
+        steps, and then ever more rarely: see `Validation`, every="auto".
     steps : int or "auto"
         Optimizer steps, at most. "auto" counts them by the pairs that are trained on: see `fit`.
     lr, ema
@@ -139,9 +141,9 @@ def posterior(
     free = torch.full((known.dim,), math.inf, dtype=torch.float64)
     low, high = (known.low, known.high) if bounds == "transform" else (-free, free)
     order = torch.randperm(len(theta), generator=chance)
-    count = min(round(held_out * len(theta)), len(theta) - FEWEST // 2)
+    count = _held_out(held_out, len(theta))
     kept = order[count:]
-    coordinates = Coordinates.measured(low, high, theta[kept], x[kept].flatten(1), sde is None)
+    coordinates = Coordinates.measured(low, high, theta, x.flatten(1), sde is None)
     told = x if sde is not None else coordinates.told(x)
     model = _default(theta, told, chance) if sde is None else sde
     made = Posterior(model, known, coordinates=coordinates)
@@ -152,7 +154,7 @@ def posterior(
     validation = None
     if count:
         held = order[:count]
-        validation = Validation(w[held], _chosen(given, held), every=EVERY, patience=patience)
+        validation = Validation(w[held], _chosen(given, held), every="auto", patience=patience)
     made.history = fit(
         model,
         w[kept],
@@ -178,6 +180,12 @@ def _check_own(how: dict[str, Any]) -> None:
     for name, why in own.items():
         if name in how:
             raise TypeError(f"posterior has no argument {name!r}: {why}")
+
+
+def _held_out(share: float, n: int) -> int:
+    """How many of n pairs are held out."""
+    least = min(FEWEST_HELD_OUT, n // 5) if share else 0
+    return min(max(round(share * n), least), n - FEWEST // 2)
 
 
 def _default(

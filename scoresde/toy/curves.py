@@ -9,12 +9,14 @@ score and the posterior means of the continuous curve; sampling alone uses the c
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
 from typing import ClassVar
 
 import numpy as np
 import torch
+from scipy.special import roots_legendre
 from torch import Tensor
 
 from ..common.checks import real_number
@@ -131,10 +133,17 @@ class NoisyCurve(GaussianMixture):
 def _gauss_legendre(k: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1], about as dense as those of k nodes; many of them in panels."""
     panels = -(-k // PANEL_NODES)
-    z, v = np.polynomial.legendre.leggauss(min(k, PANEL_NODES))
+    z, v = _panel(min(k, PANEL_NODES))
     left = np.arange(panels)[:, None]
     tau = (left + (z + 1) / 2) / panels
     return torch.from_numpy(tau.ravel()), torch.from_numpy(np.tile(v / 2 / panels, panels))
+
+
+@functools.lru_cache(maxsize=8)
+def _panel(k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of k points on [−1, 1]."""
+    nodes, weights = roots_legendre(k)
+    return nodes, weights
 
 
 def _polar(radius: Tensor, angle: Tensor) -> Tensor:

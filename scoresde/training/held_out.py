@@ -33,10 +33,10 @@ from .denoising import Denoising
 from .history import History
 from .noise_levels import stratified_quantiles
 from .objectives import Objective
-from .options import MOST_STEPS
+from .options import MOST_STEPS, PATIENT_STEPS
 from .plan import Plan
 from .regression import network_output
-from .validation import ROWS_AT_ONCE, EarlyStopping, Validator
+from .validation import ROWS_AT_ONCE, EarlyStopping, Validator, rarely
 
 FEWEST_ROWS = 20
 """Of a table of fewer rows nothing is held out: what is left over would judge nothing."""
@@ -60,18 +60,11 @@ UNTRACED_DIM = 8
 
 JUDGED_TOLERANCE = 1e-2  # nats
 
-FIRST_CHECK = 20  # step
-GROWTH = 1.2  # of the steps between checks
-LONGEST_GAP = 500  # steps between checks
 PATIENCE = 3
-"""Training stops at so many times the best step, plus …"""
-
-PATIENT_STEPS = 300
-"""… so many steps …"""
+"""Training stops at so many times the best step, plus `PATIENT_STEPS` or …"""
 
 PATIENT_SHARE = 4
-"""… or one in so many of all, if that is more: while the learning rate warms up, the loss may rise
-before it falls."""
+"""… one in so many of all steps, if that is more."""
 
 CONFIRMED_STANDARD_ERRORS = 1.0
 """By which held-out rows must prefer a trained average to the first."""
@@ -147,10 +140,12 @@ class HeldOut(Validator):
 
     def due(self, step: int) -> bool:
         """Whether the loss is checked after a step: ever more rarely."""
-        at = 0
-        while at < step:
-            at = max(FIRST_CHECK, min(math.ceil(at * GROWTH), at + LONGEST_GAP))
-        return at == step
+        return rarely(step)
+
+    @property
+    def begins(self) -> bool:
+        """Whether the loss is checked before training too."""
+        return True
 
     def fix(self) -> None:
         """Make the examples: of the held-out rows, and of as many training rows."""

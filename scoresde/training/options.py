@@ -11,7 +11,11 @@ from typing import Any
 
 from ..common.checks import as_path, real_number, true_or_false, whole_number
 
+AUTO = "auto"
 EVERY_STEPS = 500
+PATIENT_STEPS = 300
+"""Training goes on so long after the best check, if checks come ever more rarely: while the
+learning rate warms up, the loss may rise before it falls."""
 MOST_STEPS = 10_000
 """Of steps="auto"."""
 HALF_LIFE_STEPS = 700.0
@@ -33,10 +37,12 @@ class Validation:
         In the units of the data.
     given : mapping of str to Tensor, array, Series or list of words, optional
         Their conditions, of the same names as in training, one row per sample.
-    every : int
-        Steps between validations.
+    every : int or "auto"
+        Steps between validations. "auto" has them before training, after 20 steps, and then ever
+        more rarely: each after 1.2 times the steps of the one before, at most 500 apart.
     patience : int, optional
         Stop after so many validations without a new lowest loss, and keep the average that had it.
+        With every="auto", not before 300 steps without one.
 
     Raises
     ------
@@ -54,11 +60,12 @@ class Validation:
 
     x: Any
     given: Mapping[str, Any] | None = None
-    every: int = EVERY_STEPS
+    every: int | str = EVERY_STEPS
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "every", whole_number("every", self.every))
+        if self.every != AUTO:
+            object.__setattr__(self, "every", whole_number("every", self.every))
         if self.patience is not None:
             object.__setattr__(self, "patience", whole_number("patience", self.patience))
 
@@ -188,9 +195,6 @@ class Backend:
     def __repr__(self) -> str:
         """The call that makes it."""
         return written(self)
-
-
-AUTO = "auto"
 
 
 def as_validation(value: Any, every: int) -> Validation | str | None:

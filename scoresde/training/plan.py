@@ -24,6 +24,7 @@ from .options import (
     AUTO,
     EVERY_STEPS,
     MOST_STEPS,
+    PATIENT_STEPS,
     Averaging,
     Backend,
     Checkpoints,
@@ -67,6 +68,12 @@ class Plan:
     def patience(self) -> int | None:
         """Of the validation, if there is one."""
         return None if self.validation is None else self.validation.patience
+
+    @property
+    def patient_steps(self) -> int:
+        """Fewest steps since the best validation before training stops."""
+        by_step = self.validation is not None and self.validation.every == AUTO
+        return PATIENT_STEPS if by_step else 0
 
     @property
     def resumes(self) -> bool:

@@ -73,7 +73,7 @@ class Trainer:
         self.history = History()
         self.validator: Validator | None = None
         self.recorder: Recorder | None = None
-        self.stopping = EarlyStopping(plan.patience)
+        self.stopping = EarlyStopping(plan.patience, plan.patient_steps)
         self.total = torch.zeros((), device=sde.scale.device)
         """Of the losses since the last note."""
         self.averaged_net = duplicate(sde.net).requires_grad_(False)
@@ -102,7 +102,7 @@ class Trainer:
         begun = time.perf_counter()
         passed = self.history.seconds
         held = self.validator if isinstance(self.validator, HeldOut) else None
-        if held is not None and not self.history.checked:
+        if self.validator is not None and self.validator.begins and not self.history.checked:
             self.validate()  # the untrained network
             self.record(0)
         with self._bar() as bar:

@@ -22,7 +22,7 @@ from .averaging import Weights
 from .backend import SingleProcess
 from .history import History
 from .noise_levels import stratified_quantiles
-from .options import Validation
+from .options import AUTO, Validation
 from .plan import Plan
 
 FIXED_EXAMPLES = 8192
@@ -30,6 +30,10 @@ FIXED_EXAMPLES = 8192
 
 FIXED_NUMBERS = 2**24
 """In all examples of a validation."""
+
+FIRST_CHECK = 20  # step
+GROWTH = 1.2  # of the steps between checks
+LONGEST_GAP = 500  # steps between checks
 
 FEWEST_EXAMPLES = 64
 ROWS_AT_ONCE = 1024
@@ -55,7 +59,14 @@ class Validator:
 
     def due(self, step: int) -> bool:
         """Whether the loss is checked after a step."""
-        return step > 0 and step % self.every == 0
+        if isinstance(self.every, int):
+            return step > 0 and step % self.every == 0
+        return rarely(step)
+
+    @property
+    def begins(self) -> bool:
+        """Whether the loss is checked before training too."""
+        return self.every == AUTO
 
     def check(self, names: set[str] | None) -> None:
         """Raise ValueError unless the samples have the conditions of the training data."""
@@ -101,11 +112,21 @@ class Validator:
         return seeded(self._sde.scale.device, FIXED, 0)
 
 
+def rarely(step: int) -> bool:
+    """Whether a step is one of those on which the loss is checked ever more rarely."""
+    at = 0
+    while at < step:
+        at = max(FIRST_CHECK, min(math.ceil(at * GROWTH), at + LONGEST_GAP))
+    return at == step
+
+
 class EarlyStopping:
     """Keeps the best average, and says when it has been the best for too long."""
 
-    def __init__(self, patience: int | None) -> None:
+    def __init__(self, patience: int | None, least: int = 0) -> None:
         self.patience = patience
+        self.least = least
+        """Fewest steps since the best average."""
         self.stopped = False
         self.best: list[Tensor] | None = None
         self._lowest = math.inf
@@ -124,7 +145,7 @@ class EarlyStopping:
         self.keep_lowest(step, loss, history, average)
         assert history.best is not None
         later = [checked for checked in history.checked if checked > history.best]
-        self.stopped = len(later) >= self.patience
+        self.stopped = len(later) >= self.patience and step >= history.best + self.least
 
     def keep_lowest(self, step: int, loss: float, history: History, average: list[Tensor]) -> None:
         """Keep an average whose loss is the lowest so far."""
