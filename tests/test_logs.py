@@ -134,6 +134,29 @@ def test_a_resumed_run_goes_on_with_its_file(tmp_path: Path) -> None:
     assert ours == [x for x in theirs if len(x) > 1]
 
 
+def test_a_run_killed_before_its_first_checkpoint_writes_its_file_anew(tmp_path: Path) -> None:
+    """Also the line of the untrained network."""
+    log = Log(tmp_path / "log.jsonl")
+    checkpoints = scoresde.Checkpoints(tmp_path / "run", every=10, resume=True)
+    held_out = scoresde.Validation(torch.randn(50, 2, generator=generator()), every="auto")
+    original = recording.Recorder.follow
+
+    def stop(self: Any, step: int) -> None:
+        original(self, step)
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recording.Recorder, "follow", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(model(), log, checkpoints=checkpoints, validation=held_out)
+    assert read(tmp_path / "log.jsonl")[0]["step"] == 0
+    fit(model(), log, checkpoints=checkpoints, validation=held_out)
+    steps = [line["step"] for line in read(tmp_path / "log.jsonl")]
+    assert steps.count(0) == 1
+    assert steps == sorted(steps)
+
+
 def drop(line: Line, *names: str) -> Line:
     return {name: value for name, value in line.items() if name not in names}
 

@@ -25,6 +25,7 @@ from scoresde.training import trainer as training
 from scoresde.training.history import History
 from scoresde.training.noise_levels import AdaptiveLevels
 from scoresde.training.regression import denoising_examples, squared_errors
+from scoresde.training.validation import checked_after
 
 PAIRS = [
     (name, predict)
@@ -544,6 +545,18 @@ def test_checks_that_come_ever_more_rarely_keep_the_best_average() -> None:
         assert sde.ema is not None
         kept = all(torch.equal(p, before[name]) for name, p in sde.ema.named_parameters())
         assert kept == (history.best == 0)
+
+
+def test_checks_are_at_most_500_steps_apart() -> None:
+    steps = [step for step in range(9000) if checked_after(step)]
+    assert steps[:12] == [0, 20, 24, 29, 35, 42, 51, 62, 75, 90, 108, 130]
+    gaps = np.diff(steps)
+    assert (gaps[1:] >= np.minimum(gaps[:-1], 4)).all()
+    assert (np.diff(steps[13:])[-8:] == 500).all()
+    assert not checked_after(steps[-1] + 1)
+    assert checked_after(steps[-1] + 500 * 2000)
+    with pytest.raises(ValueError, match="every is an integer or 'auto', got 'Auto'"):
+        scoresde.Validation(cloud(), every="Auto")
 
 
 def test_a_run_with_rare_checks_that_was_stopped_goes_on(tmp_path: Path) -> None:

@@ -290,10 +290,18 @@ def test_a_prior_of_another_family_is_given_anew(tmp_path: Path) -> None:
         ({"bounds": "clip"}, "There are: reject, transform"),
         ({"x": torch.rand(20, 3, 4)}, "flatten it"),
         ({"held_out": 1.5}, "held_out"),
+        ({"patience": 0}, "patience"),
+        ({"steps": "Auto"}, "steps is an integer or 'auto'"),
+        ({"lr": -1.0}, "lr"),
+        ({"ema": -3}, "ema"),
+        ({"batch_size": 0}, "batch_size"),
     ],
 )
-def test_bad_pairs_are_refused(change: dict[str, Any], words: str) -> None:
+def test_bad_pairs_are_refused(
+    change: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = {"prior": UNIT, "theta": torch.rand(20, 2), "x": torch.rand(20, 3)}
+    monkeypatch.delattr(Coordinates, "measured")  # before any work
     with pytest.raises(ValueError, match=words):
         scoresde.posterior(**{**good, **change})
 

@@ -8,7 +8,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from ..common.checks import check_generator, real_number
+from ..common.checks import check_generator, real_number, whole_number
 from ..common.inputs import as_reals
 from ..common.names import choose
 from ..common.random import draw_seed
@@ -19,7 +19,8 @@ from ..model.require import require_sde
 from ..model.score_sde import ScoreSDE
 from ..training.fitting import fit
 from ..training.keywords import PosteriorKeywords
-from ..training.options import Validation
+from ..training.options import AUTO, Validation, as_averaging
+from ..training.plan import as_steps
 from .amortized import Posterior
 from .coordinates import Coordinates
 from .observations import with_names
@@ -46,7 +47,7 @@ def posterior(
     held_out: float = 0.05,
     patience: int = 3,
     steps: int | str = 8000,
-    lr: float = 2e-3,
+    lr: float | str = 2e-3,
     ema: float = 200.0,
     generator: torch.Generator | None = None,
     seed: int | None = None,
@@ -73,12 +74,13 @@ def posterior(
         mapped to all of space. "reject": it is one of theta as it is, and draws outside are
         rejected.
     held_out : float
-        Share of the pairs that the network does not train on: their loss is watched, and the
-        weights of its lowest value are kept, which may be those before training. At least 10 pairs
-        are held out, or a fifth of them if that is fewer. At most 0.9; 0 for none.
+        Share of the pairs that are held out: their loss is watched, and the weights of its lowest
+        value are kept, which may be those before training. At least 10 pairs are held out, or a
+        fifth of them if that is fewer. At most 0.9; 0 for none. Nothing else is held out.
     patience : int
-        Checks of this loss without a new lowest one before training stops. They come after 20
-        steps, and then ever more rarely: see `Validation`, every="auto".
+        Checks of this loss without a new lowest one before training stops, which it does not
+        within 300 steps of the lowest. Checks come before training, after 20 steps, and then ever
+        more rarely: see `Validation`, every="auto".
     steps : int or "auto"
         Optimizer steps, at most. "auto" counts them by the pairs that are trained on: see `fit`.
     lr, ema
@@ -125,7 +127,7 @@ def posterior(
     """
     choose("bounds", bounds, BOUNDS)
     real_number("held_out", held_out, 0, MOST_HELD_OUT, closed=True, hint="try 0.05")
-    _check_own({**how})
+    _check({**how, "steps": steps, "lr": lr, "ema": ema, "patience": patience})
     check_generator(generator)
     known = as_prior(prior)
     if sde is not None:
@@ -143,7 +145,7 @@ def posterior(
     order = torch.randperm(len(theta), generator=chance)
     count = _held_out(held_out, len(theta))
     kept = order[count:]
-    coordinates = Coordinates.measured(low, high, theta, x.flatten(1), sde is None)
+    coordinates = Coordinates.measured(low, high, theta[kept], x[kept].flatten(1), sde is None)
     told = x if sde is not None else coordinates.told(x)
     model = _default(theta, told, chance) if sde is None else sde
     made = Posterior(model, known, coordinates=coordinates)
@@ -169,8 +171,8 @@ def posterior(
     return made
 
 
-def _check_own(how: dict[str, Any]) -> None:
-    """Raise TypeError for arguments of `fit` that `posterior` sets."""
+def _check(how: dict[str, Any]) -> None:
+    """Raise for bad numbers, and for arguments of `fit` that `posterior` sets."""
     own = {
         "given": "x is the condition",
         "validation": "held_out= and patience= say what is held out",
@@ -180,6 +182,12 @@ def _check_own(how: dict[str, Any]) -> None:
     for name, why in own.items():
         if name in how:
             raise TypeError(f"posterior has no argument {name!r}: {why}")
+    whole_number("patience", how["patience"])
+    whole_number("batch_size", how.get("batch_size", 1))
+    as_steps(how["steps"])
+    as_averaging(how["ema"])
+    if how["lr"] != AUTO:
+        real_number("lr", how["lr"], 0, math.inf, hint="try 2e-3")
 
 
 def _held_out(share: float, n: int) -> int:

@@ -36,7 +36,7 @@ from .objectives import Objective
 from .options import MOST_STEPS, PATIENT_STEPS
 from .plan import Plan
 from .regression import network_output
-from .validation import ROWS_AT_ONCE, EarlyStopping, Validator, rarely
+from .validation import ROWS_AT_ONCE, EarlyStopping, Validator, checked_after
 
 FEWEST_ROWS = 20
 """Of a table of fewer rows nothing is held out: what is left over would judge nothing."""
@@ -140,10 +140,10 @@ class HeldOut(Validator):
 
     def due(self, step: int) -> bool:
         """Whether the loss is checked after a step: ever more rarely."""
-        return rarely(step)
+        return checked_after(step)
 
     @property
-    def begins(self) -> bool:
+    def checks_untrained(self) -> bool:
         """Whether the loss is checked before training too."""
         return True
 

@@ -55,8 +55,10 @@ class History:
         last = f"{self.loss[-1]:.4g}" if self.loss else "none"
         check = f", validation={self.validation[-1]:.4g}" if self.validation else ""
         steps = self.step[-1] if self.step else 0
-        held = f", best={self.best}, held_out={len(self.held_out)} rows" if self.held_out else ""
-        return f"History(steps={steps}, loss={last}{check}{held}, seconds={self.seconds:.1f})"
+        best = "" if self.best is None else f", best={self.best}"
+        held = f", held_out={len(self.held_out)} rows" if self.held_out else ""
+        rest = f"{check}{best}{held}, seconds={self.seconds:.1f}"
+        return f"History(steps={steps}, loss={last}{rest})"
 
     def _repr_html_(self) -> str | None:
         """The line and the curves, for notebooks; None, so the text, without matplotlib."""

@@ -38,8 +38,8 @@ class Validation:
     given : mapping of str to Tensor, array, Series or list of words, optional
         Their conditions, of the same names as in training, one row per sample.
     every : int or "auto"
-        Steps between validations. "auto" has them before training, after 20 steps, and then ever
-        more rarely: each after 1.2 times the steps of the one before, at most 500 apart.
+        Steps between validations. "auto" validates before training, after 20 steps, and then ever
+        more rarely: each time after 1.2 times as many steps, at most 500 apart.
     patience : int, optional
         Stop after so many validations without a new lowest loss, and keep the average that had it.
         With every="auto", not before 300 steps without one.
@@ -47,7 +47,7 @@ class Validation:
     Raises
     ------
     TypeError, ValueError
-        Unless `every` and `patience` are positive integers.
+        Unless `every` and `patience` are positive integers, or `every` is "auto".
 
     Examples
     --------
@@ -64,8 +64,10 @@ class Validation:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        if self.every != AUTO:
+        if not isinstance(self.every, str):
             object.__setattr__(self, "every", whole_number("every", self.every))
+        elif self.every != AUTO:
+            raise ValueError(f"every is an integer or 'auto', got {self.every!r}")
         if self.patience is not None:
             object.__setattr__(self, "patience", whole_number("patience", self.patience))
 

@@ -72,8 +72,8 @@ class Plan:
     @property
     def patient_steps(self) -> int:
         """Fewest steps since the best validation before training stops."""
-        by_step = self.validation is not None and self.validation.every == AUTO
-        return PATIENT_STEPS if by_step else 0
+        rare = self.validation is not None and self.validation.every == AUTO
+        return PATIENT_STEPS if rare else 0
 
     @property
     def resumes(self) -> bool:
@@ -148,7 +148,7 @@ def planned(
         coupling=_coupling(coupling),
         transforms=tuple(resolve(transforms)),
         validation=held_out,
-        steps=_steps(steps),
+        steps=as_steps(steps),
         batch_size=whole_number("batch_size", batch_size),
         lr=_learning_rate(sde, learnt, lr),
         averaging=as_averaging(ema),
@@ -184,7 +184,7 @@ def _check_kind(sde: Trainable, learnt: Objective, named: object, coupling: obje
         )
 
 
-def _steps(steps: int | str) -> int:
+def as_steps(steps: int | str) -> int:
     """Return the steps of a run; if the data say them, the most."""
     if isinstance(steps, str):
         if steps != AUTO:

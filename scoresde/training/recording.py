@@ -37,7 +37,8 @@ class Recorder:
             self.model.given(**log.given)
 
         def open_log() -> None:
-            self.writer = writer_of(log, self.trainer.step, self.resumed)
+            step = self.trainer.step or -1  # the untrained network's line is written anew
+            self.writer = writer_of(log, step, self.resumed)
 
         self.trainer.backend.together(open_log)
         return self

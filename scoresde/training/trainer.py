@@ -102,7 +102,8 @@ class Trainer:
         begun = time.perf_counter()
         passed = self.history.seconds
         held = self.validator if isinstance(self.validator, HeldOut) else None
-        if self.validator is not None and self.validator.begins and not self.history.checked:
+        watched = self.validator
+        if watched is not None and watched.checks_untrained and not self.history.checked:
             self.validate()  # the untrained network
             self.record(0)
         with self._bar() as bar:
@@ -240,6 +241,8 @@ class Trainer:
         if not (math.isfinite(mean) and averages.are_finite()):
             copy_all(averages.main.parts, averages.last_finite)
             copy_all([p.detach() for p in self.weights.parts], averages.last_finite)
+            if not self.step:
+                raise TrainingError("a weight of the untrained network is not finite")
             raise TrainingError(
                 f"the loss is {mean} after step {self.step}, or a weight is not finite; lower lr "
                 f"(now {self.plan.lr:g})"

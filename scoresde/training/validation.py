@@ -31,8 +31,6 @@ FIXED_EXAMPLES = 8192
 FIXED_NUMBERS = 2**24
 """In all examples of a validation."""
 
-FIRST_CHECK = 20  # step
-GROWTH = 1.2  # of the steps between checks
 LONGEST_GAP = 500  # steps between checks
 
 FEWEST_EXAMPLES = 64
@@ -61,10 +59,10 @@ class Validator:
         """Whether the loss is checked after a step."""
         if isinstance(self.every, int):
             return step > 0 and step % self.every == 0
-        return rarely(step)
+        return checked_after(step)
 
     @property
-    def begins(self) -> bool:
+    def checks_untrained(self) -> bool:
         """Whether the loss is checked before training too."""
         return self.every == AUTO
 
@@ -112,20 +110,29 @@ class Validator:
         return seeded(self._sde.scale.device, FIXED, 0)
 
 
-def rarely(step: int) -> bool:
-    """Whether a step is one of those on which the loss is checked ever more rarely."""
-    at = 0
-    while at < step:
-        at = max(FIRST_CHECK, min(math.ceil(at * GROWTH), at + LONGEST_GAP))
-    return at == step
+def _early_checks() -> list[int]:
+    """The steps after which the loss is checked until checks are `LONGEST_GAP` apart."""
+    found = [0, 20]
+    while found[-1] - found[-2] < LONGEST_GAP:
+        found.append(min(math.ceil(1.2 * found[-1]), found[-1] + LONGEST_GAP))
+    return found
+
+
+EARLY_CHECKS = _early_checks()
+
+
+def checked_after(step: int) -> bool:
+    """Whether the loss is checked after a step, where checks come ever more rarely."""
+    late = step - EARLY_CHECKS[-1]
+    return late % LONGEST_GAP == 0 if late > 0 else step in EARLY_CHECKS
 
 
 class EarlyStopping:
     """Keeps the best average, and says when it has been the best for too long."""
 
-    def __init__(self, patience: int | None, least: int = 0) -> None:
+    def __init__(self, patience: int | None, min_steps: int = 0) -> None:
         self.patience = patience
-        self.least = least
+        self.min_steps = min_steps
         """Fewest steps since the best average."""
         self.stopped = False
         self.best: list[Tensor] | None = None
@@ -145,7 +152,7 @@ class EarlyStopping:
         self.keep_lowest(step, loss, history, average)
         assert history.best is not None
         later = [checked for checked in history.checked if checked > history.best]
-        self.stopped = len(later) >= self.patience and step >= history.best + self.least
+        self.stopped = len(later) >= self.patience and step >= history.best + self.min_steps
 
     def keep_lowest(self, step: int, loss: float, history: History, average: list[Tensor]) -> None:
         """Keep an average whose loss is the lowest so far."""
