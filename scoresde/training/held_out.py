@@ -33,10 +33,10 @@ from .denoising import Denoising
 from .history import History
 from .noise_levels import stratified_quantiles
 from .objectives import Objective
-from .options import MOST_STEPS, PATIENT_STEPS
+from .options import AUTO, MOST_STEPS, PATIENT_STEPS
 from .plan import Plan
 from .regression import network_output
-from .validation import ROWS_AT_ONCE, EarlyStopping, Validator, checked_after
+from .validation import ROWS_AT_ONCE, EarlyStopping, Validator
 
 FEWEST_ROWS = 20
 """Of a table of fewer rows nothing is held out: what is left over would judge nothing."""
@@ -126,6 +126,7 @@ class HeldOut(Validator):
         self, sde: ScoreSDE, objective: Denoising, reader: TableReader, rows: Tensor
     ) -> None:
         self.objective: Denoising = objective.prepared(sde, paired=False, joined=False)
+        self.every = AUTO
         self.rows = rows
         self._sde: ScoreSDE = sde
         self._reader = reader
@@ -137,15 +138,6 @@ class HeldOut(Validator):
     def fingerprint(self) -> dict[str, Any]:
         """What the held-out rows are recognized by; seed and data say the rest."""
         return {"held_out": len(self.rows)}
-
-    def due(self, step: int) -> bool:
-        """Whether the loss is checked after a step: ever more rarely."""
-        return checked_after(step)
-
-    @property
-    def checks_untrained(self) -> bool:
-        """Whether the loss is checked before training too."""
-        return True
 
     def fix(self) -> None:
         """Make the examples: of the held-out rows, and of as many training rows."""

@@ -44,7 +44,7 @@ class Validator:
         objective = plan.objective.validated_by()
         assert objective is not None
         self.objective = objective.prepared(sde, paired=False, joined=False)
-        self.every = validation.every
+        self.every: int | str = validation.every
         self.source = _source(sde, plan, validation)
         self._sde: Any = sde
         self._examples: list[Any] = []
