@@ -93,7 +93,7 @@ def exact_elbo(process: scoresde.Process, square: float, dim: int, a: float) -> 
 FOUR = [scoresde.VPSDE(), scoresde.VESDE(sigma_min=0.05), scoresde.EDM(), scoresde.SubVPSDE()]
 
 
-@pytest.mark.parametrize("process", some(FOUR, FOUR[0], FOUR[2]), ids=lambda p: type(p).__name__)
+@pytest.mark.parametrize("process", some(FOUR, FOUR[2]), ids=lambda p: type(p).__name__)
 def test_elbo_of_a_linear_model_is_its_quadrature(process: scoresde.Process) -> None:
     """Against VDM's formula integrated in log ρ, another route; 4 standard errors: false alarm 1
     in 4,000 runs of all four.
@@ -153,13 +153,13 @@ def test_its_standard_error_is_the_spread_and_falls_as_one_over_root_draws() -> 
     sde = scoresde.oracle(mixture, scoresde.VPSDE()).double()
     x = mixture.sample(1000, generator=generator(6)).double()
     spreads = []
-    for draws in (64, 256):
+    for draws in (64, 128):
         found = scoresde.elbo(sde, x, draws=draws, generator=generator(7))
         gap = found.log_prob - mixture.log_prob(x)
         spreads.append(float(gap.square().mean().sqrt()))
         assert abs(float(found.stderr.square().mean().sqrt()) / spreads[-1] - 1) < 0.1
         assert 0.92 < float((gap.abs() <= 2 * found.stderr).double().mean()) < 0.975
-    assert 1.8 < spreads[0] / spreads[1] < 2.6
+    assert 1.27 < spreads[0] / spreads[1] < 1.84
 
 
 def test_narrow_densities_are_covered_nearly_as_often_and_the_docstring_says_how_often() -> None:
@@ -182,7 +182,7 @@ def test_narrow_densities_are_covered_nearly_as_often_and_the_docstring_says_how
 def test_no_gradients() -> None:
     x = torch.zeros(2, 3, dtype=torch.float64, requires_grad=True)
     for bound in (scoresde.elbo, scoresde.vlb):
-        assert not bound(linear(scoresde.VPSDE()), x).log_prob.requires_grad
+        assert not bound(linear(scoresde.VPSDE()), x, draws=4).log_prob.requires_grad
 
 
 def test_skewed_noise_in_two_dimensions_is_covered_nine_times_in_ten() -> None:

@@ -275,7 +275,7 @@ def test_a_condition_of_odd_units_is_learnt_as_one_of_unit_ones(net: str) -> Non
             sde,
             y,
             given={"vector": units},
-            steps=60,
+            steps=30,
             batch_size=64,
             generator=generator(1),
             **QUIET,

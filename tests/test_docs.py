@@ -39,7 +39,7 @@ SMALLER = {
     "fit": ["--steps", "20", "--batch-size", "32"],
     "sample": ["-n", "4"],
     "log-prob": ["-n", "4"],
-    "evaluate": ["-n", "2", "--samples", "2", "--tolerance", "0.1"],
+    "evaluate": ["-n", "2", "--samples", "2", "--tolerance", "1"],
     "impute": ["--steps", "5", "--particles", "2"],
     "inpaint": ["--steps", "5", "--particles", "2"],
 }
@@ -105,6 +105,36 @@ FILES = {
     "docs/training.md": (functools.partial(rows, "data.npy"),),
 }
 """The reader's own files, which the commands of a page read."""
+
+FEWER = {
+    "README.md": {"2 * torch.rand(5000, 2)": "2 * torch.rand(500, 2)", "randn(5000": "randn(500"},
+    "docs/cookbook/posterior.md": {"torch.rand(5000, 2)": "torch.rand(500, 2)"},
+    "docs/estimators.md": {'[{"width": 16}, {"width": 32}]': '[{"width": 16}]'},
+    "docs/flows.md": {
+        "reuse=8), **short": 'reuse=8), **(short | {"steps": 20})',
+        '_ot", **short': '_ot", **(short | {"steps": 20})',
+        "Distilled(1), **short": 'Distilled(1), **(short | {"steps": 20})',
+        '"meanflow", **short': '"meanflow", **(short | {"steps": 20})',
+        "repeats=3": "repeats=2",
+        "steps=100, batch_size=128": "steps=10, batch_size=128",
+    },
+    "docs/notebooks/likelihoods.md": {"steps=400": "steps=50"},
+    "docs/posteriors.md": {
+        "post.sample((500,), x=x_o)": "post.sample((50,), x=x_o)",
+        "draws=20, steps=5": "draws=2, steps=1",
+        "draws=500)": "draws=50)",
+    },
+    "docs/solvers.md": {
+        "(3, 4, 5, 6, 8, 12, 16)": "(3, 12)",
+        "scoresde.solve(model, 256, ": "scoresde.solve(model, 16, ",
+        "scoresde.solve(sde, 500, ": "scoresde.solve(sde, 100, ",
+        "range(2, 9)": "(2, 5, 8)",
+        "(12, 24, 36, 48, 96)": "(12, 48)",
+    },
+}
+"""Numbers of pages, and smaller ones that replace them: the fast suite still runs each statement
+and each assertion, and the slow one runs these pages with their own numbers.
+"""
 
 
 @functools.cache
@@ -192,9 +222,9 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Perceptrons of 32 units, unless the page says how many; and, unless the page asserts what is
-    learnt, 25 training steps at most and a coarse default tolerance: the blocks are on trial.
+    learnt, 10 training steps at most and a coarse default tolerance: the blocks are on trial.
     """
-    most = None if request.getfixturevalue("page") in ASSERTED else 25
+    most = None if request.getfixturevalue("page") in ASSERTED else 10
     build, fit, posterior = scoresde.build, scoresde.fit, scoresde.posterior
 
     def narrower(process: Any = "vp", net: Any = "mlp", **options: Any) -> scoresde.ScoreSDE:
@@ -238,10 +268,26 @@ def runs(block: Block) -> bool:
     return any(arguments(words) is not None for words in commands(block))
 
 
+def replaced(code: str, fewer: dict[str, str]) -> str:
+    """The code of a block with the smaller numbers of `FEWER`."""
+    for number, smaller in fewer.items():
+        code = code.replace(number, smaller)
+    return code
+
+
 @pytest.mark.usefixtures("tables", "small")
-@pytest.mark.parametrize("page", [page for page in PAGES if any(map(runs, blocks(page)))])
-def test_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("page", "whole"),
+    [
+        *[(page, False) for page in PAGES if any(map(runs, blocks(page)))],
+        *[pytest.param(page, True, marks=pytest.mark.slow) for page in FEWER],
+    ],
+)
+def test_a_page_runs(
+    page: str, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    fewer = {} if whole else FEWER.get(page, {})
     for make in FILES.get(page, ()):
         make()
     namespace: dict[str, object] = {"__name__": "__docs__"}
@@ -249,7 +295,7 @@ def test_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         torch.manual_seed(0)
         for block in blocks(page):
             if block.language == "python":  # padded, so that a traceback shows the page's line
-                code = "\n" * block.line + block.code
+                code = "\n" * block.line + replaced(block.code, fewer)
                 exec(compile(code, str(PAGES[page]), "exec", dont_inherit=True), namespace)
             for words in commands(block):
                 ours = arguments(words)
@@ -284,6 +330,9 @@ def test_what_is_listed_is_on_its_page() -> None:
         assert all(any(code.startswith(start) for code in codes) for start in known), page
     for page in FILES:
         assert any(map(runs, blocks(page))), page
+    for page, fewer in FEWER.items():
+        code = "".join(block.code for block in blocks(page) if block.language == "python")
+        assert all(number in code for number in fewer), page
 
 
 def others(program: str) -> dict[str, list[str]]:

@@ -61,7 +61,7 @@ def test_bits_are_those_of_bits_per_dim_and_fall_to_the_exact_ones_with_draws() 
     """
     v = integers(60)
     found = evaluate(
-        model(), v, levels=LEVELS, draws=64, samples=0, rtol=1e-4, atol=1e-4, progress=False
+        model(), v, levels=LEVELS, draws=64, samples=0, rtol=1e-3, atol=1e-3, progress=False
     )
     assert found.score is not None
     assert found.weighted is not None
@@ -69,7 +69,7 @@ def test_bits_are_those_of_bits_per_dim_and_fall_to_the_exact_ones_with_draws() 
     assert found.score.mean > exact + 0.1
     assert abs(found.weighted.mean - exact) < 4 * found.weighted.trace_error / math.sqrt(60) < 0.04
     noise = scoresde.dequantize.Uniform(LEVELS)  # the same law, other numbers
-    single = scoresde.bits_per_dim(model(), v, noise, generator=generator(9), rtol=1e-4, atol=1e-4)
+    single = scoresde.bits_per_dim(model(), v, noise, generator=generator(9), rtol=1e-3, atol=1e-3)
     assert abs(single.mean - found.score.mean) < 4 * math.hypot(
         single.mean_stderr, found.score.stderr
     )
@@ -204,6 +204,8 @@ def test_the_seed_rules_which_are_scored_and_all_else(tmp_path: Path) -> None:
         "samples": 3,
         "fid": 40,
         "features": None,
+        "rtol": 1e-2,
+        "atol": 1e-2,
         "progress": False,
     }
 
@@ -365,7 +367,8 @@ def test_what_is_scored_first_is_a_random_subset(
     module = importlib.import_module("scoresde.evaluation.measures")
     sde, x, y = two_classes()
     x[300:] = 0.5 + 0.3 * torch.randn(300, 2, generator=generator(2))
-    full = evaluate(sde, x, given={"y": y}, samples=0, progress=False).score
+    how: dict[str, Any] = {"samples": 0, "rtol": 1e-3, "atol": 1e-3, "progress": False}
+    full = evaluate(sde, x, given={"y": y}, **how).score
     original, calls = module.likelihood, []
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
@@ -376,7 +379,7 @@ def test_what_is_scored_first_is_a_random_subset(
 
     monkeypatch.setattr(module, "likelihood", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(sde, x, given={"y": y}, samples=0, out=tmp_path, progress=False)
+        evaluate(sde, x, given={"y": y}, out=tmp_path, **how)
     part = json.loads((tmp_path / "evaluation.json").read_text())["score"]
     assert full is not None
     assert (part["n"], part["of"], full.n) == (SCORED_AT_ONCE, 600, 600)
@@ -536,6 +539,8 @@ def test_the_command_writes_what_the_function_finds(
         "cpu",
         "--draws",
         "3",
+        "--tolerance",
+        "1e-2",
     ]
     main(
         [
@@ -551,7 +556,17 @@ def test_the_command_writes_what_the_function_finds(
     found = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     sde, v = scoresde.load(trained / "images"), torch.from_numpy(np.load(trained / "images.npy"))
     wanted = evaluate(
-        sde, v, n=20, draws=3, samples=9, fid=40, features=None, seed=2, progress=False
+        sde,
+        v,
+        n=20,
+        draws=3,
+        samples=9,
+        fid=40,
+        features=None,
+        seed=2,
+        progress=False,
+        rtol=1e-2,
+        atol=1e-2,
     )
     assert wanted.score is not None
     assert wanted.weighted is not None
@@ -761,7 +776,7 @@ def test_arrays_of_every_layout_are_the_same_data(tmp_path: Path) -> None:
     means = []
     for each in alike:
         found = evaluate(
-            model(), each, levels=LEVELS, n=5, samples=0, rtol=1e-2, atol=1e-2, progress=False
+            model(), each, levels=LEVELS, n=5, samples=0, steps=4, progress=False
         ).score
         assert found is not None
         means.append(found.mean)

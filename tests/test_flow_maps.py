@@ -407,7 +407,7 @@ def test_fit_learns_the_map_to_two_spikes(objective: str) -> None:
         sde,
         data,
         objective=objective,
-        steps=700,
+        steps=450,
         lr=1e-2,
         batch_size=256,
         generator=generator(),

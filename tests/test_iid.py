@@ -38,7 +38,7 @@ def product_of_gaussians(x: Tensor) -> Normals:
     return Normals(cov @ inverse @ (x.double() @ SLOPE.T).sum(0), cov)
 
 
-@pytest.mark.parametrize("k", [1, 5, 20])
+@pytest.mark.parametrize("k", [1, pytest.param(5, marks=pytest.mark.slow), 20])
 def test_a_gaussian_with_k_observations(k: int) -> None:
     """Means within three standard errors, which all six are in 98.4% of runs; stds within 5%."""
     x = torch.randn(k, 2, generator=seed(3))

@@ -71,6 +71,7 @@ def test_modes_far_apart_have_their_weights() -> None:
     assert abs(float((found[:, 0, 1] > 0).double().mean()) - 0.5) < 0.1
 
 
+@pytest.mark.slow
 def test_gaps_of_a_mixture() -> None:
     """Four modes in units of another mean and scale: the second column given the first, at a point
     where two modes share it .27 to .73. p > 2e-3, a false alarm once in 500 runs.

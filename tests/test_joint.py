@@ -189,7 +189,7 @@ def test_joint_training_reaches_the_likelihood_of_probabilistic_pca() -> None:
     scoresde.fit(model, x, steps=150, lr=1e-2, validation=None, **how)
     before = gap(model, truth, test)
     units = model.model.mean.clone(), model.model.scale.clone()
-    scoresde.fit_joint(model, x, steps=700, lr=1e-2, **how)
+    scoresde.fit_joint(model, x, steps=450, lr=1e-2, **how)
     after = gap(model, truth, test)
     assert float(before.mean()) > 0.3
     error = float(after.std()) / math.sqrt(len(test))

@@ -231,7 +231,7 @@ def plain_gaps(spacing: str, n: int) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("spacing", ["logsnr", "ddpm"])
+@pytest.mark.parametrize("spacing", ["logsnr", pytest.param("ddpm", marks=pytest.mark.slow)])
 def test_exact_heads_have_the_bounds_of_the_exact_moments(spacing: str) -> None:
     mixture = standard_gaussians()
     x = mixture.sample(1500, generator=generator(0))

@@ -36,8 +36,7 @@ PAIRS = list(itertools.product(PROCESSES, MIXTURES))
     kept(
         PAIRS,
         lambda name, target: (
-            name == "vp"
-            or (name in ("ve", "rectified", "test_polynomial") and target == "8 Gaussians")
+            target == "8 Gaussians" and name in ("vp", "ve", "rectified", "test_polynomial")
         ),
     ),
     indirect=True,
@@ -165,8 +164,9 @@ def test_model_density_integrates_to_one() -> None:
     sde = scoresde.build("vp", "mlp", shape=(2,), width=32)
     target = toy.GaussianMixture([[-1.0, 0.0], [1.5, 0.5]], [0.7, 1.0])
     scoresde.fit(sde, target, steps=100, progress=False, generator=generator())
-    side = torch.linspace(-9, 9, 91)
-    total = scoresde.log_prob(sde, torch.cartesian_prod(side, side)).double().exp().sum() * 0.2**2
+    side = torch.linspace(-9, 9, 61)
+    log_p = scoresde.log_prob(sde, torch.cartesian_prod(side, side), rtol=1e-4, atol=1e-4)
+    total = log_p.double().exp().sum() * 0.3**2
     assert abs(float(total) - 1) < 1e-3
 
 
@@ -194,8 +194,9 @@ def test_a_single_probe_has_no_standard_error_and_an_exact_trace_none_to_state()
     mixture = MIXTURES["8 Gaussians"]
     sde, x = scoresde.oracle(mixture, scoresde.VPSDE()), mixture.sample(3, generator=generator())
     for trace in ("hutchinson", "hutchinson_gaussian"):
-        assert bool(scoresde.likelihood(sde, x, trace=trace, probes=1).stderr.isnan().all())
-    assert bool((scoresde.likelihood(sde, x).stderr == 0).all())
+        found = scoresde.likelihood(sde, x, trace=trace, probes=1, steps=8)
+        assert bool(found.stderr.isnan().all())
+    assert bool((scoresde.likelihood(sde, x, steps=8).stderr == 0).all())
 
 
 @pytest.mark.parametrize("dim", [1, 2, 3, 6])
@@ -309,7 +310,7 @@ def test_a_tolerance_means_something_over_six_decades(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> list[tuple[ScoreSDE, Tensor, Tensor]]:
-    """Small networks, as rough as training leaves them; 100 points, and log p of each at 1e-8 in
+    """Small networks, as rough as training leaves them; 60 points, and log p of each at 1e-8 in
     float64.
     """
     means = torch.randn(6, 8, generator=generator(8)) * 1.5
@@ -318,7 +319,7 @@ def trained() -> list[tuple[ScoreSDE, Tensor, Tensor]]:
         (toy.Moons(), "vp"),
         (toy.GaussianMixture(means, torch.linspace(0.2, 0.6, 6)), "rectified"),
     ):
-        x = target.sample(100, generator=generator(7)).float()
+        x = target.sample(60, generator=generator(7)).float()
         torch.manual_seed(0)
         sde = scoresde.build(process, "mlp", shape=x.shape[1:], width=48)
         scoresde.fit(sde, target, steps=250, progress=False, generator=generator())
@@ -332,7 +333,7 @@ def trained() -> list[tuple[ScoreSDE, Tensor, Tensor]]:
     ("solver", "tolerance"),
     kept(
         itertools.product(("adams", "bosh3", "rk45", "tsit5", "dop853"), (1e-3, 1e-4, 1e-5, 1e-6)),
-        lambda solver, tolerance: (solver, tolerance) in (("adams", 1e-5), ("rk45", 1e-3)),
+        lambda solver, tolerance: (solver, tolerance) == ("adams", 1e-5),
     ),
 )
 def test_solver_error_holds_on_trained_networks(
@@ -426,15 +427,16 @@ def test_mates_do_not_matter_to_a_likelihood() -> None:
 def test_latent_is_where_the_flow_ends_and_sampling_comes_back() -> None:
     mixture = MIXTURES["8 Gaussians"]
     sde = scoresde.oracle(mixture, scoresde.VPSDE()).double()
-    drawn = scoresde.solve(sde, 50, rtol=1e-10, atol=1e-10, generator=generator())
-    found = scoresde.likelihood(sde, drawn.x[-1], rtol=1e-10, atol=1e-10)
+    how = {"rtol": 1e-8, "atol": 1e-8}
+    drawn = scoresde.solve(sde, 50, generator=generator(), **how)
+    found = scoresde.likelihood(sde, drawn.x[-1], errors=False, **how)
     torch.testing.assert_close(found.latent, drawn.x[0], rtol=0, atol=1e-6)
     assert found.nfe.shape == (50,)
 
 
 @pytest.mark.parametrize(
     ("process", "mixture"),
-    kept(PAIRS, lambda name, target: name in ("vp", "ve") and target == "8 Gaussians"),
+    kept(PAIRS, lambda name, target: name == "vp" and target == "8 Gaussians"),
     indirect=True,
 )
 def test_prior_gap_is_the_only_error_left_and_is_stated(
@@ -451,7 +453,7 @@ def test_prior_gap_is_the_only_error_left_and_is_stated(
     torch.testing.assert_close(found.log_prob - data.log_prob(x), gap, rtol=0, atol=1e-5)
     assert bool((gap.abs() <= found.prior_gap + 1e-8).all())
     assert float(found.prior_gap.mean()) <= 2 * float(gap.abs().mean()) + 1e-8
-    assert bool((scoresde.likelihood(sde, x[:2], prior=noise).prior_gap == 0).all())
+    assert bool((scoresde.likelihood(sde, x[:2], prior=noise, steps=8).prior_gap == 0).all())
 
 
 @pytest.mark.parametrize(("name", "dim"), rotated(["vp", "vp that ends early", "ve"], [1, 2, 8]))
@@ -467,7 +469,7 @@ def test_prior_gap_holds_on_standardized_data(name: str, dim: int) -> None:
     scale = (means.square().mean() + std.square().mean()).sqrt()
     mixture = toy.GaussianMixture(means / scale, std / scale)
     sde = scoresde.oracle(mixture, process).double()
-    x = mixture.sample(200, generator=generator(), dtype=torch.float64)
+    x = mixture.sample(100, generator=generator(), dtype=torch.float64)
     found = scoresde.likelihood(sde, x, rtol=1e-6, atol=1e-6)
     ours = process.prior(mixture.shape).log_prob(found.latent)
     gap = (ours - mixture.perturb(*at(process, 1.0)).log_prob(found.latent)).abs()
@@ -580,7 +582,7 @@ def test_error_bars_have_no_graph_even_where_the_prior_is_trained() -> None:
     mean = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     prior = torch.distributions.MultivariateNormal(mean, torch.eye(2, dtype=torch.float64))
     x = torch.ones(1, 2, dtype=torch.float64, requires_grad=True)
-    found = scoresde.likelihood(small(), x, prior=prior)
+    found = scoresde.likelihood(small(), x, prior=prior, steps=8)
     assert found.log_prob.requires_grad
     assert not any(part.requires_grad for part in (found.solver_error, found.prior_gap))
 
@@ -612,11 +614,11 @@ def test_fine_tuning_by_maximum_likelihood_trains_the_raw_weights() -> None:
 
 def test_rows_that_are_not_finite_are_named_or_answered_with_nan() -> None:
     sde, x = small(), torch.randn(6, 2, dtype=torch.float64, generator=generator())
-    whole = scoresde.log_prob(sde, x)
+    whole = scoresde.log_prob(sde, x, steps=8)
     x[1, 0], x[4, 1] = math.nan, math.inf
     with pytest.raises(ValueError, match=r"2 of 6 rows: 1, 4"):
         scoresde.log_prob(sde, x)
-    found = scoresde.likelihood(sde, x, invalid="nan")
+    found = scoresde.likelihood(sde, x, invalid="nan", steps=8)
     keep = torch.tensor([0, 2, 3, 5])
     torch.testing.assert_close(found.log_prob[keep], whole[keep], rtol=0, atol=1e-12)
     assert found.log_prob.isnan().nonzero()[:, 0].tolist() == [1, 4]
@@ -729,7 +731,7 @@ def test_a_prior_gives_one_number_a_sample(validate: bool) -> None:
         scoresde.log_prob(sde, x, prior=Two())
 
 
-@pytest.mark.parametrize("far", some([5.0, 20.0, 50.0], 50.0))
+@pytest.mark.parametrize("far", some([5.0, 20.0, 50.0], 20.0))
 def test_error_bars_hold_for_outliers(far: float) -> None:
     """In float32 a far latent magnifies the state's error: log p changes by |z_1| times that."""
     mixture = MIXTURES["8 Gaussians"]
@@ -853,21 +855,18 @@ def test_a_constant_feature_is_left_out_everywhere(
         wanted = scoresde.sample(bare, 5, generator=generator(), **how)  # type: ignore[arg-type]
         assert torch.equal(without(x), wanted)
     y = without(x)
-    assert torch.equal(without(scoresde.encode(whole, x)), scoresde.encode(bare, y))
-    latent = scoresde.encode(whole, x)
+    latent = scoresde.encode(whole, x, steps=10)
+    assert torch.equal(without(latent), scoresde.encode(bare, y, steps=10))
     assert torch.equal(
-        without(scoresde.decode(whole, latent + 0)), scoresde.decode(bare, without(latent))
+        without(scoresde.decode(whole, latent + 0, steps=10)),
+        scoresde.decode(bare, without(latent), steps=10),
     )
     for trace in ("exact", "hutchinson"):
         mine, theirs = (
-            scoresde.likelihood(m, v, trace=trace, generator=generator())
+            scoresde.likelihood(m, v, trace=trace, generator=generator(), steps=10)
             for m, v in ((whole, x), (bare, y))
         )
-        for name in (
-            "log_prob",
-            "stderr",
-            "prior_gap",
-        ):  # to the tolerance: rounding may choose other steps
+        for name in ("log_prob", "stderr", "prior_gap"):
             torch.testing.assert_close(
                 getattr(mine, name), getattr(theirs, name), rtol=1e-4, atol=1e-4
             )
@@ -877,7 +876,7 @@ def test_a_constant_feature_is_left_out_everywhere(
             verb(m, v, generator=generator(), draws=4).log_prob for m, v in ((whole, x), (bare, y))
         ]  # type: ignore[operator]
         torch.testing.assert_close(*bounds)
-    bits = [scoresde.bits_per_dim(m, v, None).bits for m, v in ((whole, x), (bare, y))]
+    bits = [scoresde.bits_per_dim(m, v, None, steps=10).bits for m, v in ((whole, x), (bare, y))]
     torch.testing.assert_close(*bits)
     drawn = [scoresde.sample_and_log_prob(m, 4, generator=generator()) for m in (whole, bare)]
     assert torch.equal(without(drawn[0][0]), drawn[1][0])
@@ -895,11 +894,11 @@ def test_a_constant_feature_is_left_out_everywhere(
 
 def test_a_point_off_a_constant_has_density_0() -> None:
     whole, bare, free = constants((4,), {1: 7.0, 3: 0.0})
-    x = scoresde.sample(whole, 4, generator=generator())
+    x = scoresde.sample(whole, 4, generator=generator(), steps=10)
     x[1, 1], x[2, 3], x[3, 1] = 7.1, 1e-20, 7.000001
-    wanted = scoresde.log_prob(bare, x[:, free])
+    wanted = scoresde.log_prob(bare, x[:, free], steps=10)
     wanted[1:3] = -math.inf
-    torch.testing.assert_close(scoresde.log_prob(whole, x), wanted)
+    torch.testing.assert_close(scoresde.log_prob(whole, x, steps=10), wanted)
     assert scoresde.elbo(whole, x).log_prob.isneginf().tolist() == [False, True, True, False]
     assert scoresde.vlb(whole, x, steps=4).log_prob.isneginf().tolist() == [
         False,
@@ -907,14 +906,14 @@ def test_a_point_off_a_constant_has_density_0() -> None:
         True,
         False,
     ]
-    assert scoresde.bits_per_dim(whole, x, None).bits.isinf().tolist() == [
+    assert scoresde.bits_per_dim(whole, x, None, steps=10).bits.isinf().tolist() == [
         False,
         True,
         True,
         False,
     ]
     x.requires_grad_()
-    scoresde.log_prob(whole, x)[0].backward()
+    scoresde.log_prob(whole, x, steps=10)[0].backward()
     assert x.grad is not None
     assert bool(x.grad.isfinite().all())
     with pytest.raises(ValueError, match=r"features \[1, 3\] are constant"):

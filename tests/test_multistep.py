@@ -619,10 +619,7 @@ def test_half_the_weight_of_the_curvature_makes_the_third_order_second(
             "scoresde.solvers.multistep.coefficients",
             lambda row, nodes, weight=weight: third(row, nodes, weight),
         )
-        errors = [
-            rms(end - exact)
-            for end in ends(METHODS["dpmpp_3m"], sde, z, [16 * 2**k for k in range(7)])
-        ]
+        errors = [rms(end - exact) for end in ends(METHODS["dpmpp_3m"], sde, z, [512, 1024])]
         assert abs(slopes(errors)[-1] - order) < 0.15, (order, slopes(errors))
 
 
@@ -764,7 +761,7 @@ def test_adams_on_a_fixed_grid_has_its_order(
     """
     sde, z, exact = quiet
     first = {5: 16, 6: 8, 7: 4, 8: 3}.get(order, 12)
-    counts = [first * 2**k for k in range(7)]
+    counts = [first * 2**k for k in range(7)][-2 if order < 7 else 0 :]
     errors = [
         rms(end - exact) for end in ends(Row("v", order, corrector=True), sde, z, counts, "graded")
     ]
@@ -822,11 +819,11 @@ def solved(
     ("mixture", "name"),
     kept(
         itertools.product(PROBLEMS, ("vp", "rectified", "ve")),
-        lambda mixture, name: (mixture, name) in (("8 Gaussians", "vp"), ("64-D", "rectified")),
+        lambda mixture, name: (mixture, name) == ("8 Gaussians", "vp"),
     ),
 )
 def test_adams_error_follows_its_tolerance(mixture: str, name: str) -> None:
-    """End point's error over six decades of tolerance, against Dormand–Prince 8(5,3) at 1e-12, for
+    """End point's error over six decades of tolerance, against Dormand–Prince 8(5,3) at 1e-11, for
     200 samples.
 
     The median sample's is between tolerance/50 and 0.7 × tolerance (0.03 to 0.44 measured). The
@@ -834,7 +831,7 @@ def test_adams_error_follows_its_tolerance(mixture: str, name: str) -> None:
     samples near separatrices of the 8 Gaussians decide it.
     """
     sde = scoresde.oracle(PROBLEMS[mixture], scoresde.PROCESSES.build(name)).double()
-    exact = solved(sde, 200, 1e-12, "dop853").x[-1]
+    exact = solved(sde, 200, 1e-11, "dop853").x[-1]
     cost = 0.0
     for tolerance in (1e-3, 1e-4, 1e-6, 1e-8):
         solution = solved(sde, 200, tolerance)
@@ -884,7 +881,7 @@ def test_adams_needs_few_evaluations(mixture: str) -> None:
     with that tolerance; float64.
     """
     sde = scoresde.oracle(PROBLEMS[mixture], scoresde.RectifiedFlow()).double()
-    exact = solved(sde, 100, 1e-11, "rk45").x[-1]
+    exact = solved(sde, 100, 1e-9, "dop853").x[-1]
     for error, steps, cost in ((1e-3, 36, 30), (1e-4, 60, 45), (1e-6, 150, 80)):
         fixed = scoresde.solve(sde, 100, solver="adams", steps=steps, generator=generator())
         assert rms(fixed.x[-1] - exact) < error
@@ -899,7 +896,7 @@ def test_adams_dense_output_is_free_and_as_good_as_the_steps(name: str) -> None:
     times = [1.0, 0.9, 0.7, 0.69, 0.5, 0.31, 0.1, 0.05, 1e-3, 0.0]
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.PROCESSES.build(name)).double()
     radius = sde.process.radius(torch.tensor(times, dtype=torch.float64))[:, None, None]
-    exact = solved(sde, 40, 1e-12, "rk45", times=times).x / radius
+    exact = solved(sde, 40, 1e-11, "dop853", times=times).x / radius
     for tolerance in (1e-3, 1e-5, 1e-8):
         dense, plain = solved(sde, 40, tolerance, times=times), solved(sde, 40, tolerance)
         assert torch.equal(dense.x[[0, -1]], plain.x)
@@ -959,7 +956,7 @@ def test_adams_does_not_stall_in_float32(name: str) -> None:
         for solver in (SOLVERS.build("adams", rtol=t, atol=t) for t in (1e-5, 1e-7))
     ]
     wide = scoresde.oracle(MIXTURES["8 Gaussians"], sde.process).double()
-    exact, _ = SOLVERS.build("rk45", rtol=1e-11, atol=1e-11).run(
+    exact, _ = SOLVERS.build("dop853", rtol=1e-9, atol=1e-9).run(
         problem(wide, nodes, True, lambda: z), z.double()
     )
     for end, counts in ends:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 from typing import Any
@@ -150,13 +151,19 @@ def test_samples_are_those_of_the_closed_form(process: str, name: str) -> None:
         torch.testing.assert_close(found, closed, rtol=0, atol=slack)
 
 
-def test_a_network_of_little_training_is_sampled_by_default() -> None:
-    """Its Jacobian is no covariance, where the pull has kinks: adaptive steps would not end."""
+@functools.cache
+def barely_trained() -> scoresde.ScoreSDE:
     torch.manual_seed(0)
     x = randn(2000, 2) * torch.tensor([3.0, 0.2]).double()
     sde = scoresde.build("vp", "mlp", shape=(2,), width=32, depth=2).double()
     how: dict[str, Any] = {"steps": 60, "validation": None, "progress": False}
     scoresde.fit(sde, x, generator=generator(), **how)
+    return sde
+
+
+def test_a_network_of_little_training_is_sampled_by_default() -> None:
+    """Its Jacobian is no covariance, where the pull has kinks: adaptive steps would not end."""
+    sde = barely_trained()
     total = measurements.Linear([[1.0, 1.0]], noise=0.5)
     y = torch.linspace(-3, 12, 200).double()[:, None]
     found = scoresde.solve(scoresde.observe(sde, total, y), generator=generator())
@@ -165,14 +172,10 @@ def test_a_network_of_little_training_is_sampled_by_default() -> None:
     assert float(residual.median()) < 1.5
 
 
-def test_log_prob_of_a_network_of_little_training_ends_by_default() -> None:
-    """It takes 200 steps, and has an error bar; 400 say the same, and rtol= makes it adaptive."""
-    torch.manual_seed(0)
-    x = randn(2000, 2) * torch.tensor([3.0, 0.2]).double()
-    sde = scoresde.build("vp", "mlp", shape=(2,), width=32, depth=2).double()
-    how: dict[str, Any] = {"steps": 60, "validation": None, "progress": False}
-    scoresde.fit(sde, x, generator=generator(), **how)
-    ours = scoresde.observe(sde, measurements.Linear([[1.0, 1.0]], noise=0.5), [1.0])
+@pytest.mark.slow
+def test_error_bars_of_a_network_of_little_training_hold() -> None:
+    """By default it takes 200 steps; 400 say the same."""
+    ours = scoresde.observe(barely_trained(), measurements.Linear([[1.0, 1.0]], noise=0.5), [1.0])
     points = scoresde.sample(ours, 12, generator=generator())
     found = scoresde.likelihood(ours, points)
     assert found.nfe.tolist() == [200 * 2] * 12
@@ -180,6 +183,16 @@ def test_log_prob_of_a_network_of_little_training_ends_by_default() -> None:
     error = (found.log_prob - fine).abs()  # the field has kinks, which a few points meet
     assert float(error.median()) < 5e-3
     assert float((error <= found.solver_error).double().mean()) >= 0.8
+
+
+def test_log_prob_of_a_network_of_little_training_ends_by_default() -> None:
+    """It takes 200 steps, and rtol= makes it adaptive."""
+    sde = barely_trained()
+    ours = scoresde.observe(sde, measurements.Linear([[1.0, 1.0]], noise=0.5), [1.0])
+    points = scoresde.sample(ours, 12, generator=generator())
+    found = scoresde.likelihood(ours, points, errors=False)
+    assert found.nfe.tolist() == [200 * 2] * 12
+    assert found.log_prob.isfinite().all()
     # models made from it, and other verbs, too; a tolerance makes it adaptive
     both = scoresde.classifier_free(ours, 2.0, without=sde)
     assert both.ode_steps == 200
@@ -349,13 +362,13 @@ def test_angles_a_sample_and_chosen_rows_give_what_one_angle_gives() -> None:
 def test_samples_do_not_depend_on_their_batch(rows: int) -> None:
     model = mixture_model()
     measurement = measurements.Linear(randn(rows, 3, seed=6), noise=1.5)
-    y = measurement(3 * randn(1000, 3, seed=7))
+    y = measurement(3 * randn(200, 3, seed=7))
     ours = scoresde.observe(model, measurement, y)
     how = {"solver": "dpmpp_2m", "steps": 2}
-    some = scoresde.sample(ours, 1000, generator=generator(), batch_size=1000, **how)
-    parts = scoresde.sample(ours, 1000, generator=generator(), batch_size=7, **how)
+    some = scoresde.sample(ours, 200, generator=generator(), batch_size=200, **how)
+    parts = scoresde.sample(ours, 200, generator=generator(), batch_size=7, **how)
     torch.testing.assert_close(some, parts, rtol=1e-8, atol=1e-8)
-    again = scoresde.sample(ours, 1000, generator=generator(), batch_size=1000, **how)
+    again = scoresde.sample(ours, 200, generator=generator(), batch_size=200, **how)
     assert torch.equal(some, again)
 
 
@@ -432,7 +445,7 @@ def test_gradients_of_log_prob_reach_x_and_y(rows: int) -> None:
         cov = L @ (a * a * exact.cov + s * s * torch.eye(2, dtype=F64)) @ L.T
         return MultivariateNormal(start + a * L @ exact.center, cov)
 
-    how = {"rtol": 1e-10, "atol": 1e-10, "differentiable": True}
+    how = {"rtol": 1e-9, "atol": 1e-9, "differentiable": True}
     found = scoresde.log_prob(ours, x, prior=law(alpha, sigma), **how).sum()
     gradients = torch.autograd.grad(found, (x, y))
     wanted = torch.autograd.grad(law(1.0, 0.0).log_prob(x).sum(), (x, y))

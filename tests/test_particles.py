@@ -541,9 +541,9 @@ def test_a_sample_depends_on_its_number_alone() -> None:
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(a[:3], c, rtol=1e-9, atol=1e-9)
     how = {"particles": 2, "steps": 2}
-    y = truth.y + torch.linspace(-1, 1, 1000, dtype=F64).unsqueeze(1)
+    y = truth.y + torch.linspace(-1, 1, 200, dtype=F64).unsqueeze(1)
     many = scoresde.observe(base, linear, y)
-    whole = scoresde.particles(many, batch_size=1000, generator=generator(), **how)
+    whole = scoresde.particles(many, batch_size=200, generator=generator(), **how)
     parts = scoresde.particles(many, batch_size=7, generator=generator(), **how)
     for a, b in zip(whole, parts, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)

@@ -131,7 +131,23 @@ def test_a_tableau_must_fit() -> None:
 # ---- orders
 
 
-@pytest.mark.parametrize("name", some(TABLEAUS, "euler", "heun", "rk4", "rk45", "dop853"))
+def ended(sde: ScoreSDE, tableau: Tableau, n: int, z: Tensor) -> Tensor:
+    """Where states end, by so many equal steps in φ."""
+    return RungeKutta(tableau).run(posed(sde, times(sde, n), adaptive=False), z)[0]
+
+
+@functools.cache
+def ordered(high: bool) -> tuple[ScoreSDE, Tensor, Tensor]:
+    """A problem for methods up to order 5 or for one of order 8, states, and where they end."""
+    if high:
+        sde = double([[0.0, 0.0], [1.0, 0.0], [0.0, 0.5]], [0.5, 0.5, 0.5])
+    else:
+        sde = double(*BROAD)
+    z = start(64)
+    return sde, z, ended(sde, TABLEAUS["dop853"], 100, z)
+
+
+@pytest.mark.parametrize("name", some(TABLEAUS, "euler", "rk4", "rk45", "dop853"))
 def test_the_end_point_has_the_stated_order(name: str) -> None:
     """Five halvings (six at order 5), the last of which is within 0.15 of the order; problems were
     chosen for their leading term to show.
@@ -140,24 +156,16 @@ def test_the_end_point_has_the_stated_order(name: str) -> None:
     above, and the last one is that between 6e-12 and 2e-13. At order 8 six halvings are 14
     decades, and the last error is 1e-15: there four, by least squares.
     """
-    tableau, z = TABLEAUS[name], start(64)
-    if tableau.order == 8:
-        sde = double([[0.0, 0.0], [1.0, 0.0], [0.0, 0.5]], [0.5, 0.5, 0.5])
-    else:
-        sde = double(*BROAD)
+    tableau = TABLEAUS[name]
+    sde, z, exact = ordered(tableau.order == 8)
     counts = np.array(
         [
             {1: 16, 2: 8, 3: 8, 4: 6, 5: 2, 8: 2}[tableau.order] * 2**k
             for k in range({5: 7, 8: 5}.get(tableau.order, 6))
         ]
     )
-
-    def end(tableau: Tableau, n: int) -> Tensor:
-        return RungeKutta(tableau).run(posed(sde, times(sde, n), adaptive=False), z)[0]
-
-    exact = end(TABLEAUS["dop853"], 100)
     errors = np.array(
-        [float((end(tableau, int(n)) - exact).square().mean().sqrt()) for n in counts]
+        [float((ended(sde, tableau, int(n), z) - exact).square().mean().sqrt()) for n in counts]
     )
     slopes = np.log2(errors[:-1] / errors[1:])
     slope = (
@@ -220,13 +228,13 @@ STATIONS = [1.0, 0.93, 0.8, 0.61, 0.6, 0.4, 0.2, 0.05, 1e-3, 0.0]
 @functools.cache
 def on_the_way(forward: bool) -> tuple[Tensor, list[Tensor]]:
     """40 states to begin with, and where each is at every time on the way, by a solve of its own
-    at 1e-12.
+    at 1e-10.
     """
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE()).double()
     z, path = start(40), STATIONS[::-1] if forward else STATIONS
     if forward:
         z = MIXTURES["8 Gaussians"].sample(40, generator=generator()).double()
-    tight = AdaptiveRungeKutta(TABLEAUS["dop853"], rtol=1e-12, atol=1e-12)
+    tight = AdaptiveRungeKutta(TABLEAUS["dop853"], rtol=1e-10, atol=1e-10)
     return z, [adapt(tight, sde, z, [path[0], t])[0] for t in path[1:-1]]
 
 
@@ -238,7 +246,7 @@ def test_wanted_times_change_nothing_but_are_met(name: str, forward: bool) -> No
     """The end point is the same to the last bit, and so are steps; extra evaluations are what
     extra stages cost.
 
-    States on the way are within 20 tolerances of a solve at 1e-12.
+    States on the way are within 20 tolerances of a solve at 1e-10.
     """
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE()).double()
     (z, exact), path = on_the_way(forward), STATIONS[::-1] if forward else STATIONS
@@ -322,7 +330,8 @@ def test_tolerance_rules_the_error(name: str) -> None:
     z = start(100)
     exact = hundred_ends()
     cost = 0.0
-    for tolerance in (1e-3, 1e-5) if tableau.order < 4 else (1e-3, 1e-5, 1e-7, 1e-9):
+    decades = {2: (1e-3, 1e-4), 3: (1e-3, 1e-5), 8: (1e-3, 1e-5, 1e-7, 1e-9)}
+    for tolerance in decades.get(tableau.order, (1e-3, 1e-5, 1e-7)):
         end, counts, states = adapt(
             AdaptiveRungeKutta(tableau, rtol=tolerance, atol=tolerance), sde, z, [1.0, 0.3, 0.0]
         )

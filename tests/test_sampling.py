@@ -25,9 +25,7 @@ TIGHT = {"rtol": 1e-9, "atol": 1e-9}
     ("name", "target"),
     kept(
         itertools.product(PROCESSES, MIXTURES),
-        lambda name, target: (
-            name in (("ve", "test_polynomial") if target == "8 Gaussians" else ("vp",))
-        ),
+        lambda name, target: target == "8 Gaussians" and name in ("ve", "test_polynomial"),
     ),
 )
 def test_decode_undoes_encode(name: str, target: str) -> None:
@@ -203,9 +201,8 @@ def two_modes(name: str) -> tuple[ScoreSDE, Tensor, Tensor, Tensor]:
         torch.tensor([[1.0, 0.0], [-1.0, 0.5]], dtype=torch.float64), 0.5
     )
     sde = scoresde.oracle(mixture, scoresde.PROCESSES.build(name)).double()
-    found = scoresde.likelihood(
-        sde, x := mixture.sample(30, generator=generator(), dtype=torch.float64), **TIGHT
-    )
+    x = mixture.sample(30, generator=generator(), dtype=torch.float64)
+    found = scoresde.likelihood(sde, x, errors=False, **TIGHT)
     return sde, x, found.latent, found.log_prob
 
 
@@ -263,7 +260,7 @@ def test_many_steps_of_a_prediction_that_stops_short_of_the_data() -> None:
     sde = scoresde.build("vp", "mlp", shape=(2,), predict="x0")
     for solver in ("adams", "dpmpp_3m", "deis", "unipc"):
         assert bool(
-            scoresde.sample(sde, 4, solver=solver, steps=800, generator=generator())
+            scoresde.sample(sde, 4, solver=solver, steps=400, generator=generator())
             .isfinite()
             .all()
         )

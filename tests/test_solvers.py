@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Set
 from dataclasses import dataclass
@@ -226,8 +227,13 @@ class Wiggle(nn.Module):
         return 0.9 * torch.sin(x + t.reshape(-1, *(1,) * (x.ndim - 1))) + 0.1 * x.flip(-1)
 
 
-@pytest.mark.parametrize("solver", ["ddim", "ancestral"])
-@pytest.mark.parametrize("steps", [1000, 50])
+@pytest.mark.parametrize(
+    ("solver", "steps"),
+    kept(
+        itertools.product(["ddim", "ancestral"], [1000, 50]),
+        lambda solver, steps: solver == "ancestral" or steps == 50,
+    ),
+)
 def test_ddpm_and_ddim_equal_diffusers_step_for_step(
     solver: str, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,10 +284,10 @@ def three_modes(name: str) -> tuple[ScoreSDE, Tensor, Tensor]:
         toy.GaussianMixture(means, [0.6, 0.8, 1.0]), scoresde.PROCESSES.build(name)
     ).double()
     z = torch.randn(64, sde.dim, generator=generator(5), dtype=torch.float64)
-    return sde, z, solve_with(sde, "rk45", z, None, steps=500, spacing="arc")
+    return sde, z, solve_with(sde, "dop853", z, None, steps=100, spacing="arc")
 
 
-HERE = {"adams", "edm", "ddim", "test_midpoint", "heun", "rk4", "dpmpp_2m", "dpmpp_2s"}
+HERE = {"adams", "edm", "ddim", "test_midpoint", "heun", "dpmpp_2m", "dpmpp_2s"}
 """Those whose order nothing else proves, and one of each kind whose order files of their own do."""
 
 
@@ -361,16 +367,23 @@ def test_tableaus_satisfy_every_order_condition(name: str) -> None:
     assert len([t for k in range(1, 6) for t in trees(k)]) == 17
 
 
-@pytest.mark.parametrize("solver", ["rk45", "adams"])
-def test_tolerance_rules_the_error_and_each_sample_has_its_own_steps(solver: str) -> None:
+@functools.cache
+def two_hundred() -> tuple[ScoreSDE, Tensor]:
+    """A mixture's exact score, and where 200 samples end."""
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE()).double()
-    fine = scoresde.solve(sde, 200, solver="dop853", rtol=1e-12, atol=1e-12, generator=generator())
+    how = {"solver": "dop853", "rtol": 1e-12, "atol": 1e-12, "generator": generator()}
+    return sde, scoresde.sample(sde, 200, **how)
+
+
+@pytest.mark.parametrize("solver", some(["rk45", "adams"], "adams"))
+def test_tolerance_rules_the_error_and_each_sample_has_its_own_steps(solver: str) -> None:
+    sde, fine = two_hundred()
     before = 0.0
     for tolerance in (1e-3, 1e-5, 1e-7, 1e-9):
         coarse = scoresde.solve(
             sde, 200, solver=solver, rtol=tolerance, atol=tolerance, generator=generator()
         )
-        error = float((coarse.x[-1] - fine.x[-1]).square().mean().sqrt())
+        error = float((coarse.x[-1] - fine).square().mean().sqrt())
         assert error < 100 * tolerance
         assert float(coarse.nfe.double().mean()) > before
         before = float(coarse.nfe.double().mean())
@@ -693,10 +706,10 @@ def test_global_random_state_is_left_alone(solver: str) -> None:
 def test_trajectory_passes_through_the_wanted_times() -> None:
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.VPSDE()).double()
     times = [1.0, 0.7, 0.31, 0.05, 0.0]
-    path = scoresde.solve(sde, 20, times=times, rtol=1e-10, atol=1e-10, generator=generator())
+    path = scoresde.solve(sde, 20, times=times, rtol=1e-8, atol=1e-8, generator=generator())
     assert path.x.shape == (5, 20, 2)
     torch.testing.assert_close(path.t, torch.tensor(times, dtype=torch.float64))
-    fixed = scoresde.solve(sde, 20, solver="rk4", steps=500, times=times, generator=generator())
+    fixed = scoresde.solve(sde, 20, solver="rk4", steps=250, times=times, generator=generator())
     torch.testing.assert_close(fixed.x, path.x, rtol=0, atol=1e-5)
     # dx/dt along the path is the velocity
     near = scoresde.solve(
@@ -810,19 +823,19 @@ def test_adaptive_samples_depend_on_the_batch_size_no_more_than_on_the_tolerance
 
 def test_end_points_equal_torchdiffeq_and_scipy() -> None:
     """The same flow in the process's own x and t, by two other libraries: dopri8 and LSODA at
-    1e-10.
+    1e-9.
     """
     import torchdiffeq
 
     sde = scoresde.oracle(MIXTURES["8 Gaussians"], scoresde.RectifiedFlow()).double()
-    ours = scoresde.solve(sde, 2, rtol=1e-11, atol=1e-11, generator=generator())
+    ours = scoresde.solve(sde, 2, rtol=1e-9, atol=1e-9, generator=generator())
     times = torch.tensor([1.0, 0.0], dtype=torch.float64)
     theirs = torchdiffeq.odeint(
         lambda t, x: sde.velocity(x, t.clamp(1e-12, 1)),
         ours.x[0],
         times,
-        rtol=1e-10,
-        atol=1e-10,
+        rtol=1e-9,
+        atol=1e-9,
         method="dopri8",
     )
     torch.testing.assert_close(ours.x[-1], theirs[-1], rtol=0, atol=1e-6)
@@ -834,8 +847,8 @@ def test_end_points_equal_torchdiffeq_and_scipy() -> None:
             (1.0, 0.0),
             start.numpy(),
             method="LSODA",
-            rtol=1e-10,
-            atol=1e-10,
+            rtol=1e-9,
+            atol=1e-9,
         )
         np.testing.assert_allclose(flow.y[:, -1], end.numpy(), atol=1e-6)
 

@@ -473,7 +473,7 @@ PLACES += [("64-D", "vp"), ("64-D", "rectified")]
         pytest.param(
             *place,
             *width,
-            marks=() if j == i % 2 else pytest.mark.slow,
+            marks=() if j == i % 2 and width[0] != "ggf" else pytest.mark.slow,
             id="-".join(map(str, [*place, width[0], *width[1].values()])),
         )
         for i, width in enumerate(WIDTHS)

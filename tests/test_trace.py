@@ -760,7 +760,7 @@ torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 def peak():
     return int(re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]) / 1024
-for n, batches in ((64, (8, 1_000)), (2048, (8,))):
+for n, batches in ((64, (8, 1_000)), (1536, (8,))):
     net = MLP((n,), width=128 if n == 64 else 32).eval()
     torch.nn.init.normal_(net.out.weight)
     for b in batches:
@@ -781,7 +781,7 @@ print(peak() - before)
 )
 def test_memory_is_bounded() -> None:
     """MiB above what a batch of eight takes, in a process of its own: 5,000 × 64 (1,000 by
-    products) and 40 × 2,048.
+    products) and 40 × 1,536.
     """
     environment = {
         **os.environ,

@@ -227,7 +227,7 @@ def test_a_trained_model_draws_from_an_easy_target(process: str, predict: str) -
 
     before, p_before = report()
     how = {
-        "steps": 1000,
+        "steps": 500,
         "batch_size": 256,
         "lr": 5e-3,
         "progress": False,
@@ -250,7 +250,7 @@ def test_labels_given_to_fit_reach_the_right_rows() -> None:
     x = means[y] + 0.5 * torch.randn(1000, 2, generator=generator())
     sde = small(width=48, classes=2, condition_dropout=0)
     scoresde.fit(
-        sde, x, given={"y": y}, steps=500, batch_size=256, progress=False, generator=generator(1)
+        sde, x, given={"y": y}, steps=300, batch_size=256, progress=False, generator=generator(1)
     )
     drawn = scoresde.sample(sde.given(y=y[:400]), 400, generator=generator(2))
     for k in range(2):

@@ -192,7 +192,7 @@ def test_a_resumed_run_ends_as_one_in_one_go(
                         small() if part == 0 else sde,
                         x,
                         checkpoints=scoresde.Checkpoints(folder, every=25, resume=True),
-                        steps=150,
+                        steps=100,
                         batch_size=64,
                         generator=generator(3),
                         **QUIET,
@@ -201,8 +201,8 @@ def test_a_resumed_run_ends_as_one_in_one_go(
                     continue
         again = small(seed=9)
         how = scoresde.Checkpoints(folder, every=25, resume=True)
-        scoresde.fit(sde, x, steps=150, batch_size=64, checkpoints=how, **QUIET)  # a trained one
-        ended = scoresde.fit(again, x, steps=150, batch_size=64, checkpoints=how, **QUIET)
+        scoresde.fit(sde, x, steps=100, batch_size=64, checkpoints=how, **QUIET)  # a trained one
+        ended = scoresde.fit(again, x, steps=100, batch_size=64, checkpoints=how, **QUIET)
         assert (ended.best, ended.gap) == (history.best, history.gap)
         found.append((history, scoresde.load(folder).state_dict(), again.state_dict()))
     (whole, one, ended_one), (pieces, other, ended_other) = found
