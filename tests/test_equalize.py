@@ -19,7 +19,12 @@ import scoresde
 from conftest import generator
 from scoresde import Table
 from scoresde.cli.commands import main
-from scoresde.model.tables.equalize import STOP, equalizing_knots, knots_of_unequal_bins
+from scoresde.model.tables.equalize import (
+    STOP,
+    USUAL_HALVINGS,
+    equalizing_knots,
+    knots_of_unequal_bins,
+)
 from scoresde.model.tables.schema import TableSchema
 
 pd = pytest.importorskip("pandas")
@@ -130,6 +135,31 @@ def test_the_gain_of_columns_with_bounds_is_the_entropy_of_their_gaps() -> None:
     assert math.log(4) - 0.2 < gains[1] < math.log(4)
     assert (table.decode(z)["price"].to_numpy() == price[10_000:]).all()
     assert (table.decode(z)["share"].to_numpy() == rows["share"][10_000:]).all()
+
+
+@pytest.mark.parametrize("outlier", [1e6, 1e9, 1e12])
+def test_an_outlier_hides_no_other_value(outlier: float) -> None:
+    """All else lies in one cell, whose width a sixteenth of the spread is: log p of fresh normal
+    numbers is their entropy, less what some dozen numbers cost to learn.
+    """
+    rng = np.random.default_rng(0)
+    values = np.append(rng.normal(size=4000), outlier)
+    places, images = map(np.array, equalizing_knots(values, None, 0.0))
+    fresh = rng.normal(size=4000)
+    slopes = np.diff(images) / np.diff(places)
+    log_p = np.log(slopes[np.searchsorted(places, fresh, side="right") - 1])
+    log_p -= math.log(values.std() / 16)
+    entropy = 0.5 * math.log(2 * math.pi * math.e)
+    assert -entropy - 0.1 < log_p.mean() < -entropy + 0.05
+
+
+def test_a_value_that_occurs_many_times_is_no_clump() -> None:
+    """Its density has no bound, and the tree would never end: it has the usual levels."""
+    rng = np.random.default_rng(0)
+    values = np.where(rng.random(4000) < 0.7, 0.0, rng.normal(size=4000))
+    places = np.array(equalizing_knots(values, None, 0.0)[0])
+    assert len(places)
+    assert np.diff(places).min() > 0.99 * values.std() / 16 / 2**USUAL_HALVINGS
 
 
 def test_smooth_columns_stay_as_they_are() -> None:

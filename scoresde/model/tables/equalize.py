@@ -18,6 +18,10 @@ The log evidence of a node, with the nodes below it, is
 
 relative to uniform values in the node. Where the tree has no split, T is the identity.
 
+An outlier can make the standard deviation so large that all other values lie in a sliver of one
+cell. So the tree of a continuous column goes on below 2⁻¹⁰ cells in nodes that hold 1% of the
+values or more. It stops there at values that occur many times: their density has no bound.
+
 A column with bounds is equalized after its log or logit, w, in which the bins of discretized values
 have different widths. Its cells end where a bin does, and halves have equally many bins. If the
 left half has a share s of a node's width, its prior mass is a_left = 2as in place of a, that of the
@@ -36,8 +40,12 @@ from scipy.special import betaln
 CELL = 1 / 16
 """Width of a cell in standard deviations; a network with `axes` resolves a quarter of it."""
 
-MOST_HALVINGS = 10
-"""Levels of the tree below a cell of a continuous column."""
+USUAL_HALVINGS = 10
+"""Levels of the tree below a cell of a continuous column; more where a clump is left."""
+
+MOST_HALVINGS = 40
+CLUMP_SHARE = 0.01
+"""Least share of the values in a node that is split below the usual levels."""
 
 PSEUDO_COUNT = 0.5
 STOP = 0.9
@@ -76,6 +84,7 @@ def equalizing_knots(values: np.ndarray, step: float | None, origin: float) -> K
         return NONE
     cell, finest = _resolutions(values)
     depth = MOST_HALVINGS
+    continuous = step is None
     if step is None:
         origin = float(values.min())
         if cell > finest:
@@ -85,11 +94,14 @@ def equalizing_knots(values: np.ndarray, step: float | None, origin: float) -> K
         depth = math.floor(math.log2(max(cell / step, 1.0)))
     if depth < 1 or step < finest:
         return NONE
-    bins, counts = np.unique(np.floor((values - origin) / step + 1e-6), return_counts=True)
-    bins = bins.astype(np.int64)
+    kinds, times = np.unique(values, return_counts=True)
+    numbers = np.floor((kinds - origin) / step + 1e-6).astype(np.int64)
+    bins, start = np.unique(numbers, return_index=True)
+    counts = np.add.reduceat(times, start)
+    different = np.diff(np.append(start, len(kinds))) if continuous else None
     low = np.unique(bins >> depth) << depth
     cells = (low, low + 2**depth)
-    return _knots_of(bins, counts, cells, lambda k: k.astype(np.float64), origin, step)
+    return _knots_of(bins, counts, cells, lambda k: k.astype(np.float64), origin, step, different)
 
 
 def expected_gain(values: np.ndarray, step: float | None, origin: float) -> float:
@@ -143,11 +155,14 @@ def _knots_of(
     edges: Edges,
     origin: float,
     unit: float,
+    different: np.ndarray | None = None,
 ) -> Knots:
-    """Knots of T from the bins that occur; places are origin + unit·edge."""
+    """Knots of T from the bins that occur, their values and, of a continuous column, how many of
+    these are different; places are origin + unit·edge.
+    """
     if not len(cells[0]):
         return NONE
-    first, end, masses = _leaves(bins, counts.astype(np.float64), cells, edges)
+    first, end, masses = _leaves(bins, counts.astype(np.float64), cells, edges, different)
     if not len(first):
         return NONE
     left = edges(first)
@@ -172,10 +187,14 @@ def _knots_of(
 
 
 def _leaves(
-    bins: np.ndarray, counts: np.ndarray, cells: Cells, edges: Edges
+    bins: np.ndarray,
+    counts: np.ndarray,
+    cells: Cells,
+    edges: Edges,
+    different: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """First bin, end and mass of the leaves of cells that are split, from left to right."""
-    levels = _levels(bins, counts, cells)
+    levels = _levels(bins, counts, cells, different)
     # From the bins up to the cells: the evidence of each node, and whether it is split.
     evidence = np.zeros(0)
     judged = []
@@ -202,35 +221,38 @@ def _leaves(
 
 
 class _Level(NamedTuple):
-    """Nodes at one height of the tree: their bins, and the values in each half."""
+    """Nodes at one height of the tree: their bins, the values in each half, and which may grow."""
 
     low: np.ndarray
     middle: np.ndarray
     high: np.ndarray
     left: np.ndarray
     right: np.ndarray
-
-    @property
-    def grows(self) -> np.ndarray:
-        """Which have two bins and two values: others gain nothing from a split."""
-        found: np.ndarray = (self.left + self.right > 1) & (self.high - self.low > 1)
-        return found
+    grows: np.ndarray
 
 
-def _levels(bins: np.ndarray, counts: np.ndarray, cells: Cells) -> list[_Level]:
-    """The nodes of the tree, from the cells down to the bins."""
+def _levels(
+    bins: np.ndarray, counts: np.ndarray, cells: Cells, different: np.ndarray | None
+) -> list[_Level]:
+    """The nodes of the tree, from the cells down to the bins.
+
+    Nodes grow that have two bins and two values: others gain nothing from a split. Those of a
+    continuous column that grow below the usual levels are clumps of values that differ.
+    """
+    kinds = None if different is None else np.concatenate([[0], np.cumsum(different)])
     before = np.concatenate([[0.0], np.cumsum(counts)])
     low, high = cells
-    levels = []
+    levels: list[_Level] = []
     while len(low):
         middle = (low + high) // 2
-        left, right = np.diff(
-            [before[np.searchsorted(bins, at)] for at in (low, middle, high)], axis=0
-        )
-        level = _Level(low, middle, high, left, right)
-        levels.append(level)
-        grows = level.grows
-        low, high = (np.stack(ends, 1)[grows].ravel() for ends in ((low, middle), (middle, high)))
+        ends = [np.searchsorted(bins, at) for at in (low, middle, high)]
+        left, right = np.diff([before[end] for end in ends], axis=0)
+        grows = (left + right > 1) & (high - low > 1)
+        if kinds is not None and len(levels) >= USUAL_HALVINGS:
+            grows &= left + right >= CLUMP_SHARE * before[-1]
+            grows &= left + right <= 2 * (kinds[ends[2]] - kinds[ends[0]])
+        levels.append(_Level(low, middle, high, left, right, grows))
+        low, high = (np.stack(two, 1)[grows].ravel() for two in ((low, middle), (middle, high)))
     return levels
 
 
