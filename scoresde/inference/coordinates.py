@@ -11,6 +11,8 @@ with weights 1/s². s_i(x) is how far u_i may lie from it, see `spread`: 1 where
 depend on x. L Lᵀ is the covariance of v. A network that outputs zero means w ~ N(0, I). No sample
 leaves the prior's support. Under a uniform prior, u is N(0, I).
 
+Numbers in x with heavy tails are replaced by their normal scores first: see `tails`.
+
 The normal score of x_k is Φ⁻¹ of the share of simulations below it. Scores are used if some theta_i
 has an interval: where x_k is theta_i and a little noise, u_i is nearly linear in the score.
 
@@ -28,7 +30,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import linear, spread, truncated, truncated_fit
+from . import linear, spread, tails, truncated, truncated_fit
 from .linear import MOST_FEATURES, features, normal_scores
 
 EDGE = 1e-9
@@ -122,6 +124,8 @@ class Coordinates:
         "spread_high",
     )
     """Empty where no s depends on x."""
+    OF_TAILS = ("heavy", "heavy_knots", "heavy_levels")
+    """Empty where no number in x has heavy tails."""
     TRUNCATED = "truncated"
     """1 for a truncated normal, 0 for a Gaussian in u, (D,); empty if there are only those."""
     CEILING = "ceiling"
@@ -129,7 +133,7 @@ class Coordinates:
 
     def __init__(self, **numbers: Tensor) -> None:
         found = {name: numbers[name] for name in self.NUMBERS}
-        optional = (*self.OF_SPREAD, self.TRUNCATED, self.CEILING)
+        optional = (*self.OF_SPREAD, *self.OF_TAILS, self.TRUNCATED, self.CEILING)
         found |= {name: numbers.get(name, torch.zeros(0)) for name in optional}
         dense = torch.contiguous_format
         self.numbers = {
@@ -160,17 +164,24 @@ class Coordinates:
             wanted |= {"spread_mean": (many,), "spread_scale": (many,)}
             wanted |= {"spread_slope": (many, dim), "spread_intercept": (dim,)}
             wanted |= {"spread_low": (dim,), "spread_high": (dim,)}
+        if len(n["heavy"]):
+            many = n["heavy_levels"].shape[:1].numel()
+            wanted |= {"heavy": (k,), "heavy_knots": (k, many), "heavy_levels": (many,)}
         for name, shape in wanted.items():
             if shapes[name] != shape:
                 raise ValueError(f"{name} has shape {shapes[name]}, wanted {shape}")
-        finite = ("mean", "knots", "levels", "slope", "intercept", "root", *self.OF_SPREAD[3:])
+        first = ("mean", "knots", "levels", "slope", "intercept", "root")
+        finite = (*first, *self.OF_SPREAD[3:], *self.OF_TAILS)
         if not all(bool(n[name].isfinite().all()) for name in finite):
             raise ValueError("numbers that are not finite")
         if not bool((n["low"] < n["high"]).all() & (n["scale"] > 0).all()):
             raise ValueError("an empty interval, or a scale that is not positive")
         rising = (n["knots"].diff() >= 0).all() & (n["levels"].diff() > 0).all()
+        rising &= (n["heavy_knots"].diff() >= 0).all() & (n["heavy_levels"].diff() > 0).all()
         if not bool(rising):
             raise ValueError("knots or levels that do not rise")
+        if len(n["heavy"]) and len(n["heavy_levels"]) <= 2 * tails.LAST:
+            raise ValueError("too few knots for the numbers with heavy tails")
         if bool((n[self.CEILING].isnan() | (n[self.CEILING] == -math.inf)).any()):
             raise ValueError("a ceiling of log s² that is no number")
         cut = n[self.TRUNCATED]
@@ -189,10 +200,15 @@ class Coordinates:
         x: Tensor,
         varies: bool = True,
     ) -> Coordinates:
-        """Coordinates from pairs: theta (N, D) and x (N, K); s is 1 unless it may vary."""
+        """Coordinates from pairs: theta (N, D) and x (N, K).
+
+        Unless they may vary with x in any way, s is 1 and x is taken as it is.
+        """
         support = Support(low, high)
         u, _ = support.forward(theta.cpu())
-        x = x.cpu().double()
+        raw = x.cpu().double()
+        heavy = tails.measured(raw) if varies else {}
+        x = tails.seen(raw, heavy) if heavy else raw
         scale = x.std(0, correction=0)
         numbers = {"mean": x.mean(0)}
         constant = scale <= 1e-9 * numbers["mean"].abs()
@@ -215,9 +231,10 @@ class Coordinates:
             root=torch.eye(u.shape[1], dtype=torch.float64),
             **numbers,
             **line.law,
+            **heavy,
             truncated=cut,
         )
-        left, _ = start._standardized(u, x)
+        left, _ = start._standardized(u, raw)
         covariance = left.T @ left / max(1.0, len(u) - 1 - line.freedom)
         variance = covariance.diagonal()
         variance = torch.where(variance > 0, variance, 1.0)
@@ -237,18 +254,26 @@ class Coordinates:
     @property
     def usual(self) -> tuple[Tensor, Tensor]:
         """What the numbers in x of nearly all simulations lie between, (K,) each."""
-        knots = self.numbers["knots"]
+        n = self.numbers
+        knots = n["knots"]
         if knots.shape[1]:
-            return knots[:, 0], knots[:, -1]
-        mean = self.numbers["mean"]
-        scale = self.numbers["scale"]
-        reach = torch.where(scale.isinf(), 0.0, 3 * scale)
-        return mean - reach, mean + reach
+            low, high = knots[:, 0], knots[:, -1]
+        else:
+            reach = torch.where(n["scale"].isinf(), 0.0, 3 * n["scale"])
+            low, high = n["mean"] - reach, n["mean"] + reach
+        if not len(n["heavy"]):
+            return low, high
+        heavy = n["heavy"] == 1
+        outermost = n["heavy_knots"][:, [0, -1]]
+        return torch.where(heavy, outermost[:, 0], low), torch.where(heavy, outermost[:, 1], high)
 
     def told(self, x: Tensor) -> Tensor:
-        """What a network is told of x (B, K): x, and if s depends on it the center and log s²."""
+        """What a network is told of x (B, K), as `tails` sees it; if s depends on x, the center
+        and log s² too.
+        """
+        seen = tails.seen(x, self.numbers).to(x.dtype)
         if not self.varies:
-            return x
+            return seen
         centre, log_variance = self._gaussian(x)
         if self.cut:
             m = centre[:, self.cut]
@@ -256,7 +281,7 @@ class Coordinates:
             _, slope = truncated.forward(median, m, log_variance[:, self.cut])
             centre[:, self.cut] = median
             log_variance[:, self.cut] = -2 * slope
-        return torch.cat([x, centre.to(x.dtype), log_variance.to(x.dtype)], 1)
+        return torch.cat([seen, centre.to(x.dtype), log_variance.to(x.dtype)], 1)
 
     def forward(
         self,
@@ -339,12 +364,13 @@ class Coordinates:
     def _gaussian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What u, or m of a truncated normal, is expected at x (…, K), and log s², both (…, D)."""
         near = {name: value.to(x.device) for name, value in self.numbers.items()}
-        f = features(x.double(), near)
+        x = tails.seen(x, near)
+        f = features(x, near)
         used = linear.with_ranks(f, self.observed) if len(near[self.TRUNCATED]) else f
         centre = near["intercept"] + used @ near["slope"]
         if not self.varies:
             return centre, torch.zeros_like(centre)
-        log_variance = spread.log_variance(x.double(), f, near)
+        log_variance = spread.log_variance(x, f, near)
         if self.cut:
             inner = truncated.under(log_variance[..., self.cut], near[self.CEILING][self.cut])
             m, inner = truncated.limited(centre[..., self.cut], inner)

@@ -68,15 +68,21 @@ def features(x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
     levels = numbers["levels"]
     if not len(levels):
         return linear
+    score = interpolated(x, numbers["knots"], levels)
+    score = torch.where(numbers["scale"].isinf(), 0.0, score)
+    return torch.cat([linear, score], -1)
+
+
+def interpolated(x: Tensor, knots: Tensor, levels: Tensor) -> Tensor:
+    """The levels of x (…, K) between its knots (K, ·); the outermost ones beyond them."""
     rows = x.reshape(-1, x.shape[-1]).T.contiguous()
-    above = torch.searchsorted(numbers["knots"], rows).clamp(1, len(levels) - 1)
-    high = numbers["knots"].gather(1, above)
-    low = numbers["knots"].gather(1, above - 1)
+    above = torch.searchsorted(knots, rows).clamp(1, len(levels) - 1)
+    high = knots.gather(1, above)
+    low = knots.gather(1, above - 1)
     width = high - low
     share = torch.where(width > 0, ((rows - low) / width).clamp(0, 1), 0.5)
     score = levels[above - 1] + share * (levels[above] - levels[above - 1])
-    score = torch.where(numbers["scale"].isinf().unsqueeze(1), 0.0, score)
-    return torch.cat([linear, score.T.reshape(x.shape)], -1)
+    return score.T.reshape(x.shape)
 
 
 def normal_scores(x: Tensor) -> dict[str, Tensor]:
