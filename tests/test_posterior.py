@@ -22,8 +22,9 @@ from torch.distributions import (
 
 import scoresde
 from scoresde.inference import recipe
-from scoresde.inference.coordinates import Coordinates, Support
+from scoresde.inference.coordinates import Coordinates
 from scoresde.inference.linear import ridge
+from scoresde.inference.support import Support
 
 COV = torch.tensor([[0.3, 0.1], [0.1, 0.2]], dtype=torch.float64)
 SLOPE = torch.tensor([[0.5, 0.2], [-0.3, 0.6]], dtype=torch.float64)

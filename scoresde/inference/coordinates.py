@@ -11,7 +11,8 @@ with weights 1/s². s_i(x) is how far u_i may lie from it, see `spread`: 1 where
 depend on x. L Lᵀ is the covariance of v. A network that outputs zero means w ~ N(0, I). No sample
 leaves the prior's support. Under a uniform prior, u is N(0, I).
 
-Numbers in x with heavy tails are replaced by their normal scores first: see `tails`.
+Numbers in x with heavy tails are replaced by their normal scores first, where that makes held-out
+pairs likelier: see `tails`.
 
 The normal score of x_k is Φ⁻¹ of the share of simulations below it. Scores are used if some theta_i
 has an interval: where x_k is theta_i and a little noise, u_i is nearly linear in the score.
@@ -32,72 +33,10 @@ from torch import Tensor
 
 from . import linear, spread, tails, truncated, truncated_fit
 from .linear import MOST_FEATURES, features, normal_scores
+from .support import Support
 
-EDGE = 1e-9
-"""Share of an interval, at each end, that counts as its edge: u stays within ±6."""
-SMALLEST = 1e-300
-LOG_ROOT_2PI = 0.5 * math.log(2 * math.pi)
-
-
-class Support:
-    """The bijection between the interior of a box of intervals, half lines and lines, and R^D."""
-
-    def __init__(self, low: Tensor, high: Tensor) -> None:
-        self.low = low.double()
-        self.high = high.double()
-        self.both = low.isfinite() & high.isfinite()
-        self.lower = low.isfinite() & ~high.isfinite()
-        self.upper = high.isfinite() & ~low.isfinite()
-
-    def contains(self, theta: Tensor) -> Tensor:
-        """Whether theta (…, D) is inside or at the edge."""
-        theta = theta.detach().double()
-        low = self.low.to(theta.device)
-        high = self.high.to(theta.device)
-        return ((theta >= low) & (theta <= high)).all(-1)
-
-    def forward(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """u and ∑ log |du/dtheta| of theta (…, D) inside, in float64."""
-        theta = theta.double()
-        low, high, both, lower, upper = self._on(theta.device)
-        width = torch.where(both, high - low, 1.0)
-        share = ((theta - torch.where(both, low, 0.0)) / width).clamp(EDGE, 1 - EDGE)
-        probit = torch.special.ndtri(torch.where(both, share, 0.5))
-        one = torch.ones_like(theta)
-        above = torch.where(lower, theta - low, one).clamp_min(SMALLEST)
-        below = torch.where(upper, high - theta, one).clamp_min(SMALLEST)
-        u = torch.where(both, probit, theta)
-        u = torch.where(lower, above.log(), u)
-        u = torch.where(upper, -below.log(), u)
-        return u, self.log_slope(u)
-
-    def log_slope(self, u: Tensor) -> Tensor:
-        """∑ log |du/dtheta| at u (…, D)."""
-        low, high, both, lower, upper = self._on(u.device)
-        width = torch.where(both, high - low, 1.0)
-        inner = torch.where(both, 0.5 * u.square() + LOG_ROOT_2PI - width.log(), 0.0)
-        return (inner + torch.where(upper, u, 0.0) - torch.where(lower, u, 0.0)).sum(-1)
-
-    def clamped(self, u: Tensor, farthest: float) -> Tensor:
-        """u with parameters in intervals no farther than that from 0."""
-        return torch.where(self.both.to(u.device), u.clamp(-farthest, farthest), u)
-
-    def inverse(self, u: Tensor, dtype: torch.dtype) -> Tensor:
-        """Theta of u (…, D), strictly inside as numbers of that dtype."""
-        u = u.double()
-        low, high, both, lower, upper = self._on(u.device)
-        theta = torch.where(both, low + torch.special.ndtr(u) * (high - low), u)
-        theta = torch.where(lower, low + torch.where(lower, u, 0.0).exp(), theta)
-        theta = torch.where(upper, high - torch.where(upper, -u, 0.0).exp(), theta)
-        theta = theta.to(dtype)
-        least = torch.nextafter(low.to(dtype), torch.full_like(low, math.inf).to(dtype))
-        most = torch.nextafter(high.to(dtype), torch.full_like(high, -math.inf).to(dtype))
-        return torch.minimum(torch.maximum(theta, least), most)
-
-    def _on(self, device: torch.device) -> list[Tensor]:
-        """Bounds and masks on a device."""
-        parts = (self.low, self.high, self.both, self.lower, self.upper)
-        return [part.to(device) for part in parts]
+FOLD = 5
+"""One pair of so many tells which numbers with heavy tails are better as scores."""
 
 
 class Coordinates:
@@ -124,8 +63,8 @@ class Coordinates:
         "spread_high",
     )
     """Empty where no s depends on x."""
-    OF_TAILS = ("heavy", "heavy_knots", "heavy_levels")
-    """Empty where no number in x has heavy tails."""
+    OF_TAILS = ("heavy", "heavy_knots", "heavy_levels", "heavy_range")
+    """Empty where no number in x is replaced by its score."""
     TRUNCATED = "truncated"
     """1 for a truncated normal, 0 for a Gaussian in u, (D,); empty if there are only those."""
     CEILING = "ceiling"
@@ -164,24 +103,18 @@ class Coordinates:
             wanted |= {"spread_mean": (many,), "spread_scale": (many,)}
             wanted |= {"spread_slope": (many, dim), "spread_intercept": (dim,)}
             wanted |= {"spread_low": (dim,), "spread_high": (dim,)}
-        if len(n["heavy"]):
-            many = n["heavy_levels"].shape[:1].numel()
-            wanted |= {"heavy": (k,), "heavy_knots": (k, many), "heavy_levels": (many,)}
         for name, shape in wanted.items():
             if shapes[name] != shape:
                 raise ValueError(f"{name} has shape {shapes[name]}, wanted {shape}")
-        first = ("mean", "knots", "levels", "slope", "intercept", "root")
-        finite = (*first, *self.OF_SPREAD[3:], *self.OF_TAILS)
+        finite = ("mean", "knots", "levels", "slope", "intercept", "root", *self.OF_SPREAD[3:])
         if not all(bool(n[name].isfinite().all()) for name in finite):
             raise ValueError("numbers that are not finite")
         if not bool((n["low"] < n["high"]).all() & (n["scale"] > 0).all()):
             raise ValueError("an empty interval, or a scale that is not positive")
         rising = (n["knots"].diff() >= 0).all() & (n["levels"].diff() > 0).all()
-        rising &= (n["heavy_knots"].diff() >= 0).all() & (n["heavy_levels"].diff() > 0).all()
         if not bool(rising):
             raise ValueError("knots or levels that do not rise")
-        if len(n["heavy"]) and len(n["heavy_levels"]) <= 2 * tails.LAST:
-            raise ValueError("too few knots for the numbers with heavy tails")
+        tails.check(n, k)
         if bool((n[self.CEILING].isnan() | (n[self.CEILING] == -math.inf)).any()):
             raise ValueError("a ceiling of log s² that is no number")
         cut = n[self.TRUNCATED]
@@ -202,13 +135,38 @@ class Coordinates:
     ) -> Coordinates:
         """Coordinates from pairs: theta (N, D) and x (N, K).
 
-        Unless they may vary with x in any way, s is 1 and x is taken as it is.
+        With varies=False, s is 1, and x is used as it is.
         """
+        theta = theta.cpu()
+        x = x.cpu().double()
+        scores: dict[str, Tensor] = {}
+        if varies and (sets := tails.candidates(x)):
+            held = torch.arange(len(x)) % FOLD == 0
+            best = -math.inf
+            for heavy in (None, *sets):
+                tried = {} if heavy is None else tails.measured(x[~held], heavy)
+                made = cls._fitted(low, high, theta[~held], x[~held], True, tried)
+                w, log_det = made.forward(theta[held], x[held])
+                found = float((log_det - 0.5 * w.square().sum(1)).mean())
+                if found > best:
+                    best = found
+                    scores = {} if heavy is None else tails.measured(x, heavy)
+        return cls._fitted(low, high, theta, x, varies, scores)
+
+    @classmethod
+    def _fitted(
+        cls,
+        low: Tensor,
+        high: Tensor,
+        theta: Tensor,
+        raw: Tensor,
+        varies: bool,
+        scores: dict[str, Tensor],
+    ) -> Coordinates:
+        """Coordinates from pairs, with scores in place of some numbers in x."""
         support = Support(low, high)
-        u, _ = support.forward(theta.cpu())
-        raw = x.cpu().double()
-        heavy = tails.measured(raw) if varies else {}
-        x = tails.seen(raw, heavy) if heavy else raw
+        u, _ = support.forward(theta)
+        x = tails.with_scores(raw, scores) if scores else raw
         scale = x.std(0, correction=0)
         numbers = {"mean": x.mean(0)}
         constant = scale <= 1e-9 * numbers["mean"].abs()
@@ -231,7 +189,7 @@ class Coordinates:
             root=torch.eye(u.shape[1], dtype=torch.float64),
             **numbers,
             **line.law,
-            **heavy,
+            **scores,
             truncated=cut,
         )
         left, _ = start._standardized(u, raw)
@@ -261,17 +219,13 @@ class Coordinates:
         else:
             reach = torch.where(n["scale"].isinf(), 0.0, 3 * n["scale"])
             low, high = n["mean"] - reach, n["mean"] + reach
-        if not len(n["heavy"]):
-            return low, high
-        heavy = n["heavy"] == 1
-        outermost = n["heavy_knots"][:, [0, -1]]
-        return torch.where(heavy, outermost[:, 0], low), torch.where(heavy, outermost[:, 1], high)
+        return tails.outermost(n, low, high)
 
     def told(self, x: Tensor) -> Tensor:
-        """What a network is told of x (B, K), as `tails` sees it; if s depends on x, the center
-        and log s² too.
+        """What a network is told of x (B, K): x with scores; if s depends on it, the center and
+        log s² too.
         """
-        seen = tails.seen(x, self.numbers).to(x.dtype)
+        seen = tails.with_scores(x, self.numbers).to(x.dtype)
         if not self.varies:
             return seen
         centre, log_variance = self._gaussian(x)
@@ -364,7 +318,7 @@ class Coordinates:
     def _gaussian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What u, or m of a truncated normal, is expected at x (…, K), and log s², both (…, D)."""
         near = {name: value.to(x.device) for name, value in self.numbers.items()}
-        x = tails.seen(x, near)
+        x = tails.with_scores(x, near)
         f = features(x, near)
         used = linear.with_ranks(f, self.observed) if len(near[self.TRUNCATED]) else f
         centre = near["intercept"] + used @ near["slope"]

@@ -34,10 +34,10 @@ from ..common.random import draw_seed
 from ..common.seeds import takes_seed
 from ..common.user_warnings import warn
 from ..density.exact import log_prob
-from .coordinates import Support
 from .mixtures import Mixture, fitted
 from .observations import sample_size
 from .rejection import remembered_share
+from .support import Support
 
 KEPT_SHARE = 0.5
 """Share of the effective size that a step of tempering leaves."""

@@ -73,10 +73,13 @@ def features(x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([linear, score], -1)
 
 
-def interpolated(x: Tensor, knots: Tensor, levels: Tensor) -> Tensor:
-    """The levels of x (…, K) between its knots (K, ·); the outermost ones beyond them."""
+def interpolated(x: Tensor, knots: Tensor, levels: Tensor, last: bool = False) -> Tensor:
+    """The levels of x (…, K) between its knots (K, ·); the outermost ones beyond them.
+
+    A value that several knots have gets the level of the first or the last of these.
+    """
     rows = x.reshape(-1, x.shape[-1]).T.contiguous()
-    above = torch.searchsorted(knots, rows).clamp(1, len(levels) - 1)
+    above = torch.searchsorted(knots, rows, right=last).clamp(1, len(levels) - 1)
     high = knots.gather(1, above)
     low = knots.gather(1, above - 1)
     width = high - low

@@ -19,8 +19,8 @@ The log evidence of a node, with the nodes below it, is
 relative to uniform values in the node. Where the tree has no split, T is the identity.
 
 An outlier can make the standard deviation so large that all other values lie in a sliver of one
-cell. So the tree of a continuous column goes on below 2⁻¹⁰ cells in nodes that hold 1% of the
-values or more. It stops there at values that occur many times: their density has no bound.
+cell. So the tree of a continuous column goes on below 2⁻¹⁰ cells, in nodes whose different values
+are 1% of the rows or more. It ends at a value that occurs many times, whose density has no bound.
 
 A column with bounds is equalized after its log or logit, w, in which the bins of discretized values
 have different widths. Its cells end where a bin does, and halves have equally many bins. If the
@@ -44,8 +44,10 @@ USUAL_HALVINGS = 10
 """Levels of the tree below a cell of a continuous column; more where a clump is left."""
 
 MOST_HALVINGS = 40
+"""Levels at most."""
+
 CLUMP_SHARE = 0.01
-"""Least share of the values in a node that is split below the usual levels."""
+"""A node is split below the usual levels if it has so many different values, as a share of rows."""
 
 PSEUDO_COUNT = 0.5
 STOP = 0.9
@@ -94,11 +96,15 @@ def equalizing_knots(values: np.ndarray, step: float | None, origin: float) -> K
         depth = math.floor(math.log2(max(cell / step, 1.0)))
     if depth < 1 or step < finest:
         return NONE
-    kinds, times = np.unique(values, return_counts=True)
-    numbers = np.floor((kinds - origin) / step + 1e-6).astype(np.int64)
-    bins, start = np.unique(numbers, return_index=True)
-    counts = np.add.reduceat(times, start)
-    different = np.diff(np.append(start, len(kinds))) if continuous else None
+    values = np.sort(values)
+    numbers = np.floor((values - origin) / step + 1e-6).astype(np.int64)
+    start = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
+    bins = numbers[start]
+    counts = np.diff(start, append=len(values))
+    different = None
+    if continuous:
+        is_new = np.diff(values, prepend=-np.inf) > 0
+        different = np.add.reduceat(is_new.astype(np.int64), start)
     low = np.unique(bins >> depth) << depth
     cells = (low, low + 2**depth)
     return _knots_of(bins, counts, cells, lambda k: k.astype(np.float64), origin, step, different)
@@ -157,8 +163,8 @@ def _knots_of(
     unit: float,
     different: np.ndarray | None = None,
 ) -> Knots:
-    """Knots of T from the bins that occur, their values and, of a continuous column, how many of
-    these are different; places are origin + unit·edge.
+    """Knots of T from the bins that occur, with the number of values in each and, of a continuous
+    column, of different ones; places are origin + unit·edge.
     """
     if not len(cells[0]):
         return NONE
@@ -237,7 +243,7 @@ def _levels(
     """The nodes of the tree, from the cells down to the bins.
 
     Nodes grow that have two bins and two values: others gain nothing from a split. Those of a
-    continuous column that grow below the usual levels are clumps of values that differ.
+    continuous column that grow below the usual levels have many different values.
     """
     kinds = None if different is None else np.concatenate([[0], np.cumsum(different)])
     before = np.concatenate([[0.0], np.cumsum(counts)])
@@ -249,8 +255,7 @@ def _levels(
         left, right = np.diff([before[end] for end in ends], axis=0)
         grows = (left + right > 1) & (high - low > 1)
         if kinds is not None and len(levels) >= USUAL_HALVINGS:
-            grows &= left + right >= CLUMP_SHARE * before[-1]
-            grows &= left + right <= 2 * (kinds[ends[2]] - kinds[ends[0]])
+            grows &= kinds[ends[2]] - kinds[ends[0]] >= CLUMP_SHARE * before[-1]
         levels.append(_Level(low, middle, high, left, right, grows))
         low, high = (np.stack(two, 1)[grows].ravel() for two in ((low, middle), (middle, high)))
     return levels
