@@ -1,7 +1,7 @@
 """How good a posterior: ours beside sbi's NPE, NPSE and FMPE on the tasks of sbibm, in one run.
 
     python benchmarks/posteriors.py [--quick] [--tasks two_moons slcp] [--methods scoresde NPE]
-    [--simulations 10000] [--observations 1 2 3 …] [--samples 1000] [--coverage 500]
+    [--simulations 10000] [--observations 1 2 3 …] [--samples 1000 10000] [--coverage 500]
     [--fit steps=5000] [--json FILE.json]
 
 Everyone sees the same simulations and trains on one thread for as long as its own defaults want:
@@ -165,25 +165,32 @@ def tarp(task: Task, posterior: Posterior, pairs: int) -> list[float]:
 
 
 def graded(
-    say: report.Report, task: Task, name: str, posterior: Posterior, args: argparse.Namespace
+    say: report.Report,
+    task: Task,
+    name: str,
+    posterior: Posterior,
+    args: argparse.Namespace,
+    samples: int,
+    coverage: int,
 ) -> None:
     """Print a row: C2ST over observations, leaks, coverage."""
     accuracies, leaks = [], []
     began = time.process_time()
     for number in args.observations:
-        drawn, leak = inside(task, posterior, task.observation(number), args.samples)
+        drawn, leak = inside(task, posterior, task.observation(number), samples)
         leaks.append(leak)
-        reference = task.reference(number)[: args.samples]
+        reference = task.reference(number)[:samples]
         accuracies.append(1.0 if drawn is None else c2st(reference, drawn))
     scores = torch.tensor(accuracies, dtype=torch.float64)
     shown = f"{float(scores.mean()):.3f}"
     if len(scores) > 1:
         shown += f" ± {float(scores.std()) / math.sqrt(len(scores)):.3f}"
     torch.manual_seed(args.seed + 1)  # no pair of the training
-    covered = tarp(task, posterior, args.coverage) if args.coverage else []
+    covered = tarp(task, posterior, coverage) if coverage else []
     say.row(
         task.name,
         name,
+        f"{samples:,}",
         shown,
         f"{float(scores.max()):.3f}",
         f"{100 * sum(leaks) / len(leaks):.1f}%",
@@ -194,11 +201,12 @@ def graded(
     say.keep(
         task=task.name,
         method=name,
+        samples=samples,
         observations=args.observations,
         c2st=accuracies,
         outside=leaks,
         coverage=dict(zip(map(str, LEVELS), covered, strict=False)),
-        pairs=args.coverage,
+        pairs=coverage,
         cpu=posterior.cpu,
         steps=posterior.steps,
         simulations=args.simulations,
@@ -211,18 +219,19 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--simulations", type=int, default=10_000)
     parser.add_argument("--observations", nargs="*", type=int, default=list(range(1, 11)))
-    parser.add_argument("--samples", type=int, default=1000, help="of each set in the C2ST")
+    parser.add_argument("--samples", type=int, nargs="+", default=[1000], help="of each C2ST set")
     parser.add_argument("--coverage", type=int, default=500, help="pairs; 0 for no coverage")
     parser.add_argument("--fit", nargs="*", default=[], help="options of fit, key=value")
     report.add_outputs(parser)
     args = parser.parse_args()
     if args.quick:
         args.simulations, args.observations = min(args.simulations, 1000), args.observations[:1]
-        args.samples, args.coverage = min(args.samples, 200), min(args.coverage, 20)
+        args.samples = [min(*args.samples, 200)]
+        args.coverage = min(args.coverage, 20)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     say = report.Report(args.out, args.json, PACKAGES)
-    columns = ["task", "method", "C2ST", "worst", "outside prior"]
+    columns = ["task", "method", "draws", "C2ST", "worst", "outside prior"]
     columns += ["covered at 50 / 90 / 95%", "training CPU s", "grading CPU s"]
     say.head(f"Posteriors from {args.simulations:,} simulations", columns)
     for name in args.tasks:
@@ -232,7 +241,10 @@ def main() -> None:
         x = task.simulate(theta)
         for method in args.methods:
             torch.manual_seed(args.seed)
-            graded(say, task, method, METHODS[method](task, theta, x, args), args)
+            posterior = METHODS[method](task, theta, x, args)
+            for i, samples in enumerate(args.samples):
+                pairs = 0 if i else args.coverage
+                graded(say, task, method, posterior, args, samples, pairs)
     say()
 
 

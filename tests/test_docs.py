@@ -255,7 +255,7 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(demo, "demo", functools.partial(demo.demo, points=100))
     monkeypatch.setattr(demo, "LATTICE", 32)
     monkeypatch.setattr(scoresde, "build", narrower)
-    monkeypatch.setattr("scoresde.inference.recipe.build", narrower)
+    monkeypatch.setattr("scoresde.inference.pairs.build", narrower)
     monkeypatch.setattr(scoresde, "fit", shorter(fit))
     monkeypatch.setattr("scoresde.estimators.base.fit", shorter(fit))
     monkeypatch.setattr(scoresde, "posterior", shorter(posterior))

@@ -25,7 +25,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
         return build(*args, **options | {"width": 64})
 
     monkeypatch.setattr(scoresde, "build", narrower)
-    monkeypatch.setattr("scoresde.inference.recipe.build", narrower)
+    monkeypatch.setattr("scoresde.inference.pairs.build", narrower)
 
 
 @pytest.mark.usefixtures("narrow")

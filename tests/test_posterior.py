@@ -21,7 +21,7 @@ from torch.distributions import (
 )
 
 import scoresde
-from scoresde.inference import recipe
+from scoresde.inference import pairs
 from scoresde.inference.coordinates import Coordinates
 from scoresde.inference.linear import ridge
 from scoresde.inference.support import Support
@@ -220,7 +220,7 @@ def test_held_out_pairs_are_checked_before_training_and_early(
 ) -> None:
     """A twentieth of them, but at least 10, or a fifth of few."""
     held = []
-    original = recipe.fit
+    original = pairs.fit
 
     def fit(*args: Any, **how: Any) -> scoresde.History:
         held.append(len(how["validation"].x))
@@ -228,7 +228,7 @@ def test_held_out_pairs_are_checked_before_training_and_early(
         assert history.checked == [0, 20, 24, 29, 30]
         raise Trained
 
-    monkeypatch.setattr(recipe, "fit", fit)
+    monkeypatch.setattr(pairs, "fit", fit)
     for n in (40, 100, 400):
         theta = torch.rand(n, 2, generator=torch.Generator().manual_seed(n))
         with pytest.raises(Trained):

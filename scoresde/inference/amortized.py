@@ -10,7 +10,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from ..common.checks import brief_repr, check_generator, true_or_false, whole_number
+from ..common.checks import check_generator, true_or_false, whole_number
 from ..common.inputs import as_reals
 from ..common.progress import part, shows_progress
 from ..common.seeds import takes_seed
@@ -60,6 +60,8 @@ class Posterior(FlatRows):
         The prior.
     history : History or None
         That of the training, if `scoresde.posterior` made it.
+    surrogate_pairs : int
+        Pairs of a learnt simulator that the model was trained on too; 0 for none.
 
     Raises
     ------
@@ -105,13 +107,6 @@ class Posterior(FlatRows):
     def prior(self) -> Any:
         """The prior, a torch distribution."""
         return self._prior.law
-
-    def __repr__(self) -> str:
-        """The prior and how its support is kept, and the rows of the model: at most six lines."""
-        how = "draws outside it are rejected" if self.leaks else "no draw leaves it"
-        prior = f"  {'prior':<12}{brief_repr(self.prior)}, {how}"
-        title, *rows = repr(self.sde).splitlines()
-        return "\n".join([f"Posterior of {title}", prior, *rows][:6])
 
     @takes_seed
     @shows_progress

@@ -25,6 +25,7 @@ def save_posterior(
         "prior": posterior._prior.describe(),
         "condition": posterior.condition,
         "transformed": coordinates is not None,
+        "surrogate_pairs": posterior.surrogate_pairs,
     }
     if posterior._names is not None:
         about["schema"] = posterior._names.describe()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
+from ..common.checks import brief_repr
 from ..common.inputs import as_reals
 from ..density.exact import log_prob
 from ..model.frames import is_frame, is_row
@@ -31,6 +32,16 @@ class FlatRows:
     _prior: Prior
     _shares: dict[bytes, float]
     _names: Schema | None = None
+    surrogate_pairs: int = 0
+
+    def __repr__(self) -> str:
+        """The prior and how its support is kept, and the rows of the model: at most six lines."""
+        how = "draws outside it are rejected" if self.leaks else "no draw leaves it"
+        if self.surrogate_pairs:
+            how += f"; {self.surrogate_pairs:,} surrogate pairs"
+        prior = f"  {'prior':<12}{brief_repr(self._prior.law)}, {how}"
+        title, *rows = repr(self.sde).splitlines()
+        return "\n".join([f"Posterior of {title}", prior, *rows][:6])
 
     def _under(self, rows: Tensor, index: Tensor) -> tuple[Any, Tensor]:
         """The model under chosen observations, and these; one for all stays one row."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..common.checks import as_path, brief_repr, true_or_false
+from ..common.checks import as_path, brief_repr, true_or_false, whole_number
 from ..common.errors import CheckpointError
 from ..model.schema import Schema
 from ..model.score_sde import ScoreSDE
@@ -80,6 +80,7 @@ def load_posterior(
         if true_or_false("transformed", about["transformed"]):
             coordinates = Coordinates(**numbers)
         condition = about["condition"]
+        surrogate_pairs = whole_number("surrogate_pairs", about.get("surrogate_pairs", 0), 0)
     except KeyError as error:
         raise CheckpointError(f"{where} lacks {error}") from None
     except (TypeError, ValueError) as error:
@@ -87,6 +88,7 @@ def load_posterior(
     sde = load(folder, device, embed=embed)
     _check_fit(sde, coordinates, condition, where)
     made = Posterior(sde, chosen, coordinates=coordinates, condition=condition)
+    made.surrogate_pairs = surrogate_pairs
     made._names = _names(about.get("schema"), made, where)
     return made
 

@@ -8,32 +8,25 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
-from ..common.checks import check_generator, real_number, whole_number
+from ..common.checks import check_generator, real_number, true_or_false, whole_number
 from ..common.inputs import as_reals
 from ..common.names import choose
 from ..common.random import draw_seed
 from ..common.seeds import takes_seed
 from ..common.user_warnings import warn
-from ..model.builder import build
 from ..model.require import require_sde
 from ..model.score_sde import ScoreSDE
-from ..training.fitting import fit
 from ..training.keywords import PosteriorKeywords
-from ..training.options import AUTO, Validation, as_averaging
+from ..training.options import AUTO, as_averaging
 from ..training.plan import as_steps
 from .amortized import Posterior
-from .coordinates import Coordinates
 from .observations import with_names
+from .pairs import FEWEST, Pairs, Training, default_model
 from .prior import Prior, as_prior
+from .surrogate import retrained, wanted
 
 BOUNDS = ("transform", "reject")
-FEWEST = 16
-"""Pairs that can be trained on."""
 MOST_HELD_OUT = 0.9
-FEWEST_HELD_OUT = 10
-"""Held-out pairs, unless that is more than a fifth: fewer judge by chance."""
-MEMBERS = 2
-"""Networks whose mean is the default one."""
 
 
 @takes_seed
@@ -46,6 +39,7 @@ def posterior(
     bounds: str = "transform",
     held_out: float = 0.05,
     patience: int = 3,
+    surrogate: bool = True,
     steps: int | str = 8000,
     lr: float | str = 2e-3,
     ema: float = 200.0,
@@ -81,6 +75,17 @@ def posterior(
         Checks of this loss without a new lowest one before training stops, which it does not
         within 300 steps of the lowest. Checks come before training, after 20 steps, and then ever
         more rarely: see `Validation`, every="auto".
+    surrogate : bool
+        Whether to learn a simulator p(x | theta) too if training stops early, because there are too
+        few pairs.
+        A new network is then trained on the given pairs and on 20 times as many, at most 200,000.
+        Their theta come from the prior, and their x from that model.
+        It is trained for at most three times the steps, with four times the patience.
+        The network with the lower held-out loss is kept; see `Posterior.surrogate_pairs`.
+        All of it takes four to ten times as long.
+        It is skipped for your own network, for more than 50 numbers in x, with normal scores in
+        place of heavy tails, if simulations failed, and if no step lowered the held-out loss.
+        A log is that of the first training. Checkpoints of the others are in its folder.
     steps : int or "auto"
         Optimizer steps, at most. "auto" counts them by the pairs that are trained on: see `fit`.
     lr, ema
@@ -107,13 +112,14 @@ def posterior(
     Warns
     -----
     UserWarning
-        If simulations were left out.
+        If simulations were left out, or learning a simulator failed.
 
     References
     ----------
     Geffner et al., Compositional score modeling for simulation-based inference, ICML 2023. Sharrock
     et al., Sequential neural score estimation, ICML 2024. Lueckmann et al., Benchmarking
-    simulation-based inference, AISTATS 2021.
+    simulation-based inference, AISTATS 2021. Wiqvist et al., Sequential neural posterior and
+    likelihood approximation, 2021.
 
     Examples
     --------
@@ -126,6 +132,7 @@ def posterior(
     torch.Size([1000, 2])
     """
     choose("bounds", bounds, BOUNDS)
+    true_or_false("surrogate", surrogate)
     real_number("held_out", held_out, 0, MOST_HELD_OUT, closed=True, hint="try 0.05")
     _check({**how, "steps": steps, "lr": lr, "ema": ema, "patience": patience})
     check_generator(generator)
@@ -133,7 +140,7 @@ def posterior(
     if sde is not None:
         require_sde(sde, "posterior")
     names, theta, x = with_names(sde, theta, x)
-    theta, x = _pairs(known, theta, x)
+    theta, x, failed = _pairs(known, theta, x)
     chance = torch.Generator().manual_seed(draw_seed(generator))
     if sde is None and x.ndim != 2:
         raise ValueError(
@@ -142,32 +149,17 @@ def posterior(
         )
     free = torch.full((known.dim,), math.inf, dtype=torch.float64)
     low, high = (known.low, known.high) if bounds == "transform" else (-free, free)
-    order = torch.randperm(len(theta), generator=chance)
-    count = _held_out(held_out, len(theta))
-    kept = order[count:]
-    coordinates = Coordinates.measured(low, high, theta[kept], x[kept].flatten(1), sde is None)
+    pairs = Pairs.divided(theta, x, held_out, chance)
+    training = Training(steps, lr, ema, patience, how)
+    coordinates = pairs.measured(low, high, sde is None)
     told = x if sde is not None else coordinates.told(x)
-    model = _default(theta, told, chance) if sde is None else sde
+    model = default_model(known.dim, told.shape[1], chance) if sde is None else sde
     made = Posterior(model, known, coordinates=coordinates)
     made._names = names
     w, _ = coordinates.forward(theta, x.flatten(1))
-    w = w.to(model.state_dtype)
-    given = {made.condition: told}
-    validation = None
-    if count:
-        held = order[:count]
-        validation = Validation(w[held], _chosen(given, held), every="auto", patience=patience)
-    made.history = fit(
-        model,
-        w[kept],
-        given=_chosen(given, kept),
-        validation=validation,
-        steps=steps,
-        lr=lr,
-        ema=ema,
-        generator=chance,
-        **how,
-    )
+    made.history = training.fit(model, made.condition, w, told, pairs, chance)
+    if surrogate and sde is None and not failed and wanted(made, pairs):
+        made = retrained(made, pairs, training, chance)
     return made
 
 
@@ -190,46 +182,15 @@ def _check(how: dict[str, Any]) -> None:
         real_number("lr", how["lr"], 0, math.inf, hint="try 2e-3")
 
 
-def _held_out(share: float, n: int) -> int:
-    """How many of n pairs are held out."""
-    least = min(FEWEST_HELD_OUT, n // 5) if share else 0
-    return min(max(round(share * n), least), n - FEWEST // 2)
-
-
-def _default(
-    theta: Tensor,
-    told: Tensor,
-    generator: torch.Generator,
-) -> ScoreSDE:
-    """The model that is trained if none is given, of theta (N, D), told (N, ·) of x."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(draw_seed(generator))
-        return build(
-            "rectified",
-            "encoded_resmlp",
-            shape=(theta.shape[1],),
-            vector=told.shape[1],
-            members=MEMBERS,
-            fourier=16,
-            dropout=0.1,
-            condition_dropout=0.0,
-        )
-
-
-def _chosen(
-    given: dict[str, Tensor],
-    rows: Tensor,
-) -> dict[str, Tensor]:
-    """Conditions of some rows."""
-    return {name: value[rows] for name, value in given.items()}
-
-
 def _pairs(
     prior: Prior,
     theta: Any,
     x: Any,
-) -> tuple[Tensor, Tensor]:
-    """Parameters (N, D) and simulations (N, *shape) that can be trained on, on the CPU; checked."""
+) -> tuple[Tensor, Tensor, int]:
+    """Parameters (N, D) and simulations (N, *shape) that can be trained on, on the CPU; checked.
+
+    The last is how many simulations failed.
+    """
     theta = _floating(theta, "theta")
     x = _floating(x, "x")
     if tuple(theta.shape[1:]) != (prior.dim,):
@@ -261,7 +222,7 @@ def _pairs(
         )
         theta = theta[good]
         x = x[good]
-    return theta, x
+    return theta, x, bad
 
 
 def _floating(value: Any, what: str) -> Tensor:
