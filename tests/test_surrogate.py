@@ -68,11 +68,14 @@ def test_counts_stay_counts_constants_stay_and_nothing_leaves_the_range() -> Non
     theta = torch.rand(1000, 2, generator=g)
     counts = torch.poisson(5 * theta[:, :1], generator=g)
     smooth = theta[:, 1:] + 0.1 * torch.randn(1000, 1, generator=g)
-    x = torch.cat([counts, torch.full((1000, 1), 7.0), smooth], 1)
+    coin = torch.bernoulli(theta[:, :1], generator=g)
+    x = torch.cat([counts, torch.full((1000, 1), 7.0), smooth, coin], 1)
     found = simulator(theta, x)
     drawn = found.sample(theta.repeat(5, 1), g)
     assert set(drawn[:, 0].tolist()) <= set(counts[:, 0].tolist())
     assert bool((drawn[:, 1] == 7).all())
+    assert set(drawn[:, 3].tolist()) == {0, 1}
+    assert abs(float(drawn[:, 3].mean() - coin.mean())) < 0.1
     assert float(drawn[:, 2].min()) >= float(smooth.min())
     assert float(drawn[:, 2].max()) <= float(smooth.max())
     assert len(drawn[:, 2].unique()) > 4000
@@ -87,8 +90,8 @@ def test_more_pairs_of_the_true_simulator_replace_the_posterior(
     monkeypatch.setattr(Simulator, "__init__", lambda *_: None)
     monkeypatch.setattr(Simulator, "sample", lambda _, theta, chance: crescent(theta, chance))
     theta, x = crescents(100, 0)
-    fresh, seen = crescents(200, 1)
-    how: dict[str, Any] = {**SHORT, "steps": 150, "seed": 0}
+    fresh, seen = crescents(100, 1)
+    how: dict[str, Any] = {**SHORT, "steps": 100, "seed": 0}
     alone = scoresde.posterior(BOX, theta, x, surrogate=False, **how)
     both = scoresde.posterior(BOX, theta, x, **how)
     assert alone.surrogate_pairs == 0
@@ -199,11 +202,13 @@ def test_a_longer_training_has_folders_within_and_no_log(tmp_path: Path) -> None
 
 def test_values_are_rounded_to_those_that_came() -> None:
     values = torch.tensor([0.0, 1.0, 4.0])
-    x = torch.tensor([-9.0, 0.2, 0.8, 2.4, 2.6, 9.0])
-    assert surrogate._nearest(x, values).tolist() == [0, 0, 1, 1, 4, 4]
-    assert surrogate._nearest(x, values[[0, 2]]).tolist() == [0, *x[1:-1].tolist(), 4]
-    assert surrogate._values(torch.tensor([3.0, 1.0, 1.0, 1.0])).tolist() == [1, 3]
-    assert surrogate._values(torch.tensor([3.0, 1.0, 2.0, 1.0])).tolist() == [1, 3]
+    x = torch.tensor([-9.0, 0.0, 0.2, 0.8, 2.4, 2.6, 4.0, 9.0])
+    assert surrogate._nearest(x, values).tolist() == [0, 0, 0, 1, 1, 4, 4, 4]
+    assert surrogate._nearest(x, values[:1]).tolist() == [0] * 8
+    found = surrogate._repeated(torch.tensor([3.0, 1.0, 1.0, 1.0]))
+    assert found is not None
+    assert found.tolist() == [1, 3]
+    assert surrogate._repeated(torch.tensor([3.0, 1.0, 2.0, 1.0])) is None
 
 
 @pytest.mark.slow

@@ -132,7 +132,9 @@ class Simulator:
         self.first = seen[:1]
         self.columns: list[int] = _varying(seen).nonzero()[:, 0].tolist()
         """Those that vary."""
-        self.values = [_values(column) for column in seen.T[self.columns]]
+        self.low = seen.amin(0)
+        self.high = seen.amax(0)
+        self.values = [_repeated(column) for column in seen.T]
         x = pairs.x[:, self.columns]
         turned = Pairs(x, pairs.theta, pairs.kept, pairs.held)
         some = Pairs(x, pairs.theta, pairs.kept[:MOST_MEASURED], pairs.held)
@@ -155,8 +157,11 @@ class Simulator:
             given = self.model.given(vector=told)
             w = sample(given, len(part), generator=chance, **SOLVE)
             drawn = self.coordinates.inverse(w.cpu(), part).to(x)
-            for i, column in enumerate(self.columns):
-                x[rows, column] = _nearest(drawn[:, i], self.values[i])
+            x[rows, self.columns] = drawn
+        x = x.clamp(self.low, self.high)
+        for column, values in enumerate(self.values):
+            if values is not None:
+                x[:, column] = _nearest(x[:, column], values)
         return x
 
 
@@ -165,24 +170,17 @@ def _varying(x: Tensor) -> Tensor:
     return x.amax(0) > x.amin(0)
 
 
-def _values(column: Tensor) -> Tensor:
-    """The distinct values, if they are at most half as many as the rows.
-
-    Else the lowest and the highest.
-    """
+def _repeated(column: Tensor) -> Tensor | None:
+    """The distinct values, sorted, if they are at most half as many as the rows."""
     distinct: Tensor = torch.unique(column)
-    if 2 * len(distinct) <= len(column):
-        return distinct
-    return distinct[[0, -1]]
+    return distinct if 2 * len(distinct) <= len(column) else None
 
 
 def _nearest(x: Tensor, values: Tensor) -> Tensor:
-    """x in the range of sorted values; if these are more than two, the nearest of them."""
-    x = x.clamp(values[0], values[-1])
-    if len(values) == 2:
-        return x
-    above = torch.searchsorted(values, x).clamp(1, len(values) - 1)
-    low, high = values[above - 1], values[above]
+    """The nearest of sorted values."""
+    above = torch.searchsorted(values, x.contiguous())
+    low = values[(above - 1).clamp_min(0)]
+    high = values[above.clamp_max(len(values) - 1)]
     return torch.where(x - low < high - x, low, high)
 
 
