@@ -82,7 +82,7 @@ def posterior(
         Their theta come from the prior, and their x from that model.
         It is trained for at most three times the steps, with four times the patience.
         The network with the lower held-out loss is kept; see `Posterior.surrogate_pairs`.
-        All of it takes four to ten times as long.
+        All of it takes four to twenty times as long.
         It is skipped for your own network, for more than 50 numbers in x, with normal scores in
         place of heavy tails, if simulations failed, and if no step lowered the held-out loss.
         A log is that of the first training. Checkpoints of the others are in its folder.
