@@ -59,7 +59,7 @@ class Posterior(FlatRows):
     prior : torch.distributions.Distribution
         The prior.
     history : History or None
-        That of the training, if `scoresde.posterior` made it.
+        That of its training, if `scoresde.posterior` made it.
     surrogate_pairs : int
         Pairs of a learnt simulator that the model was trained on too; 0 for none.
 

@@ -31,6 +31,7 @@ from ..common.random import draw_seed, isolated
 from ..common.user_warnings import warn
 from ..model.score_sde import ScoreSDE
 from ..sampling.trajectory import sample
+from ..training.options import PATIENT_STEPS
 from .amortized import Posterior
 from .coordinates import Coordinates
 from .pairs import Pairs, Training, default_model
@@ -44,7 +45,7 @@ MOST_MEASURED = 20_000
 """Pairs from which the coordinates of x are measured."""
 LONGER = (3, 4)
 """Factors on `steps` and `patience` in the third training."""
-LATE = 300
+LATE = PATIENT_STEPS
 """Pairs are too few if the lowest loss comes so many steps before the end."""
 ROWS_AT_ONCE = 10_000
 SOLVE: dict[str, Any] = {
@@ -129,7 +130,6 @@ class Simulator:
 
     def __init__(self, pairs: Pairs, training: Training, chance: torch.Generator) -> None:
         seen = pairs.x[pairs.kept]
-        self.first = seen[:1]
         self.columns: list[int] = _varying(seen).nonzero()[:, 0].tolist()
         """Those that vary."""
         self.low = seen.amin(0)
@@ -149,7 +149,7 @@ class Simulator:
 
     def sample(self, theta: Tensor, chance: torch.Generator) -> Tensor:
         """One x for each of theta (N, D), (N, K)."""
-        x = self.first.repeat(len(theta), 1)
+        x = self.low.repeat(len(theta), 1)
         for start in range(0, len(theta), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
             part = theta[rows]
