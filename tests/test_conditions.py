@@ -21,6 +21,8 @@ import scoresde
 from conftest import generator, some
 from scoresde import CheckpointError, ScoreSDE
 from scoresde.backbones.conditions import drop_conditions
+from scoresde.model.condition_measures import ConditionMeasure
+from scoresde.model.condition_scales import SCORES, ConditionScales
 from scoresde.model.network import noise_label
 from scoresde.storage import description
 from scoresde.storage import records as storage
@@ -339,6 +341,263 @@ def test_conditions_of_any_magnitude_have_their_own_scale(unit: float, kind: str
     assert torch.equal(other.conditions.get_submodule("c").scale, part.scale)
 
 
+def heavy_columns(n: int = 3000) -> tuple[Tensor, Tensor]:
+    """Normal numbers, and six vectors' entries made of them, the last four with heavy tails."""
+    a = normal(n, 6, seed=5).double()
+    c = torch.stack(
+        [a[:, 0], a[:, 1].exp(), (3 * a[:, 2]).exp(), a[:, 3], a[:, 4], a[:, 5].round() * 0], 1
+    )
+    c[7, 3] = -1e6
+    c[:, 4] = torch.where(a[:, 4] > 1, (5 * a[:, 4]).exp(), 0.0)  # five of six are 0
+    return a, c
+
+
+@pytest.mark.parametrize("kind", ["table", "loader", "float32"])
+def test_entries_with_heavy_tails_are_told_as_normal_scores(kind: str) -> None:
+    a, c = heavy_columns()
+    x = normal(len(c), 2)
+    how: dict[str, Any] = {"steps": 12, "batch_size": 500, "validation": None, **QUIET}
+    sde = scoresde.build("vp", "resmlp", shape=(2,), vector=6, width=8)
+    if kind == "loader":
+        data = DataLoader(TensorDataset(x, c), 250)
+        scoresde.fit(sde, data, **how)
+    else:
+        scoresde.fit(sde, x, given={"vector": c if kind == "table" else c.float()}, **how)
+    part = sde.conditions.get_submodule("vector")
+    assert part.entries.tolist() == [2, 3, 4]
+    told = sde.conditions.standardize("vector", c)
+    assert torch.isfinite(told).all()
+    for entry in (2, 3):
+        rows = (a[:, entry].abs() < 2) & (c[:, 3] > -1e5)
+        torch.testing.assert_close(told[rows, entry], a[rows, entry], rtol=0, atol=0.1)
+    assert (told[:, 2].argsort() == a[:, 2].argsort()).double().mean() > 0.999
+    zeros = told[c[:, 4] == 0, 4]
+    assert zeros.amin() == zeros.amax() < told[c[:, 4] > 0, 4].amin()
+    torch.testing.assert_close(told[:, :2], (c - c.mean(0))[:, :2] / c.std(0, correction=0)[:2])
+    assert (told[:, 5] == 0).all()
+    # beyond all rows the scores are bounded, and still rise
+    far = c[:3].clone()
+    far[:, 2] = torch.tensor([1e9, 1e12, math.inf])
+    beyond = sde.conditions.standardize("vector", far)[:, 2]
+    assert told[:, 2].max() < beyond[0] < beyond[1] <= beyond[2] < 6
+    for change in (sde.bfloat16, sde.float):
+        torch.testing.assert_close(
+            change().conditions.standardize("vector", c), told, rtol=0, atol=0
+        )
+
+
+def test_a_vector_far_from_all_rows_is_told_as_one_near_their_end_and_said() -> None:
+    c = torch.tensor([10.0, -2.0]) + torch.tensor([3.0, 1e-3]) * normal(200, 2)
+    sde = scoresde.build("vp", "resmlp", shape=(2,), vector=2, width=8)
+    scoresde.fit(sde, normal(200, 2), given={"vector": c}, steps=1, batch_size=9, **QUIET)
+    rows = c.double()
+    mean, scale = rows.mean(0), rows.std(0, correction=0)
+    told = sde.conditions.standardize("vector", c)
+    torch.testing.assert_close(told, (rows - mean) / scale, rtol=1e-6, atol=1e-6)
+    low, high = told.amin(0), told.amax(0)
+    for times in (1e-3, 0.5, 3.0, 1e9):
+        for end, far in (
+            (low, mean + scale * (low - times)),
+            (high, mean + scale * (high + times)),
+        ):
+            found = sde.conditions.standardize("vector", far[None])[0]
+            wanted = end + (1 if end is high else -1) * times / (1 + times)
+            torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    near = (rows.amax(0) + 0.4 * (rows.amax(0) - rows.amin(0)))[None]
+    assert not said(lambda: sde.given(vector=near))
+    near[0, 1] = 5
+    (text,) = said(lambda: sde.given(vector=torch.cat([rows[:3], near])))
+    assert "vector[1] = 5 lies far from the training data, which have -2.00" in text
+    ones = {"vector": torch.full((200, 2), 0.1)}
+    same = scoresde.build("vp", "resmlp", shape=(2,), vector=2, width=8)
+    scoresde.fit(same, normal(200, 2), given=ones, steps=1, batch_size=9, **QUIET)
+    assert not said(
+        lambda: same.given(vector=torch.full((2,), 0.1, dtype=F64))
+    )  # but for rounding
+    assert said(lambda: same.given(vector=torch.tensor([0.1, -0.2])))
+    assert said(lambda: sde.given(vector=torch.ones(2).bool()))
+    # a model of an earlier version has no ends
+    about, tensors = description.describe(sde), dict(description.weights(sde))
+    del about["scored_conditions"], tensors["conditions.vector.ends"]
+    before = rebuild(about, tensors)
+    assert not said(lambda: before.given(vector=near))
+    torch.testing.assert_close(
+        before.conditions.standardize("vector", near), (near - mean) / scale, rtol=1e-6, atol=1e-4
+    )
+    again = rebuild(description.describe(before), dict(description.weights(before)))
+    assert again.conditions.state_dict().keys() == before.conditions.state_dict().keys()
+
+
+def spread_entries(n: int = 2000) -> dict[str, Tensor]:
+    """Columns by whether they become scores."""
+    a, b = normal(n, seed=3).double(), normal(n, seed=4).double()
+    rare = (torch.arange(n) % 50 == 0).double()
+    return {
+        "no: normal": a,
+        "no: exponential": -torch.rand(n, generator=generator()).double().log(),
+        "no: uniform": torch.rand(n, generator=generator(1)).double(),
+        "no: two modes": a + 6 * b.sign(),
+        "no: a flag": rare,
+        "no: counts": (b.abs() * (a > 1)).round(),
+        "no: labels": (torch.arange(n) % 7).double(),
+        "no: rain": torch.where(a > 1, b.exp(), 0.0),
+        "yes: log-normal": (2 * a).exp(),
+        "yes: a code": torch.where(b > 0.5, -999.0, a),
+        "yes: an outlier among codes": torch.where(torch.arange(n) == 3, 1e6, rare),
+        "yes: narrow modes": b.sign() + 1e-3 * a,
+        "yes: often zero": torch.where(a > 1, (3 * b).exp(), 0.0),
+    }
+
+
+def test_scores_are_for_entries_of_which_most_would_look_alike() -> None:
+    columns = spread_entries()
+    measure, conditions = ConditionMeasure(), ConditionScales()
+    c = torch.stack(list(columns.values()), 1)
+    measure.add(c)
+    measure.settle(conditions, "c")
+    scored = conditions.get_submodule("c").entries.tolist()
+    assert [list(columns)[i] for i in scored] == [name for name in columns if name[:3] == "yes"]
+    told = conditions.standardize("c", c)
+    for i, name in enumerate(columns):
+        order = c[:, i].argsort()
+        assert (told[order, i].diff() >= 0).all(), name
+        distinct = min(len(c[:, i].unique()), 1000)
+        assert len(told[:, i].unique()) >= distinct, name
+        assert told[:, i].std() == pytest.approx(1, abs=0.05), name
+    # a little beside a value that many rows have is told as a little beside it
+    beside = conditions.standardize("c", c * (1 + 1e-9) + 1e-12)
+    torch.testing.assert_close(beside, told, rtol=0, atol=1e-3)
+
+
+def test_told_vectors_have_gradients_and_rows_of_reused_buffers_are_kept() -> None:
+    c = torch.stack(list(spread_entries(900).values()), 1)
+    measure, conditions = ConditionMeasure(), ConditionScales()
+    buffer = torch.empty(90, c.shape[1], dtype=F64)
+    for part in c.split(90):
+        measure.add(buffer.copy_(part))
+    measure.settle(conditions, "c")
+    whole = ConditionScales()
+    once = ConditionMeasure()
+    once.add(c)
+    once.settle(whole, "c")
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(conditions.state_dict()[name], value, rtol=1e-9, atol=1e-12)
+    v = torch.cat([c[:50], 1e9 * c[:50]]).requires_grad_()
+    conditions.standardize("c", v).sum().backward()
+    assert v.grad is not None
+    assert v.grad.isfinite().all()
+    assert (v.grad >= 0).all()
+
+
+def test_vectors_of_other_shapes_are_refused_and_any_number_is_told_as_a_finite_one() -> None:
+    c = torch.stack([normal(300, seed=8), (4 * normal(300, seed=9)).exp()], 1).double()
+    sde = scoresde.build("vp", "resmlp", shape=(2,), vector=2, width=8)
+    scoresde.fit(sde, normal(300, 2), given={"vector": c}, steps=1, batch_size=9, **QUIET)
+    for shape in ((1, 3), (2, 1), (1, 2, 1), (3,)):
+        with pytest.raises(ValueError, match="shape"):
+            scoresde.sample(sde.given(vector=torch.ones(shape)), 2, steps=1)
+        with pytest.raises(ValueError, match="has learnt with 2 entries"):
+            sde.conditions.standardize("vector", torch.ones(shape)[None])
+    huge = torch.tensor([[-1.7e308, 1.7e308], [1.7e308, -1.7e308], [5e-324, -5e-324]], dtype=F64)
+    told = sde.conditions.standardize("vector", huge)
+    assert told.isfinite().all()
+    assert told.abs().max() < 6
+
+
+def test_a_wide_vector_has_scores_for_its_heaviest_entries_alone() -> None:
+    c = (torch.linspace(0.5, 4, 300, dtype=F64) * normal(400, 300, seed=2)).exp()
+    measure, conditions = ConditionMeasure(), ConditionScales()
+    measure.add(c)
+    measure.settle(conditions, "c")
+    entries = conditions.get_submodule("c").entries
+    assert len(entries) == 100
+    assert (entries.diff() > 0).all()
+    assert entries.double().mean() > 200
+
+
+def test_few_rows_and_images_keep_mean_and_scale() -> None:
+    sde = scoresde.build("vp", "resmlp", shape=(2,), vector=1, width=8)
+    c = normal(99, 1)
+    c[5] = 1e6
+    scoresde.fit(sde, normal(99, 2), given={"vector": c}, steps=1, batch_size=9, **QUIET)
+    assert sde.conditions.scored() == {"vector": 0}
+    image = scoresde.build("vp", "resmlp", shape=(1, 4), image=1, width=8)
+    c = normal(200, 1, 4)
+    c[5, 0, 0] = 1e6
+    scoresde.fit(image, normal(200, 1, 4), given={"image": c}, steps=1, batch_size=9, **QUIET)
+    assert not image.conditions.scored()
+
+
+def test_quartiles_of_a_long_stream_come_from_rows_of_all_of_it() -> None:
+    n = 90_000
+    c = (3 * torch.special.ndtri((torch.arange(n, dtype=F64) + 0.5) / n)).exp()[:, None]  # sorted
+    of_parts = []
+    for size in (n, 7_001, 64):
+        measure, conditions = ConditionMeasure(), ConditionScales()
+        for part in c.split(size):
+            measure.add(part)
+        measure.settle(conditions, "c")
+        of_parts.append(conditions.state_dict())
+        told = conditions.standardize("c", c)[:, 0]
+        wanted = c[:, 0].log() / 3
+        torch.testing.assert_close(
+            told.clamp(-2.9, 2.9), wanted.clamp(-2.9, 2.9), rtol=0, atol=0.05
+        )
+        assert told.abs().max() < 4.1
+    for name, value in of_parts[0].items():
+        for other in of_parts[1:]:
+            torch.testing.assert_close(other[name], value, rtol=1e-9, atol=0)
+
+
+def test_scores_are_saved_loaded_resumed_and_checked_bit_for_bit(tmp_path: Path) -> None:
+    _, c = heavy_columns(300)
+
+    how: dict[str, Any] = {"steps": 6, "batch_size": 50, "validation": None, **QUIET}
+
+    def trained(resume: bool) -> ScoreSDE:
+        torch.manual_seed(0)
+        sde = scoresde.build("vp", "resmlp", shape=(2,), vector=6, width=8)
+        folder = scoresde.Checkpoints(tmp_path / "run", every=4, resume=resume)
+        g = generator()
+        x = normal(300, 2)
+        scoresde.fit(sde, x, given={"vector": c}, checkpoints=folder, generator=g, **how)
+        return sde
+
+    whole = trained(False)
+    other = scoresde.build("vp", "resmlp", shape=(2,), vector=6, width=8)
+    scoresde.fit(other, normal(300, 2), given={"vector": normal(300, 6)}, **how)
+    assert other.conditions.scored() == {"vector": 0}
+    other.load_state_dict(whole.state_dict())
+    loaded = scoresde.load(scoresde.save(whole, tmp_path / "model"))
+    wanted = whole.conditions.state_dict()
+    assert {name.partition(".")[2] for name in wanted} == {"mean", "scale", "ends", *SCORES}
+    for again in (other, loaded, scoresde.load(tmp_path / "run"), copy.deepcopy(whole)):
+        state = again.conditions.state_dict()
+        assert state.keys() == wanted.keys()
+        assert all(torch.equal(state[name], value) for name, value in wanted.items())
+    for stem in ("model", "step-00000006"):
+        storage.remove(tmp_path / "run", stem)
+    again = trained(True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+    about, tensors = description.describe(whole), dict(description.weights(whole))
+    bad = {
+        "different entries": ("entries", torch.tensor([1, 1, 2])),
+        "do not rise": ("knots", -wanted["vector.knots"]),
+        "not a finite mean": ("ends", wanted["vector.ends"] * math.inf),
+        "of another shape": ("levels", torch.zeros(61)),
+    }
+    for words, (what, value) in bad.items():
+        with pytest.raises(CheckpointError, match=words):
+            rebuild(about, tensors | {f"conditions.vector.{what}": value})
+    with pytest.raises(CheckpointError, match="ends before it begins"):
+        rebuild(about, tensors | {"conditions.vector.ends": wanted["vector.ends"].flip(0)})
+    with pytest.raises(CheckpointError, match="no numbers by name"):
+        rebuild(about | {"scored_conditions": [3]}, tensors)
+    with pytest.raises(CheckpointError, match="has scores of 7 entries"):
+        rebuild(about | {"scored_conditions": {"vector": 7}}, tensors)
+
+
 def test_labels_stay_as_they_are_and_a_network_says_which_are() -> None:
     x, c = normal(40, 2), 5 + normal(40, 3, seed=1)
     for labels, told in (((), "c"), (("c",), "")):
@@ -427,9 +686,13 @@ def test_a_second_fit_keeps_the_units_of_the_first_and_a_failed_one_leaves_none(
     before = {name: value.clone() for name, value in sde.conditions.state_dict().items()}
     given = {"vector": 5 * normal(50, 2), "y": torch.zeros(50, dtype=torch.long)}
     scoresde.fit(sde, normal(50, 2), given=given, steps=2, batch_size=10, **QUIET)
-    assert all(
-        torch.equal(value, before[name]) for name, value in sde.conditions.state_dict().items()
-    )
+    after = sde.conditions.state_dict()
+    ends = after.pop("vector.ends")
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    rows = given["vector"].double()
+    low, high = before["vector.ends"]
+    assert torch.equal(ends[0], torch.minimum(low, rows.amin(0)))
+    assert torch.equal(ends[1], torch.maximum(high, rows.amax(0)))
     sde = scoresde.build("vp", "resmlp", shape=(2,), vector=2, width=8)
     sde.net.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -535,7 +798,7 @@ VERBS: dict[str, Any] = {
 @pytest.mark.parametrize("verb", some(VERBS, "sample", "log_prob", "law"))
 def test_which_law_is_drawn_from_is_said_once(verb: str) -> None:
     sde, call = fitted(steps=1), VERBS[verb]
-    assert not said(lambda: call(sde.given(vector=torch.zeros(1, 2), y=1)))
+    assert not said(lambda: call(sde.given(vector=torch.full((1, 2), 100.0), y=1)))
     (text,) = said(lambda: call(sde.given(y=1)))
     assert "learnt with vector and is not given it" in text
     assert "sde.given(vector=...)" in text

@@ -43,7 +43,7 @@ def simulator(theta: Tensor, x: Tensor, steps: int = 1) -> Simulator:
     g = torch.Generator().manual_seed(0)
     pairs = Pairs.divided(theta, x, 0.05, g)
     how = {"batch_size": 64, "progress": False}
-    return Simulator(pairs, Training(steps, 2e-3, 200.0, 3, how), g)
+    return Simulator(pairs, Training(steps, 2e-3, 200.0, 3, how, True), g)
 
 
 def test_a_linear_gaussian_simulator_is_learnt_without_steps() -> None:
@@ -193,10 +193,10 @@ def test_few_pairs_gain_by_a_learnt_simulator() -> None:
 
 def test_a_longer_training_has_folders_within_and_no_log(tmp_path: Path) -> None:
     how = {"checkpoints": tmp_path, "log": "run.jsonl", "batch_size": 8}
-    longer = Training(100, 2e-3, 200.0, 3, how).within("more").longer(3, 4)
+    longer = Training(100, 2e-3, 200.0, 3, how, True).within("more").longer(3, 4)
     assert (longer.steps, longer.patience) == (300, 12)
     assert longer.how == {"checkpoints": scoresde.Checkpoints(tmp_path / "more"), "batch_size": 8}
-    assert Training("auto", 2e-3, 200.0, 3, {}).longer(3, 4).steps == "auto"
+    assert Training("auto", 2e-3, 200.0, 3, {}, True).longer(3, 4).steps == "auto"
 
 
 def test_values_are_rounded_to_those_that_came() -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ..density.dequantize import Dequantized
+from ..model.condition_measures import ConditionMeasure
 from ..model.gaps import standardize_observed
-from ..model.standardization import Moments
 from ..model.trainable import Trainable
 from .files import Samples
 from .items import ItemSplitter, collated, is_row
@@ -60,7 +60,7 @@ class TrainingStream:
         self.conditions: dict[str, tuple[int, ...]] = {}
         """Shapes, without the batch, of the conditions that were seen."""
         self._numeric = sde.interface.is_numeric
-        self._moments: dict[str, Moments] = {}
+        self._measures: dict[str, ConditionMeasure] = {}
         self._saw_conditions = False
 
     @property
@@ -122,25 +122,24 @@ class TrainingStream:
             sde.standardize(self.measure())
 
     def standardize_conditions(self, sde: Trainable) -> None:
-        """Set mean and scale of conditions that the model lacks, after `standardize`."""
+        """Set mean and scale of conditions that the model lacks, and the ends of all vectors."""
         known = sde.conditions.known().keys()
         if self.reader.given is not None:
             self._see_conditions(self.reader.given)
         elif not self._saw_conditions:  # the model had mean and scale, and no pass was made
             for _ in self.measure():
-                if not self._moments.keys() - known:
+                if not self._measures.keys() - known and not sde.conditions.scored():
                     break
-        for name in self._moments.keys() - known:
-            mean, std, varies, _ = self._moments[name].statistics()
-            sde.conditions.settle(name, mean, std, varies)
+        for name, measure in self._measures.items():
+            measure.settle(sde.conditions, name)
 
     def _see_conditions(self, condition: Mapping[str, Tensor]) -> None:
-        """Note shapes of conditions, and add to the moments of numeric ones."""
+        """Note shapes of conditions, and add to the measures of numeric ones."""
         self._saw_conditions = True
         for name, value in condition.items():
             self.conditions[name] = tuple(value.shape[1:])
             if self._numeric(name, value):
-                self._moments.setdefault(name, Moments(1)).add(value)
+                self._measures.setdefault(name, ConditionMeasure()).add(value)
 
 
 def _reader(

@@ -31,8 +31,9 @@ import math
 import torch
 from torch import Tensor
 
+from ..common.normal_scores import normal_scores
 from . import linear, spread, tails, truncated, truncated_fit
-from .linear import MOST_FEATURES, features, normal_scores
+from .linear import MOST_FEATURES, features
 from .support import Support
 
 FOLD = 5

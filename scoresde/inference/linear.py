@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..common.normal_scores import interpolated
 from . import spread
 
 PENALTIES = torch.logspace(-6, 6, 25, dtype=torch.float64)
@@ -19,8 +20,6 @@ ROUNDS = 4
 """Of regression and spread."""
 MOST_WEIGHT = 1000.0
 """Of a row in the regression, in units of the median."""
-KNOTS = 61
-"""Of the normal scores, from −3 to 3, or nearer to 0 if fewer than five simulations lie beyond."""
 
 
 @dataclass(frozen=True)
@@ -71,33 +70,6 @@ def features(x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
     score = interpolated(x, numbers["knots"], levels)
     score = torch.where(numbers["scale"].isinf(), 0.0, score)
     return torch.cat([linear, score], -1)
-
-
-def interpolated(x: Tensor, knots: Tensor, levels: Tensor, last: bool = False) -> Tensor:
-    """The levels of x (…, K) between its knots (K, ·); the outermost ones beyond them.
-
-    A value that several knots have gets the level of the first or the last of these.
-    """
-    rows = x.reshape(-1, x.shape[-1]).T.contiguous()
-    above = torch.searchsorted(knots, rows, right=last).clamp(1, len(levels) - 1)
-    high = knots.gather(1, above)
-    low = knots.gather(1, above - 1)
-    width = high - low
-    share = torch.where(width > 0, ((rows - low) / width).clamp(0, 1), 0.5)
-    score = levels[above - 1] + share * (levels[above] - levels[above - 1])
-    return score.T.reshape(x.shape)
-
-
-def normal_scores(x: Tensor) -> dict[str, Tensor]:
-    """The knots (K, KNOTS) of x (N, K), and the normal quantiles that they are; none of no x."""
-    if not len(x):
-        none = torch.zeros(0, dtype=torch.float64)
-        return {"knots": none.expand(x.shape[1], 0), "levels": none}
-    rare = torch.special.ndtri(torch.tensor(5 / max(len(x), 20), dtype=torch.float64))
-    most = min(3.0, -float(rare))
-    levels = torch.linspace(-most, most, KNOTS, dtype=torch.float64)
-    at = (torch.special.ndtr(levels) * (len(x) - 1)).round().long()
-    return {"knots": x.sort(0).values[at].T.contiguous(), "levels": levels}
 
 
 def regression(

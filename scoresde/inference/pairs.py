@@ -14,6 +14,7 @@ from torch import Tensor
 from ..common.random import draw_seed
 from ..model.builder import build
 from ..model.score_sde import ScoreSDE
+from ..model.standardization import Moments
 from ..training.fitting import fit
 from ..training.history import History
 from ..training.options import Validation, as_checkpoints
@@ -58,6 +59,8 @@ class Training:
     ema: float
     patience: int
     how: Mapping[str, Any]
+    chosen: bool
+    """Whether held-out pairs have chosen what is a normal score in x: `fit` makes none then."""
 
     def fit(
         self,
@@ -80,6 +83,10 @@ class Training:
         if more is not None:
             w = torch.cat([w, more[0].to(w)])
             told = torch.cat([told, more[1].to(told)])
+        if self.chosen:
+            moments = Moments(1)
+            moments.add(told)
+            model.conditions.settle(condition, *moments.statistics()[:3])
         return fit(
             model,
             w,

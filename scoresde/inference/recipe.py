@@ -150,7 +150,7 @@ def posterior(
     free = torch.full((known.dim,), math.inf, dtype=torch.float64)
     low, high = (known.low, known.high) if bounds == "transform" else (-free, free)
     pairs = Pairs.divided(theta, x, held_out, chance)
-    training = Training(steps, lr, ema, patience, how)
+    training = Training(steps, lr, ema, patience, how, chosen=sde is None)
     coordinates = pairs.measured(low, high, sde is None)
     told = x if sde is not None else coordinates.told(x)
     model = default_model(known.dim, told.shape[1], chance) if sde is None else sde

@@ -2,14 +2,7 @@
 
 One simulation in a thousand that ends far away makes the standard deviation of x_k so large that
 all others look alike. A log-normal x_k hides the small values behind the large ones. Such an x_k
-can be replaced by its normal score,
-
-    Φ⁻¹(the share of simulations below x_k)                      between the outermost knots,
-    ±(q + a/(1 + a)),   a = d·|x_k − the knot|/r                 beyond them,
-
-which is bounded and never falls. A value that many simulations have gets the mean of the scores
-that they would share. q is the score of the outermost knot. d and r are how far the score and x_k
-go between the last six knots; if these are one value, r is the distance to the farthest simulation.
+can be replaced by its normal score, see `common.normal_scores`.
 
 Scores are no gain where theta is a difference of numbers, or has heavy tails itself. So held-out
 pairs decide, see `Coordinates.measured`.
@@ -22,19 +15,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .linear import interpolated, normal_scores
+from ..common.normal_scores import LAST, QUARTILES, beyond, interpolated, normal_scores
 
 HEAVY = (1.8, 30.0)
 """Tails are heavy, or those of outliers, if the standard deviation is so many times (Q₃ − Q₁)/1.35,
 which it is once for a normal distribution, 1.2 times for an exponential one, and 1.5 times for
 Student's t with three degrees of freedom.
 """
-QUARTILES = 1.3489795003921634
-"""Standard deviations between the quartiles of a normal distribution."""
 FEWEST = 100
 """Pairs; of fewer, normal numbers may look heavy, and knots coincide."""
-LAST = 5
-"""Steps between knots, at each end, that set the slope beyond."""
 
 
 def candidates(x: Tensor) -> list[Tensor]:
@@ -43,11 +32,12 @@ def candidates(x: Tensor) -> list[Tensor]:
         return []
     q = torch.tensor([0.25, 0.75], dtype=x.dtype)
     low, high = x.sort(0).values[(q * (len(x) - 1)).round().long()]
+    middle = (high - low) / QUARTILES
     scale = x.std(0, correction=0)
     constant = scale <= 1e-9 * x.mean(0).abs()
     found: list[Tensor] = []
     for ratio in HEAVY:
-        heavy = (scale > ratio * (high - low) / QUARTILES) & ~constant
+        heavy = (scale > ratio * middle) & ~constant
         if bool(heavy.any()) and not any(torch.equal(heavy, known) for known in found):
             found.append(heavy)
     return found
@@ -56,11 +46,11 @@ def candidates(x: Tensor) -> list[Tensor]:
 def measured(x: Tensor, heavy: Tensor) -> dict[str, Tensor]:
     """The knots and the range of the heavy columns of x (N, K)."""
     columns = x[:, heavy]
-    scores = normal_scores(columns)
+    found = normal_scores(columns)
     return {
         "heavy": heavy.double(),
-        "heavy_knots": scores["knots"],
-        "heavy_levels": scores["levels"],
+        "heavy_knots": found["knots"],
+        "heavy_levels": found["levels"],
         "heavy_range": torch.stack([columns.amin(0), columns.amax(0)]),
     }
 
@@ -78,26 +68,10 @@ def with_scores(x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
 
 def _scores(x: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
     """The scores of heavy columns (…, H)."""
-    knots = numbers["heavy_knots"].to(x.device)
-    levels = numbers["heavy_levels"].to(x.device)
-    least, most = numbers["heavy_range"].to(x.device)
-    first, last = knots[:, 0], knots[:, -1]
-    step = levels[-1] - levels[-1 - LAST]
-    above = step * (x - last).clamp_min(0) / _run(last - knots[:, -1 - LAST], most - last, last)
-    below = step * (first - x).clamp_min(0) / _run(knots[:, LAST] - first, first - least, first)
+    of = (numbers[f"heavy_{name}"].to(x.device) for name in ("knots", "levels", "range"))
+    knots, levels, ends = of
     score = 0.5 * (interpolated(x, knots, levels) + interpolated(x, knots, levels, last=True))
-    return score + _bounded(above) - _bounded(below)
-
-
-def _run(between: Tensor, beyond: Tensor, end: Tensor) -> Tensor:
-    """The width of the last steps, or the distance to the farthest simulation, or some other."""
-    run = torch.where(between > 0, between, beyond)
-    return torch.where(run > 0, run, end.abs() + 1.0)
-
-
-def _bounded(a: Tensor) -> Tensor:
-    """a/(1 + a), also of an infinite a."""
-    return 1 - 1 / (1 + a)
+    return score + beyond(x, knots, ends, levels[-1] - levels[-1 - LAST])
 
 
 def outermost(numbers: Mapping[str, Tensor], low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
@@ -128,8 +102,6 @@ def check(numbers: Mapping[str, Tensor], observed: int) -> None:
             raise ValueError(f"{name} is not finite, or not of shape {shape}")
     if many <= 2 * LAST or not bool(((heavy == 0) | (heavy == 1)).all()):
         raise ValueError("too few knots for heavy columns, or a mark that is neither 0 nor 1")
-    rising = (numbers["heavy_knots"].diff() >= 0).all() & (
-        numbers["heavy_levels"].diff() > 0
-    ).all()
-    if not bool(rising):
+    rising = (numbers["heavy_knots"].diff() >= 0).all()
+    if not bool(rising & (numbers["heavy_levels"].diff() > 0).all()):
         raise ValueError("knots or levels of heavy columns that do not rise")

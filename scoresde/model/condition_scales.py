@@ -3,21 +3,37 @@
 `fit` measures them in one pass over the data, and the model keeps them beside those of the data;
 the network is given (c − mean)/scale. Labels are not standardized. An entry that does not vary has
 its own size as scale, or 1 if it is 0: the network sees 0, and rounding errors stay small.
+
+Vectors have two more rules. Where most rows lie close together and a few far away, the scale is so
+large that most look alike: such entries are replaced by their normal scores first, and mean and
+scale are those of the scores; see `common.normal_scores`, and `condition_measures` for which. And
+far from all that it has learnt with, a network may answer anything. So a number beyond the
+outermost row is told as d/(1 + |d|) beyond it, where d is how far it is in units of the scale.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..common.inputs import as_condition
+from ..common.normal_scores import KNOTS, beyond, bounded, interpolated
 from ..common.user_warnings import warn
 from .standardization import wide
 
 CPU = torch.device("cpu")
+ENDS = "ends"
+"""The least and the greatest number of every entry, (2, K)."""
+SCORES = ("entries", "knots", "levels")
+"""Which entries are replaced by scores, and the scores of some of their numbers."""
+STEP = 0.5
+"""By how much scores rise beyond the outermost knot, over as far as the last six knots reach."""
+NOT_A_VECTOR: Mapping[str, Tensor] = {}
+FAR = 0.5
+"""A number is far from those of training if it is so many times their range beyond them."""
 
 
 class ConditionScales(nn.Module):
@@ -25,10 +41,13 @@ class ConditionScales(nn.Module):
 
     def known(self) -> dict[str, tuple[int, ...]]:
         """Return the conditions that were measured, with the shapes of their statistics."""
-        return {name: tuple(mean.shape) for name, (mean, _) in self._pairs()}
+        means = {name: self._numbers(name)["mean"] for name in self._modules}
+        return {name: tuple(mean.shape) for name, mean in means.items()}
 
-    def put(self, name: str, mean: Tensor, scale: Tensor) -> None:
-        """Keep mean and scale of a condition; raise if they are not finite."""
+    def put(
+        self, name: str, mean: Tensor, scale: Tensor, more: Mapping[str, Tensor] = NOT_A_VECTOR
+    ) -> None:
+        """Keep mean and scale of a condition, of a vector also ends and scores."""
         if not bool(mean.isfinite().all() & scale.isfinite().all() & (scale > 0).all()):
             raise ValueError(
                 f"condition {name!r} has numbers too large to be standardized: divide them by a "
@@ -37,26 +56,70 @@ class ConditionScales(nn.Module):
         part = nn.Module()
         part.register_buffer("mean", mean.detach().clone())
         part.register_buffer("scale", scale.detach().clone())
+        for what, value in more.items():
+            part.register_buffer(what, value.detach().clone())
         self._modules[name] = part
 
-    def settle(self, name: str, mean: Tensor, std: Tensor, varies: Tensor) -> None:
+    def settle(
+        self,
+        name: str,
+        mean: Tensor,
+        std: Tensor,
+        varies: Tensor,
+        more: Mapping[str, Tensor] = NOT_A_VECTOR,
+    ) -> None:
         """Keep measured statistics of a condition; constants are scaled by their own size."""
         size = mean.abs()
         constant = torch.where(size > 0, size, 1.0)
-        self.put(name, mean, torch.where(varies, std, constant))
+        self.put(name, mean, torch.where(varies, std, constant), more)
 
-    def blank(self, name: str, shape: tuple[int, ...], device: torch.device = CPU) -> None:
-        """Make room for mean and scale of a condition that a file holds."""
+    def blank(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        device: torch.device = CPU,
+        scored: int | None = None,
+    ) -> None:
+        """Make room for what a file holds of a condition; see `scored`."""
         one = torch.ones(shape, dtype=wide(device), device=device)
-        self.put(name, 0 * one, one)
+        shapes = vector_shapes(shape, scored)
+        more = {what: one.new_zeros(size) for what, size in shapes.items()}
+        if scored:
+            more["entries"] = more["entries"].long()
+        self.put(name, 0 * one, one, more)
+
+    def read(self, state: Mapping[str, Any], prefix: str, device: torch.device) -> None:
+        """Keep the statistics that a state holds under a prefix."""
+        for name, place in _places(state, prefix).items():
+            found = {}
+            for what in ("mean", "scale", ENDS, *SCORES):
+                if place + what in state:
+                    found[what] = state[place + what].to(device)
+            mean, scale = found.pop("mean"), found.pop("scale")
+            self.put(name, mean, scale, found)
 
     def make_room(self, state: Mapping[str, Any], prefix: str, device: torch.device) -> None:
         """Make room for the statistics that a state holds under a prefix."""
-        for key, value in state.items():
-            place, _, what = key.rpartition(".")
-            name = place.removeprefix(prefix)
-            if place.startswith(prefix) and what == "mean" and name not in self.known():
-                self.blank(name, tuple(value.shape), device)
+        known = self.known()
+        for name, place in _places(state, prefix).items():
+            scored = None
+            if place + ENDS in state:
+                scored = len(state.get(place + "entries", ()))
+            if name not in known or self.scored().get(name) != scored:
+                shape = tuple(state[place + "mean"].shape)
+                self.blank(name, shape, device, scored)
+
+    def scored(self) -> dict[str, int]:
+        """Return how many entries are replaced by scores, for each vector that has ends.
+
+        Vectors of earlier versions have none.
+        """
+        found = {}
+        for name in self._modules:
+            part = self._numbers(name)
+            if ENDS in part:
+                found[name] = len(part.get("entries", ()))
+        return found
 
     def keep(self, names: set[str]) -> None:
         """Forget all other conditions."""
@@ -65,25 +128,54 @@ class ConditionScales(nn.Module):
 
     def standardize(self, name: str, value: Tensor) -> Tensor:
         """Return (c − mean)/scale in float64, or the condition as it is if it was not measured."""
-        part = self._modules.get(name)
-        if part is None:
+        part = self._numbers(name)
+        if not part:
             return value
-        learnt = tuple(part.mean.shape)  # type: ignore[arg-type]
+        learnt = tuple(part["mean"].shape)
         got = tuple(value.shape[1 : 1 + len(learnt)])
-        if got != learnt:
+        if got != learnt or (ENDS in part and value.ndim != 2):
             raise ValueError(
                 f"condition {name!r} has shape {tuple(value.shape)}, and the model has learnt with "
                 f"{learnt[0]} entries along its second axis"
             )
-        mean = _like_rows(part.mean, value)  # type: ignore[arg-type]
-        scale = _like_rows(part.scale, value)  # type: ignore[arg-type]
-        return (value.to(mean.dtype) - mean) / scale
+        told = _units(part, value)
+        if ENDS not in part:
+            return told
+        low, high = _units(part, part[ENDS].to(value.device))
+        inside = told.clamp(low, high)
+        left = told - inside
+        return inside + left.sign() * bounded(left.abs())
 
-    def _pairs(self) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-        """Names with (mean, scale)."""
-        for key, part in self._modules.items():
-            if part is not None:
-                yield key, (part.mean, part.scale)  # type: ignore[misc]
+    def widen(self, name: str, ends: Tensor) -> None:
+        """Count in the ends of further rows of a vector."""
+        known = self._numbers(name).get(ENDS)
+        if known is not None:
+            ends = ends.to(known)
+            known[0] = torch.minimum(known[0], ends[0])
+            known[1] = torch.maximum(known[1], ends[1])
+
+    def farthest(self, name: str, value: Tensor) -> tuple[int, float, float, float] | None:
+        """Index, number and ends of the entry of a vector that is farthest from training data.
+
+        None if all are near; of other shapes than (B, K), `standardize` speaks.
+        """
+        part = self._numbers(name)
+        if ENDS not in part or not value.numel() or value.shape[1:] != part["mean"].shape:
+            return None
+        low, high = part[ENDS].to(value.device)
+        width = torch.where(high > low, high - low, part["scale"].to(value.device))
+        value = value.detach().to(low.dtype)
+        left = (value - value.clamp(low, high)).abs() / width
+        row, entry = divmod(int(left.argmax()), len(low))
+        if float(left[row, entry]) <= FAR:
+            return None
+        return entry, float(value[row, entry]), float(low[entry]), float(high[entry])
+
+    def _numbers(self, name: str) -> dict[str, Tensor]:
+        """What is kept of a condition; nothing if it was not measured."""
+        part = self._modules.get(name)
+        buffers = {} if part is None else part._buffers
+        return {what: value for what, value in buffers.items() if value is not None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ConditionScales:
         """Move to a device, as `nn.Module` does, but keep the dtype."""
@@ -95,11 +187,43 @@ class ConditionScales(nn.Module):
                 device = fn(torch.empty(0, device=value.device)).device
                 if value.is_meta:
                     buffers[name] = torch.empty_like(value, device=device)
-                elif device.type == "mps":
+                elif device.type == "mps" and value.is_floating_point():
                     buffers[name] = value.to(device, wide(device))
                 else:
                     buffers[name] = value.to(device)
         return self
+
+
+def vector_shapes(shape: tuple[int, ...], scored: int | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of ends and scores, of so many entries; none of what has neither."""
+    if scored is None:
+        return {}
+    shapes = {ENDS: (2, *shape)}
+    if scored:
+        of_scores = (scored,), (scored, KNOTS), (scored, KNOTS)
+        shapes |= zip(SCORES, of_scores, strict=True)
+    return shapes
+
+
+def _places(state: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    """The conditions of a state, and what the names of their statistics begin with."""
+    means = [key for key in state if key.startswith(prefix) and key.endswith(".mean")]
+    return {key[len(prefix) : -len(".mean")]: key.removesuffix("mean") for key in means}
+
+
+def _units(part: Mapping[str, Tensor], value: Tensor) -> Tensor:
+    """Rows in units of the scale, with scores in some entries of vectors."""
+    mean = _like_rows(part["mean"], value)
+    scale = _like_rows(part["scale"], value)
+    value = value.to(mean.dtype)
+    if "entries" in part:
+        how = (part[what].to(value.device) for what in (*SCORES, ENDS))
+        entries, knots, levels, ends = how
+        number = value[:, entries]
+        score = interpolated(number, knots, levels)
+        score = score + beyond(number, knots, ends[:, entries], STEP)
+        value = value.index_copy(1, entries, score)
+    return (value - mean) / scale
 
 
 def _like_rows(statistic: Tensor, value: Tensor) -> Tensor:
@@ -152,6 +276,21 @@ def standardized(
             value = value.to(torch.promote_types(weight.dtype, least))
         found[name] = value
     return found
+
+
+def warn_far(sde: Any, condition: Mapping[str, Tensor]) -> None:
+    """Warn of entries of vectors far from those of training."""
+    for name, value in condition.items():
+        found = sde.conditions.farthest(name, value)
+        if found is None:
+            continue
+        entry, number, low, high = found
+        names = sde.schema.parts.get(name, ())
+        what = names[entry] if names else f"{name}[{entry}]"
+        warn(
+            f"{what} = {number:.4g} lies far from the training data, which have {low:.4g} to "
+            f"{high:.4g} there: the answer is that for a value near these"
+        )
 
 
 def warn_lacking(sde: Any, condition: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from ..backbones.keywords import FlowOptions
 from ..common.checks import check_budget, check_generator, whole_number
 from ..common.inputs import event_shape
 from ..common.seeds import takes_seed
-from .condition_scales import checked, standardized
+from .condition_scales import checked, standardized, warn_far
 from .trainable import Trainable
 
 
@@ -148,7 +148,9 @@ class CouplingFlow(Trainable):
         """Conditions as the network is given them, a row a sample."""
         if not given:
             return {}
-        shown = standardized(self, checked(self, given), self.networks()[0])
+        values = checked(self, given)
+        warn_far(self, values)
+        shown = standardized(self, values, self.networks()[0])
         for name, value in shown.items():
             if len(value) not in (1, n):
                 raise ValueError(f"condition {name!r} has {len(value)} rows for {n} samples")

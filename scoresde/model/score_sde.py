@@ -20,7 +20,7 @@ from ..common.renamed import renamed_arguments
 from ..common.user_warnings import warn
 from ..processes.base import PROCESSES, Process, as_time
 from ..processes.prediction import check
-from .condition_scales import checked, standardized, warn_lacking
+from .condition_scales import checked, standardized, warn_far, warn_lacking
 from .conditioned import Conditioned, check_overrides
 from .network import CONVENTIONS, SOLVE_ARGUMENTS, arc_inputs, call_on_arc
 from .old_names import RENAMED, by_old_name, check_overrides_by_old_name, upgraded
@@ -313,7 +313,8 @@ class ScoreSDE(Trainable, ReverseVariance, Model):
         Warns
         -----
         UserWarning
-            If `fit` was never given such a condition.
+            If `fit` was never given such a condition, or a vector has an entry far from those of
+            training.
 
         Examples
         --------
@@ -330,6 +331,7 @@ class ScoreSDE(Trainable, ReverseVariance, Model):
                     f"this model was fitted without {' and '.join(new)}: "
                     "it has not learnt what that says"
                 )
+        warn_far(self, values)
         check_overrides(self, ScoreSDE)
         return Conditioned(self, values, deliberate=not condition)
 

@@ -84,7 +84,11 @@ def describe(sde: Trainable) -> dict[str, Any]:
 def condition_facts(sde: Trainable) -> dict[str, Any]:
     """What `fit` found of the data's conditions, in plain JSON; empty entries are left out."""
     shapes = {name: list(shape) for name, shape in sde.conditions.known().items()}
-    about = {"conditions": shapes, "learnt": sde.learnt}
+    about = {
+        "conditions": shapes,
+        "scored_conditions": sde.conditions.scored(),
+        "learnt": sde.learnt,
+    }
     return {name: value for name, value in about.items() if value}
 
 

@@ -18,6 +18,7 @@ from ..backbones import Embedded
 from ..common.inputs import event_shape
 from ..common.names import choose
 from ..common.registry import Registry
+from ..model.condition_scales import vector_shapes
 from ..model.factors import root_shape
 from ..model.trainable import KINDS, Trainable
 
@@ -58,6 +59,9 @@ def expected_weights(
     }
     if about.get("standardize") in ("whiten", "factors"):
         wanted["root"] = (root_shape(shape, about["standardize"]), "float")
+    scores = about.get("scored_conditions", {})
+    if not isinstance(scores, dict):
+        raise ValueError(f"its scores of conditions are no numbers by name: {scores!r}")
     for name, sizes in about.get("conditions", {}).items():
         if (
             not isinstance(sizes, list)
@@ -67,6 +71,12 @@ def expected_weights(
             raise ValueError(f"the standardization of condition {name!r} has no shape {sizes!r}")
         wanted[f"conditions.{name}.mean"] = (tuple(sizes), "float")
         wanted[f"conditions.{name}.scale"] = (tuple(sizes), "float")
+        scored = scores.get(name)
+        if scored is not None and not (type(scored) is int and 0 <= scored <= sum(sizes)):
+            raise ValueError(f"condition {name!r} has scores of {scored!r} entries of {sizes!r}")
+        for what, size in vector_shapes(tuple(sizes), scored).items():
+            kind = _number_type(torch.long) if what == "entries" else "float"
+            wanted[f"conditions.{name}.{what}"] = (size, kind)
     for part in ("net", "ema") if about["averaged"] else ("net",):
         for name, value in state.items():
             wanted[f"{part}.{name}"] = (tuple(value.shape), _number_type(value.dtype))
@@ -147,15 +157,7 @@ def check_weights(wanted: Mapping[str, Expected], tensors: Mapping[str, Tensor])
             f"{len(wrong)} weights are missing, unknown or of another shape or kind, first "
             f"{wrong[0]!r}"
         )
-    for name, value in tensors.items():
-        if not name.startswith("conditions."):
-            continue
-        if not bool(value.isfinite().all()) or (
-            name.endswith(".scale") and bool((value <= 0).any())
-        ):
-            raise ValueError(
-                "the standardization of its conditions is not a finite mean and a positive scale"
-            )
+    _check_conditions(tensors)
     mean = tensors["mean"]
     scale = tensors["scale"]
     finite = mean.isfinite().all() & scale.isfinite().all()
@@ -171,6 +173,26 @@ def check_weights(wanted: Mapping[str, Expected], tensors: Mapping[str, Tensor])
         raise ValueError("the root of its correlations is not a positive definite matrix")
     if not bool(((stretch > 1 / MOST_STRETCH) & (stretch < MOST_STRETCH)).all()):
         raise ValueError(f"the root of its correlations stretches by {MOST_STRETCH:g} or more")
+
+
+def _check_conditions(tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless the statistics of conditions are usable."""
+    for name, value in tensors.items():
+        place, _, what = name.rpartition(".")
+        if not name.startswith("conditions."):
+            continue
+        if not bool(value.isfinite().all()) or (what == "scale" and bool((value <= 0).any())):
+            raise ValueError(
+                "the standardization of its conditions is not a finite mean and a positive scale"
+            )
+        if what == "ends" and not bool((value[0] <= value[1]).all()):
+            raise ValueError("the range of its conditions ends before it begins")
+        if what == "entries":
+            inside = (value.diff() > 0).all() & (value >= 0).all()
+            if not bool(inside & (value < len(tensors[f"{place}.mean"])).all()):
+                raise ValueError("the scores of its conditions are not of different entries")
+        if what in ("knots", "levels") and not bool((value.diff(dim=1) >= 0).all()):
+            raise ValueError(f"the {what} of its conditions do not rise")
 
 
 def _stretches(root: Tensor) -> Tensor:

@@ -94,7 +94,8 @@ def _build(about: dict[str, Any], embed: Mapping[str, nn.Module] | None) -> Trai
     if about["averaged"]:
         sde.ema = duplicate(net).requires_grad_(False)
     for name, sizes in about.get("conditions", {}).items():
-        sde.conditions.blank(name, tuple(sizes))
+        scored = about.get("scored_conditions", {}).get(name)
+        sde.conditions.blank(name, tuple(sizes), scored=scored)
     sde.learnt = _checked_learnt(about.get("learnt"))
     return sde
 

@@ -91,7 +91,8 @@ def fit(
     given : mapping of str to Tensor, array, Series or list of words, optional
         Conditions by name, one row per sample, for tensors and arrays. Words become classes, and
         the model keeps them. Mean and scale of conditions that are numbers are measured the first
-        time and kept in the model; labels, integers, stay as they are.
+        time and kept in the model; labels, integers, stay as they are. Entries of vectors of which
+        most would look alike, by outliers or heavy tails, are told to the network as normal scores.
     transforms : str, Transform, or several
         What happens to every batch, by name: "flip", "dequantize"; see `scoresde.transforms`.
     validation : "auto", None, Tensor, array, data frame or Samples, (x, given), or Validation

@@ -86,12 +86,7 @@ def load_model(found: Mapping[str, Any], sde: Trainable, averaged_net: nn.Module
     described = found.get("model") or {}
     # version 0.1 has it in the model's description alone
     sde.learnt = found["learnt"] if "learnt" in found else described.get("learnt")
-    for name in found:
-        if name.startswith(CONDITIONS) and name.endswith(".mean"):
-            stem = name.removesuffix("mean")
-            condition = stem.removeprefix(CONDITIONS).removesuffix(".")
-            scale = found[stem + "scale"].to(device)
-            sde.conditions.put(condition, found[name].to(device), scale)
+    sde.conditions.read(found, CONDITIONS, device)
     for net in (sde.net, averaged_net):
         for name, value in itertools.chain(net.named_parameters(), net.named_buffers()):
             if not value.requires_grad and NET + name in found:
