@@ -32,6 +32,8 @@ SCORES = ("entries", "knots", "levels")
 STEP = 0.5
 """By how much scores rise beyond the outermost knot, over as far as the last six knots reach."""
 NOT_A_VECTOR: Mapping[str, Tensor] = {}
+AT_ONCE = 2**18
+"""Numbers of a vector's rows that are told at once: more need memory, and leave the cache."""
 FAR = 0.5
 """A number is far from those of training if it is so many times their range beyond them."""
 
@@ -138,13 +140,11 @@ class ConditionScales(nn.Module):
                 f"condition {name!r} has shape {tuple(value.shape)}, and the model has learnt with "
                 f"{learnt[0]} entries along its second axis"
             )
-        told = _units(part, value)
         if ENDS not in part:
-            return told
-        low, high = _units(part, part[ENDS].to(value.device))
-        inside = told.clamp(low, high)
-        left = told - inside
-        return inside + left.sign() * bounded(left.abs())
+            return _units(part, value)
+        ends = _units(part, part[ENDS].to(value.device))
+        rows = max(1, AT_ONCE // max(1, value.shape[1]))
+        return torch.cat([_bounded(_units(part, some), *ends) for some in value.split(rows)])
 
     def widen(self, name: str, ends: Tensor) -> None:
         """Count in the ends of further rows of a vector."""
@@ -224,6 +224,13 @@ def _units(part: Mapping[str, Tensor], value: Tensor) -> Tensor:
         score = score + beyond(number, knots, ends[:, entries], STEP)
         value = value.index_copy(1, entries, score)
     return (value - mean) / scale
+
+
+def _bounded(told: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Rows in units of the scale, at most 1 beyond the ends."""
+    inside = told.clamp(low, high)
+    left = told - inside
+    return inside + left.sign() * bounded(left.abs())
 
 
 def _like_rows(statistic: Tensor, value: Tensor) -> Tensor:
