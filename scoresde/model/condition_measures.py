@@ -47,12 +47,14 @@ class ConditionMeasure:
         self._moments.add(value)
         if value.ndim != 2 or not len(value):
             return
-        lots = torch.rand(len(value), generator=self._chance, dtype=torch.float64, device="cpu")
+        lots = torch.empty(len(value), dtype=torch.float64, device="cpu")
+        lots.uniform_(generator=self._chance)
         drawn = lots < self._share
         rows = value.detach().cpu()[drawn]
         self._kept.append(rows.double())
         self._lots.append(lots[drawn])
-        most = min(MOST_ROWS, max(FEWEST, MOST_NUMBERS // max(1, value.shape[1])))
+        most = MOST_NUMBERS // max(1, value.shape[1])
+        most = min(MOST_ROWS, max(FEWEST, most))
         while sum(map(len, self._kept)) > 2 * most:
             self._halve()
 
@@ -84,7 +86,8 @@ class ConditionMeasure:
         knots = found["knots"]
         levels = shared(knots, found["levels"])
         ends = self._ends().cpu()[:, heavy]
-        seen = interpolated(columns, knots, levels) + beyond(columns, knots, ends, STEP)
+        seen = interpolated(columns, knots, levels)
+        seen = seen + beyond(columns, knots, ends, STEP)
         scores = dict(zip(SCORES, (heavy, knots, levels), strict=True))
         return scores, seen.mean(0), seen.std(0, correction=0)
 

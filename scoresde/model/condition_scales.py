@@ -144,7 +144,10 @@ class ConditionScales(nn.Module):
             return _units(part, value)
         ends = _units(part, part[ENDS].to(value.device))
         rows = max(1, AT_ONCE // max(1, value.shape[1]))
-        return torch.cat([_bounded(_units(part, some), *ends) for some in value.split(rows)])
+        told = []
+        for some in torch.split(value, rows):
+            told.append(_bounded(_units(part, some), *ends))
+        return torch.cat(told)
 
     def widen(self, name: str, ends: Tensor) -> None:
         """Count in the ends of further rows of a vector."""
