@@ -342,7 +342,7 @@ def test_conditions_of_any_magnitude_have_their_own_scale(unit: float, kind: str
 
 
 def heavy_columns(n: int = 3000) -> tuple[Tensor, Tensor]:
-    """Normal numbers, and six vectors' entries made of them, the last four with heavy tails."""
+    """Normal numbers, and entries of vectors made of them: 2, 3 and 4 have heavy tails."""
     a = normal(n, 6, seed=5).double()
     c = torch.stack(
         [a[:, 0], a[:, 1].exp(), (3 * a[:, 2]).exp(), a[:, 3], a[:, 4], a[:, 5].round() * 0], 1
@@ -407,7 +407,8 @@ def test_a_vector_far_from_all_rows_is_told_as_one_near_their_end_and_said() -> 
     assert not said(lambda: sde.given(vector=near))
     near[0, 1] = 5
     (text,) = said(lambda: sde.given(vector=torch.cat([rows[:3], near])))
-    assert "vector[1] = 5 lies far from the training data, which have -2.00" in text
+    assert "entry 1 of condition 'vector' = 5 lies far from the training data" in text
+    assert "which have -2.00" in text
     ones = {"vector": torch.full((200, 2), 0.1)}
     same = scoresde.build("vp", "resmlp", shape=(2,), vector=2, width=8)
     scoresde.fit(same, normal(200, 2), given=ones, steps=1, batch_size=9, **QUIET)
@@ -440,6 +441,7 @@ def spread_entries(n: int = 2000) -> dict[str, Tensor]:
         "no: a flag": rare,
         "no: counts": (b.abs() * (a > 1)).round(),
         "no: labels": (torch.arange(n) % 7).double(),
+        "no: often 1, never 1.5": 1.0 + (rare * a.sign()),
         "no: rain": torch.where(a > 1, b.exp(), 0.0),
         "yes: log-normal": (2 * a).exp(),
         "yes: a code": torch.where(b > 0.5, -999.0, a),
@@ -498,6 +500,14 @@ def test_vectors_of_other_shapes_are_refused_and_any_number_is_told_as_a_finite_
             scoresde.sample(sde.given(vector=torch.ones(shape)), 2, steps=1)
         with pytest.raises(ValueError, match="has learnt with 2 entries"):
             sde.conditions.standardize("vector", torch.ones(shape)[None])
+    (text,) = said(lambda: sde.given(vector=torch.tensor([0.0, -1000.0])))
+    assert "entry 1 of condition 'vector' = -1000 lies far" in text
+    assert not said(lambda: sde.given(vector=torch.tensor([0.0, 1.5 * float(c[:, 1].max())])))
+    many = torch.stack([torch.arange(300_000.0), torch.arange(300_000.0)], 1) / 1e4
+    told = sde.conditions.standardize("vector", many)  # in parts
+    assert len(told) == 300_000
+    some = sde.conditions.standardize("vector", many[290_000:290_100])
+    torch.testing.assert_close(told[290_000:290_100], some, rtol=0, atol=0)
     huge = torch.tensor([[-1.7e308, 1.7e308], [1.7e308, -1.7e308], [5e-324, -5e-324]], dtype=F64)
     told = sde.conditions.standardize("vector", huge)
     assert told.isfinite().all()
@@ -528,7 +538,7 @@ def test_few_rows_and_images_keep_mean_and_scale() -> None:
     assert not image.conditions.scored()
 
 
-def test_quartiles_of_a_long_stream_come_from_rows_of_all_of_it() -> None:
+def test_scores_of_a_long_stream_come_from_rows_of_all_of_it() -> None:
     n = 90_000
     c = (3 * torch.special.ndtri((torch.arange(n, dtype=F64) + 0.5) / n)).exp()[:, None]  # sorted
     of_parts = []
@@ -578,6 +588,11 @@ def test_scores_are_saved_loaded_resumed_and_checked_bit_for_bit(tmp_path: Path)
     for stem in ("model", "step-00000006"):
         storage.remove(tmp_path / "run", stem)
     again = trained(True)
+    # the model of an interrupted run may go on itself
+    storage.remove(tmp_path / "run", "model")
+    folder = scoresde.Checkpoints(tmp_path / "run", every=4, resume=True)
+    more = {**how, "given": {"vector": c}, "checkpoints": folder, "generator": generator()}
+    scoresde.fit(again, normal(300, 2), **more)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     about, tensors = description.describe(whole), dict(description.weights(whole))
@@ -681,11 +696,17 @@ def test_they_are_saved_loaded_copied_and_go_on_with_bit_for_bit(tmp_path: Path)
     assert again.learnt == record
 
 
+def _named(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, dict[str, Tensor]]:
+    x, c = (torch.stack(part) for part in zip(*rows, strict=True))
+    return x, {"vector": c, "y": torch.zeros(len(c), dtype=torch.long)}
+
+
 def test_a_second_fit_keeps_the_units_of_the_first_and_a_failed_one_leaves_none() -> None:
     sde = fitted()
     before = {name: value.clone() for name, value in sde.conditions.state_dict().items()}
     given = {"vector": 5 * normal(50, 2), "y": torch.zeros(50, dtype=torch.long)}
-    scoresde.fit(sde, normal(50, 2), given=given, steps=2, batch_size=10, **QUIET)
+    how = {"batch_size": 10, "validation": None, **QUIET}
+    scoresde.fit(sde, normal(50, 2), given=given, steps=5, **how)
     after = sde.conditions.state_dict()
     ends = after.pop("vector.ends")
     assert all(torch.equal(value, before[name]) for name, value in after.items())
@@ -693,6 +714,12 @@ def test_a_second_fit_keeps_the_units_of_the_first_and_a_failed_one_leaves_none(
     low, high = before["vector.ends"]
     assert torch.equal(ends[0], torch.minimum(low, rows.amin(0)))
     assert torch.equal(ends[1], torch.maximum(high, rows.amax(0)))
+    more = TensorDataset(normal(50, 2), 1e3 * given["vector"])
+    loader = DataLoader(more, 10, collate_fn=_named)
+    scoresde.fit(sde, loader, steps=5, **how)
+    told = sde.conditions.standardize("vector", 1e3 * given["vector"])
+    part = sde.conditions.get_submodule("vector")
+    torch.testing.assert_close(told, (1e3 * given["vector"] - part.mean) / part.scale)
     sde = scoresde.build("vp", "resmlp", shape=(2,), vector=2, width=8)
     sde.net.register_forward_pre_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

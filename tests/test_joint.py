@@ -387,6 +387,23 @@ def test_names_of_columns_and_words_go_to_their_parts(tmp_path: Path) -> None:
         scoresde.sample(found.given(y="dog"), 2, steps=2)
 
 
+def test_vectors_and_their_scores_are_in_every_record(tmp_path: Path) -> None:
+    model = untrained(vector=2)
+    x = rows(200)
+    c = torch.stack([x[:, 0], (4 * x[:, 1]).exp()], 1)
+    scoresde.fit_stage(model.stage, x, steps=2, progress=False)
+    folder = scoresde.Checkpoints(tmp_path / "run", every=2)
+    how: dict[str, Any] = {"progress": False, "checkpoints": folder, "steps": 4}
+    scoresde.fit_joint(model, x, given={"vector": c}, **how)
+    assert model.model.conditions.scored() == {"vector": 1}
+    records.remove(tmp_path / "run", "model")  # that of the last step is left
+    loaded = scoresde.load(tmp_path / "run")
+    wanted = model.model.conditions.state_dict()
+    found = loaded.model.conditions.state_dict()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+
+
 def test_what_can_not_be_trained_together_is_refused_in_a_sentence(tmp_path: Path) -> None:
     x = rows(40)
     model = untrained()

@@ -62,8 +62,10 @@ def shared(knots: Tensor, levels: Tensor) -> Tensor:
     Interpolated, they are continuous, also at a value that many rows have.
     """
     at = knots.T.contiguous()
-    mean = interpolated(at, knots, levels) + interpolated(at, knots, levels, last=True)
-    return 0.5 * mean.T.contiguous()
+    first = interpolated(at, knots, levels)
+    last = interpolated(at, knots, levels, last=True)
+    mean = 0.5 * (first + last)
+    return mean.T.contiguous()
 
 
 def beyond(x: Tensor, knots: Tensor, ends: Tensor, step: Tensor | float) -> Tensor:

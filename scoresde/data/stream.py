@@ -122,16 +122,16 @@ class TrainingStream:
             sde.standardize(self.measure())
 
     def standardize_conditions(self, sde: Trainable) -> None:
-        """Set mean and scale of conditions that the model lacks, and the ends of all vectors."""
+        """Set mean and scale of conditions that the model lacks, after `standardize`."""
         known = sde.conditions.known().keys()
         if self.reader.given is not None:
             self._see_conditions(self.reader.given)
         elif not self._saw_conditions:  # the model had mean and scale, and no pass was made
             for _ in self.measure():
-                if not self._measures.keys() - known and not sde.conditions.scored():
+                if not self._measures.keys() - known:
                     break
-        for name, measure in self._measures.items():
-            measure.settle(sde.conditions, name)
+        for name in self._measures.keys() - known:
+            self._measures[name].settle(sde.conditions, name)
 
     def _see_conditions(self, condition: Mapping[str, Tensor]) -> None:
         """Note shapes of conditions, and add to the measures of numeric ones."""

@@ -59,11 +59,7 @@ class ConditionMeasure:
             self._halve()
 
     def settle(self, conditions: ConditionScales, name: str) -> None:
-        """Keep what was measured in a model, or only the ends if it knows the condition."""
-        if name in conditions.known():
-            if self._kept:
-                conditions.widen(name, self._ends())
-            return
+        """Keep what was measured in a model."""
         mean, std, varies, _ = self._moments.statistics()
         more = {ENDS: self._ends()} if self._kept else {}
         heavy = self._heavy(std.cpu(), varies.cpu())
@@ -89,7 +85,8 @@ class ConditionMeasure:
         seen = interpolated(columns, knots, levels)
         seen = seen + beyond(columns, knots, ends, STEP)
         scores = dict(zip(SCORES, (heavy, knots, levels), strict=True))
-        return scores, seen.mean(0), seen.std(0, correction=0)
+        spread = seen.std(0, correction=0)
+        return scores, seen.mean(0), spread
 
     def _heavy(self, std: Tensor, varies: Tensor) -> Tensor:
         """Indices of the entries that become scores."""
@@ -111,7 +108,7 @@ class ConditionMeasure:
 
 
 def _spread(rows: Tensor) -> Tensor:
-    """The spread of the nearest half of each column, as the module's text says; 1 of constants."""
+    """The spread of the nearest half of each column, as the module says; infinite of constants."""
     ordered = rows.sort(0).values
     spread = _half_width(ordered)
     for i in (spread == 0).nonzero()[:, 0].tolist():
@@ -121,8 +118,7 @@ def _spread(rows: Tensor) -> Tensor:
             spread[i] = _half_width(others[:, None])[0]
     gaps = ordered.diff(dim=0)
     gap = torch.where(gaps > 0, gaps, math.inf).amin(0)
-    spread = torch.maximum(spread, torch.where(gap.isfinite(), gap, 0.0))
-    return torch.where(spread > 0, spread, 1.0)
+    return torch.maximum(spread, gap)
 
 
 def _half_width(ordered: Tensor) -> Tensor:

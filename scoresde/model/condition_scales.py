@@ -13,6 +13,7 @@ outermost row is told as d/(1 + |d|) beyond it, where d is how far it is in unit
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -36,6 +37,8 @@ AT_ONCE = 2**18
 """Numbers of a vector's rows that are told at once: more need memory, and leave the cache."""
 FAR = 0.5
 """A number is far from those of training if it is so many times their range beyond them."""
+FAR_SCORE = 0.9
+"""So is one beyond them whose score is so much beyond that of the outermost knot."""
 
 
 class ConditionScales(nn.Module):
@@ -142,20 +145,21 @@ class ConditionScales(nn.Module):
             )
         if ENDS not in part:
             return _units(part, value)
-        ends = _units(part, part[ENDS].to(value.device))
+        low, high = _ends_in_units(part, value.device)
         rows = max(1, AT_ONCE // max(1, value.shape[1]))
         told = []
         for some in torch.split(value, rows):
-            told.append(_bounded(_units(part, some), *ends))
+            units = _units(part, some)
+            told.append(_bounded(units, low, high))
         return torch.cat(told)
 
-    def widen(self, name: str, ends: Tensor) -> None:
-        """Count in the ends of further rows of a vector."""
-        known = self._numbers(name).get(ENDS)
-        if known is not None:
-            ends = ends.to(known)
-            known[0] = torch.minimum(known[0], ends[0])
-            known[1] = torch.maximum(known[1], ends[1])
+    def widen(self, name: str, rows: Tensor) -> None:
+        """Count in the ends of rows (B, K) that the network is to learn with."""
+        ends = self._numbers(name).get(ENDS)
+        if ends is not None and len(rows) and rows.shape[1:] == ends.shape[1:]:
+            low, high = rows.detach().aminmax(dim=0)
+            ends[0] = torch.minimum(ends[0], low.to(ends))
+            ends[1] = torch.maximum(ends[1], high.to(ends))
 
     def farthest(self, name: str, value: Tensor) -> tuple[int, float, float, float] | None:
         """Index, number and ends of the entry of a vector that is farthest from training data.
@@ -165,10 +169,19 @@ class ConditionScales(nn.Module):
         part = self._numbers(name)
         if ENDS not in part or not value.numel() or value.shape[1:] != part["mean"].shape:
             return None
-        low, high = part[ENDS].to(value.device)
-        width = torch.where(high > low, high - low, part["scale"].to(value.device))
+        part = {what: kept.to(value.device) for what, kept in part.items()}
+        ends = part[ENDS]
+        low, high = ends
+        width = torch.where(high > low, high - low, part["scale"])
         value = value.detach().to(low.dtype)
-        left = (value - value.clamp(low, high)).abs() / width
+        left = (value - value.clamp(low, high)).abs()
+        left = left / width
+        if "entries" in part:
+            of = part["entries"]
+            knots = part["knots"]
+            more = beyond(value[:, of], knots, ends[:, of], STEP)
+            more = more.abs() * (FAR / FAR_SCORE)
+            left[:, of] = torch.where(left[:, of] > 0, more, 0.0)
         row, entry = divmod(int(left.argmax()), len(low))
         if float(left[row, entry]) <= FAR:
             return None
@@ -220,13 +233,27 @@ def _units(part: Mapping[str, Tensor], value: Tensor) -> Tensor:
     scale = _like_rows(part["scale"], value)
     value = value.to(mean.dtype)
     if "entries" in part:
-        how = (part[what].to(value.device) for what in (*SCORES, ENDS))
+        names = (*SCORES, ENDS)
+        how = (part[what].to(value.device) for what in names)
         entries, knots, levels, ends = how
         number = value[:, entries]
         score = interpolated(number, knots, levels)
         score = score + beyond(number, knots, ends[:, entries], STEP)
         value = value.index_copy(1, entries, score)
     return (value - mean) / scale
+
+
+def _ends_in_units(part: Mapping[str, Tensor], device: torch.device) -> Tensor:
+    """The ends in units of the scale; infinite for entries with scores, which have bounds."""
+    mean = part["mean"].to(device)
+    scale = part["scale"].to(device)
+    ends = part[ENDS].to(device)
+    ends = (ends - mean) / scale
+    if "entries" in part:
+        entries = part["entries"].to(device)
+        ends[0].index_fill_(0, entries, -math.inf)
+        ends[1].index_fill_(0, entries, math.inf)
+    return ends
 
 
 def _bounded(told: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -296,7 +323,7 @@ def warn_far(sde: Any, condition: Mapping[str, Tensor]) -> None:
             continue
         entry, number, low, high = found
         names = sde.schema.parts.get(name, ())
-        what = names[entry] if names else f"{name}[{entry}]"
+        what = names[entry] if names else f"entry {entry} of condition {name!r}"
         warn(
             f"{what} = {number:.4g} lies far from the training data, which have {low:.4g} to "
             f"{high:.4g} there: the answer is that for a value near these"

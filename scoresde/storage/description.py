@@ -18,7 +18,7 @@ from .expected import OLDEST, check_weights, expected_weights
 from .features import with_features
 from .parts import describe_parts
 
-CONDITION_FACTS = ("conditions", "learnt")
+CONDITION_FACTS = ("conditions", "scored_conditions", "learnt")
 """Entries of a description that hold what `fit` found of the data's conditions."""
 
 COMPILED = re.compile(r"(?<![^.])_orig_mod\.")

@@ -17,7 +17,7 @@ from ..model.latent import Latent
 from ..model.schema import Schema
 from ..model.trainable import Trainable
 
-DECIDED = ("averaged", "conditions", "learnt", "schema")
+DECIDED = ("averaged", "conditions", "scored_conditions", "learnt", "schema")
 """Entries of a part's description that stand beside both parts, or that training changes."""
 
 
@@ -46,6 +46,7 @@ def rebuild_parts(
         LATENTS: {
             "schema": of_latents.describe(),
             "conditions": about.get("conditions", {}),
+            "scored_conditions": about.get("scored_conditions", {}),
             "learnt": about.get("learnt"),
         },
     }

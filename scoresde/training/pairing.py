@@ -170,6 +170,8 @@ class Pairing:
             condition = {
                 name: torch.cat([batch[2][name] for batch in batches]) for name in condition
             }
+        for name, value in condition.items():
+            self._sde.conditions.widen(name, value)
         words = self.seed, STARTS, number, self._rank
         eps = self._starts(x0, start, words)
         group = _Group(position, x0, eps, condition, sizes)
