@@ -357,6 +357,7 @@ def test_a_field_without_error_takes_the_largest_steps() -> None:
         assert int(counts.accepted.max()) < 8
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_steps() -> None:
     """Tensors alive at an evaluation: no more after 100 attempted steps than before, but for what
     one step holds.

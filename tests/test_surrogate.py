@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 import scoresde
-from scoresde.inference import surrogate
+from scoresde.inference import pairs, surrogate
 from scoresde.inference.pairs import Pairs, Training
 from scoresde.inference.surrogate import Simulator
 
@@ -22,8 +23,9 @@ SHORT: dict[str, Any] = {"steps": 60, "batch_size": 128, "progress": False}
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All pairs are too few."""
+    """All pairs are too few, and networks are small."""
     monkeypatch.setattr(surrogate, "LATE", 0)
+    monkeypatch.setattr(pairs, "build", functools.partial(scoresde.build, width=32))
 
 
 def crescent(theta: Tensor, chance: torch.Generator) -> Tensor:
@@ -41,9 +43,9 @@ def crescents(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def simulator(theta: Tensor, x: Tensor, steps: int = 1) -> Simulator:
     g = torch.Generator().manual_seed(0)
-    pairs = Pairs.divided(theta, x, 0.05, g)
+    divided = Pairs.divided(theta, x, 0.05, g)
     how = {"batch_size": 64, "progress": False}
-    return Simulator(pairs, Training(steps, 2e-3, 200.0, 3, how, True), g)
+    return Simulator(divided, Training(steps, 2e-3, 200.0, 3, how, True), g)
 
 
 def test_a_linear_gaussian_simulator_is_learnt_without_steps() -> None:

@@ -775,6 +775,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux",
     reason="reads /proc/self/status: getrusage would count the parent's peak",
