@@ -39,6 +39,7 @@ class ConditionMeasure:
         self._moments = Moments(1)
         self._kept: list[Tensor] = []
         self._lots: list[Tensor] = []
+        self._count = 0
         self._share = 1.0
         self._chance = torch.Generator("cpu").manual_seed(0)
 
@@ -53,9 +54,10 @@ class ConditionMeasure:
         rows = value.detach().cpu()[drawn]
         self._kept.append(rows.double())
         self._lots.append(lots[drawn])
+        self._count += len(rows)
         most = MOST_NUMBERS // max(1, value.shape[1])
         most = min(MOST_ROWS, max(FEWEST, most))
-        while sum(map(len, self._kept)) > 2 * most:
+        while self._count > 2 * most:
             self._halve()
 
     def settle(self, conditions: ConditionScales, name: str) -> None:
@@ -105,6 +107,7 @@ class ConditionMeasure:
         drawn = lots < self._share
         self._kept = [torch.cat(self._kept)[drawn]]
         self._lots = [lots[drawn]]
+        self._count = len(self._lots[0])
 
 
 def _spread(rows: Tensor) -> Tensor:
