@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import scoresde
 from conftest import generator
+from scoresde.backbones.base import faded_waves
 from scoresde.backbones.resmlp import ResMLP
 from scoresde.density.trace import exact_trace, hutchinson_trace
 
@@ -94,7 +95,8 @@ def test_fading_is_the_mean_over_the_noise() -> None:
     x, t = normal(2, 2), torch.tensor([-1.0, 0.5], dtype=F64)
     sin = torch.sin(torch.atan(torch.exp(t)))[:, None, None]
     phase = (x[:, None] + sin * normal(2, 200_000, 2, seed=3)) @ net.frequencies
-    for faded, draws in zip(net._features(x, t), (phase.sin(), phase.cos()), strict=True):
+    waves = faded_waves(net.frequencies, x, t, True)
+    for faded, draws in zip(waves, (phase.sin(), phase.cos()), strict=True):
         assert ((draws.mean(1) - faded).abs() < 5 * draws.std(1) / math.sqrt(200_000)).all()
 
 

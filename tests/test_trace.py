@@ -22,8 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import scoresde
 from conftest import fitting, generator
-from scoresde.backbones import BACKBONES, MLP
-from scoresde.backbones import mlp as mlp_module
+from scoresde.backbones import BACKBONES, MLP, traces
 from scoresde.backbones.base import can_trace
 from scoresde.density.trace import exact_trace, hutchinson_trace, jacobian_products
 from scoresde.density.trace_estimators import Exact, as_estimator
@@ -118,7 +117,7 @@ def test_mlp_cut_into_pieces_is_the_same(budget: int, monkeypatch: pytest.Monkey
         net = built((9,), **options)
         x, t = normal(300, 9), normal(300, seed=1)
         whole = net.value_and_trace(x, t)[1]
-        monkeypatch.setattr(mlp_module, "BUDGET", budget)
+        monkeypatch.setattr(traces, "BUDGET", budget)
         torch.testing.assert_close(net.value_and_trace(x, t)[1], whole, rtol=1e-13, atol=1e-12)
         monkeypatch.undo()
 

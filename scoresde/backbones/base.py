@@ -155,6 +155,15 @@ def noise_fade(frequencies: Tensor, t: Tensor) -> Tensor:
     return torch.outer(torch.sigmoid(2 * t), exponent).clamp_min(LEAST_EXPONENT).exp()
 
 
+def faded_waves(frequencies: Tensor, x: Tensor, t: Tensor, blur: bool) -> tuple[Tensor, Tensor]:
+    """s·sin ωx and s·cos ωx, (B, K) each, of x (B, D) at t (B,); s is 1 without blur."""
+    phase = x @ frequencies.to(x.dtype)
+    if not blur:
+        return phase.sin(), phase.cos()
+    fade = noise_fade(frequencies, t)
+    return fade * phase.sin(), fade * phase.cos()
+
+
 def feature_counts(
     shape: tuple[int, ...], fourier: int | None, blur: bool, axes: int | None
 ) -> tuple[int, int]:

@@ -41,13 +41,22 @@ class CombinedLabels(nn.Embedding):
 
     def forward(self, labels: Tensor) -> Tensor:
         """Vectors (B, width) of labels (B,)."""
-        rows = []
-        rest = labels
-        for j in reversed(range(len(self.sizes))):
-            rows.append(rest % self.sizes[j] + sum(self.sizes[:j]))
-            rest = rest.div(self.sizes[j], rounding_mode="floor")
-        known = super().forward(torch.stack(rows, 1)).sum(1)
-        return torch.where((rest > 0).unsqueeze(1), self.weight[-1], known)  # Π s_j: no label
+        rows, missing = rows_of_labels(labels, self.sizes)
+        known = super().forward(rows).sum(1)
+        return torch.where(missing.unsqueeze(1), self.weight[-1], known)
+
+
+def rows_of_labels(labels: Tensor, sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The rows (B, C) of a table of all categories that labels (B,) combine, and which are none.
+
+    Π s_j means "no label".
+    """
+    rows = []
+    rest = labels
+    for j in reversed(range(len(sizes))):
+        rows.append(rest % sizes[j] + sum(sizes[:j]))
+        rest = rest.div(sizes[j], rounding_mode="floor")
+    return torch.stack(rows, 1), rest > 0
 
 
 def label_table(classes: int | Sequence[int], width: int) -> nn.Embedding | None:

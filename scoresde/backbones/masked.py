@@ -105,7 +105,10 @@ class Masked(nn.Module):
         real_number("shown", shown, 0, 1, closed=True, hint="try 0.5")
         self.shape = event_shape(shape)
         self.numbers = (3 + 2 * len(WAVES)) * math.prod(self.shape)
-        self.net = BACKBONES.build(backbone, self.shape, vector=self.numbers, **options)
+        net: Any = BACKBONES.build(backbone, self.shape, vector=self.numbers, **options)
+        if hasattr(net, "regression"):
+            net.regression = None  # its vector is made of the rows themselves
+        self.net = net
         self.shown = shown
 
     def forward(

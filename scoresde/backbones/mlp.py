@@ -48,10 +48,9 @@ from ..common.inputs import event_shape
 from ..common.names import nearest
 from .base import (
     BACKBONES,
-    BUDGET,
     ExactWaves,
+    faded_waves,
     feature_counts,
-    noise_fade,
     usual_rate,
     weights_dtype,
     wide,
@@ -66,7 +65,8 @@ from .conditions import (
 )
 from .embedding import WAVES
 from .labels import CombinedLabels, label_table, number_of_labels
-from .traces import meet_in_the_middle
+from .regression import LinearGaussian, Rest, linear_gaussian
+from .traces import perceptron_trace
 
 LABEL_WAVES = 16  # frequencies of the noise label
 
@@ -75,8 +75,10 @@ LABEL_WAVES = 16  # frequencies of the noise label
 class MLP(ExactWaves):
     """A perceptron on [x, s·sin ωx, s·cos ωx, embedding(t), conditions], plus g(t)∘x.
 
-    Activations are SiLU. ω = 2πF are random frequencies, and s = exp(−½|ω|²/(1 + e^{−2t})) fades
-    features that are finer than the noise: t is log σ/α, the label with input_convention="arc".
+    Of vectors, `fit` first measures the linear regression on `vector` and the means of classes, and
+    the perceptron learns what is left; see `scoresde.backbones.regression`. Activations are SiLU.
+    ω = 2πF are random frequencies, and s = exp(−½|ω|²/(1 + e^{−2t})) fades features that are finer
+    than the noise: t is log σ/α, the label with input_convention="arc".
 
     Parameters
     ----------
@@ -135,7 +137,7 @@ class MLP(ExactWaves):
     out: nn.Linear
     exact_buffers = ("frequencies", "rates")
     labels = ("y",)
-    layer_types = (nn.Linear, nn.Embedding, CombinedLabels, nn.ModuleList)
+    layer_types = (nn.Linear, nn.Embedding, CombinedLabels, nn.ModuleList, LinearGaussian)
 
     def __init__(
         self,
@@ -192,6 +194,7 @@ class MLP(ExactWaves):
         if vector:
             self.vector = nn.Linear(vector, width, bias=False)
             self.null_vector = nn.Parameter(torch.randn(width) / math.sqrt(3))
+        self.regression = linear_gaussian(self.shape, vector, classes)
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -225,11 +228,13 @@ class MLP(ExactWaves):
         >>> net(torch.zeros(1, 2), torch.zeros(1), y=torch.tensor([2])).shape
         torch.Size([1, 2])
         """
-        h, gain, *_ = self._first(x, t, y, vector)
+        x, t, rest = self._around(x, t, y, vector)
+        h, gain, *_ = self._first(x, t, y, vector, rest)
         for layer in self.hidden[1:]:
             h = layer(nn.functional.silu(h))
         flat = x.reshape(x.shape[0], -1).to(weights_dtype(self.out, x))
         out = torch.addcmul(self.out(nn.functional.silu(h)), gain, flat)
+        out = out if rest is None else rest.whole(out)
         return out.reshape(x.shape)
 
     def value_and_trace(
@@ -265,9 +270,15 @@ class MLP(ExactWaves):
         >>> torch.allclose(trace, jacobian.trace(), atol=1e-4)
         True
         """
-        a, gain, sin, cos = self._first(x, t, y, vector)
+        x, t, rest = self._around(x, t, y, vector)
+        a, gain, sin, cos = self._first(x, t, y, vector, rest)
         one = a.new_ones(())
-        derivatives = [torch.cat([cos, -sin], 1)] if sin.shape[1] else []
+        derivatives = []
+        if sin.shape[1]:
+            rates = torch.cat([cos, -sin], 1)
+            if rest is not None:
+                rates = rates * rest.waves_stretch.to(rates.dtype)
+            derivatives.append(rates)
         for layer in [*self.hidden[1:], self.out]:
             gate = a.sigmoid()
             h = a * gate
@@ -275,23 +286,35 @@ class MLP(ExactWaves):
             a = layer(h)
         flat = x.reshape(x.shape[0], -1).to(weights_dtype(self.out, x))
         out = torch.addcmul(a, gain, flat)
-        return out.reshape(x.shape), self._trace(derivatives) + gain.sum(1)
+        trace = self._trace(derivatives) + gain.sum(1)
+        if rest is not None:
+            out, trace = rest.whole(out), rest.whole_trace(trace)
+        return out.reshape(x.shape), trace
+
+    def _around(
+        self, x: Tensor, t: Tensor, y: Tensor | None, vector: Tensor | None
+    ) -> tuple[Tensor, Tensor, Rest | None]:
+        """State and noise label of what is left of the Gaussian given vector and class."""
+        if self.regression is None or (vector is None and y is None):
+            return x, t, None
+        rest = self.regression(x, t, y, vector)
+        return rest.x, rest.t, rest
 
     def _first(
-        self, x: Tensor, t: Tensor, y: Tensor | None, vector: Tensor | None = None
+        self,
+        x: Tensor,
+        t: Tensor,
+        y: Tensor | None,
+        vector: Tensor | None,
+        rest: Rest | None,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The first layer's output (B, h), the gain (B, D), and s·sin ωx and s·cos ωx."""
         flat = wide(x.reshape(x.shape[0], -1))
         t = wide(t)
         dtype = weights_dtype(self.hidden[0], x)
-        phase = flat @ self.frequencies.to(flat.dtype)
         turn = t.unsqueeze(1) * self.rates
-        sin = phase.sin()
-        cos = phase.cos()
-        if self.blur:
-            fade = noise_fade(self.frequencies, t)
-            sin = sin * fade
-            cos = cos * fade
+        of = (flat, t) if rest is None else (rest.waves_x, rest.waves_t)
+        sin, cos = faded_waves(self.frequencies, *of, self.blur)
         label = torch.cat([turn.sin(), turn.cos()], 1).to(dtype)
         sin = sin.to(dtype)
         cos = cos.to(dtype)
@@ -311,47 +334,10 @@ class MLP(ExactWaves):
             h = h + embedded_numbers(self.vector, self.null_vector, vector)
         return h
 
-    def _trace(self, s: list[Tensor]) -> Tensor:
+    def _trace(self, derivatives: list[Tensor]) -> Tensor:
         """The trace (B,) from the derivatives: C of the features, if any, and s_l (B, h)."""
-        n, waves = self.frequencies.shape
-        r: Tensor = self.out.weight
-        weights = [cast(nn.Linear, layer).weight for layer in self.hidden]
-        a: Tensor = weights[0][:, :n]
-        phi = self.frequencies.T.repeat(2, 1).to(r.dtype)
-        if n > r.shape[1]:
-            a = a @ r
-            phi = phi @ r
-            r = torch.eye(r.shape[1], dtype=r.dtype, device=r.device)
-        # The matrix is R·S_L·W_L ⋯ S·(W·S·c + b): c is the rightmost factor, and b, if there are
-        # features, is added after the first product.
-        c = a
-        b = None
-        if waves:
-            features = weights[0][:, n : n + 2 * waves]
-            weights = [cast(nn.Parameter, features), *weights[1:]]
-            c = phi
-            b = a
-        else:
-            weights = weights[1:]
-        if len(s) == 1:
-            return s[0] @ (c * r.T).sum(1)
-        if len(s) == 2:
-            trace = (s[0] @ (weights[0].T * (c @ r)) * s[1]).sum(1)
-            return trace if b is None else trace + s[1] @ (b * r.T).sum(1)
-        h = len(weights[0])
-        columns = max(1, BUDGET // (h * max(len(c), h)))
-        # fewer rows stay in a cache
-        rows = max(128, BUDGET // (16 * h * min(columns, len(r))))
-        parts = list(zip(*(torch.split(each, rows) for each in s), strict=True))
-        trace = s[0].new_zeros(len(s[0]))
-        for i in range(0, len(r), columns):
-            cut = slice(i, i + columns)
-            left = (c[:, cut].unsqueeze(2) * weights[0].T.unsqueeze(1)).flatten(1)
-            right = (r[cut].T.unsqueeze(2) * weights[-1].unsqueeze(1)).flatten(1)
-            joins = None if b is None else b[:, cut].T.flatten()
-            sums = [meet_in_the_middle(part, left, joins, weights[1:-1], right) for part in parts]
-            trace = trace + torch.cat(sums)
-        return trace
+        weights = [cast(nn.Linear, layer).weight for layer in [*self.hidden, self.out]]
+        return perceptron_trace(derivatives, weights, self.frequencies)
 
     def drop_conditions(
         self, condition: Mapping[str, Tensor], generator: torch.Generator

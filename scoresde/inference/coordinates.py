@@ -32,8 +32,9 @@ import torch
 from torch import Tensor
 
 from ..common.normal_scores import normal_scores
+from ..common.ridge import MOST_FEATURES
 from . import linear, spread, tails, truncated, truncated_fit
-from .linear import MOST_FEATURES, features
+from .linear import features
 from .support import Support
 
 FOLD = 5

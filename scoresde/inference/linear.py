@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from ..common.normal_scores import interpolated
+from ..common.ridge import ridge
 from . import spread
 
-PENALTIES = torch.logspace(-6, 6, 25, dtype=torch.float64)
-"""Of the ridge regression, per row."""
-MOST_FEATURES = 2000
-"""Twice the numbers in one observation, beyond which no regression is made."""
 ROUNDS = 4
 """Of regression and spread."""
 MOST_WEIGHT = 1000.0
@@ -92,37 +89,8 @@ def regression(
         root = (of_rows / of_rows.mean()).sqrt()
         centre = (of_rows * f).sum(0) / of_rows.sum()
         middle = (of_rows * target[:, group]).sum(0) / of_rows.sum()
-        found, used = ridge(root * (f - centre), root * (target[:, group] - middle))
-        slope[:, group] = found
-        intercept[group] = middle - centre @ found
-        freedom = max(freedom, used)
+        found = ridge(root * (f - centre), root * (target[:, group] - middle))
+        slope[:, group] = found.slope
+        intercept[group] = middle - centre @ found.slope
+        freedom = max(freedom, found.freedom)
     return slope, intercept, freedom
-
-
-def ridge(given: Tensor, target: Tensor) -> tuple[Tensor, float]:
-    """The slope (K, D) of a regression of centred numbers, and its degrees of freedom.
-
-    The penalty has the least generalized cross-validation error, ∑‖y − ŷ‖²/(N − df)², summed over
-    targets of unit variance; an infinite one, for no regression, is among them.
-    """
-    n, k = given.shape
-    none = torch.zeros(k, target.shape[1], dtype=torch.float64)
-    if k > MOST_FEATURES:
-        return none, 0.0
-    left, size, right = torch.linalg.svd(given, full_matrices=False)
-    deviation = target.std(0, correction=0)
-    unit = target / torch.where(deviation > 0, deviation, 1.0)
-    along = left.T @ unit
-    total = float(unit.square().sum())
-    best = (total / (n - 1) ** 2, none, 0.0)
-    for penalty in PENALTIES * n:
-        shrink = size.square() / (size.square() + penalty)
-        freedom = float(shrink.sum())
-        if freedom + 1 >= n:
-            continue
-        removed = float(((2 * shrink - shrink.square()).unsqueeze(1) * along.square()).sum())
-        error = (total - removed) / (n - 1 - freedom) ** 2
-        if error < best[0]:
-            weights = (size / (size.square() + penalty)).unsqueeze(1)
-            best = (error, right.T @ (weights * (left.T @ target)), freedom)
-    return best[1], best[2]

@@ -22,6 +22,7 @@ from ..model.schema import Schema
 from ..model.score_sde import ScoreSDE
 from ..model.source import starts
 from ..model.trainable import Trainable
+from . import linear_gaussian
 from .backend import SingleProcess, start_backend
 from .checkpoint import Checkpoint, CheckpointFolder
 from .compiled import Compiled
@@ -260,6 +261,8 @@ def _trainer(
         tell_of_clumps(sde, data, plan)
         source.standardize(sde)
         source.standardize_conditions(sde)
+        if sde.learnt is None and sde.ema is None:
+            linear_gaussian.measure(sde, source, objective)
         sde.learnt = _learnt_conditions(sde, source)
     sde._warned = False
     backend.share(list(sde.buffers()), last=True)

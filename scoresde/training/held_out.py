@@ -31,6 +31,7 @@ from ..solvers.options import SolverOptions
 from .averaging import Weights
 from .denoising import Denoising
 from .history import History
+from .linear_gaussian import measure
 from .noise_levels import stratified_quantiles
 from .objectives import Objective
 from .options import AUTO, MOST_STEPS, PATIENT_STEPS
@@ -268,6 +269,7 @@ def choose_average(trainer: Any) -> None:
     on_held_out = float((losses[0] - losses[best]).mean())
     history.gap = on_training - on_held_out
     if best == 0:
+        measure(trainer.sde, trainer.pairing.source, trainer.objective, held_out=True)
         warn(
             f"the network has learnt nothing that the {len(held.rows)} held-out rows confirm: the "
             "model keeps the weights it began with, for most networks the Gaussian of the data; "

@@ -62,7 +62,7 @@ class Pairing:
         self, source: TrainingStream, sde: Any, coupling: Coupling, seed: int, rank: int
     ) -> None:
         self.seed = seed
-        self._source = source
+        self.source = source
         self._sde = sde
         self._coupling = coupling
         self._rank = rank
@@ -106,11 +106,11 @@ class Pairing:
         """
         reuse = self._coupling.reuse if self._coupling.joins else 1
         several = 1
-        if self._source.steps_at_once == 1 and stop < math.inf:
+        if self.source.steps_at_once == 1 and stop < math.inf:
             # Join several batches of those that come step by step, so that each row meets others
             # every time it is used.
             several = max(1, min(reuse, math.ceil(stop / reuse)))
-        k = self._source.steps_at_once * several
+        k = self.source.steps_at_once * several
         first = step // k // reuse
         groups = self._groups(first, k, reuse, several, position or {}, stop)
         for number, (group, after) in zip(itertools.count(first), groups, strict=False):
@@ -133,14 +133,14 @@ class Pairing:
     ) -> Iterator[tuple[_Group, dict[str, int]]]:
         """Yield groups and the positions after them; the next is joined while one is learnt."""
         ready: list[_Group] = []
-        taken = self._source.batches(first * k, position)
+        taken = self.source.batches(first * k, position)
         before = dict(position)
         for number in itertools.count(first):
             ahead = (number + 1) * k * reuse < stop
             while not ready or (self._pool and len(ready) < 2 and ahead):
                 batches = [next(taken) for _ in range(several)]
                 ready.append(self._begun(batches, number + len(ready), before))
-                before = dict(self._source.position)
+                before = dict(self.source.position)
             group = ready.pop(0)
             yield group, ready[0].position if ready else before
 
@@ -163,7 +163,7 @@ class Pairing:
     def _begun(self, batches: list[Batch], number: int, position: dict[str, int]) -> _Group:
         """Return batches as one group, whose rows are being joined."""
         x0, start, condition, _ = batches[0]
-        sizes = [len(x0) // self._source.steps_at_once] * self._source.steps_at_once
+        sizes = [len(x0) // self.source.steps_at_once] * self.source.steps_at_once
         if len(batches) > 1:
             x0 = torch.cat([batch[0] for batch in batches])
             sizes = [len(batch[0]) for batch in batches]

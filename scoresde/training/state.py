@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.trainable import Trainable
+from ..storage.features import older_lack
 from ..storage.models import PREFIX
 from .averaging import Weights, whole_tensor
 
@@ -57,7 +58,10 @@ def optimizer_tensors(optimizer: Any, weights: Weights) -> dict[str, Tensor]:
 def check(found: Mapping[str, Any], sde: Trainable, weights: Weights) -> None:
     """Raise ValueError unless a state is of this network, with the same weights trained."""
     trained = weights.named([p.detach() for p in weights.parts])
-    _check_shapes(found, NET, sde.net.state_dict())
+    wanted = sde.net.state_dict()
+    for name in older_lack(wanted, found, NET):
+        del wanted[name]
+    _check_shapes(found, NET, wanted)
     _check_shapes(found, f"optimizer.{MOMENTS[0]}.", trained)
 
 

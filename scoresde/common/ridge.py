@@ -1,0 +1,60 @@
+"""Ridge regression whose penalty the data choose."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+PENALTIES = torch.logspace(-6, 6, 25, dtype=torch.float64)
+"""That are tried, per row."""
+MOST_FEATURES = 2000
+"""Beyond which no regression is made."""
+
+
+class Ridge(NamedTuple):
+    """A ridge regression of N rows of D targets on K features."""
+
+    slope: Tensor
+    """(K, D)."""
+    freedom: float
+    """Degrees of freedom."""
+    leverage: Tensor
+    """How much of each target its own prediction is, (N,)."""
+
+
+def ridge(given: Tensor, target: Tensor) -> Ridge:
+    """The regression of centred numbers (N, D) on centred features (N, K).
+
+    The penalty has the least generalized cross-validation error, ∑‖y − ŷ‖²/(N − df)², summed over
+    targets of unit variance; an infinite one, for no regression, is among them.
+    """
+    n, k = given.shape
+    none = given.new_zeros(k, target.shape[1])
+    chosen = Ridge(none, 0.0, given.new_zeros(n))
+    if k > MOST_FEATURES:
+        return chosen
+    left, size, right = torch.linalg.svd(given, full_matrices=False)
+    deviation = target.std(0, correction=0)
+    unit = target / torch.where(deviation > 0, deviation, 1.0)
+    along = left.T @ unit
+    total = float(unit.square().sum())
+    least = total / (n - 1) ** 2
+    best = None
+    for penalty in PENALTIES * n:
+        shrink = size.square() / (size.square() + penalty)
+        freedom = float(shrink.sum())
+        if freedom + 1 >= n:
+            continue
+        removed = float(((2 * shrink - shrink.square()).unsqueeze(1) * along.square()).sum())
+        error = (total - removed) / (n - 1 - freedom) ** 2
+        if error < least:
+            least = error
+            best = penalty
+    if best is None:
+        return chosen
+    shrink = size.square() / (size.square() + best)
+    weights = (size / (size.square() + best)).unsqueeze(1)
+    slope = right.T @ (weights * (left.T @ target))
+    return Ridge(slope, float(shrink.sum()), left.square() @ shrink)
