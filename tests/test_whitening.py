@@ -208,6 +208,20 @@ def test_a_covariance_of_few_rows_is_shrunk_and_one_of_many_is_not() -> None:
     assert float(best - law.log_prob(fresh).mean()) < 1.0  # the sample's covariance: thousands
 
 
+def test_of_many_rows_only_noise_is_shrunk() -> None:
+    """6,000 rows of 64 columns: independent ones have no correlations, others all of theirs."""
+    x = torch.randn(6000, 64, generator=generator(), dtype=torch.float64)
+    mixed = x + 0.1 * x.roll(1, 1)
+    roots = []
+    for rows in (x, mixed):
+        covariance = Covariance()
+        covariance.add(rows)
+        roots.append(covariance.root(torch.ones(64, dtype=torch.bool)))
+    off = roots[0] - torch.eye(64)
+    assert float(off.abs().max()) < 1e-3  # of the sample, 0.02
+    torch.testing.assert_close(roots[1] @ roots[1], torch.corrcoef(mixed.T), rtol=0, atol=1e-12)
+
+
 def test_few_rows_of_a_narrow_law_are_hardly_shrunk() -> None:
     """100 rows, 4 columns, condition 1e6: within half a nat of the Gaussian of most likelihood."""
     law = gaussian(4, 1e6)

@@ -22,7 +22,7 @@ SHRINKAGES = (0.0, *(10.0 ** (0.25 * k) for k in range(-24, 0)), 1.0)
 """Values of ρ that are tried."""
 
 ENOUGH_ROWS = 50
-"""With this many rows a column, nothing is shrunk."""
+"""With this many rows a column, nothing is shrunk, unless no correlations at all were better."""
 
 FEWEST_ROWS = 2 * FOLDS
 """Fewer show no correlations."""
@@ -97,11 +97,8 @@ class Covariance:
         _, product = _pooled(counts, means, products)
         std = (product.diagonal() / self.count).sqrt()
         correlation = product / (self.count * std * std.unsqueeze(1))
-        means = means / std
-        products = products / (std * std.unsqueeze(1))
-        share = 0.0
-        if self.count < ENOUGH_ROWS * len(index):
-            share = _best_shrinkage(counts, means, products)
+        few = self.count < ENOUGH_ROWS * len(index)
+        share = _best_shrinkage(counts, means / std, products / (std * std.unsqueeze(1)), few)
         largest = (self._reference.abs()[index] + self._unit[index]) / (self._unit[index] * std)
         floor = max(SMALLEST_VARIANCE, float((self.resolution * largest).amax()) ** 2)
         whole = torch.eye(d, dtype=torch.float64, device="cpu")
@@ -117,8 +114,11 @@ def _pooled(counts: Tensor, means: Tensor, products: Tensor) -> tuple[Tensor, Te
     return mean, products.sum(0) + (gaps.T * counts) @ gaps
 
 
-def _best_shrinkage(counts: Tensor, means: Tensor, products: Tensor) -> float:
-    """The ρ of the highest likelihood of folds that were left out; 1 for a handful of rows."""
+def _best_shrinkage(counts: Tensor, means: Tensor, products: Tensor, few: bool) -> float:
+    """The ρ of the highest likelihood of folds that were left out; 1 for a handful of rows.
+
+    If there are not few rows, it is 0 where that is better than 1.
+    """
     if counts.sum() < FEWEST_ROWS:
         return 1.0
     shares = torch.tensor(SHRINKAGES, dtype=torch.float64, device="cpu")
@@ -133,6 +133,8 @@ def _best_shrinkage(counts: Tensor, means: Tensor, products: Tensor) -> float:
         variance = (1 - shares).unsqueeze(1) * value.clamp_min(0) + shares.unsqueeze(1)
         variance = variance.clamp_min(SMALLEST_VARIANCE)
         lost += (counts[fold] * variance.log() + along / variance).sum(1)
+    if not few and bool(lost[0] <= lost[-1]):
+        return 0.0
     return float(shares[lost.argmin()])
 
 
