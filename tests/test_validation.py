@@ -241,16 +241,19 @@ def test_other_data_are_refused_on_resume(tmp_path: Path) -> None:
 @NOTHING_LEARNT
 @BY_HEART
 def test_conditions_and_labels_are_held_out_with_their_rows() -> None:
-    """The label says where a sample is: what a conditional model learns is confirmed."""
+    """The label says where a sample is, and two modes lie about that: what is learnt is
+    confirmed.
+    """
     y = torch.arange(200) % 2
-    x = noise(200, 2) * 0.1 + y[:, None] * 4.0
+    modes = torch.sign(noise(200, 2, seed=2))
+    x = modes + noise(200, 2) * 0.1 + y[:, None] * 4.0
     torch.manual_seed(0)
     sde = scoresde.build("vp", "mlp", shape=(2,), width=32, depth=2, classes=2)
     how = {"steps": 150, "batch_size": 128, "given": {"y": y}}
     history = scoresde.fit(sde, x, generator=generator(), **how, **QUIET)
     assert history.best is not None
     assert history.best > 0
-    new = noise(100, 2, seed=1) * 0.1
+    new = 1 + noise(100, 2, seed=1) * 0.1
     told = scoresde.log_prob(sde.given(y=torch.zeros(100, dtype=torch.long)), new).mean()
     assert told > scoresde.log_prob(sde.given(y=torch.ones(100, dtype=torch.long)), new).mean() + 3
 

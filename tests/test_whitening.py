@@ -14,7 +14,8 @@ from torch.distributions import MultivariateNormal
 
 import scoresde
 from scoresde.backbones.base import noise_fade
-from scoresde.model.column_features import Thinned, octaves_of
+from scoresde.common.thinning import Thinned
+from scoresde.model.column_features import octaves_of
 from scoresde.model.covariance import Covariance
 from scoresde.storage import records
 

@@ -180,7 +180,7 @@ class EncodedResMLP(Embedded):
         told = vector + units
         nets = [ResMLP(shape, vector=told, **rest) for _ in range(members)]
         for each in nets:
-            each.regression = None  # their vector is a hidden layer, not data
+            each.conditional_gaussian = None  # their vector is a hidden layer, not data
         encoders = [Encoder(vector, units, layers, encoder_dropout) for _ in range(members)]
         net: nn.Module = nets[0]
         encoder: nn.Module = encoders[0]

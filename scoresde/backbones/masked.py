@@ -106,8 +106,8 @@ class Masked(nn.Module):
         self.shape = event_shape(shape)
         self.numbers = (3 + 2 * len(WAVES)) * math.prod(self.shape)
         net: Any = BACKBONES.build(backbone, self.shape, vector=self.numbers, **options)
-        if hasattr(net, "regression"):
-            net.regression = None  # its vector is made of the rows themselves
+        if hasattr(net, "conditional_gaussian"):
+            net.conditional_gaussian = None  # its vector is made of the rows themselves
         self.net = net
         self.shown = shown
 

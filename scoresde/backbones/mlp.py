@@ -38,7 +38,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,13 @@ from .base import (
     weights_dtype,
     wide,
 )
+from .conditional_gaussian import (
+    ConditionalGaussian,
+    Residual,
+    TakesGaussian,
+    gaussian_for,
+    residual,
+)
 from .conditions import (
     check_labels,
     check_numbers,
@@ -65,20 +72,30 @@ from .conditions import (
 )
 from .embedding import WAVES
 from .labels import CombinedLabels, label_table, number_of_labels
-from .regression import LinearGaussian, Rest, linear_gaussian
 from .traces import perceptron_trace
 
 LABEL_WAVES = 16  # frequencies of the noise label
 
 
+class First(NamedTuple):
+    """What the first layer makes of a batch."""
+
+    h: Tensor  # (B, width)
+    gain: Tensor  # g(t), (B, D)
+    gained: Tensor  # what is multiplied by it, (B, D)
+    sin: Tensor  # s·sin ωx
+    cos: Tensor  # s·cos ωx
+    left: Residual | None  # how the whole output follows, if a Gaussian was taken away
+
+
 @BACKBONES.register("mlp")
-class MLP(ExactWaves):
+class MLP(ExactWaves, TakesGaussian):
     """A perceptron on [x, s·sin ωx, s·cos ωx, embedding(t), conditions], plus g(t)∘x.
 
     Of vectors, `fit` first measures the linear regression on `vector` and the means of classes, and
-    the perceptron learns what is left; see `scoresde.backbones.regression`. Activations are SiLU.
-    ω = 2πF are random frequencies, and s = exp(−½|ω|²/(1 + e^{−2t})) fades features that are finer
-    than the noise: t is log σ/α, the label with input_convention="arc".
+    the perceptron learns what is left; see `scoresde.backbones.conditional_gaussian`. Activations
+    are SiLU. ω = 2πF are random frequencies, and s = exp(−½|ω|²/(1 + e^{−2t})) fades features that
+    are finer than the noise: t is log σ/α, the label with input_convention="arc".
 
     Parameters
     ----------
@@ -137,7 +154,7 @@ class MLP(ExactWaves):
     out: nn.Linear
     exact_buffers = ("frequencies", "rates")
     labels = ("y",)
-    layer_types = (nn.Linear, nn.Embedding, CombinedLabels, nn.ModuleList, LinearGaussian)
+    layer_types = (nn.Linear, nn.Embedding, CombinedLabels, nn.ModuleList, ConditionalGaussian)
 
     def __init__(
         self,
@@ -194,7 +211,7 @@ class MLP(ExactWaves):
         if vector:
             self.vector = nn.Linear(vector, width, bias=False)
             self.null_vector = nn.Parameter(torch.randn(width) / math.sqrt(3))
-        self.regression = linear_gaussian(self.shape, vector, classes)
+        self.conditional_gaussian = gaussian_for(self.shape, vector, classes)
 
     @property
     def condition_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -228,13 +245,13 @@ class MLP(ExactWaves):
         >>> net(torch.zeros(1, 2), torch.zeros(1), y=torch.tensor([2])).shape
         torch.Size([1, 2])
         """
-        x, t, rest = self._around(x, t, y, vector)
-        h, gain, *_ = self._first(x, t, y, vector, rest)
+        first = self._first(x, t, y, vector)
+        h = first.h
         for layer in self.hidden[1:]:
             h = layer(nn.functional.silu(h))
-        flat = x.reshape(x.shape[0], -1).to(weights_dtype(self.out, x))
-        out = torch.addcmul(self.out(nn.functional.silu(h)), gain, flat)
-        out = out if rest is None else rest.whole(out)
+        out = torch.addcmul(self.out(nn.functional.silu(h)), first.gain, first.gained)
+        if first.left is not None:
+            out = first.left.output(out)
         return out.reshape(x.shape)
 
     def value_and_trace(
@@ -270,35 +287,27 @@ class MLP(ExactWaves):
         >>> torch.allclose(trace, jacobian.trace(), atol=1e-4)
         True
         """
-        x, t, rest = self._around(x, t, y, vector)
-        a, gain, sin, cos = self._first(x, t, y, vector, rest)
+        first = self._first(x, t, y, vector)
+        a = first.h
         one = a.new_ones(())
         derivatives = []
-        if sin.shape[1]:
-            rates = torch.cat([cos, -sin], 1)
-            if rest is not None:
-                rates = rates * rest.waves_stretch.to(rates.dtype)
-            derivatives.append(rates)
+        if first.sin.shape[1]:
+            derivatives.append(torch.cat([first.cos, -first.sin], 1))
         for layer in [*self.hidden[1:], self.out]:
             gate = a.sigmoid()
             h = a * gate
             derivatives.append(torch.lerp(h, one, gate))  # silu'(a) = h + σ(a)·(1 − h)
             a = layer(h)
-        flat = x.reshape(x.shape[0], -1).to(weights_dtype(self.out, x))
-        out = torch.addcmul(a, gain, flat)
-        trace = self._trace(derivatives) + gain.sum(1)
-        if rest is not None:
-            out, trace = rest.whole(out), rest.whole_trace(trace)
+        out = torch.addcmul(a, first.gain, first.gained)
+        trace = self._trace(derivatives)
+        left = first.left
+        if left is None:
+            trace = trace + first.gain.sum(1)
+        else:
+            out = left.output(out)
+            inner = left.x_stretch[:, 0].to(trace.dtype)
+            trace = left.trace(torch.addcmul(first.gain.sum(1), inner, trace))
         return out.reshape(x.shape), trace
-
-    def _around(
-        self, x: Tensor, t: Tensor, y: Tensor | None, vector: Tensor | None
-    ) -> tuple[Tensor, Tensor, Rest | None]:
-        """State and noise label of what is left of the Gaussian given vector and class."""
-        if self.regression is None or (vector is None and y is None):
-            return x, t, None
-        rest = self.regression(x, t, y, vector)
-        return rest.x, rest.t, rest
 
     def _first(
         self,
@@ -306,21 +315,23 @@ class MLP(ExactWaves):
         t: Tensor,
         y: Tensor | None,
         vector: Tensor | None,
-        rest: Rest | None,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The first layer's output (B, h), the gain (B, D), and s·sin ωx and s·cos ωx."""
+    ) -> First:
+        """The first layer, of the state or of what a Gaussian leaves of it."""
+        left = residual(self.conditional_gaussian, x, t, y, vector)
+        gained = x
+        if left is not None:
+            x, t, gained = left.x, left.t, left.inner
         flat = wide(x.reshape(x.shape[0], -1))
         t = wide(t)
         dtype = weights_dtype(self.hidden[0], x)
         turn = t.unsqueeze(1) * self.rates
-        of = (flat, t) if rest is None else (rest.waves_x, rest.waves_t)
-        sin, cos = faded_waves(self.frequencies, *of, self.blur)
+        waves = faded_waves(self.frequencies, flat, t, self.blur)
+        sin, cos = (wave.to(dtype) for wave in waves)
         label = torch.cat([turn.sin(), turn.cos()], 1).to(dtype)
-        sin = sin.to(dtype)
-        cos = cos.to(dtype)
         h: Tensor = self.hidden[0](torch.cat([flat.to(dtype), sin, cos, label], 1))
         h = self._with_conditions(h, x, y, vector)
-        return h, self.gain(label), sin, cos
+        gained = gained.reshape(x.shape[0], -1).to(dtype)
+        return First(h, self.gain(label), gained, sin, cos, left)
 
     def _with_conditions(
         self, h: Tensor, x: Tensor, y: Tensor | None, vector: Tensor | None

@@ -26,18 +26,18 @@ from torch.nn import functional
 from ..common.checks import real_number, true_or_false, whole_number
 from ..common.inputs import event_shape
 from .base import BACKBONES, ExactWaves, faded_waves, feature_counts, weights_dtype, wide
+from .conditional_gaussian import TakesGaussian, gaussian_for, residual
 from .embedding import Conditioned, Embedding
-from .regression import Rest, linear_gaussian
 from .tokens import check_sample
 
 
 @BACKBONES.register("resmlp")
-class ResMLP(ExactWaves, Conditioned):
+class ResMLP(ExactWaves, Conditioned, TakesGaussian):
     """Residual blocks on [x, s·sin ωx, s·cos ωx], plus g∘x.
 
     The noise label and the conditions scale, shift and gate the blocks. Of vectors, `fit` first
     measures the linear regression on `vector` and the means of classes, and the blocks learn what
-    is left; see `scoresde.backbones.regression`. ω = 2πF are random
+    is left; see `scoresde.backbones.conditional_gaussian`. ω = 2πF are random
     frequencies, and s = exp(−½|ω|²/(1 + e^{−2t})) fades features that are finer than the noise: t
     is log σ/α, the label with input_convention="arc".
 
@@ -131,7 +131,7 @@ class ResMLP(ExactWaves, Conditioned):
         self.turn = nn.Linear(told, (3 * depth + 2) * width)
         self.last = nn.Linear(width, n)
         self.gain = nn.Linear(told, n)
-        self.regression = linear_gaussian(self.shape, vector, classes)
+        self.conditional_gaussian = gaussian_for(self.shape, vector, classes)
         for layer in (self.turn, self.last, self.gain):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -168,27 +168,15 @@ class ResMLP(ExactWaves, Conditioned):
         See `ResMLP`.
         """
         check_sample(x, self.shape)
-        if self.regression is None or (vector is None and y is None):
-            waves = faded_waves(self.frequencies, wide(x.flatten(1)), wide(t), self.blur)
-            return self._output(x, t, y, vector, image, waves)
-        rest: Rest = self.regression(x, t, y, vector)
-        waves = faded_waves(self.frequencies, rest.waves_x, rest.waves_t, self.blur)
-        return rest.whole(self._output(rest.x, rest.t, y, vector, image, waves))
-
-    def _output(
-        self,
-        x: Tensor,
-        t: Tensor,
-        y: Tensor | None,
-        vector: Tensor | None,
-        image: Tensor | None,
-        waves: tuple[Tensor, Tensor],
-    ) -> Tensor:
-        """The output, without the Gaussian given vector and class, by the Fourier features."""
-        joined, embedding = self.embed(x, t, y, vector, image)
-        flat = x.flatten(1)
+        left = residual(self.conditional_gaussian, x, t, y, vector)
+        seen, label, gained = x, t, x
+        if left is not None:
+            seen, label, gained = left.x, left.t, left.inner
+        joined, embedding = self.embed(seen, label, y, vector, image)
         c = functional.silu(embedding)
         dtype = weights_dtype(self.first, x)
+        flat = wide(seen.flatten(1))
+        waves = faded_waves(self.frequencies, flat, wide(label), self.blur)
         inputs = torch.cat([joined.flatten(1), *waves], 1)
         h: Tensor = self.first(inputs.to(dtype))
         turns = self.turn(c).chunk(3 * len(self.up) + 2, 1)
@@ -197,7 +185,9 @@ class ResMLP(ExactWaves, Conditioned):
             change = down(functional.silu(up(functional.silu(_modulate(h, shift, scale)))))
             h = torch.addcmul(h, gate, functional.dropout(change, self.dropout, self.training))
         out = self.last(functional.silu(_modulate(h, *turns[-2:])))
-        return torch.addcmul(out, self.gain(c), flat.to(dtype)).view_as(x)
+        out = torch.addcmul(out, self.gain(c), gained.flatten(1).to(dtype))
+        out = out if left is None else left.output(out)
+        return out.view_as(x)
 
 
 def _modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 PENALTIES = torch.logspace(-6, 6, 25, dtype=torch.float64)
-"""That are tried, per row."""
+"""Penalties that are tried, per row."""
 MOST_FEATURES = 2000
-"""Beyond which no regression is made."""
+"""Of more features, the slope is 0."""
 
 
 class Ridge(NamedTuple):
@@ -21,7 +21,7 @@ class Ridge(NamedTuple):
     freedom: float
     """Degrees of freedom."""
     leverage: Tensor
-    """How much of each target its own prediction is, (N,)."""
+    """∂ŷ_i/∂y_i of each row, (N,)."""
 
 
 def ridge(given: Tensor, target: Tensor) -> Ridge:
@@ -32,9 +32,9 @@ def ridge(given: Tensor, target: Tensor) -> Ridge:
     """
     n, k = given.shape
     none = given.new_zeros(k, target.shape[1])
-    chosen = Ridge(none, 0.0, given.new_zeros(n))
+    nothing = Ridge(none, 0.0, given.new_zeros(n))
     if k > MOST_FEATURES:
-        return chosen
+        return nothing
     left, size, right = torch.linalg.svd(given, full_matrices=False)
     deviation = target.std(0, correction=0)
     unit = target / torch.where(deviation > 0, deviation, 1.0)
@@ -53,7 +53,7 @@ def ridge(given: Tensor, target: Tensor) -> Ridge:
             least = error
             best = penalty
     if best is None:
-        return chosen
+        return nothing
     shrink = size.square() / (size.square() + best)
     weights = (size / (size.square() + best)).unsqueeze(1)
     slope = right.T @ (weights * (left.T @ target))

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from ..density.dequantize import Dequantized
-from ..model.column_features import Thinned
 from ..model.condition_measures import ConditionMeasure
 from ..model.gaps import standardize_observed
 from ..model.trainable import Trainable
 from .files import Samples
 from .items import ItemSplitter, collated, is_row
+from .kept_rows import NAMES, KeptRows, Rows, chosen_rows
 from .pairs import Pairs
 from .readers import (
     Batch,
@@ -36,11 +35,6 @@ from .readers import (
 )
 from .readers.base import Entrance
 from .transforms import DequantizeBy, Transform, resolve
-
-KEPT = ("vector", "y")
-"""Conditions with which some rows are kept, at most …"""
-KEPT_ROWS = 20_000
-KEPT_NUMBERS = 4_000_000
 
 
 class TrainingStream:
@@ -71,7 +65,7 @@ class TrainingStream:
         self._measures: dict[str, ConditionMeasure] = {}
         self._saw_conditions = False
         self._shape = sde.shape
-        self._some: Thinned | None = None
+        self._some = KeptRows() if _wants_rows(sde) else None
 
     @property
     def paired(self) -> bool:
@@ -120,7 +114,8 @@ class TrainingStream:
         for x, condition in self.reader.measured():
             if self.reader.given is None:
                 self._see_conditions(condition)
-                self._keep_some(x, condition)
+                if self._some is not None:
+                    self._some.add(x, condition)
             yield x
 
     def standardize(self, sde: Trainable) -> None:
@@ -139,46 +134,24 @@ class TrainingStream:
             self._see_conditions(self.reader.given)
         elif not self._saw_conditions:  # the model had mean and scale, and no pass was made
             for _ in self.measure():
-                if not self._measures.keys() - known:
+                if self._some is None and not self._measures.keys() - known:
                     break
         for name in self._measures.keys() - known:
             self._measures[name].settle(sde.conditions, name)
 
-    def some_rows(self, held_out: bool = False) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """Some rows that are trained on, or of all, with vector and class; None if not kept."""
-        reader = self.reader
-        names = [name for name in KEPT if name in self.conditions]
-        if isinstance(reader, TableReader):
-            size = sum(math.prod(self.conditions[name]) for name in names)
-            most = _most_rows(math.prod(self._shape) + size)
-            rows = torch.arange(len(reader.rows))
-            if reader.kept is not None and not held_out:
-                rows = reader.kept.cpu()
-            chance = torch.Generator("cpu").manual_seed(0)
-            order = torch.randperm(len(rows), generator=chance)[:most]
-            x, condition = reader.chosen(rows[order])
-            return x, {name: condition[name] for name in names}
-        if self._some is None:
-            return None
-        rows = self._some.rows()
-        sizes = [math.prod(self.conditions[name]) for name in names]
-        x, *parts = torch.split(rows, [math.prod(self._shape), *sizes], 1)
-        found = dict(zip(names, parts, strict=True))
-        if "y" in found:
-            found["y"] = found["y"][:, 0]
-        return x, found
+    def some_rows(self, size: int, all_rows: bool = False) -> Rows | None:
+        """Some training rows, or of all rows, with their `vector` and `y`.
 
-    def _keep_some(self, x: Tensor, condition: Mapping[str, Tensor]) -> None:
-        """Keep some rows with vector and class."""
-        found = [condition[name] for name in KEPT if name in condition]
-        flat = all(part.ndim <= 2 for part in found)
-        if len(self._shape) != 1 or not found or not flat:
-            return
-        columns = [part.reshape(len(x), -1).cpu().double() for part in (x, *found)]
-        both = torch.cat(columns, 1)
-        if self._some is None:
-            self._some = Thinned(_most_rows(both.shape[1]) // 2)
-        self._some.add(both)
+        `size` numbers will be made of each. None for a stream none of which was kept.
+        """
+        reader = self.reader
+        if not isinstance(reader, TableReader):
+            return None if self._some is None else self._some.rows(size)
+        rows = torch.arange(len(reader.rows), device="cpu")
+        if reader.kept is not None and not all_rows:
+            rows = reader.kept.cpu()
+        x, condition = reader.chosen(chosen_rows(rows, size))
+        return x, {name: condition[name] for name in NAMES if name in condition}
 
     def _see_conditions(self, condition: Mapping[str, Tensor]) -> None:
         """Note shapes of conditions, and add to the measures of numeric ones."""
@@ -187,6 +160,12 @@ class TrainingStream:
             self.conditions[name] = tuple(value.shape[1:])
             if self._numeric(name, value):
                 self._measures.setdefault(name, ConditionMeasure()).add(value)
+
+
+def _wants_rows(sde: Trainable) -> bool:
+    """Whether the Gaussian of data under conditions is to be measured for a new model."""
+    new = sde.learnt is None and sde.ema is None
+    return new and getattr(sde.net, "conditional_gaussian", None) is not None
 
 
 def _reader(
@@ -225,11 +204,6 @@ def _reader(
         f"data is a tensor, array, Dataset, DataLoader or an object with .sample(n), got "
         f"{type(data).__name__}"
     )
-
-
-def _most_rows(size: int) -> int:
-    """How many rows of so many numbers are looked at."""
-    return max(2, min(KEPT_ROWS, KEPT_NUMBERS // max(1, size)))
 
 
 def _check_kind(data: Any) -> None:

@@ -87,21 +87,25 @@ class Covariance:
         self._means[fold] += gap * (len(rows) / total)
         self._counts[fold] = total
 
-    def root(self, varies: Tensor) -> Tensor:
-        """R (d, d) in float64; rows and columns of constants are those of the identity."""
-        d = len(varies)
-        index = varies.nonzero()[:, 0]
+    def correlations(self, columns: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Standard deviations and correlations of these columns, and by which ρ to shrink them."""
         counts = torch.tensor(self._counts, dtype=torch.float64, device="cpu")
-        means = self._means[:, index]
-        products = self._products[:, index][:, :, index]
+        means = self._means[:, columns]
+        products = self._products[:, columns][:, :, columns]
         _, product = _pooled(counts, means, products)
         std = (product.diagonal() / self.count).sqrt()
-        correlation = product / (self.count * std * std.unsqueeze(1))
-        few = self.count < ENOUGH_ROWS * len(index)
-        share = _best_shrinkage(counts, means / std, products / (std * std.unsqueeze(1)), few)
-        largest = (self._reference.abs()[index] + self._unit[index]) / (self._unit[index] * std)
+        scale = std * std.unsqueeze(1)
+        few = self.count < ENOUGH_ROWS * len(columns)
+        share = _best_shrinkage(counts, means / std, products / scale, few)
+        return self._unit[columns] * std, product / (self.count * scale), share
+
+    def root(self, varies: Tensor) -> Tensor:
+        """R (d, d) in float64; rows and columns of constants are those of the identity."""
+        index = varies.nonzero()[:, 0]
+        std, correlation, share = self.correlations(index)
+        largest = (self._reference.abs()[index] + self._unit[index]) / std
         floor = max(SMALLEST_VARIANCE, float((self.resolution * largest).amax()) ** 2)
-        whole = torch.eye(d, dtype=torch.float64, device="cpu")
+        whole = torch.eye(len(varies), dtype=torch.float64, device="cpu")
         found = _square_root((1 - share) * correlation, share, floor, index.tolist())
         whole[index.unsqueeze(1), index] = found
         return whole

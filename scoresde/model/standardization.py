@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from ..common.inputs import as_floats
+from ..common.thinning import Thinned
 from ..common.user_warnings import warn
-from .column_features import NUMBERS, Thinned
+from .column_features import NUMBERS
 from .covariance import Covariance
 from .factors import NUMBERS_KEPT, factor_root
 from .mixing import Mixing, mixing_of

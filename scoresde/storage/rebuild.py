@@ -24,7 +24,8 @@ from ..model.tables.schema import TableSchema
 from ..model.trainable import Trainable
 from .description import COMPILED
 from .expected import Expected, check_weights, expected_weights, kind_of, with_embed
-from .features import with_features, with_regressions
+from .features import with_features
+from .older_files import with_gaussians
 from .parts import rebuild_parts
 
 _NETS = ("net.", "ema.")
@@ -59,7 +60,7 @@ def rebuild(
         about = with_features(about, tensors)
         wanted = expected_weights(about, len(tensors), embed)
         tensors = _without_wrappers(tensors, wanted)
-        tensors = with_regressions(tensors, wanted)
+        tensors = with_gaussians(tensors, wanted)
         filled = _fill_null_conditions(tensors, wanted)
         if filled is not tensors:
             tensors = filled

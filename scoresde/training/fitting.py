@@ -22,7 +22,7 @@ from ..model.schema import Schema
 from ..model.score_sde import ScoreSDE
 from ..model.source import starts
 from ..model.trainable import Trainable
-from . import linear_gaussian
+from . import conditional_gaussian
 from .backend import SingleProcess, start_backend
 from .checkpoint import Checkpoint, CheckpointFolder
 from .compiled import Compiled
@@ -262,7 +262,7 @@ def _trainer(
         source.standardize(sde)
         source.standardize_conditions(sde)
         if sde.learnt is None and sde.ema is None:
-            linear_gaussian.measure(sde, source, objective)
+            conditional_gaussian.measure(sde, source, objective)
         sde.learnt = _learnt_conditions(sde, source)
     sde._warned = False
     backend.share(list(sde.buffers()), last=True)

@@ -29,9 +29,9 @@ from ..model.standardization import wide
 from ..model.trainable import Trainable
 from ..solvers.options import SolverOptions
 from .averaging import Weights
+from .conditional_gaussian import measure
 from .denoising import Denoising
 from .history import History
-from .linear_gaussian import measure
 from .noise_levels import stratified_quantiles
 from .objectives import Objective
 from .options import AUTO, MOST_STEPS, PATIENT_STEPS
@@ -245,7 +245,10 @@ def confirmed(gain: Tensor, least: float = 0.0) -> bool:
 
 
 def choose_average(trainer: Any) -> None:
-    """Keep the last, best or first average of a run that has ended, and say what was kept."""
+    """Keep the last, best or first average of a run that has ended, and say what was kept.
+
+    With the first, the Gaussian under conditions is measured again, on all rows.
+    """
     held: HeldOut = trainer.validator
     stopping: Patience = trainer.stopping
     history: History = trainer.history
@@ -269,11 +272,11 @@ def choose_average(trainer: Any) -> None:
     on_held_out = float((losses[0] - losses[best]).mean())
     history.gap = on_training - on_held_out
     if best == 0:
-        measure(trainer.sde, trainer.pairing.source, trainer.objective, held_out=True)
+        measure(trainer.sde, trainer.pairing.source, trainer.objective, all_rows=True)
         warn(
             f"the network has learnt nothing that the {len(held.rows)} held-out rows confirm: the "
-            "model keeps the weights it began with, for most networks the Gaussian of the data; "
-            "more rows, or validation=None, train it on"
+            "model keeps the weights it began with, for most networks the Gaussian of the data, or "
+            "their linear regression on the conditions; more rows, or validation=None, train it on"
         )
     elif history.gap > max(BY_HEART * on_training, NOTICED_GAIN * float(gained[0].mean())):
         warn(

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..model.trainable import Trainable
-from ..storage.features import older_lack
 from ..storage.models import PREFIX
+from ..storage.older_files import missing_in_older
 from .averaging import Weights, whole_tensor
 
 NET = PREFIX + "net."
@@ -59,7 +59,7 @@ def check(found: Mapping[str, Any], sde: Trainable, weights: Weights) -> None:
     """Raise ValueError unless a state is of this network, with the same weights trained."""
     trained = weights.named([p.detach() for p in weights.parts])
     wanted = sde.net.state_dict()
-    for name in older_lack(wanted, found, NET):
+    for name in missing_in_older(wanted, found, NET):
         del wanted[name]
     _check_shapes(found, NET, wanted)
     _check_shapes(found, f"optimizer.{MOMENTS[0]}.", trained)

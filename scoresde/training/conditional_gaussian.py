@@ -2,11 +2,12 @@
 
 The mean is a ridge regression of standardized data on the vector as the network is told it, and on
 the categories. Rows far from it have less weight, as if what is left had Student's t distribution
-with `FREEDOM` degrees of freedom: a few outliers do not turn the line. The covariance is that of
-the residuals of rows that were left out of their own regression, so that few rows do not look more
-certain than they are.
+with `FREEDOM` degrees of freedom, and columns that do not depend on one another: a few outliers do
+not turn the line. The covariance is that of the residuals of rows that were left out of their own
+regression, and is shrunk as that of the data is, so that few rows do not look more certain than
+they are.
 
-See `scoresde.backbones.regression` for what the network makes of it.
+See `scoresde.backbones.conditional_gaussian` for what the network makes of it.
 """
 
 from __future__ import annotations
@@ -17,59 +18,64 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..backbones.conditional_gaussian import ConditionalGaussian
 from ..backbones.labels import rows_of_labels
-from ..backbones.regression import LinearGaussian
 from ..common.ridge import ridge
 from ..data.stream import TrainingStream
+from ..model.column_features import ALWAYS, NUMBERS, octaves_of
+from ..model.covariance import Covariance
 from ..model.score_sde import ScoreSDE
 from ..model.trainable import Trainable
 from .objectives import Objective
 
 FREEDOM = 10.0
-"""Of the distribution of residuals, by which rows are weighted: 2% more rows are needed for normal
-ones."""
+"""Degrees of freedom of Student's t. On normal residuals its weights cost 3 to 5% of the rows."""
 ROUNDS = 6
 """Of regression and weights."""
 FEWEST_ROWS = 8
-MOST_FEATURES = 500
+MOST_ENTRIES = 500
+"""Of vector and categories together: of more, nothing is measured."""
 LEAST_VARIANCE = 1e-6
-"""Of what is left, in units of the data's: solvers begin where noise is not much finer."""
+"""Of what is left, in units of the data's: narrower densities are not resolved by solvers."""
 WIDE = 0.25
-"""Variance of what is left, by its geometric mean, whose Fourier features remain those of data."""
+"""If the geometric mean of variances is above it, Fourier features remain those of the data."""
 LEAST_SCALE = 1e-3
 """By which residuals are weighted, in units of their root mean square: many may be equal."""
 
 
 def measure(
-    sde: Trainable, source: TrainingStream, objective: Objective, held_out: bool = False
+    sde: Trainable, source: TrainingStream, objective: Objective, *, all_rows: bool = False
 ) -> None:
-    """Let the network of a new model be the Gaussian of its data, if it can.
-
-    It is one of the rows that are trained on, or, with `held_out`, of all.
-    """
-    if not isinstance(sde, ScoreSDE):
+    """Give a network the Gaussian of training rows, or of all rows, if it has a place for one."""
+    part = _place(sde, objective)
+    if part is None or (part.measured and not all_rows):
         return
-    learns = getattr(objective, "kind", None)
-    if learns != "score" or sde.predict != "edm":
-        return
-    part = getattr(sde.net, "regression", None)
-    if not isinstance(part, LinearGaussian):
-        return
-    if sde.input_convention != "arc":
-        return
-    if part.vector + sum(part.sizes) > MOST_FEATURES:
-        return
-    rows = source.some_rows(held_out)
+    assert isinstance(sde, ScoreSDE)
+    size = sde.shape[0] + part.vector + sum(part.sizes)
+    rows = source.some_rows(size, all_rows)
     if rows is None or len(rows[0]) < FEWEST_ROWS:
         return
     found = _measured(sde, part, *rows)
     if sde.free is not None:
         found = _with_constants(found, sde.free.cpu(), sde.shape[0])
-    part.put(found)
+    part.assign(found)
+
+
+def _place(sde: Trainable, objective: Objective) -> ConditionalGaussian | None:
+    """The part of a network that keeps the Gaussian; None if it has none, or learns no score."""
+    if not isinstance(sde, ScoreSDE) or sde.input_convention != "arc":
+        return None
+    learns = getattr(objective, "kind", None)
+    if learns != "score" or sde.predict != "edm":
+        return None
+    part = getattr(sde.net, "conditional_gaussian", None)
+    if not isinstance(part, ConditionalGaussian):
+        return None
+    return part if part.vector + sum(part.sizes) <= MOST_ENTRIES else None
 
 
 def _measured(
-    sde: ScoreSDE, part: LinearGaussian, x: Tensor, condition: Mapping[str, Tensor]
+    sde: ScoreSDE, part: ConditionalGaussian, x: Tensor, condition: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The Gaussian of rows under conditions, of the columns that vary."""
     z = sde.from_data(x.to(sde.device)).double().cpu()
@@ -80,14 +86,23 @@ def _measured(
         told = sde.conditions.standardize("vector", vector)
         told = told.double().cpu()
     if part.sizes and "y" in condition:
-        of, missing = rows_of_labels(condition["y"].long().cpu(), part.sizes)
-        marks.scatter_(1, of, 1.0).masked_fill_(missing.unsqueeze(1), 0.0)
-    found = gaussian(z, torch.cat([told, marks], 1))
-    slope, shifts = torch.split(found["slope"], [part.vector, len(marks.T)])
+        labels = condition["y"].long().cpu()
+        marks.scatter_(1, rows_of_labels(labels, part.sizes)[0], 1.0)
+    found = fit_gaussian(z, torch.cat([told, marks], 1))
+    if _has_fine_columns(sde, z):
+        found["outer"].fill_(1.0)
+    slope, shifts = torch.split(found["slope"], [part.vector, marks.shape[1]])
     shares = marks.mean(0)
     centred = _centred(shifts, shares, part.sizes)
     found["intercept"] = found["intercept"] + shares @ (shifts - centred)
     return found | {"slope": slope, "shifts": centred}
+
+
+def _has_fine_columns(sde: ScoreSDE, z: Tensor) -> bool:
+    """Whether some column has clumps or edges, which stay where they are."""
+    rows = z[: max(1, NUMBERS // sde.shape[0])]
+    columns = sde.standardization.columns(rows.to(sde.device))
+    return max(octaves_of(columns.cpu().float())) > ALWAYS
 
 
 def _centred(shifts: Tensor, shares: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -100,13 +115,14 @@ def _centred(shifts: Tensor, shares: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat(found) if found else shifts
 
 
-def gaussian(z: Tensor, c: Tensor) -> dict[str, Tensor]:
+def fit_gaussian(z: Tensor, c: Tensor) -> dict[str, Tensor]:
     """N(A·c + b, S) of rows z (N, D) given features c (N, K)."""
     weight = z.new_ones(len(z), 1)
-    for _ in range(ROUNDS):
-        slope, intercept, left = _line(z, c, weight)
+    slope, intercept, left = _line(z, c, weight)
+    for _ in range(ROUNDS - 1):
         weight = _weights(left)
-    value, basis = torch.linalg.eigh(left.T @ left / len(z))
+        slope, intercept, left = _line(z, c, weight)
+    value, basis = torch.linalg.eigh(_covariance(left))
     log_variance = value.clamp_min(LEAST_VARIANCE).log()
     return {
         "slope": slope,
@@ -115,6 +131,20 @@ def gaussian(z: Tensor, c: Tensor) -> dict[str, Tensor]:
         "log_variance": log_variance,
         "outer": (log_variance.mean() > math.log(WIDE)).double(),
     }
+
+
+def _covariance(left: Tensor) -> Tensor:
+    """That of residuals (N, D), whose correlations are shrunk where rows are few."""
+    found = Covariance()
+    found.add(left)
+    vary = left.std(0) > 0
+    index = vary.nonzero()[:, 0]
+    whole = torch.diag(torch.full((len(vary),), LEAST_VARIANCE, dtype=torch.float64))
+    if len(index):
+        std, correlation, share = found.correlations(index)
+        shrunk = (1 - share) * correlation + share * torch.eye(len(index), dtype=torch.float64)
+        whole[index.unsqueeze(1), index] = std * shrunk * std.unsqueeze(1)
+    return whole
 
 
 def _line(z: Tensor, c: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,11 +156,8 @@ def _line(z: Tensor, c: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]
     found = ridge(root * (c - centre), root * (z - middle))
     left = z - middle - (c - centre) @ found.slope
     own = found.leverage + weight[:, 0] / total
-    return (
-        found.slope,
-        middle - centre @ found.slope,
-        left / (1 - own).clamp_min(0.01).unsqueeze(1),
-    )
+    left = left / (1 - own).clamp_min(0.01).unsqueeze(1)
+    return found.slope, middle - centre @ found.slope, left
 
 
 def _weights(left: Tensor) -> Tensor:
@@ -153,6 +180,6 @@ def _with_constants(found: dict[str, Tensor], free: Tensor, dim: int) -> dict[st
     for name in ("slope", "shifts", "intercept", "log_variance"):
         whole[name] = found[name].new_zeros(*found[name].shape[:-1], dim)
         whole[name][..., free] = found[name]
-    whole["basis"] = torch.eye(dim, dtype=torch.float64)
+    whole["basis"] = torch.eye(dim, dtype=torch.float64, device="cpu")
     whole["basis"][free.unsqueeze(1), free] = found["basis"]
     return whole

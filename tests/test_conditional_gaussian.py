@@ -5,6 +5,7 @@ squares, and what `fit` measures.
 from __future__ import annotations
 
 import math
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from torch.utils.data import DataLoader, TensorDataset
 import scoresde
 from conftest import generator, rotated
 from scoresde.backbones import MLP, ResMLP
-from scoresde.backbones.regression import LinearGaussian
+from scoresde.backbones.conditional_gaussian import ConditionalGaussian
 from scoresde.storage.description import describe, weights
 from scoresde.storage.rebuild import rebuild
-from scoresde.training.linear_gaussian import gaussian
+from scoresde.training import conditional_gaussian
+from scoresde.training.conditional_gaussian import fit_gaussian
 
 F64 = torch.float64
 QUIET: dict[str, Any] = {"progress": False, "seed": 0}
@@ -60,7 +62,7 @@ def random_gaussian(net: Any, outer: float) -> None:
         "log_variance": torch.tensor([-4.0, -1.0, 0.3]),
         "outer": torch.tensor(outer),
     }
-    net.regression.put(numbers)
+    net.conditional_gaussian.assign(numbers)
 
 
 def loud(net: Any) -> Any:
@@ -80,7 +82,7 @@ def test_a_network_of_zeros_denoises_the_gaussian(kind: type) -> None:
     """Its output is sin φ·E[x0 | z] − cos φ·E[ε | z], by the formulas of Gaussians."""
     net = kind((3,), vector=2, classes=(2, 3), width=8).double()
     random_gaussian(net, 0.0)
-    part = net.regression
+    part = net.conditional_gaussian
     phi = torch.tensor([1e-3, 0.2, 0.7, 1.5], dtype=F64)
     z = torch.randn(4, 3, generator=generator(), dtype=F64)
     vector = torch.randn(4, 2, generator=generator(1), dtype=F64)
@@ -107,8 +109,8 @@ def test_what_is_left_has_a_process_of_its_own(kind: type) -> None:
     bare.load_state_dict(net.state_dict())
     random_gaussian(net, 0.0)
     rho = 0.05
-    net.regression.log_variance.fill_(2 * math.log(rho))
-    part = net.regression
+    net.conditional_gaussian.log_variance.fill_(2 * math.log(rho))
+    part = net.conditional_gaussian
     g = generator()
     inner = torch.randn(5, 3, generator=g, dtype=F64)
     eps = torch.randn(5, 3, generator=g, dtype=F64)
@@ -167,7 +169,7 @@ def test_without_conditions_there_is_no_gaussian(kind: type) -> None:
 
 def test_low_precision_keeps_what_is_left() -> None:
     """Under autocast z' is the small difference of two numbers: 1% of it, not of them."""
-    part = LinearGaussian(1, 1, ())
+    part = ConditionalGaussian(1, 1, ())
     part.slope.fill_(1.0)
     part.log_variance.fill_(2 * math.log(1e-3))
     c = torch.linspace(-2, 2, 9)[:, None]
@@ -176,17 +178,17 @@ def test_low_precision_keeps_what_is_left() -> None:
         rest = part(x, t, None, c)
     torch.testing.assert_close(rest.x[:, 0], torch.arange(9.0), rtol=1e-2, atol=1e-2)
     half = MLP((1,), vector=1, width=8).half()
-    assert half.regression is not None
-    assert half.regression.slope.dtype == torch.float32
+    assert half.conditional_gaussian is not None
+    assert half.conditional_gaussian.slope.dtype == torch.float32
 
 
 def test_images_and_hidden_layers_have_none() -> None:
-    assert ResMLP((1, 4, 4), vector=2).regression is None
-    assert MLP((2,)).regression is None
-    assert MLP((300,), vector=2).regression is None
+    assert ResMLP((1, 4, 4), vector=2).conditional_gaussian is None
+    assert MLP((2,)).conditional_gaussian is None
+    assert MLP((300,), vector=2).conditional_gaussian is None
     names = [*scoresde.build("vp", "encoded_resmlp", shape=(2,), vector=3).state_dict()]
     names += scoresde.build("vp", "masked", shape=(2,), classes=3).state_dict()
-    assert not [name for name in names if "regression" in name]
+    assert not [name for name in names if "conditional_gaussian" in name]
 
 
 # ------------------------------------------------------------------ what `fit` measures
@@ -223,7 +225,7 @@ def test_classes_have_means_of_their_own() -> None:
     wanted = MultivariateNormal(predicted, covariance).log_prob(x)
     found = scoresde.log_prob(sde.given(y=y), x, **TIGHT)
     assert abs(float((found - wanted).mean())) < 5e-3
-    part: Any = sde.net.regression  # type: ignore[union-attr]
+    part: Any = sde.net.conditional_gaussian  # type: ignore[union-attr]
     shares = torch.bincount(second, minlength=3) / 3000
     assert float((shares @ part.shifts[2:]).abs().max()) < 1e-5
     far = scoresde.sample(sde.given(y=5), 2000, seed=0, progress=False).double()
@@ -240,20 +242,53 @@ def test_streams_and_constants_are_measured_as_tables_are() -> None:
         given = {"vector": c, "y": y} if isinstance(data, Tensor) else None
         with pytest.warns(UserWarning, match="constant"):
             scoresde.fit(sde, data, given=given, **UNTRAINED)
-        part: Any = sde.net.regression  # type: ignore[union-attr]
+        part: Any = sde.net.conditional_gaussian  # type: ignore[union-attr]
         found.append({name: value.clone() for name, value in part.named_buffers()})
+    for part in found:  # axes of S may point either way
+        basis = part.pop("basis")
+        part["covariance"] = basis @ part.pop("log_variance").exp().diag() @ basis.T
     for name, value in found[0].items():
-        # axes of S may point either way
-        torch.testing.assert_close(value.abs(), found[1][name].abs(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(value, found[1][name], rtol=1e-4, atol=1e-5)
     assert not found[0]["slope"][:, 1].any()
-    assert float(found[0]["log_variance"][1]) == 0
+    assert float(found[0]["covariance"][1, 1]) == 1
+
+
+def test_a_stream_is_read_whole_if_its_mean_is_known() -> None:
+    """A loader that yields one class after the other."""
+    y = torch.arange(400) // 100
+    x = torch.stack([y, 0 * y], 1).double()
+    x = x + torch.randn(400, 2, generator=generator(), dtype=F64)
+    shifts = []
+    for known in (False, True):
+        sde = scoresde.build("vp", "mlp", shape=(2,), classes=4, width=8)
+        if known:
+            sde.standardize(x)
+        scoresde.fit(sde, DataLoader(TensorDataset(x, y), 50), **UNTRAINED)
+        part: Any = sde.net.conditional_gaussian  # type: ignore[union-attr]
+        shifts.append(part.shifts.clone())
+    torch.testing.assert_close(shifts[0], shifts[1])
+    assert shifts[0].abs().max() > 0.5
+
+
+def test_with_one_of_two_conditions_nothing_is_known() -> None:
+    """x = 3c + y + noise given y alone has the spread of 3c, not that of the noise."""
+    g = generator()
+    c = torch.randn(1000, 1, generator=g, dtype=F64)
+    y = torch.randint(0, 2, (1000,), generator=g)
+    x = 3 * c + y[:, None] + 0.1 * torch.randn(1000, 1, generator=g, dtype=F64)
+    sde = scoresde.build("vp", "mlp", shape=(1,), vector=1, classes=2, width=8)
+    scoresde.fit(sde, x, given={"vector": c, "y": y}, **UNTRAINED)
+    drawn = scoresde.sample(sde.given(y=1), 2000, seed=0, progress=False)
+    assert abs(float(drawn.std()) / 3 - 1) < 0.1
+    drawn = scoresde.sample(sde.given(y=1, vector=c[0]), 2000, seed=0, progress=False)
+    assert abs(float(drawn.std()) / 0.1 - 1) < 0.1
 
 
 def test_a_trained_model_keeps_its_gaussian_and_other_objectives_have_none() -> None:
     x, c = line(100)
     sde = scoresde.build("vp", "resmlp", shape=(2,), vector=3, width=8)
     scoresde.fit(sde, x, given={"vector": c}, **UNTRAINED)
-    part: Any = sde.net.regression  # type: ignore[union-attr]
+    part: Any = sde.net.conditional_gaussian  # type: ignore[union-attr]
     before = part.slope.clone()
     assert before.any()
     scoresde.fit(sde, 3 * x, given={"vector": -c}, **UNTRAINED)
@@ -261,23 +296,74 @@ def test_a_trained_model_keeps_its_gaussian_and_other_objectives_have_none() -> 
     paired = {name: value for name, value in UNTRAINED.items() if name != "validation"}
     joined = scoresde.build("rectified", "resmlp", shape=(2,), vector=3, width=8)
     scoresde.fit(joined, x, given={"vector": c}, coupling="condition_aware_ot", **paired)
-    assert not joined.net.regression.slope.any()  # type: ignore[union-attr]
+    assert not joined.net.conditional_gaussian.slope.any()  # type: ignore[union-attr]
     eps = scoresde.build("vp", "resmlp", shape=(2,), vector=3, width=8, predict="eps")
     scoresde.fit(eps, x, given={"vector": c}, **UNTRAINED)
-    assert not eps.net.regression.slope.any()  # type: ignore[union-attr]
+    assert not eps.net.conditional_gaussian.slope.any()  # type: ignore[union-attr]
 
 
 def test_outliers_do_not_turn_the_line_and_ties_are_no_certainty() -> None:
     g = generator()
     c = torch.randn(500, 1, generator=g, dtype=F64)
     z = 0.5 * c + 0.1 * torch.randn(500, 1, generator=g, dtype=F64)
-    clean = gaussian(z, c)["slope"]
+    clean = fit_gaussian(z, c)["slope"]
     assert abs(float(clean) - 0.5) < 0.02
     z[:5] = 100 * c[:5].sign()
-    assert abs(float(gaussian(z, c)["slope"]) - 0.5) < 0.05
+    assert abs(float(fit_gaussian(z, c)["slope"]) - 0.5) < 0.05
     tied = torch.where(torch.arange(500)[:, None] % 10 > 0, 0.0, z)
-    found = gaussian(tied, c)
+    found = fit_gaussian(tied, c)
     assert all(bool(value.isfinite().all()) for value in found.values())
+
+
+def test_residuals_are_those_of_rows_left_out() -> None:
+    """If a row lay where the others predict it, the regression on all would predict it there."""
+    g = generator()
+    c = torch.randn(12, 3, generator=g, dtype=F64)
+    z = c[:, :2] + 0.01 * torch.randn(12, 2, generator=g, dtype=F64)
+    weight = torch.linspace(0.5, 1.5, 12, dtype=F64)[:, None]
+    _, _, left = conditional_gaussian._line(z, c, weight)
+    moved = z.clone()
+    moved[3] = z[3] - left[3]
+    slope, intercept, _ = conditional_gaussian._line(moved, c, weight)
+    torch.testing.assert_close(intercept + c[3] @ slope, moved[3], rtol=0, atol=1e-6)
+    assert (left[3].abs() > 1e-4).all()
+
+
+def test_few_rows_of_many_outputs_are_not_certain_either() -> None:
+    """Noise, 40 rows of 30 outputs in three classes: as far from the truth as without classes."""
+    g = generator()
+    y = torch.randint(0, 3, (240,), generator=g)
+    x = torch.randn(240, 30, generator=g)
+    gaps = []
+    for classes in (3, 0):
+        sde = scoresde.build("rectified", "mlp", shape=(30,), classes=classes, width=8)
+        given = {"y": y[:40]} if classes else None
+        scoresde.fit(sde, x[:40], given=given, **UNTRAINED)
+        model = sde.given(y=y[40:]) if classes else sde
+        truth = -15 * math.log(2 * math.pi) - 0.5 * x[40:].square().sum(1)
+        gaps.append(float((truth - scoresde.log_prob(model, x[40:], progress=False)).mean()))
+    assert gaps[0] < gaps[1] + 0.5
+
+
+def test_fourier_features_stay_where_clumps_are() -> None:
+    """x = round(3c + 0.5ε): z' has the clumps at places that depend on c."""
+    g = generator()
+    c = torch.randn(2000, 1, generator=g, dtype=F64)
+    smooth = 3 * c + 0.5 * torch.randn(2000, 1, generator=g, dtype=F64)
+    seen = []
+    for x in (smooth, smooth.round() + 0.01 * torch.randn(2000, 1, generator=g, dtype=F64)):
+        sde = scoresde.build("vp", "resmlp", shape=(1,), vector=1, width=8)
+        scoresde.fit(sde, x, given={"vector": c}, **UNTRAINED)
+        part: Any = sde.net.conditional_gaussian  # type: ignore[union-attr]
+        seen.append(float(part.outer))
+    assert seen == [0, 1]
+
+
+def test_fourier_features_are_those_of_what_is_left_if_it_is_narrow() -> None:
+    g = generator()
+    c = torch.randn(500, 1, generator=g, dtype=F64)
+    noise = torch.randn(500, 1, generator=g, dtype=F64)
+    assert [float(fit_gaussian(c + s * noise, c)["outer"]) for s in (0.1, 0.45, 0.55)] == [0, 0, 1]
 
 
 def test_few_rows_of_many_columns_are_not_certain() -> None:
@@ -287,9 +373,9 @@ def test_few_rows_of_many_columns_are_not_certain() -> None:
     g = generator()
     c = torch.randn(40, 30, generator=g, dtype=F64)
     z = torch.randn(40, 2, generator=g, dtype=F64)
-    assert gaussian(z, c)["log_variance"].exp().min() > 0.5
+    assert fit_gaussian(z, c)["log_variance"].exp().min() > 0.5
     exact = c[:, :2] @ torch.randn(2, 2, generator=g, dtype=F64) + 0.1 * z
-    variance = gaussian(exact, c)["log_variance"].exp()
+    variance = fit_gaussian(exact, c)["log_variance"].exp()
     assert 0.01 < float(variance.min()) < float(variance.max()) < 0.2
 
 
@@ -298,13 +384,19 @@ def test_a_model_that_has_learnt_nothing_more_is_the_regression_of_all_rows() ->
     """During training it is that of the rows that are not held out."""
     x, c = line(60)
     sde = scoresde.build("vp", "resmlp", shape=(2,), vector=3, width=8)
+    part: Any = sde.net.conditional_gaussian  # type: ignore[union-attr]
+    slopes = []
+    part.register_forward_hook(lambda *_: slopes.append(part.slope.clone()))
     history = scoresde.fit(sde, x, given={"vector": c}, steps=3, lr=1.0, **QUIET)
     assert history.best == 0
     assert history.held_out is not None
-    told = sde.conditions.standardize("vector", c)
-    wanted = gaussian(sde.from_data(x), told)["slope"]
+    z, told = sde.from_data(x), sde.conditions.standardize("vector", c)
+    kept = [i for i in range(60) if i not in history.held_out]
+    wanted = fit_gaussian(z[kept], told[kept])["slope"]
+    torch.testing.assert_close(slopes[0], wanted.float())
+    wanted = fit_gaussian(z, told)["slope"]
     for net in (sde.net, sde.ema):
-        torch.testing.assert_close(net.regression.slope, wanted.float())  # type: ignore[union-attr]
+        torch.testing.assert_close(net.conditional_gaussian.slope, wanted.float())  # type: ignore[union-attr]
 
 
 # ------------------------------------------------------------------ against least squares
@@ -342,11 +434,43 @@ def test_older_files_have_no_gaussian(net: str) -> None:
     options = {"backbone": "resmlp"} if net == "learned_variance" else {}
     sde = scoresde.build("vp", net, shape=(2,), vector=3, classes=(2, 2), width=8, **options)
     tensors = weights(sde)
-    older = {name: value for name, value in tensors.items() if "regression" not in name}
+    older = {name: value for name, value in tensors.items() if "conditional_gaussian" not in name}
     assert len(older) < len(tensors)
     again = rebuild(describe(sde), older)
     for name, value in again.state_dict().items():
         assert torch.equal(value, tensors[name]), name
+
+
+def test_older_states_and_pickles_have_no_gaussian() -> None:
+    sde = scoresde.build("vp", "mlp", shape=(2,), vector=3, width=8)
+    older = {n: v for n, v in sde.state_dict().items() if "conditional_gaussian" not in n}
+    other = scoresde.build("vp", "mlp", shape=(2,), vector=3, width=8)
+    other.load_state_dict(older)
+    x, t = torch.randn(4, 2, generator=generator()), torch.zeros(4)
+    vector = torch.randn(4, 3, generator=generator(1))
+    wanted = sde.net(x, t, vector=vector)
+    assert torch.equal(other.net(x, t, vector=vector), wanted)
+    assert torch.equal(other.net(x, t, vector=vector[:1]), other.net(x, t, vector=vector[[0] * 4]))
+    del sde.net._modules["conditional_gaussian"]
+    again = pickle.loads(pickle.dumps(sde.net))
+    torch.testing.assert_close(again(x, t, vector=vector), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:the network has learnt nothing")
+def test_a_finished_run_that_is_resumed_keeps_its_gaussian(tmp_path: Path) -> None:
+    x, c = line(60)
+    numbers = []
+    for resume in (False, True):
+        torch.manual_seed(0)
+        sde = scoresde.build("vp", "resmlp", shape=(2,), vector=3, width=8)
+        where = scoresde.Checkpoints(tmp_path, every=10, resume=resume)
+        history = scoresde.fit(sde, x, given={"vector": c}, steps=20, checkpoints=where, **QUIET)
+        assert history.best == 0
+        for model in (sde, scoresde.load(tmp_path)):
+            numbers.append(model.ema.conditional_gaussian.slope)
+    assert numbers[0].abs().max() > 0.1
+    for other in numbers[1:]:
+        assert torch.equal(other, numbers[0])
 
 
 def test_a_run_of_an_older_version_goes_on_without_one(tmp_path: Path) -> None:
@@ -365,10 +489,10 @@ def test_a_run_of_an_older_version_goes_on_without_one(tmp_path: Path) -> None:
         scoresde.fit(model(), x, steps=20, checkpoints=where, **how)
     name = records.records(tmp_path, "step-")[-1]
     about, tensors = records.read(tmp_path, name)
-    older = {key: value for key, value in tensors.items() if "regression" not in key}
+    older = {key: value for key, value in tensors.items() if "conditional_gaussian" not in key}
     records.write(tmp_path, name, older, about)
     sde = model()
     further = scoresde.Checkpoints(tmp_path, every=5, resume=True)
     scoresde.fit(sde, x, steps=20, checkpoints=further, **how)
     assert sde.ema is not None
-    assert not sde.ema.regression.slope.any()  # type: ignore[operator]
+    assert not sde.ema.conditional_gaussian.slope.any()  # type: ignore[operator]
