@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from ..density.dequantize import Dequantized
 from ..model.condition_measures import ConditionMeasure
 from ..model.gaps import standardize_observed
+from ..model.score_sde import ScoreSDE
 from ..model.trainable import Trainable
 from .files import Samples
 from .items import ItemSplitter, collated, is_row
@@ -164,8 +165,9 @@ class TrainingStream:
 
 def _wants_rows(sde: Trainable) -> bool:
     """Whether the Gaussian of data under conditions is to be measured for a new model."""
-    new = sde.learnt is None and sde.ema is None
-    return new and getattr(sde.net, "conditional_gaussian", None) is not None
+    if not isinstance(sde, ScoreSDE) or sde.learnt is not None or sde.ema is not None:
+        return False
+    return getattr(sde.net, "conditional_gaussian", None) is not None
 
 
 def _reader(

@@ -139,10 +139,11 @@ def _covariance(left: Tensor) -> Tensor:
     found.add(left)
     vary = left.std(0) > 0
     index = vary.nonzero()[:, 0]
-    whole = torch.diag(torch.full((len(vary),), LEAST_VARIANCE, dtype=torch.float64))
+    whole = left.new_full((len(vary),), LEAST_VARIANCE).diag()
     if len(index):
         std, correlation, share = found.correlations(index)
-        shrunk = (1 - share) * correlation + share * torch.eye(len(index), dtype=torch.float64)
+        unit = torch.ones_like(std).diag()
+        shrunk = (1 - share) * correlation + share * unit
         whole[index.unsqueeze(1), index] = std * shrunk * std.unsqueeze(1)
     return whole
 
