@@ -196,7 +196,9 @@ def test_images_and_hidden_layers_have_none() -> None:
 
 @pytest.mark.parametrize(("process", "net"), rotated(["vp", "rectified", "ve"], ["mlp", "resmlp"]))
 def test_an_untrained_model_is_the_regression_of_its_data(process: str, net: str) -> None:
-    """Within 0.02 nats a row of least squares; samples too, 5,000 within 5 standard errors."""
+    """Least squares, within 0.002 nats on average and 0.4 at most; 5,000 samples within 5 standard
+    errors.
+    """
     x, c = line(2000)
     sde = scoresde.build(process, net, shape=(2,), vector=3, width=8)
     scoresde.fit(sde, x, given={"vector": c}, **UNTRAINED)
@@ -204,7 +206,7 @@ def test_an_untrained_model_is_the_regression_of_its_data(process: str, net: str
     wanted = MultivariateNormal(predicted, covariance).log_prob(x)
     found = scoresde.log_prob(sde.given(vector=c), x, **TIGHT)
     assert abs(float((found - wanted).mean())) < 2e-3
-    assert float((found - wanted).abs().max()) < 0.2
+    assert float((found - wanted).abs().max()) < 0.4
     drawn = scoresde.sample(sde.given(vector=c[:1]), 5000, seed=0, progress=False).double()
     error = covariance.diagonal().sqrt() / math.sqrt(5000)
     assert ((drawn.mean(0) - predicted[0]).abs() < 5 * error + 0.02).all()
@@ -330,7 +332,9 @@ def test_residuals_are_those_of_rows_left_out() -> None:
 
 
 def test_few_rows_of_many_outputs_are_not_certain_either() -> None:
-    """Noise, 40 rows of 30 outputs in three classes: as far from the truth as without classes."""
+    """Noise, 40 rows of 30 outputs in three classes: within 1 nat of the model without classes.
+    With the sample's covariance it would be 60.
+    """
     g = generator()
     y = torch.randint(0, 3, (240,), generator=g)
     x = torch.randn(240, 30, generator=g)
@@ -342,7 +346,7 @@ def test_few_rows_of_many_outputs_are_not_certain_either() -> None:
         model = sde.given(y=y[40:]) if classes else sde
         truth = -15 * math.log(2 * math.pi) - 0.5 * x[40:].square().sum(1)
         gaps.append(float((truth - scoresde.log_prob(model, x[40:], progress=False)).mean()))
-    assert gaps[0] < gaps[1] + 0.5
+    assert gaps[0] < gaps[1] + 1.0
 
 
 def test_fourier_features_stay_where_clumps_are() -> None:

@@ -4,8 +4,9 @@ The mean is a ridge regression of standardized data on the vector as the network
 the categories. Rows far from it have less weight, as if what is left had Student's t distribution
 with `FREEDOM` degrees of freedom, and columns that do not depend on one another: a few outliers do
 not turn the line. The covariance is that of the residuals of rows that were left out of their own
-regression, and is shrunk as that of the data is, so that few rows do not look more certain than
-they are.
+regression, so that few rows do not look more certain than they are. Whitened data have the
+covariance I, and what is left has I − cov(m), so its axes are those of cov(m). Along these its
+correlations are shrunk, as those of data are, where rows are few.
 
 See `scoresde.backbones.conditional_gaussian` for what the network makes of it.
 """
@@ -122,7 +123,8 @@ def fit_gaussian(z: Tensor, c: Tensor) -> dict[str, Tensor]:
     for _ in range(ROUNDS - 1):
         weight = _weights(left)
         slope, intercept, left = _line(z, c, weight)
-    value, basis = torch.linalg.eigh(_covariance(left))
+    _, turned = torch.linalg.eigh(slope.T @ torch.cov(c.T).reshape(c.shape[1], -1) @ slope)
+    value, basis = torch.linalg.eigh(turned @ _covariance(left @ turned) @ turned.T)
     log_variance = value.clamp_min(LEAST_VARIANCE).log()
     return {
         "slope": slope,
@@ -134,7 +136,7 @@ def fit_gaussian(z: Tensor, c: Tensor) -> dict[str, Tensor]:
 
 
 def _covariance(left: Tensor) -> Tensor:
-    """That of residuals (N, D), whose correlations are shrunk where rows are few."""
+    """That of residuals (N, D), with correlations that are shrunk where rows are few."""
     found = Covariance()
     found.add(left)
     vary = left.std(0) > 0
