@@ -304,6 +304,21 @@ def test_a_trained_model_keeps_its_gaussian_and_other_objectives_have_none() -> 
     assert not eps.net.conditional_gaussian.slope.any()  # type: ignore[union-attr]
 
 
+@pytest.mark.filterwarnings("ignore:the network has learnt nothing")
+def test_weights_of_another_model_keep_the_gaussian_that_they_learnt_with() -> None:
+    x, c = line(60)
+    first, second = (
+        scoresde.build("vp", "resmlp", shape=(2,), vector=3, width=8) for _ in range(2)
+    )
+    scoresde.fit(first, x, given={"vector": c}, steps=50, validation=None, **QUIET)
+    second.net.load_state_dict(first.net.state_dict())
+    history = scoresde.fit(second, 3 * x, given={"vector": -c}, steps=3, lr=1.0, **QUIET)
+    assert history.best == 0
+    kept = [m.conditional_gaussian.slope for m in (first.net, second.net, second.ema)]  # type: ignore[union-attr]
+    assert torch.equal(kept[0], kept[1])
+    assert torch.equal(kept[0], kept[2])
+
+
 def test_outliers_do_not_turn_the_line_and_ties_are_no_certainty() -> None:
     g = generator()
     c = torch.randn(500, 1, generator=g, dtype=F64)

@@ -198,6 +198,14 @@ class TakesGaussian(nn.Module):
     """A network that may have a Gaussian; pickles of earlier versions have none."""
 
     conditional_gaussian: ConditionalGaussian | None
+    last_layers: tuple[str, ...]
+    """What adds to its output; all of it starts at zero."""
+
+    @property
+    def adds_nothing(self) -> bool:
+        """Whether it is the Gaussian and nothing else, as before training."""
+        layers = [getattr(self, name) for name in self.last_layers]
+        return not any(bool(p.any()) for layer in layers for p in layer.parameters())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

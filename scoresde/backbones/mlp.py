@@ -154,6 +154,7 @@ class MLP(ExactWaves, TakesGaussian):
     out: nn.Linear
     exact_buffers = ("frequencies", "rates")
     labels = ("y",)
+    last_layers = ("out", "gain")
     layer_types = (nn.Linear, nn.Embedding, CombinedLabels, nn.ModuleList, ConditionalGaussian)
 
     def __init__(

@@ -88,6 +88,7 @@ class ResMLP(ExactWaves, Conditioned, TakesGaussian):
 
     frequencies: Tensor
     exact_buffers = ("frequencies",)
+    last_layers = ("last", "gain")
 
     def __init__(
         self,

@@ -272,7 +272,9 @@ def choose_average(trainer: Any) -> None:
     on_held_out = float((losses[0] - losses[best]).mean())
     history.gap = on_training - on_held_out
     if best == 0:
-        measure(trainer.sde, trainer.pairing.source, trainer.objective, all_rows=True)
+        trainer.publish(kept)
+        if getattr(trainer.sde.ema, "adds_nothing", False):
+            measure(trainer.sde, trainer.pairing.source, trainer.objective, all_rows=True)
         warn(
             f"the network has learnt nothing that the {len(held.rows)} held-out rows confirm: the "
             "model keeps the weights it began with, for most networks the Gaussian of the data, or "
