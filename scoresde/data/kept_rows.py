@@ -35,10 +35,12 @@ class KeptRows:
         parts = {"x": x} | {name: condition[name] for name in NAMES if name in condition}
         columns = {n: part.reshape(len(x), -1).cpu().double() for n, part in parts.items()}
         both = torch.cat([*columns.values()], 1)
+        sizes = {name: part.shape[1] for name, part in columns.items()}
         if self._kept is None:
-            self._sizes = {name: part.shape[1] for name, part in columns.items()}
+            self._sizes = sizes
             self._kept = Thinned(max(1, most_rows(both.shape[1]) // 2))
-        self._kept.add(both)
+        if sizes == self._sizes:  # other batches raise in training, or have other conditions
+            self._kept.add(both)
 
     def rows(self, size: int) -> Rows | None:
         """Rows of which so many numbers will be made, and their conditions; None if none came."""

@@ -65,7 +65,6 @@ class TrainingStream:
         self._numeric = sde.interface.is_numeric
         self._measures: dict[str, ConditionMeasure] = {}
         self._saw_conditions = False
-        self._shape = sde.shape
         self._some = KeptRows() if _wants_rows(sde) else None
 
     @property
