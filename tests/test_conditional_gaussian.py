@@ -428,7 +428,7 @@ def log_p_of_line(train: int, seed: int) -> tuple[float, float]:
     y = X @ w + rng.normal(size=train + 400)
     from scoresde.estimators import ConditionalScoreDensity
 
-    model = ConditionalScoreDensity(random_state=0).fit(X[:train], y[:train])
+    model = ConditionalScoreDensity(steps=150, random_state=0).fit(X[:train], y[:train])
     ones = np.c_[X, np.ones(len(X))]
     found = np.linalg.lstsq(ones[:train], y[:train], rcond=None)[0]
     left = y - ones @ found
