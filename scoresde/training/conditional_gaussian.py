@@ -39,7 +39,7 @@ MOST_ENTRIES = 500
 LEAST_VARIANCE = 1e-6
 """Of what is left, in units of the data's: narrower densities are not resolved by solvers."""
 WIDE = 0.25
-"""If the geometric mean of variances is above it, Fourier features remain those of the data."""
+"""If the geometric mean of variances is above it, the network sees the data, not what is left."""
 LEAST_SCALE = 1e-3
 """By which residuals are weighted, in units of their root mean square: many may be equal."""
 
