@@ -267,7 +267,7 @@ def trained() -> tuple[scoresde.ScoreSDE, pd.DataFrame]:
     assert table.classes == (5,) * 6
     torch.manual_seed(0)
     sde = scoresde.build("vp", "mlp", shape=(1,), classes=table.classes, width=32, depth=2)
-    scoresde.fit(sde, table, steps=1500, lr=5e-3, validation=None, progress=False, seed=0)
+    scoresde.fit(sde, table, steps=200, lr=5e-3, validation=None, progress=False, seed=0)
     return sde, rows
 
 

@@ -332,6 +332,27 @@ def test_outliers_do_not_turn_the_line_and_ties_are_no_certainty() -> None:
     assert all(bool(value.isfinite().all()) for value in found.values())
 
 
+def test_outliers_widen_their_axis_by_how_far_out_they_are() -> None:
+    """The variance is that of all residuals, times the farthest one's distance in units of where a
+    normal distribution ends; the other axis stays, and so does that of an exponential distribution.
+    """
+    g = generator()
+    c = torch.randn(300, 1, generator=g, dtype=F64)
+    noise = torch.randn(300, 2, generator=g, dtype=F64)
+    noise[:, 1].exponential_(generator=g)
+    z = 0.1 * noise - 0.1 * noise.mean(0)
+    variance = fit_gaussian(z, c)["log_variance"].exp().sort().values
+    torch.testing.assert_close(variance, z.var(0).sort().values, rtol=0.03, atol=0)
+    z[7, 0] = 5.0
+    found = fit_gaussian(z, c)
+    spread = z.var(0)
+    times = 5 / float(spread[0].sqrt()) / math.sqrt(2 * math.log(600))
+    wanted = torch.stack([times * spread[0], spread[1]]).sort().values
+    variance = found["log_variance"].exp().sort().values
+    torch.testing.assert_close(variance, wanted, rtol=0.03, atol=0)
+    assert found["outer"] == 0  # the data are narrow all the same
+
+
 def test_residuals_are_those_of_rows_left_out() -> None:
     """If a row lay where the others predict it, the regression on all would predict it there."""
     g = generator()
@@ -428,7 +449,7 @@ def log_p_of_line(train: int, seed: int) -> tuple[float, float]:
     y = X @ w + rng.normal(size=train + 400)
     from scoresde.estimators import ConditionalScoreDensity
 
-    model = ConditionalScoreDensity(steps=150, random_state=0).fit(X[:train], y[:train])
+    model = ConditionalScoreDensity(steps=60, random_state=0).fit(X[:train], y[:train])
     ones = np.c_[X, np.ones(len(X))]
     found = np.linalg.lstsq(ones[:train], y[:train], rcond=None)[0]
     left = y - ones @ found

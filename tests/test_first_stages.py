@@ -243,6 +243,7 @@ def test_the_straight_through_gradient_is_the_identity_exactly() -> None:
     assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_fit_stage_finds_sixteen_clusters_by_sixteen_codes() -> None:
     """The data have a perplexity of 15.98; with unused codes put on any latent it is 15.4."""
     torch.manual_seed(0)

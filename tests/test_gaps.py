@@ -340,6 +340,7 @@ def gapped_table(n: int = 2000) -> tuple[pd.DataFrame, pd.DataFrame]:
     return whole, gaps
 
 
+@pytest.mark.slow
 def test_a_table_that_keeps_gaps_is_learnt(tmp_path: Path) -> None:
     """log p of whole rows within .15 nats of the truth; imputed b has its mean and variance."""
     whole, gaps = gapped_table(4000)

@@ -89,7 +89,7 @@ def test_a_model_made_from_others_is_neither_saved_nor_fitted(
 def test_conditions_reach_the_models_within() -> None:
     """Rows of conditions are cut in both models, whatever the batches."""
     torch.manual_seed(0)
-    sde = scoresde.build("vp", "mlp", shape=(2,), classes=3)
+    sde = scoresde.build("vp", "mlp", shape=(2,), classes=3, width=16)
     for parameter in sde.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     view = sde.given(y=torch.tensor([0, 1, 2, 1, 0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,7 @@ def test_held_out_pairs_are_checked_before_training_and_early(
         raise Trained
 
     monkeypatch.setattr(pairs, "fit", fit)
+    monkeypatch.setattr(pairs, "build", functools.partial(scoresde.build, width=16))
     for n in (40, 100, 400):
         theta = torch.rand(n, 2, generator=torch.Generator().manual_seed(n))
         with pytest.raises(Trained):

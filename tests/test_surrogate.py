@@ -18,7 +18,7 @@ from scoresde.inference.pairs import Pairs, Training
 from scoresde.inference.surrogate import Simulator
 
 BOX = (-torch.ones(2), torch.ones(2))
-SHORT: dict[str, Any] = {"steps": 60, "batch_size": 128, "progress": False}
+SHORT: dict[str, Any] = {"steps": 30, "batch_size": 64, "progress": False}
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_more_pairs_of_the_true_simulator_replace_the_posterior(
     monkeypatch.setattr(Simulator, "sample", lambda _, theta, chance: crescent(theta, chance))
     theta, x = crescents(100, 0)
     fresh, seen = crescents(100, 1)
-    how: dict[str, Any] = {**SHORT, "steps": 100, "seed": 0}
+    how: dict[str, Any] = {**SHORT, "steps": 60, "seed": 0}
     alone = scoresde.posterior(BOX, theta, x, surrogate=False, **how)
     both = scoresde.posterior(BOX, theta, x, **how)
     assert alone.surrogate_pairs == 0
@@ -139,7 +139,7 @@ def test_no_simulator_is_learnt_where_it_can_not_be(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("scoresde.inference.recipe.retrained", learn)
     theta, x = crescents(300, 0)
-    how: dict[str, Any] = {**SHORT, "seed": 0, "steps": 5}
+    how: dict[str, Any] = {**SHORT, "seed": 0, "steps": 2}
     with pytest.raises(Learnt):
         scoresde.posterior(BOX, theta, x, **how)
     failed = x.clone()
@@ -166,7 +166,7 @@ def test_no_simulator_is_learnt_where_it_can_not_be(monkeypatch: pytest.MonkeyPa
 def test_it_is_repeated_by_a_seed_resumed_and_saved(tmp_path: Path) -> None:
     theta, x = crescents(150, 0)
     points, seen = crescents(20, 1)
-    how: dict[str, Any] = {**SHORT, "seed": 3, "steps": 50}
+    how: dict[str, Any] = {**SHORT, "seed": 3, "steps": 50, "batch_size": 128}
     found = []
     for resume in (False, True):
         kept = scoresde.Checkpoints(tmp_path / "run", every=20, resume=resume)
