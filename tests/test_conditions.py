@@ -401,7 +401,8 @@ def test_a_vector_far_from_all_rows_is_told_as_one_near_their_end_and_said() -> 
             (high, mean + scale * (high + times)),
         ):
             found = sde.conditions.standardize("vector", far[None])[0]
-            wanted = end + (1 if end is high else -1) * times / (1 + times)
+            step = times if times < 1 else 2 - 1 / times
+            wanted = end + (1 if end is high else -1) * step
             torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     near = (rows.amax(0) + 0.4 * (rows.amax(0) - rows.amin(0)))[None]
     assert not said(lambda: sde.given(vector=near))

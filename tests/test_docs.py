@@ -33,6 +33,8 @@ from scoresde.training.latent_recipes import LatentRecipe
 
 ASSERTED = ("docs/flows.md",)
 """Pages that assert what a model learns in the steps that they state."""
+PRECISE = ("docs/extending.md", "docs/solvers.md")
+"""Pages that assert how exact a solve is."""
 
 SMALLER = {
     "demo": ["--steps", "20", "--solver", "heun"],
@@ -224,7 +226,9 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """Perceptrons of 32 units, unless the page says how many; and, unless the page asserts what is
     learnt, 10 training steps at most and a coarse default tolerance: the blocks are on trial.
     """
-    most = None if request.getfixturevalue("page") in ASSERTED else 10
+    page = request.getfixturevalue("page")
+    most = None if page in ASSERTED else 10
+    tolerance = 1e-3 if page in PRECISE else 1e-2
     build, fit, posterior = scoresde.build, scoresde.fit, scoresde.posterior
 
     def narrower(process: Any = "vp", net: Any = "mlp", **options: Any) -> scoresde.ScoreSDE:
@@ -246,7 +250,7 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     finer = plan._raise_tolerances
 
     def coarser(solver: Solver, named: Collection[str], least: float) -> Solver:
-        return finer(solver, named, 1e-3 if not {"rtol", "atol"} & set(named) else least)
+        return finer(solver, named, tolerance if not {"rtol", "atol"} & set(named) else least)
 
     if most is not None:
         monkeypatch.setattr(plan, "_raise_tolerances", coarser)

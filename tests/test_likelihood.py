@@ -310,7 +310,7 @@ def test_a_tolerance_means_something_over_six_decades(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def trained() -> list[tuple[ScoreSDE, Tensor, Tensor]]:
-    """Small networks, as rough as training leaves them; 60 points, and log p of each at 1e-8 in
+    """Small networks, as rough as training leaves them; 40 points, and log p of each at 1e-8 in
     float64.
     """
     means = torch.randn(6, 8, generator=generator(8)) * 1.5
@@ -319,7 +319,7 @@ def trained() -> list[tuple[ScoreSDE, Tensor, Tensor]]:
         (toy.Moons(), "vp"),
         (toy.GaussianMixture(means, torch.linspace(0.2, 0.6, 6)), "rectified"),
     ):
-        x = target.sample(60, generator=generator(7)).float()
+        x = target.sample(40, generator=generator(7)).float()
         torch.manual_seed(0)
         sde = scoresde.build(process, "mlp", shape=x.shape[1:], width=48)
         scoresde.fit(sde, target, steps=250, progress=False, generator=generator())

@@ -8,7 +8,8 @@ Vectors have two more rules. Where most rows lie close together and a few far aw
 large that most look alike: such entries are replaced by their normal scores first, and mean and
 scale are those of the scores; see `common.normal_scores`, and `condition_measures` for which. And
 far from all that it has learnt with, a network may answer anything. So a number beyond the
-outermost row is told as d/(1 + |d|) beyond it, where d is how far it is in units of the scale.
+outermost row by d > 1, in units of the scale, is told as 2 − 1/d beyond it. Nearer ones stay as
+they are: straight lines go on.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.inputs import as_condition
-from ..common.normal_scores import KNOTS, beyond, bounded, interpolated
+from ..common.normal_scores import KNOTS, beyond, interpolated
 from ..common.user_warnings import warn
 from .standardization import wide
 
@@ -257,10 +258,11 @@ def _ends_in_units(part: Mapping[str, Tensor], device: torch.device) -> Tensor:
 
 
 def _bounded(told: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Rows in units of the scale, at most 1 beyond the ends."""
+    """Rows in units of the scale, at most 2 beyond the ends."""
     inside = told.clamp(low, high)
-    left = told - inside
-    return inside + left.sign() * bounded(left.abs())
+    beyond_ends = told - inside
+    far = beyond_ends.abs().clamp_min(1)
+    return torch.where(far > 1, inside + beyond_ends.sign() * (2 - 1 / far), told)
 
 
 def _like_rows(statistic: Tensor, value: Tensor) -> Tensor:
