@@ -11,6 +11,8 @@ PENALTIES = torch.logspace(-6, 6, 25, dtype=torch.float64)
 """Penalties that are tried, per row."""
 MOST_FEATURES = 2000
 """Of more features, the slope is 0."""
+LOOKED_AT = 2000
+"""Rows at most, where only a variance is wanted."""
 
 
 class Ridge(NamedTuple):
@@ -58,3 +60,16 @@ def ridge(given: Tensor, target: Tensor) -> Ridge:
     weights = (size / (size.square() + best)).unsqueeze(1)
     slope = right.T @ (weights * (left.T @ target))
     return Ridge(slope, float(shrink.sum()), left.square() @ shrink)
+
+
+def unexplained(given: Tensor, target: Tensor) -> Tensor:
+    """Variances (D,) that a regression of targets (N, D) on (N, K) leaves, of rows left out."""
+    every = -(-len(given) // LOOKED_AT)
+    x, y = (part[::every].double() for part in (given, target))
+    x, y = x - x.mean(0), y - y.mean(0)
+    scale = x.square().mean(0).sqrt()
+    x = x / torch.where(scale > 0, scale, 1.0)
+    found = ridge(x, y)
+    left = y - x @ found.slope
+    own = found.leverage + 1 / len(x)
+    return (left / (1 - own).clamp_min(0.01).unsqueeze(1)).square().mean(0)

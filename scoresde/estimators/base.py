@@ -22,6 +22,7 @@ from ..common.checks import brief_repr, true_or_false
 from ..common.inputs import refuse_masked
 from ..common.names import choose
 from ..common.random import isolated
+from ..common.ridge import unexplained
 from ..model.builder import build
 from ..model.score_sde import ScoreSDE
 from ..model.tables.infer import continuous_column
@@ -85,6 +86,8 @@ class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
         table = equalized_table(rows, names) if equalize else None
         if table is not None:
             data, _ = table.encode(rows)
+            if given is not None and _bends(table, data, torch.tensor(rows), given["vector"]):
+                table, data = None, torch.tensor(rows)
         history = fit(
             model, data, given=given, generator=generator, progress=progress, **fit_options
         )
@@ -159,6 +162,13 @@ def equalized_table(rows: Array, names: Sequence[str]) -> TableSchema | None:
     names = names if len({*names}) == rows.shape[1] else [f"x{j}" for j in range(rows.shape[1])]
     columns = [continuous_column(name, rows[:, j]) for j, name in enumerate(names)]
     return TableSchema(columns, None, True) if any(each.knots for each in columns) else None
+
+
+def _bends(table: TableSchema, z: Tensor, rows: Tensor, vector: Tensor) -> bool:
+    """Whether a straight line of rows on a vector loses more than equalizing them gains."""
+    variances = [unexplained(vector, part).clamp_min(1e-300) for part in (rows, z)]
+    loss = 0.5 * (variances[1] / variances[0]).log().sum()
+    return bool(table.log_det(z).mean() < loss)
 
 
 def in_units(model: ScoreSDE, z: Tensor) -> Tensor:

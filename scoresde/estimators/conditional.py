@@ -61,6 +61,7 @@ class ConditionalScoreDensity(Regressor, ScoreEstimator):
         Of `scoresde.fit`; None for its defaults.
     equalize : bool
         Whether clumps in the columns of y are spread, as by `scoresde.Table`; all stay continuous.
+        They are not where y is so nearly linear in X that this would bend the line.
     net_options : mapping, optional
         Options of a named network, such as {"width": 64}.
     fit_options : mapping, optional
