@@ -65,11 +65,15 @@ def ridge(given: Tensor, target: Tensor) -> Ridge:
 def unexplained(given: Tensor, target: Tensor) -> Tensor:
     """Variances (D,) that a regression of targets (N, D) on (N, K) leaves, of rows left out."""
     every = -(-len(given) // LOOKED_AT)
-    x, y = (part[::every].double() for part in (given, target))
-    x, y = x - x.mean(0), y - y.mean(0)
+    x = given[::every].double()
+    y = target[::every].double()
+    x = x - x.mean(0)
+    y = y - y.mean(0)
     scale = x.square().mean(0).sqrt()
     x = x / torch.where(scale > 0, scale, 1.0)
     found = ridge(x, y)
     left = y - x @ found.slope
     own = found.leverage + 1 / len(x)
-    return (left / (1 - own).clamp_min(0.01).unsqueeze(1)).square().mean(0)
+    others = (1 - own).clamp_min(0.01)
+    left = left / others.unsqueeze(1)
+    return left.square().mean(0)

@@ -34,6 +34,7 @@ Array = NDArray[np.float64]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 FLOATS = (np.float64, np.float32)
+TINY = 1e-300
 
 
 class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
@@ -86,8 +87,10 @@ class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
         table = equalized_table(rows, names) if equalize else None
         if table is not None:
             data, _ = table.encode(rows)
-            if given is not None and _bends(table, data, torch.tensor(rows), given["vector"]):
-                table, data = None, torch.tensor(rows)
+            plain = torch.tensor(rows)
+            if given is not None and _bends(table, data, plain, given["vector"]):
+                table = None
+                data = plain
         history = fit(
             model, data, given=given, generator=generator, progress=progress, **fit_options
         )
@@ -166,9 +169,11 @@ def equalized_table(rows: Array, names: Sequence[str]) -> TableSchema | None:
 
 def _bends(table: TableSchema, z: Tensor, rows: Tensor, vector: Tensor) -> bool:
     """Whether a straight line of rows on a vector loses more than equalizing them gains."""
-    variances = [unexplained(vector, part).clamp_min(1e-300) for part in (rows, z)]
-    loss = 0.5 * (variances[1] / variances[0]).log().sum()
-    return bool(table.log_det(z).mean() < loss)
+    before = unexplained(vector, rows).clamp_min(TINY)
+    after = unexplained(vector, z).clamp_min(TINY)
+    loss = 0.5 * (after / before).log().sum()
+    gain = table.log_det(z).mean()
+    return bool(gain < loss)
 
 
 def in_units(model: ScoreSDE, z: Tensor) -> Tensor:
