@@ -194,7 +194,7 @@ def test_clumps_are_spread_and_log_p_stays_that_of_the_rows() -> None:
 
 def test_clumps_are_not_spread_where_this_would_bend_a_line() -> None:
     """Heights of fathers, from those of mothers and of both together: equalized, 0.06 nats are
-    lost to the line. X is seen to one scale beyond the training rows, or more are lost.
+    lost to the line.
     """
     rng = np.random.default_rng(0)
     father = 69 + 0.5 * np.round(5 * rng.normal(size=900))

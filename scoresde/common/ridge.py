@@ -11,8 +11,8 @@ PENALTIES = torch.logspace(-6, 6, 25, dtype=torch.float64)
 """Penalties that are tried, per row."""
 MOST_FEATURES = 2000
 """Of more features, the slope is 0."""
-LOOKED_AT = 2000
-"""Rows at most, where only a variance is wanted."""
+MOST_ROWS = 2000
+"""Where only a variance is wanted."""
 
 
 class Ridge(NamedTuple):
@@ -63,10 +63,14 @@ def ridge(given: Tensor, target: Tensor) -> Ridge:
 
 
 def unexplained(given: Tensor, target: Tensor) -> Tensor:
-    """Variances (D,) that a regression of targets (N, D) on (N, K) leaves, of rows left out."""
-    every = -(-len(given) // LOOKED_AT)
-    x = given[::every].double()
-    y = target[::every].double()
+    """Leave-one-out residual variances (D,) of a ridge regression of (N, D) on (N, K)."""
+    chance = torch.Generator("cpu").manual_seed(0)
+    order = torch.randperm(len(given), generator=chance, device="cpu")
+    some = order[:MOST_ROWS]
+    x = given[some].double()
+    y = target[some].double()
+    largest = x.abs().amax(0)
+    x = x / torch.where(largest > 0, largest, 1.0)
     x = x - x.mean(0)
     y = y - y.mean(0)
     scale = x.square().mean(0).sqrt()

@@ -27,6 +27,7 @@ from ..model.builder import build
 from ..model.score_sde import ScoreSDE
 from ..model.tables.infer import continuous_column
 from ..model.tables.schema import TableSchema
+from ..training.conditional_gaussian import gaussian_of
 from ..training.fitting import fit
 from ..training.history import History
 
@@ -88,7 +89,9 @@ class ScoreEstimator(BaseEstimator):  # type: ignore[misc]
         if table is not None:
             data, _ = table.encode(rows)
             plain = torch.tensor(rows)
-            if given is not None and _bends(table, data, plain, given["vector"]):
+            vector = None if given is None else given["vector"]
+            has_line = gaussian_of(model) is not None
+            if has_line and _bends(table, data, plain, vector):
                 table = None
                 data = plain
         history = fit(
@@ -167,10 +170,13 @@ def equalized_table(rows: Array, names: Sequence[str]) -> TableSchema | None:
     return TableSchema(columns, None, True) if any(each.knots for each in columns) else None
 
 
-def _bends(table: TableSchema, z: Tensor, rows: Tensor, vector: Tensor) -> bool:
+def _bends(table: TableSchema, z: Tensor, rows: Tensor, vector: Tensor | None) -> bool:
     """Whether a straight line of rows on a vector loses more than equalizing them gains."""
-    before = unexplained(vector, rows).clamp_min(TINY)
-    after = unexplained(vector, z).clamp_min(TINY)
+    if vector is None:
+        return False
+    unit = rows.abs().amax(0).clamp_min(TINY)
+    before = unexplained(vector, rows / unit).clamp_min(TINY)
+    after = unexplained(vector, z / unit).clamp_min(TINY)
     loss = 0.5 * (after / before).log().sum()
     gain = table.log_det(z).mean()
     return bool(gain < loss)

@@ -9,7 +9,7 @@ large that most look alike: such entries are replaced by their normal scores fir
 scale are those of the scores; see `common.normal_scores`, and `condition_measures` for which. And
 far from all that it has learnt with, a network may answer anything. So a number beyond the
 outermost row by d > 1, in units of the scale, is told as 2 − 1/d beyond it. Nearer ones stay as
-they are: straight lines go on.
+they are, so that straight lines go on for one unit.
 """
 
 from __future__ import annotations

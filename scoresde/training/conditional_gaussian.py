@@ -9,8 +9,8 @@ covariance I, and what is left has I − cov(m), so its axes are those of cov(m)
 correlations are shrunk, as those of data are, where rows are few.
 
 A Gaussian falls too steeply for the outliers of heavy-tailed residuals. N residuals of a normal
-distribution end at about √(2 log 2N) standard deviations. Where those of an axis end f times as far
-out, and f is more than `HEAVY`, its variance is f times as large.
+distribution rarely go beyond √(2 log 2N) standard deviations. Where those of an axis end f times as
+far out, and f is more than `HEAVY`, its variance is f times as large.
 
 See `scoresde.backbones.conditional_gaussian` for what the network makes of it.
 """
@@ -43,7 +43,7 @@ MOST_ENTRIES = 500
 LEAST_VARIANCE = 1e-6
 """Of what is left, in units of the data's: narrower densities are not resolved by solvers."""
 HEAVY = 2.0
-"""Of 300 rows, Student's t with 2 degrees of freedom has more, an exponential distribution less."""
+"""Of 300 rows, two in three of Student's t (2) have more, and 6% of an exponential distribution."""
 WIDE = 0.25
 """If the geometric mean of variances is above it, the network sees the data, not what is left."""
 LEAST_SCALE = 1e-3
@@ -54,8 +54,10 @@ def measure(
     sde: Trainable, source: TrainingStream, objective: Objective, *, all_rows: bool = False
 ) -> None:
     """Give a network the Gaussian of training rows, or of all rows, if it has a place for one."""
-    part = _place(sde, objective)
-    if part is None or (part.measured and not all_rows):
+    part = gaussian_of(sde)
+    if part is None or getattr(objective, "kind", None) != "score":
+        return
+    if part.measured and not all_rows:
         return
     assert isinstance(sde, ScoreSDE)
     size = sde.shape[0] + part.vector + sum(part.sizes)
@@ -68,12 +70,9 @@ def measure(
     part.assign(found)
 
 
-def _place(sde: Trainable, objective: Objective) -> ConditionalGaussian | None:
-    """The part of a network that keeps the Gaussian; None if it has none, or learns no score."""
-    if not isinstance(sde, ScoreSDE) or sde.input_convention != "arc":
-        return None
-    learns = getattr(objective, "kind", None)
-    if learns != "score" or sde.predict != "edm":
+def gaussian_of(sde: Trainable) -> ConditionalGaussian | None:
+    """The part of a model's network that keeps the Gaussian of what it learns; None without one."""
+    if not isinstance(sde, ScoreSDE) or sde.input_convention != "arc" or sde.predict != "edm":
         return None
     part = getattr(sde.net, "conditional_gaussian", None)
     if not isinstance(part, ConditionalGaussian):
