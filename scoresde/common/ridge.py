@@ -77,7 +77,11 @@ def unexplained(given: Tensor, target: Tensor) -> Tensor:
     x = x / torch.where(scale > 0, scale, 1.0)
     found = ridge(x, y)
     left = y - x @ found.slope
-    own = found.leverage + 1 / len(x)
-    others = (1 - own).clamp_min(0.01)
-    left = left / others.unsqueeze(1)
+    left = left_out(left, found.leverage + 1 / len(x))
     return left.square().mean(0)
+
+
+def left_out(residual: Tensor, leverage: Tensor) -> Tensor:
+    """Residuals (N, D) of a regression, as those of each row from the regression on the others."""
+    others = (1 - leverage).clamp_min(0.01)
+    return residual / others.unsqueeze(1)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..backbones.conditional_gaussian import ConditionalGaussian
 from ..backbones.labels import rows_of_labels
-from ..common.ridge import ridge
+from ..common.ridge import left_out, ridge
 from ..data.stream import TrainingStream
 from ..model.column_features import ALWAYS, NUMBERS, octaves_of
 from ..model.covariance import Covariance
@@ -167,8 +167,7 @@ def _line(z: Tensor, c: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]
     found = ridge(root * (c - centre), root * (z - middle))
     left = z - middle - (c - centre) @ found.slope
     own = found.leverage + weight[:, 0] / total
-    left = left / (1 - own).clamp_min(0.01).unsqueeze(1)
-    return found.slope, middle - centre @ found.slope, left
+    return found.slope, middle - centre @ found.slope, left_out(left, own)
 
 
 def _weights(left: Tensor) -> Tensor:
