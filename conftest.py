@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import gc
 import math
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -68,6 +70,14 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _names(doctest_namespace: dict[str, Any]) -> None:
     doctest_namespace.update(scoresde=scoresde, torch=torch, math=math)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Files stay in memory for a while: no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -56,6 +56,14 @@ def two_arguments(estimator: Any) -> dict[str, str]:
     }
 
 
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few held-out rows judge: what is learnt in three steps is not on trial."""
+    monkeypatch.setattr("scoresde.training.held_out.JUDGED_ROWS", 8)
+    monkeypatch.setattr("scoresde.training.held_out.JUDGED_EXAMPLES", 64)
+
+
+@pytest.mark.usefixtures("hasty")
 @parametrize_with_checks(
     [ScoreDensity(**TINY), ConditionalScoreDensity(draws=4, **TINY)],
     expected_failed_checks=two_arguments,

@@ -23,8 +23,9 @@ SHORT: dict[str, Any] = {"steps": 30, "batch_size": 64, "progress": False}
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All pairs are too few, and networks are small."""
+    """All pairs are too few, and networks and checks are small."""
     monkeypatch.setattr(surrogate, "LATE", 0)
+    monkeypatch.setattr("scoresde.training.validation.FIXED_EXAMPLES", 256)
     monkeypatch.setattr(pairs, "build", functools.partial(scoresde.build, width=32))
 
 
